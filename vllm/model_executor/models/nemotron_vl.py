@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``Llama_Nemotron_Nano_VL``: C-RADIO tower, pixel shuffle, MLP connector, Llama.
+
+Built on vLLM's InternVL model and native C-RADIO tower; only what this
+checkpoint does differently is here.
+"""
+
+import copy
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from transformers import PreTrainedConfig
+
+from vllm.config import VllmConfig
+from vllm.exceptions import VLLMValidationError
+from vllm.model_executor.layers.fusion.mm_input_norm import FusedMMInputNorm
+from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.models.interfaces import (
+    SupportsEagle3,
+    SupportsEncoderCudaGraph,
+    SupportsLoRA,
+    SupportsMultiModal,
+    SupportsPP,
+    SupportsQuant,
+)
+from vllm.model_executor.models.internvl import (
+    BaseInternVLDummyInputsBuilder,
+    BaseInternVLMultiModalProcessor,
+    BaseInternVLProcessingInfo,
+    InternVLChatModel,
+)
+from vllm.model_executor.models.radio import RadioModel
+from vllm.model_executor.models.utils import (
+    AutoWeightsLoader,
+    WeightsMapper,
+    maybe_prefix,
+)
+from vllm.model_executor.models.vision import (
+    is_vit_use_data_parallel,
+    run_dp_sharded_vision_model,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalKwargsItem
+from vllm.tokenizers import cached_tokenizer_from_config
+
+from ...transformers_utils.processors.nemotron_vl import (
+    IMAGE_SETTINGS,
+    NemotronVLDataParser,
+    NemotronVLImageProcessor,
+    NemotronVLProcessor,
+    image_seq_length,
+    image_settings,
+)
+from .nemotron_vl_layout import (
+    CONDITIONER_TENSORS,
+    IGNORED_SUFFIXES,
+    TOWER,
+    checkpoint_tensors,
+)
+
+
+class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
+    """Image-only processing; settings come from the checkpoint's data files."""
+
+    def get_image_processor(self, **kwargs: object) -> NemotronVLImageProcessor:
+        """Image processor with engine and request ``mm_processor_kwargs`` applied.
+
+        Raises:
+            VLLMValidationError: An unknown setting, or a value out of range.
+        """
+        config = self.get_hf_config()
+        given = self.ctx.get_merged_mm_kwargs(kwargs)
+        known = {*IMAGE_SETTINGS, "do_rescale", "do_normalize"} - {"image_size"}
+        if unknown := given.keys() - known:
+            raise VLLMValidationError(
+                f"Unknown mm_processor_kwargs {sorted(unknown)}; "
+                f"known are {sorted(known)}.",
+                parameter="mm_processor_kwargs",
+            )
+        checkpoint = image_settings(
+            self.ctx.get_hf_image_processor_config(), vars(config)
+        )
+        checkpoint["image_size"] = config.force_image_size
+        return NemotronVLImageProcessor(**{**checkpoint, **given})
+
+    def get_hf_processor(self, **kwargs: object) -> NemotronVLProcessor:
+        return NemotronVLProcessor(
+            self.get_image_processor(**kwargs),
+            self.get_tokenizer(),
+            image_seq_length=image_seq_length(self.get_hf_config()),
+        )
+
+    def get_data_parser(self) -> NemotronVLDataParser:
+        return NemotronVLDataParser(
+            expected_hidden_size=self._get_expected_hidden_size(),
+            allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
+        )
+
+    def get_mm_max_tokens_per_item(
+        self, seq_len: int, mm_counts: Mapping[str, int]
+    ) -> Mapping[str, int]:
+        """Known from the settings, so that no dummy picture is processed."""
+        return {"image": self.get_max_image_tokens()}
+
+
+class NemotronVLRadioModel(RadioModel):
+    """C-RADIO for tiles of one size.
+
+    The position grid is resized to a tile's when it is loaded, not at every
+    forward. Layer scales, which C-RADIO does not have, are constant ones
+    instead of parameters that no checkpoint fills.
+
+    Args:
+        config: Composite configuration of the checkpoint.
+        quant_config: Quantisation of the linear layers, if any.
+        prefix: Name of the module in the model.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        quant_config: QuantizationConfig | None = None,
+        *,
+        prefix: str = "",
+    ) -> None:
+        tower = copy.deepcopy(config.vision_config)
+        tower.image_size = tower.cpe_max_size = config.force_image_size
+        super().__init__(tower, quant_config, prefix=maybe_prefix(prefix, "model"))
+        for layer in self.model.encoder.layers:
+            for name in ("ls1", "ls2"):
+                ones = torch.ones_like(layer._parameters.pop(name))
+                layer.register_buffer(name, ones, persistent=False)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class and register tokens before the patches of a tile."""
+        return self.model.patch_generator.num_skip
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Features of the patches.
+
+        Args:
+            pixel_values: Conditioned pixels ``(tiles, 3, size, size)``.
+
+        Returns:
+            ``(tiles, patches, hidden_size)``, without class and register tokens.
+        """
+        return self.model(pixel_values)[:, self.num_prefix_tokens :]
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        loader = AutoWeightsLoader(self)
+        return loader.load_weights(
+            (name, self._to_tile_grid(tensor) if name.endswith("pos_embed") else tensor)
+            for name, tensor in weights
+        )
+
+    def _to_tile_grid(self, pos_embed: torch.Tensor) -> torch.Tensor:
+        """Resize ``(1, rows * columns, hidden)`` to the grid of one tile.
+
+        C-RADIO does the same in every forward at evaluation: bilinear, corners
+        not aligned, in float32.
+        """
+        side = self.model.patch_generator.num_rows
+        grid = round(pos_embed.shape[1] ** 0.5)
+        if grid == side:
+            return pos_embed
+        image = pos_embed.float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
+        image = F.interpolate(image, size=(side, side), mode="bilinear")
+        return image.flatten(2).transpose(1, 2)
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    BaseInternVLMultiModalProcessor[NemotronVLProcessingInfo],
+    info=NemotronVLProcessingInfo,
+    dummy_inputs=BaseInternVLDummyInputsBuilder[NemotronVLProcessingInfo],
+)
+class LlamaNemotronVLChatModel(
+    InternVLChatModel,
+    SupportsMultiModal,
+    SupportsPP,
+    SupportsLoRA,
+    SupportsQuant,
+    SupportsEagle3,
+    SupportsEncoderCudaGraph,
+):
+    """Llama-3.1-Nemotron-Nano-VL: images and text in, text out."""
+
+    # vLLM caches these flags by a hash of this file alone, so they are stated
+    # here although most are inherited.
+    supports_encoder_tp_data = True
+    supports_mm_device_do_normalize = True
+    supports_tower_connector_lora = True
+
+    hf_to_vllm_mapper = WeightsMapper(
+        orig_to_new_prefix={
+            # Tells which class tokens form C-RADIO's summary, which is unused.
+            TOWER + "summary_idxs": None,
+            TOWER + "model.blocks.": "vision_model.model.encoder.layers.",
+            TOWER + "model.": "vision_model.model.",
+        }
+    )
+    packed_modules_mapping = {
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+        "qkv": ["qkv"],
+    }
+
+    @classmethod
+    def get_placeholder_str(cls, modality: str, i: int) -> str | None:
+        if modality.startswith("image"):
+            return "<image>"
+        raise ValueError(f"This model reads images only, not {modality}.")
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        model_config = vllm_config.model_config
+        vision_config = self.config.vision_config
+        self.dtype = model_config.dtype
+        self.input_norm = FusedMMInputNorm(
+            vision_config.norm_mean, vision_config.norm_std, rescale_factor=1 / 255
+        )
+        # With dummy weights, tensors come one by one or never.
+        self._expects_whole_checkpoint = (
+            vllm_config.load_config.load_format != "dummy"
+        )
+        if vllm_config.speculative_config is not None:
+            # A multimodal draft model asks the configuration for it.
+            tokenizer = cached_tokenizer_from_config(model_config)
+            self.config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
+
+    def _mark_tower_model(self, vllm_config: VllmConfig, modalities, **kwargs):
+        # InternVL also counts video, which would keep the tower in memory
+        # when images are switched off.
+        return super()._mark_tower_model(vllm_config, "image", **kwargs)
+
+    def _init_vision_model(
+        self,
+        config: PreTrainedConfig,
+        quant_config: QuantizationConfig | None,
+        *,
+        prefix: str,
+    ) -> nn.Module:
+        return NemotronVLRadioModel(config, quant_config, prefix=prefix)
+
+    def _init_mlp1(self, config: PreTrainedConfig) -> nn.Module:
+        merged = config.vit_hidden_size * round(1 / self.downsample_ratio) ** 2
+        options: dict[str, Any] = dict(
+            quant_config=self.quant_config,
+            disable_tp=is_vit_use_data_parallel(),
+            return_bias=False,
+        )
+        inner = config.projector_hidden_size
+        return nn.Sequential(
+            nn.LayerNorm(merged),
+            ColumnParallelLinear(merged, inner, prefix="mlp1.1", **options),
+            nn.GELU(),
+            RowParallelLinear(
+                inner, config.text_config.hidden_size, prefix="mlp1.3", **options
+            ),
+        )
+
+    def extract_feature(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Image features of tiles.
+
+        Args:
+            pixel_values: ``(tiles, 3, size, size)``, uint8 or float in 0..1.
+
+        Returns:
+            ``(tiles, num_image_token, hidden_size of the language model)``.
+        """
+        if self.use_data_parallel:
+            return run_dp_sharded_vision_model(pixel_values, self._encode_tiles)
+        return self._encode_tiles(pixel_values)
+
+    def _encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        features = self.vision_model(self._condition(pixel_values))
+        tiles, patches, _ = features.shape
+        side = round(patches**0.5)
+        features = features.reshape(tiles, side, side, -1)
+        features = self.pixel_shuffle(features, scale_factor=self.downsample_ratio)
+        return self.mlp1(features.flatten(1, 2))
+
+    def _condition(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Subtract the mean and divide by the deviation, computed in float32."""
+        if pixel_values.dtype != torch.uint8:
+            pixel_values = pixel_values.float() * 255
+        flat = self.input_norm(pixel_values.flatten(1), self.dtype)
+        return flat.view(pixel_values.shape)
+
+    def get_mm_lora_token_counts(
+        self,
+        *,
+        modality: str,
+        mm_kwargs: MultiModalKwargsItem | None,
+        num_mm_embeds: int,
+    ) -> tuple[int, int | None]:
+        """Tokens that the tower and the connector see for so many embeddings."""
+        tiles = num_mm_embeds // self.num_image_token
+        prefix_tokens = self.vision_model.num_prefix_tokens
+        tower_tokens = tiles * (self.patch_tokens + prefix_tokens)
+        return tower_tokens, tiles * self.num_image_token
+
+    def get_encoder_cudagraph_config(self):
+        config = super().get_encoder_cudagraph_config()
+        config.modalities = ["image"]
+        return config
+
+    def prepare_encoder_cudagraph_capture_inputs(
+        self,
+        token_budget: int,
+        max_batch_size: int,
+        max_frames_per_batch: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        path: str = "default",
+        axis_keys: tuple[Hashable, ...] | None = None,
+    ):
+        inputs = super().prepare_encoder_cudagraph_capture_inputs(
+            token_budget,
+            max_batch_size,
+            max_frames_per_batch,
+            device,
+            dtype,
+            path,
+            axis_keys,
+        )
+        if self.multimodal_config.mm_device_do_normalize:
+            # The graph reads what the processor ships.
+            inputs.values = {
+                name: torch.zeros_like(pixels, dtype=torch.uint8)
+                for name, pixels in inputs.values.items()
+            }
+        return inputs
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load a checkpoint, or with later calls parts of one.
+
+        Raises:
+            ValueError: Names a tensor that is missing, not known or misshapen.
+                The tensors of a quantised checkpoint depend on its method and
+                are checked by vLLM.
+        """
+        if getattr(self.config, "quantization_config", None) is None:
+            weights = self._checked(weights)
+        loader = AutoWeightsLoader(self)
+        return loader.load_weights(
+            self._load_conditioner(weights), mapper=self.hf_to_vllm_mapper
+        )
+
+    def _checked(
+        self, weights: Iterable[tuple[str, torch.Tensor]]
+    ) -> Iterable[tuple[str, torch.Tensor]]:
+        """Pass tensors on, comparing them with what the configuration implies."""
+        required = checkpoint_tensors(self.config)
+        known = required | CONDITIONER_TENSORS
+        missing = dict(required)
+        for name, tensor in weights:
+            if name in known:
+                if tensor.shape != known[name]:
+                    raise ValueError(
+                        f"Tensor {name!r} of the checkpoint has the shape "
+                        f"{tuple(tensor.shape)}, but config.json implies {known[name]}."
+                    )
+            elif not name.endswith(IGNORED_SUFFIXES):
+                raise ValueError(
+                    f"Tensor {name!r} of the checkpoint is not part of the model "
+                    "that config.json describes."
+                )
+            missing.pop(name, None)
+            yield name, tensor
+        if missing and self._expects_whole_checkpoint:
+            shown = ", ".join([*missing][:5]) + (", ..." if len(missing) > 5 else "")
+            raise ValueError(
+                f"The checkpoint lacks {len(missing)} of {len(required)} tensors: "
+                f"{shown}. Download its safetensors files again."
+            )
+        self._expects_whole_checkpoint = False
+
+    def _load_conditioner(
+        self, weights: Iterable[tuple[str, torch.Tensor]]
+    ) -> Iterable[tuple[str, torch.Tensor]]:
+        """Take the pixel statistics out of the tensors, if there are any."""
+        vision_config = self.config.vision_config
+        mean = torch.tensor(vision_config.norm_mean)
+        std = torch.tensor(vision_config.norm_std)
+        for name, tensor in weights:
+            if name not in CONDITIONER_TENSORS:
+                yield name, tensor
+                continue
+            if name.endswith("norm_mean"):
+                mean = tensor.flatten().float()
+            else:
+                std = tensor.flatten().float()
+            self.input_norm.weight.copy_(1 / (255 * std))
+            self.input_norm.bias.copy_(-mean / std)

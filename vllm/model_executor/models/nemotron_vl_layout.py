@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensor names and shapes of a ``Llama_Nemotron_Nano_VL`` checkpoint.
+
+Derived from its configuration alone; imports neither torch nor vLLM.
+"""
+
+from transformers import PreTrainedConfig
+
+Shape = tuple[int, ...]
+
+TOWER = "vision_model.radio_model."
+
+# Buffers that a checkpoint may or may not carry and whose values follow from
+# the configuration: which class tokens form C-RADIO's summary, and the rotary
+# frequencies that old Llama exports saved.
+IGNORED_SUFFIXES = ("radio_model.summary_idxs", "rotary_emb.inv_freq")
+
+# Optional: mean and standard deviation of the pixels, CLIP's where absent.
+CONDITIONER_TENSORS: dict[str, Shape] = {
+    TOWER + "input_conditioner.norm_mean": (3, 1, 1),
+    TOWER + "input_conditioner.norm_std": (3, 1, 1),
+}
+
+
+def num_class_tokens(vision_config: PreTrainedConfig) -> int:
+    """Class tokens of the tower: one per distinct teacher, or one."""
+    if not vision_config.cls_token_per_teacher:
+        return 1
+    return len({teacher["name"] for teacher in vision_config.teachers})
+
+
+def num_prefix_tokens(vision_config: PreTrainedConfig) -> int:
+    """Class and register tokens before the patches.
+
+    Registers fill the count up to the next multiple of ``register_multiple``;
+    a count that is a multiple already gets a whole one more (C-RADIO's rule).
+    """
+    tokens = num_class_tokens(vision_config)
+    multiple = vision_config.register_multiple
+    return tokens + multiple - tokens % multiple if multiple else tokens
+
+
+def tower_tensors(config: PreTrainedConfig) -> dict[str, Shape]:
+    """Tensors of the C-RADIO tower, without the optional input conditioner."""
+    vision = config.vision_config
+    width, hidden, patch = (
+        vision.hidden_size,
+        vision.intermediate_size,
+        vision.patch_size,
+    )
+    grid = vision.cpe_max_size // patch
+    generator = TOWER + "model.patch_generator."
+    shapes: dict[str, Shape] = {
+        generator + "cls_token.token": (num_prefix_tokens(vision), width),
+        generator + "pos_embed": (1, grid * grid, width),
+        generator + "embedder.weight": (width, 3 * patch * patch),
+    }
+    for layer in range(vision.num_hidden_layers):
+        block = f"{TOWER}model.blocks.{layer}."
+        shapes |= _linear(block + "attn.qkv", width, 3 * width, bias=vision.qkv_bias)
+        shapes |= _linear(block + "attn.proj", width, width)
+        shapes |= _linear(block + "mlp.fc1", width, hidden)
+        shapes |= _linear(block + "mlp.fc2", hidden, width)
+        for norm in ("norm1", "norm2"):
+            shapes |= {block + f"{norm}.{p}": (width,) for p in ("weight", "bias")}
+    return shapes
+
+
+def connector_tensors(config: PreTrainedConfig) -> dict[str, Shape]:
+    """Tensors of the connector (``mlp1``): LayerNorm, Linear, GELU, Linear."""
+    merged = config.vit_hidden_size * round(1 / config.downsample_ratio) ** 2
+    inner = config.projector_hidden_size
+    return {
+        "mlp1.0.weight": (merged,),
+        "mlp1.0.bias": (merged,),
+        **_linear("mlp1.1", merged, inner),
+        **_linear("mlp1.3", inner, config.llm_config.hidden_size),
+    }
+
+
+def language_model_tensors(config: PreTrainedConfig) -> dict[str, Shape]:
+    """Tensors of the Llama decoder under ``language_model.``."""
+    llm = config.llm_config
+    width, hidden, vocab = llm.hidden_size, llm.intermediate_size, llm.vocab_size
+    head_dim = getattr(llm, "head_dim", None) or width // llm.num_attention_heads
+    q_width = llm.num_attention_heads * head_dim
+    kv_width = llm.num_key_value_heads * head_dim
+    model = "language_model.model."
+    shapes: dict[str, Shape] = {
+        model + "embed_tokens.weight": (vocab, width),
+        model + "norm.weight": (width,),
+    }
+    if not llm.tie_word_embeddings:
+        shapes["language_model.lm_head.weight"] = (vocab, width)
+    for layer in range(llm.num_hidden_layers):
+        block = f"{model}layers.{layer}."
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[block + norm + ".weight"] = (width,)
+        for name, outputs in (("q", q_width), ("k", kv_width), ("v", kv_width)):
+            shapes |= _linear(
+                block + f"self_attn.{name}_proj", width, outputs, llm.attention_bias
+            )
+        shapes |= _linear(block + "self_attn.o_proj", q_width, width, llm.attention_bias)
+        for name in ("gate_proj", "up_proj"):
+            shapes |= _linear(block + f"mlp.{name}", width, hidden, llm.mlp_bias)
+        shapes |= _linear(block + "mlp.down_proj", hidden, width, llm.mlp_bias)
+    return shapes
+
+
+def checkpoint_tensors(config: PreTrainedConfig) -> dict[str, Shape]:
+    """Every tensor that an unquantised checkpoint must have, with its shape."""
+    return {
+        **tower_tensors(config),
+        **connector_tensors(config),
+        **language_model_tensors(config),
+    }
+
+
+def _linear(
+    name: str, inputs: int, outputs: int, bias: bool = True
+) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {name + ".weight": (outputs, inputs)}
+    if bias:
+        shapes[name + ".bias"] = (outputs,)
+    return shapes

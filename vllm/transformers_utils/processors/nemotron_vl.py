@@ -1,0 +1,441 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image tiling and prompt expansion of ``Llama_Nemotron_Nano_VL``.
+
+The tiling rule and the prompt format are those of the checkpoint's model card
+and of vLLM's in-tree implementation; pixels are bit-identical to the latter's,
+but stay uint8 until the model conditions them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache, lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers import AutoProcessor, TokenizersBackend
+
+from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.image import convert_image_mode, open_image
+from vllm.multimodal.media import MediaWithBytes
+from vllm.multimodal.parse import ModalityDataItems, MultiModalDataParser
+from vllm.multimodal.processing import PromptUpdateDetails
+from vllm.tokenizers.hf import HfTokenizer
+from vllm.transformers_utils.processors.internvl import (
+    InternVLImageProcessor,
+    InternVLProcessor,
+    get_internvl_target_ratios,
+)
+
+from ..config import NemotronVLConfig
+
+# A grid that keeps less than this share of the picture's area scores lower;
+# one that keeps more scores no higher (model card's tiling rule).
+_ENOUGH_AREA = 0.6
+
+_EXIF_ORIENTATION = 0x0112
+
+_HUB_OPTIONS = (
+    "revision",
+    "token",
+    "cache_dir",
+    "local_files_only",
+    "force_download",
+    "subfolder",
+)
+
+IMAGE_SETTINGS = (
+    "image_size",
+    "min_dynamic_patch",
+    "max_dynamic_patch",
+    "dynamic_image_size",
+    "use_thumbnail",
+)
+
+# Bounds `max_dynamic_patch`: the candidate grids grow with its square, and
+# the model card's limit is 12.
+_MAX_TILES = 256
+
+
+class TileGrid(NamedTuple):
+    """How a picture is cut: ``rows`` x ``columns`` tiles and maybe a thumbnail."""
+
+    columns: int
+    rows: int
+    thumbnail: bool
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles that the vision tower sees, the thumbnail included."""
+        return self.columns * self.rows + self.thumbnail
+
+
+_candidate_grids = cache(get_internvl_target_ratios)
+
+
+@lru_cache(maxsize=4096)
+def choose_grid(
+    width: int,
+    height: int,
+    *,
+    image_size: int,
+    min_tiles: int,
+    max_tiles: int,
+    use_thumbnail: bool,
+) -> TileGrid:
+    """Grid for a picture of ``width`` x ``height`` pixels.
+
+    Of all grids with ``min_tiles`` to ``max_tiles`` tiles, smallest first, the
+    best keeps the picture's area (up to 60 %) and its aspect ratio.
+    """
+    area, aspect = width * height, width / height
+
+    def score(grid: tuple[int, int]) -> float:
+        columns, rows = grid
+        ratio = columns / rows
+        kept = min(columns * rows * image_size * image_size / area, _ENOUGH_AREA)
+        return kept * min(ratio / aspect, aspect / ratio)
+
+    columns, rows = max(_candidate_grids(min_tiles, max_tiles), key=score)
+    return TileGrid(columns, rows, use_thumbnail and columns * rows > 1)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture as it is displayed: EXIF rotation applied, 8-bit RGB.
+
+    Transparent pixels lie on white. 16-bit and 32-bit grey levels are scaled
+    from 0..65535 and float ones from 0..1, where PIL would clip them to white.
+
+    Raises:
+        VLLMValidationError: The picture has no pixels or does not decode.
+    """
+    if 0 in image.size:
+        raise VLLMValidationError(
+            f"The image is {image.width}x{image.height} pixels: it has no content.",
+            parameter="image",
+        )
+    try:
+        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            levels = np.asarray(image, dtype=np.int64).clip(0, 65535)
+            image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+        elif image.mode == "F":
+            levels = np.nan_to_num(np.asarray(image)).clip(0, 1)
+            image = Image.fromarray(np.rint(levels * 255).astype(np.uint8))
+        return convert_image_mode(image, "RGB")
+    except (OSError, SyntaxError) as error:
+        raise VLLMValidationError(
+            f"The image cannot be decoded: {error}", parameter="image"
+        ) from error
+
+
+class NemotronVLDataParser(MultiModalDataParser):
+    """Reads what users pass as images, before vLLM hashes and caches it.
+
+    Differs from vLLM's parser in what it makes of PIL pictures (`to_rgb`) and
+    in that arrays are pictures too: uint8, height x width x channels or
+    channels x height x width.
+    """
+
+    def _parse_image_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
+        if data is None or self.is_embeddings(data):
+            items = super()._parse_image_data(data)
+            if items is not None and not all(len(item) for item in items.get_all()):
+                raise VLLMValidationError(
+                    "image_embeds must have at least one row.", parameter="image"
+                )
+            return items
+        return super()._parse_image_data(
+            [_to_picture(item) for item in _as_pictures(data)]
+        )
+
+    def count_images(self, data: Any) -> int:
+        """Number of items in what a user passes as images."""
+        if data is None:
+            return 0
+        return len(data if self.is_embeddings(data) else _as_pictures(data))
+
+
+def _as_pictures(data: Any) -> Sequence[Any]:
+    if isinstance(data, (list, tuple)):
+        return data
+    if isinstance(data, (np.ndarray, torch.Tensor)) and data.ndim == 4:
+        return list(data)
+    return [data]
+
+
+def _to_picture(item: Any) -> Image.Image | MediaWithBytes[Image.Image] | None:
+    if item is None:  # a picture that the caller knows to be in the cache
+        return None
+    if isinstance(item, MediaWithBytes):
+        return _with_all_levels(item)
+    if isinstance(item, Image.Image):
+        return to_rgb(item)
+    if not isinstance(item, (np.ndarray, torch.Tensor)):
+        raise VLLMValidationError(
+            f"An image must be a PIL image or a uint8 array, not {type(item).__name__}.",
+            parameter="image",
+        )
+    array = np.asarray(item)
+    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4))
+    ):
+        raise VLLMValidationError(
+            "An image given as an array must be uint8 with 1, 3 or 4 channels, but "
+            f"is {item.dtype} of shape {tuple(item.shape)}.",
+            parameter="image",
+        )
+    array = array.squeeze(-1) if array.shape[-1] == 1 else array
+    return to_rgb(Image.fromarray(np.ascontiguousarray(array)))
+
+
+def _with_all_levels(
+    item: MediaWithBytes[Image.Image],
+) -> MediaWithBytes[Image.Image]:
+    """Undo the clipping of 16-bit and float grey that vLLM's loader does.
+
+    The loader turns them into RGB with all levels above 255 white; the file
+    it kept has the others.
+    """
+    with open_image(BytesIO(item.original_bytes)) as original:
+        if original.mode.startswith(("I", "F")):
+            return replace(item, media=to_rgb(original))
+    return replace(item, media=to_rgb(item.media))
+
+
+class NemotronVLImageProcessor(InternVLImageProcessor):
+    """Cuts pictures into square uint8 tiles.
+
+    Args:
+        image_size: Side of a tile in pixels.
+        min_dynamic_patch: Fewest tiles of a grid.
+        max_dynamic_patch: Most tiles of a grid, the thumbnail not counted.
+        dynamic_image_size: ``False`` makes every picture one tile.
+        use_thumbnail: Append the whole picture as a tile where the grid has
+            more than one.
+        do_rescale: Return float32 in 0..1 instead of uint8. vLLM turns it off
+            where the model conditions the pixels on its device (the default).
+        do_normalize: Accepted because vLLM sets it; mean and standard
+            deviation belong to the checkpoint and are applied by the model.
+
+    Raises:
+        VLLMValidationError: A setting is of the wrong type or out of range.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        min_dynamic_patch: int = 1,
+        max_dynamic_patch: int = 12,
+        dynamic_image_size: bool = True,
+        use_thumbnail: bool = True,
+        *,
+        do_rescale: bool = True,
+        do_normalize: bool = True,
+    ) -> None:
+        super().__init__(
+            image_size,
+            min_dynamic_patch,
+            max_dynamic_patch,
+            dynamic_image_size,
+            use_thumbnail,
+        )
+        self.do_rescale = do_rescale
+        self.do_normalize = do_normalize
+        for name in ("dynamic_image_size", "use_thumbnail", "do_rescale"):
+            _check_bool(name, getattr(self, name))
+        self.resolve_min_max_num()
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any):
+        """Build from ``preprocessor_config.json``; keys not known are skipped."""
+        settings = image_settings(image_processor_dict)
+        settings |= {k: v for k, v in kwargs.items() if k in IMAGE_SETTINGS}
+        if kwargs.get("return_unused_kwargs"):
+            return cls(**settings), {}
+        return cls(**settings)
+
+    def resolve_min_max_num(
+        self,
+        *,
+        min_dynamic_patch: int | None = None,
+        max_dynamic_patch: int | None = None,
+        dynamic_image_size: bool | None = None,
+        use_thumbnail: bool | None = None,
+    ) -> tuple[int, int]:
+        """InternVL's rule, with the settings checked.
+
+        The thumbnail is never counted: this model's limit is for the grid.
+        """
+        fewest = _given(min_dynamic_patch, self.min_dynamic_patch)
+        most = _given(max_dynamic_patch, self.max_dynamic_patch)
+        _check_bool("dynamic_image_size", _given(dynamic_image_size, False))
+        _check_tiles("min_dynamic_patch", fewest, least=1)
+        _check_tiles("max_dynamic_patch", most, least=fewest)
+        return super().resolve_min_max_num(
+            min_dynamic_patch=fewest,
+            max_dynamic_patch=most,
+            dynamic_image_size=dynamic_image_size,
+            use_thumbnail=False,
+        )
+
+    def grid_for(self, width: int, height: int, **overrides: Any) -> TileGrid:
+        """Grid of a picture of ``width`` x ``height`` pixels.
+
+        ``overrides`` are those of `resolve_min_max_num`.
+        """
+        min_tiles, max_tiles = self.resolve_min_max_num(**overrides)
+        return choose_grid(
+            width,
+            height,
+            image_size=self.image_size,
+            min_tiles=min_tiles,
+            max_tiles=max_tiles,
+            use_thumbnail=self.use_thumbnail,
+        )
+
+    def tile(self, image: Image.Image, grid: TileGrid) -> torch.Tensor:
+        """Tiles of an RGB picture, row by row, then the thumbnail.
+
+        Returns:
+            uint8 of shape ``(grid.num_tiles, 3, image_size, image_size)``.
+        """
+        size, (columns, rows, thumbnail) = self.image_size, grid
+        tiles = np.empty((grid.num_tiles, 3, size, size), dtype=np.uint8)
+        whole = np.asarray(image.resize((columns * size, rows * size)))
+        cut = whole.reshape(rows, size, columns, size, 3).transpose(0, 2, 4, 1, 3)
+        tiles[: rows * columns].reshape(rows, columns, 3, size, size)[:] = cut
+        if thumbnail:
+            tiles[-1] = np.asarray(image.resize((size, size))).transpose(2, 0, 1)
+        return torch.from_numpy(tiles)
+
+    def _images_to_pixel_values_lst(
+        self, images: list[Image.Image], **overrides: Any
+    ) -> list[torch.Tensor]:
+        tiles = []
+        for image in map(to_rgb, images):
+            tiles.append(self.tile(image, self.grid_for(*image.size, **overrides)))
+        if self.do_rescale:
+            tiles = [pixels.to(torch.float32) / 255 for pixels in tiles]
+        return tiles
+
+
+class NemotronVLProcessor(InternVLProcessor):
+    """Joins tokenizer and image processor.
+
+    ``<image>`` is at once the placeholder of a picture in the prompt and the
+    token that stands for one image feature; a picture becomes ``<img>``,
+    ``image_seq_length`` times ``<image>`` for each tile, and ``</img>``.
+    """
+
+    def __init__(
+        self,
+        image_processor: NemotronVLImageProcessor,
+        tokenizer: HfTokenizer,
+        *,
+        image_seq_length: int,
+    ) -> None:
+        super().__init__(
+            image_processor,
+            tokenizer,
+            image_seq_length=image_seq_length,
+            ctx_image_token="<image>",
+        )
+        for token in (
+            self.start_image_token,
+            self.ctx_image_token,
+            self.end_image_token,
+        ):
+            if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+                raise ValueError(
+                    f"tokenizer.json: the special token {token!r} is missing. "
+                    "Use the tokenizer of the checkpoint."
+                )
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **kwargs: Any) -> "NemotronVLProcessor":
+        """Build from a checkpoint's data files, locally or from the hub.
+
+        ``trust_remote_code`` is accepted and has no effect.
+        """
+        hub = {k: v for k, v in kwargs.items() if k in _HUB_OPTIONS}
+        config = NemotronVLConfig.from_pretrained(path, **hub)
+        return cls(
+            NemotronVLImageProcessor.from_pretrained(path, **hub),
+            TokenizersBackend.from_pretrained(path, **hub),
+            image_seq_length=image_seq_length(config),
+        )
+
+    def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
+        grid = self.image_processor.grid_for(image_width, image_height)
+        return grid.num_tiles * self.image_seq_length
+
+    def get_image_repl(
+        self, num_patches: int | None, num_features: int | None = None
+    ) -> PromptUpdateDetails:
+        """Token ids that replace a placeholder, made without the tokenizer."""
+        if num_patches is not None:
+            num_features = num_patches * self.image_seq_length
+        assert num_features is not None
+        context = [self.ctx_image_token_id] * num_features
+        return PromptUpdateDetails.select_token_id(
+            [self.start_image_token_id, *context, self.end_image_token_id],
+            self.ctx_image_token_id,
+        )
+
+
+def image_seq_length(config: NemotronVLConfig) -> int:
+    """Image tokens of one tile after the pixel shuffle."""
+    patches = config.force_image_size // config.vision_config.patch_size
+    return round(patches * config.downsample_ratio) ** 2
+
+
+def image_settings(*sources: Any) -> dict[str, Any]:
+    """Image processor settings from configuration dicts; the first one wins.
+
+    ``max_num_tiles`` is the name that ``preprocessor_config.json`` has for
+    ``max_dynamic_patch``.
+    """
+    settings: dict[str, Any] = {}
+    for source in sources:
+        found = {k: source[k] for k in IMAGE_SETTINGS if source.get(k) is not None}
+        if (most := source.get("max_num_tiles")) is not None:
+            found.setdefault("max_dynamic_patch", most)
+        settings = found | settings
+    return settings
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise VLLMValidationError(
+            f"{name} must be true or false, but is {value!r}.",
+            parameter="mm_processor_kwargs",
+        )
+
+
+def _check_tiles(name: str, value: object, least: int) -> None:
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or not least <= value <= _MAX_TILES
+    ):
+        raise VLLMValidationError(
+            f"{name} must be a whole number from {least} to {_MAX_TILES}, "
+            f"but is {value!r}.",
+            parameter="mm_processor_kwargs",
+        )
+
+
+AutoProcessor.register(NemotronVLConfig, NemotronVLProcessor, exist_ok=True)
