@@ -118,6 +118,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
             parameter="image",
         )
     try:
+        image.load()
         if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
@@ -127,7 +128,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
             levels = np.nan_to_num(np.asarray(image)).clip(0, 1)
             image = Image.fromarray(np.rint(levels * 255).astype(np.uint8))
         return convert_image_mode(image, "RGB")
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise VLLMValidationError(
             f"The image cannot be decoded: {error}", parameter="image"
         ) from error

@@ -1,0 +1,63 @@
+"""Shared by all tests: the environment, checkpoints and pictures."""
+
+import gc
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+import pytest
+from PIL import Image
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+    make_checkpoint,
+)
+
+ENGINE_OPTIONS = dict(
+    enforce_eager=True,
+    max_model_len=2048,
+    max_num_seqs=8,
+    limit_mm_per_prompt={"image": 3},
+)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """The smallest checkpoint: 64-pixel tiles of 4 tokens, 12 tiles at most."""
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    make_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photo() -> Image.Image:
+    """A photograph of 600 x 400 pixels."""
+    import skimage.data
+
+    return Image.fromarray(skimage.data.coffee())
+
+
+@pytest.fixture(scope="session")
+def page() -> Image.Image:
+    """A scanned page of text, 384 x 191 grey pixels."""
+    import skimage.data
+
+    return Image.fromarray(skimage.data.page())
+
+
+@pytest.fixture(scope="module")
+def make_llm():
+    """Start engines that live as long as the module."""
+    from vllm import LLM
+
+    engines = []
+
+    def start(model: Path, **options) -> LLM:
+        engines.append(LLM(str(model), **{**ENGINE_OPTIONS, **options}))
+        return engines[-1]
+
+    yield start
+    while engines:
+        engines.pop().llm_engine.engine_core.shutdown()
+    gc.collect()

