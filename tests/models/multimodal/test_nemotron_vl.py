@@ -1,0 +1,307 @@
+"""The model class: weights, conditioning, connector and declared interfaces."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from vllm.model_executor.models import interfaces
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+    make_checkpoint,
+)
+from vllm_nemotron_vl.model_executor.models.nemotron_vl import LlamaNemotronVLChatModel
+
+TOWER = "vision_model.radio_model."
+
+
+@pytest.fixture
+def edit(checkpoint, tmp_path):
+    """Copy the checkpoint with changed tensors."""
+
+    def change(**options):
+        copy = tmp_path / "edited"
+        shutil.copytree(checkpoint, copy)
+        tensors = load_file(copy / "model.safetensors")
+        for name in options.get("drop", []):
+            del tensors[name]
+        tensors |= options.get("put", {})
+        save_file(tensors, copy / "model.safetensors")
+        return copy
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def model(load_model, checkpoint):
+    return load_model(checkpoint)
+
+
+def tiles(count: int, size: int = 64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(count)
+    shape = (count, 3, size, size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        TOWER + "model.patch_generator.cls_token.token",
+        TOWER + "model.patch_generator.pos_embed",
+        TOWER + "model.blocks.1.attn.qkv.bias",
+        "mlp1.0.bias",
+        "mlp1.3.weight",
+        "language_model.model.layers.0.self_attn.k_proj.weight",
+        "language_model.model.layers.1.mlp.up_proj.weight",
+        "language_model.lm_head.weight",
+    ],
+)
+def test_a_missing_tensor_is_named(load_model, edit, name):
+    broken = edit(drop=[name])
+    with pytest.raises(ValueError, match=rf"lacks 1 of \d+ tensors: {name}\."):
+        load_model(broken)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        TOWER + "model.patch_generator.pos_embed",
+        TOWER + "model.patch_generator.cls_token.token",
+        TOWER + "model.blocks.0.mlp.fc1.weight",
+        TOWER + "input_conditioner.norm_mean",
+        "mlp1.1.weight",
+        "language_model.model.embed_tokens.weight",
+    ],
+)
+def test_a_misshapen_tensor_is_named(load_model, edit, name):
+    broken = edit(put={name: torch.zeros(5, 7)})
+    with pytest.raises(ValueError, match=rf"'{name}'.* shape \(5, 7\).*implies \("):
+        load_model(broken)
+
+
+def test_an_unknown_tensor_is_named(load_model, edit):
+    broken = edit(put={TOWER + "model.blocks.0.ls1.gamma": torch.ones(384)})
+    with pytest.raises(ValueError, match="blocks.0.ls1.gamma' .* not part of the model"):
+        load_model(broken)
+
+
+def test_buffers_that_exports_differ_in_may_come_or_stay_away(load_model, edit, model):
+    rotary = "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"
+    other = load_model(
+        edit(
+            drop=[TOWER + "input_conditioner." + n for n in ("norm_mean", "norm_std")],
+            put={
+                TOWER + "summary_idxs": torch.tensor([0, 1, 2]),
+                rotary: torch.ones(32),
+            },
+        )
+    )
+    # The checkpoint stores CLIP's statistics as bfloat16, the default is exact.
+    found, expected = (m.extract_feature(tiles(2)) for m in (other, model))
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+def test_a_second_load_may_bring_a_part(load_model, edit, checkpoint):
+    model = load_model(edit())
+    before = model.mlp1[3].bias.clone()
+    model.load_weights([("mlp1.3.bias", torch.ones(256))])
+    assert not torch.equal(before, model.mlp1[3].bias)
+    assert torch.equal(model.mlp1[3].bias, torch.ones(256))
+
+
+def test_no_parameter_is_left_to_chance(load_model, checkpoint):
+    """Every parameter has a tensor of the checkpoint in it, and no other."""
+    model = load_model(checkpoint, pack_weights=False)
+    stored = load_file(checkpoint / "model.safetensors")
+    parts = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+    left = set(stored)
+    for name, parameter in model.named_parameters():
+        source = name.replace("vision_model.model.", TOWER + "model.")
+        source = source.replace("model.encoder.layers.", "model.blocks.")
+        names = [source]
+        for packed, pieces in parts.items():
+            if packed in source:
+                names = [source.replace(packed, piece) for piece in pieces]
+        tensor = torch.cat([stored[n].float() for n in names])
+        if not name.endswith("pos_embed"):
+            rows = len(tensor)  # vLLM pads the vocabulary
+            assert torch.equal(parameter[:rows].float(), tensor), name
+        left -= set(names)
+    assert left == {
+        TOWER + "input_conditioner.norm_mean",
+        TOWER + "input_conditioner.norm_std",
+    }
+
+
+def test_pixels_are_conditioned_once_from_uint8_or_float(model):
+    pixels = tiles(2)
+    weights = model.config.vision_config
+    mean, std = (torch.tensor(v).bfloat16().float() for v in (weights.norm_mean, weights.norm_std))
+    expected = (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    torch.testing.assert_close(model._condition(pixels), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        model._condition(pixels / 255), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_checkpoints_own_statistics_win(load_model, edit):
+    model = load_model(
+        edit(
+            put={
+                TOWER + "input_conditioner.norm_mean": torch.full((3, 1, 1), 0.5),
+                TOWER + "input_conditioner.norm_std": torch.full((3, 1, 1), 0.25),
+            }
+        )
+    )
+    pixels = tiles(1)
+    torch.testing.assert_close(model._condition(pixels), pixels / 255 * 4 - 2)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_pixel_shuffle_puts_neighbours_into_one_token(load_model, tmp_path, version):
+    make_checkpoint(tmp_path / "ckpt", ps_version=version)
+    model = load_model(tmp_path / "ckpt")
+    grid = torch.arange(16.0).reshape(1, 4, 4, 1)  # patch number row by row
+    tokens = model.pixel_shuffle(grid).flatten(1, 2)[0].tolist()
+    corners = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert [sorted(token) for token in tokens] == (
+        corners if version == "v2" else [corners[i] for i in (0, 2, 1, 3)]
+    )
+
+
+def test_the_connector_is_layernorm_linear_gelu_linear(model, checkpoint):
+    stored = load_file(checkpoint / "model.safetensors")
+    x = torch.randn(2, 4, 4 * 384)
+    y = torch.nn.functional.layer_norm(
+        x, (4 * 384,), stored["mlp1.0.weight"].float(), stored["mlp1.0.bias"].float()
+    )
+    for name in ("mlp1.1", "mlp1.3"):
+        y = torch.nn.functional.linear(
+            y, stored[name + ".weight"].float(), stored[name + ".bias"].float()
+        )
+        y = torch.nn.functional.gelu(y) if name == "mlp1.1" else y
+    torch.testing.assert_close(model.mlp1(x), y, rtol=1e-4, atol=1e-4)
+
+
+def test_features_of_a_tile_do_not_depend_on_its_batch(model):
+    batch = tiles(5)
+    alone = torch.cat([model.extract_feature(tile[None]) for tile in batch])
+    torch.testing.assert_close(model.extract_feature(batch), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_declared_interfaces(model):
+    for supports in (
+        interfaces.supports_multimodal,
+        interfaces.supports_pp,
+        interfaces.supports_lora,
+        interfaces.supports_eagle3,
+        interfaces.supports_encoder_cudagraph,
+    ):
+        assert supports(model), supports.__name__
+    assert isinstance(model, interfaces.SupportsQuant)
+    for flag in (
+        "supports_encoder_tp_data",
+        "supports_mm_device_do_normalize",
+        "supports_tower_connector_lora",
+    ):
+        assert LlamaNemotronVLChatModel.__dict__[flag] is True  # see vLLM's cache
+
+
+def test_lora_and_quantisation_see_the_checkpoints_names():
+    rename = LlamaNemotronVLChatModel.hf_to_vllm_mapper.get_rename_mapper().map_name
+    assert rename(TOWER + "model.blocks.3.attn.qkv") == (
+        "vision_model.model.encoder.layers.3.attn.qkv"
+    )
+    assert rename("mlp1.1") == "mlp1.1"
+    name = "language_model.model.layers.0.self_attn.q_proj"
+    assert rename(name) == name
+
+
+def test_module_prefixes_are_the_modules_names(model):
+    """Quantisation and LoRA find a layer by the prefix it was built with."""
+    for name, module in model.named_modules():
+        if prefix := getattr(module, "prefix", None):
+            assert prefix == name
+
+
+def test_the_parts_for_lora(model):
+    mapping = model.get_mm_mapping()
+    assert mapping.tower_model == ["vision_model"]
+    assert mapping.connector == ["mlp1"]
+    assert mapping.language_model == ["language_model"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_lora_token_counts_are_those_of_the_layers(model, count):
+    seen = {}
+    block = model.vision_model.model.encoder.layers[0].attn.qkv
+    hooks = [
+        block.register_forward_hook(lambda m, i, o: seen.update(tower=i[0][..., 0])),
+        model.mlp1[1].register_forward_hook(
+            lambda m, i, o: seen.update(connector=i[0][..., 0])
+        ),
+    ]
+    if count:
+        model.extract_feature(tiles(count))
+    for hook in hooks:
+        hook.remove()
+    counts = model.get_mm_lora_token_counts(
+        modality="image", mm_kwargs=None, num_mm_embeds=count * model.num_image_token
+    )
+    measured = tuple(seen[k].numel() if count else 0 for k in ("tower", "connector"))
+    assert counts == measured
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_encoder_cuda_graph_shapes(load_model, checkpoint, on_device):
+    """The logic of the shapes; capturing needs a GPU."""
+    model = load_model(checkpoint, mm_device_do_normalize=on_device)
+    config = model.get_encoder_cudagraph_config()
+    assert config.modalities == ["image"]
+    assert config.out_hidden_size == 256
+    inputs = model.prepare_encoder_cudagraph_capture_inputs(
+        18, 4, 0, torch.device("cpu"), torch.float32
+    )
+    pixels = inputs.values["pixel_values_flat"]
+    assert pixels.shape == (4, 3, 64, 64)  # 18 tokens are 4 whole tiles
+    assert pixels.dtype == (torch.uint8 if on_device else torch.float32)
+
+    mm_kwargs = {
+        "pixel_values_flat": tiles(6),
+        "image_num_patches": torch.tensor([1, 2, 3]),
+    }
+    specs = model.get_encoder_cudagraph_item_specs(mm_kwargs)
+    assert [(s.input_size, s.output_tokens) for s in specs] == [(1, 4), (2, 8), (3, 12)]
+    chosen = model.select_encoder_cudagraph_items(mm_kwargs, [2, 0])
+    replayed = model.encoder_cudagraph_forward(
+        model.prepare_encoder_cudagraph_replay_buffers(chosen, 4, 0).values
+    )
+    eager = model.encoder_eager_forward(chosen)
+    assert replayed.shape == (16, 256)
+    assert torch.equal(replayed, eager)
+
+
+def test_image_token_for_draft_models(load_model, checkpoint, monkeypatch):
+    """Set only where speculation is on: it costs a tokenizer in the worker."""
+    model = load_model(checkpoint)
+    assert not hasattr(model.config, "image_token_index")
+    vocabulary = json.loads((checkpoint / "tokenizer.json").read_text())
+    (image,) = [t["id"] for t in vocabulary["added_tokens"] if t["content"] == "<image>"]
+    model = load_model(
+        checkpoint,
+        speculative_config={"method": "ngram", "num_speculative_tokens": 2},
+    )
+    assert model.config.image_token_index == image
+
+
+def test_only_images_have_a_placeholder():
+    assert LlamaNemotronVLChatModel.get_placeholder_str("image", 1) == "<image>"
+    with pytest.raises(ValueError, match="images only, not video"):
+        LlamaNemotronVLChatModel.get_placeholder_str("video", 1)
+
+
+def test_without_images_the_tower_is_not_kept(load_model, checkpoint):
+    model = load_model(checkpoint, limit_mm_per_prompt={"image": 0})
+    names = [name for name, _ in model.named_parameters()]
+    assert names
+    assert all(name.startswith("language_model.") for name in names)
