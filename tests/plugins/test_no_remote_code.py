@@ -1,0 +1,146 @@
+"""No Python file of a checkpoint is imported, whatever is trusted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# What a published checkpoint's files could do at import.
+CANARY = """
+import pathlib
+with open({canary!r}, "a") as file:
+    file.write(__name__ + "\\n")
+class Anything:
+    def __init__(self, *args, **kwargs): pass
+    from_pretrained = classmethod(lambda cls, *args, **kwargs: cls())
+Llama_Nemotron_Nano_VL_Config = Llama_Nemotron_Nano_VL = Anything
+NemotronImageProcessor = NemotronProcessor = NemotronTokenizer = Anything
+RADIOConfig = RADIOModel = Anything
+"""
+
+# Everything that reads a checkpoint: vLLM's engine, and transformers' Auto
+# classes as vLLM calls them.
+ENGINE = """
+import sys
+from PIL import Image
+from vllm import LLM, SamplingParams
+if __name__ == "__main__":
+    llm = LLM(sys.argv[1], trust_remote_code={trust}, enforce_eager=True,
+              max_model_len=512, max_num_seqs=2, {options})
+    parts = [{{"type": "image_pil", "image_pil": Image.new("RGB", (100, 64))}},
+             {{"type": "text", "text": "?"}}]
+    answer = llm.chat([{{"role": "user", "content": parts}}],
+                      SamplingParams(max_tokens=2, temperature=0, ignore_eos=True))
+    assert len(answer[0].outputs[0].token_ids) == 2
+    from transformers import AutoConfig, AutoProcessor
+    AutoConfig.from_pretrained(sys.argv[1], trust_remote_code={trust})
+    AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code={trust})
+    print("answered")
+"""
+
+
+@pytest.fixture
+def baited(checkpoint, tmp_path) -> tuple[Path, Path]:
+    """A checkpoint whose every ``auto_map`` leads to a file with a canary.
+
+    The repository that ``vision_config.auto_map`` names lies beside it and in
+    a Hugging Face cache.
+    """
+    canary = tmp_path / "canary.txt"
+    code = CANARY.format(canary=str(canary))
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in checkpoint.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    for name in ("configuration", "modeling", "image_processing", "tokenization"):
+        (model / f"{name}.py").write_text(code)
+
+    def edit(file: str, **changes) -> None:
+        values = json.loads((model / file).read_text())
+        (model / file).write_text(json.dumps(values | changes))
+
+    nested = tmp_path / "hub/models--nvidia--C-RADIOv2-H/snapshots/" / ("0" * 40)
+    nested.mkdir(parents=True)
+    (nested / "hf_model.py").write_text(code)
+    (nested / "config.json").write_text("{}")
+    (nested.parents[1] / "refs").mkdir()
+    (nested.parents[1] / "refs/main").write_text("0" * 40)
+
+    processor = "image_processing.NemotronProcessor"
+    auto_map = {
+        "AutoConfig": "configuration.Llama_Nemotron_Nano_VL_Config",
+        "AutoModel": "modeling.Llama_Nemotron_Nano_VL",
+        "AutoModelForCausalLM": "modeling.Llama_Nemotron_Nano_VL",
+        "AutoProcessor": processor,
+    }
+    edit("config.json", auto_map=auto_map)
+    edit(
+        "preprocessor_config.json",
+        auto_map={
+            "AutoImageProcessor": "image_processing.NemotronImageProcessor",
+            "AutoProcessor": processor,
+        },
+    )
+    edit(
+        "tokenizer_config.json",
+        auto_map={
+            "AutoTokenizer": [None, "tokenization.NemotronTokenizer"],
+            "AutoProcessor": processor,
+        },
+    )
+    (model / "processor_config.json").write_text(
+        json.dumps({"auto_map": {"AutoProcessor": processor}})
+    )
+    return model, canary
+
+
+def run(code: str, model: Path, tmp_path: Path) -> subprocess.CompletedProcess:
+    import os
+
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    return subprocess.run(
+        [sys.executable, str(script), str(model)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=os.environ
+        | {
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        },
+    )
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_engine_and_auto_classes_import_nothing(baited, tmp_path, trust):
+    model, canary = baited
+    result = run(ENGINE.format(trust=trust, options=""), model, tmp_path)
+    assert "answered" in result.stdout, result.stderr[-3000:]
+    assert not canary.exists(), canary.read_text()
+
+
+def test_asking_for_the_transformers_backend_imports_nothing(baited, tmp_path):
+    """It serves natively: there is no code for another backend to run."""
+    model, canary = baited
+    code = ENGINE.format(trust=True, options="model_impl='transformers'")
+    result = run(code, model, tmp_path)
+    assert not canary.exists(), canary.read_text()
+    assert "answered" in result.stdout or "Cannot find model module" in result.stderr
+
+
+def test_the_canary_sings_without_the_plugin(baited, tmp_path):
+    """The bait is good: vLLM's in-tree model and AutoProcessor swallow it."""
+    model, canary = baited
+    code = "import os; os.environ['VLLM_PLUGINS'] = ''\n" + ENGINE
+    run(code.format(trust=True, options=""), model, tmp_path)
+    assert canary.exists()
+    script = (
+        "import sys\nfrom transformers import AutoTokenizer\n"
+        "AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+    )
+    canary.unlink()
+    run(script, model, tmp_path)
+    assert canary.exists()

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ``vllm serve`` on loopback that ends with the block that started it."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+_STOP_SECONDS = 30
+
+
+@contextlib.contextmanager
+def serving(
+    model: str | Path,
+    *options: str,
+    log: str | Path,
+    env: dict[str, str] | None = None,
+    timeout: float = 600,
+) -> Iterator[str]:
+    """Serve ``model`` while the block runs.
+
+    Args:
+        model: Folder of a checkpoint or its name on the hub.
+        options: Further options of ``vllm serve``.
+        log: File for the server's output.
+        env: Environment variables to add.
+        timeout: Seconds to wait until the server answers.
+
+    Yields:
+        Base URL of the server, such as ``http://127.0.0.1:41234``.
+
+    Raises:
+        RuntimeError: The server ended or did not answer in time; the message
+            has the last lines of its log.
+    """
+    port = _free_port()
+    command = [
+        str(Path(sys.executable).with_name("vllm")),
+        "serve",
+        str(model),
+        "--host=127.0.0.1",
+        f"--port={port}",
+        *options,
+    ]
+    url = f"http://127.0.0.1:{port}"
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | (env or {}),
+            start_new_session=True,
+        )
+    try:
+        _wait_until_healthy(process, url, Path(log), timeout)
+        yield url
+    finally:
+        _stop(process)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_healthy(
+    process: subprocess.Popen, url: str, log: Path, timeout: float
+) -> None:
+    deadline = time.monotonic() + timeout
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            urllib.request.urlopen(url + "/health", timeout=5).close()
+            return
+        time.sleep(0.5)
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+    status = process.poll()
+    reason = f"did not answer in {timeout:.0f} s"
+    if status is not None:
+        reason = f"ended with status {status}"
+    raise RuntimeError(f"vllm serve {reason}; the end of {log}:\n{tail}")
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """End the server and the processes it started, by their common group."""
+    for sign, patience in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, 10)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # orphans of the group
