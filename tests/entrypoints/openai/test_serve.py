@@ -1,0 +1,229 @@
+"""A real server and a real client."""
+
+import base64
+import io
+import json
+
+import openai
+import pytest
+import torch
+from PIL import Image
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving
+
+MODEL = "tiny"
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory, photo):
+    folder = tmp_path_factory.mktemp("media").resolve()
+    photo.save(folder / "photo.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(checkpoint, media, tmp_path_factory):
+    options = [
+        f"--served-model-name={MODEL}",
+        "--dtype=float32",
+        "--enforce-eager",
+        "--max-model-len=1024",
+        "--max-num-seqs=4",
+        '--limit-mm-per-prompt={"image": 3}',
+        f"--allowed-local-media-path={media}",
+        "--trust-remote-code",
+        "--trust-request-mm-kwargs",
+        "--enable-mm-embeds",
+    ]
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    with serving(checkpoint, *options, log=log) as url:
+        yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def url_part(data: bytes, kind: str = "png") -> dict:
+    url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def image_part(image: Image.Image) -> dict:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return url_part(file.getvalue())
+
+
+def text_part(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+def ask(client, *parts, **options):
+    return client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": list(parts)}],
+        max_tokens=12,
+        temperature=0,
+        **options,
+    )
+
+
+def reply(answer) -> tuple[int, str]:
+    return answer.usage.prompt_tokens, answer.choices[0].message.content
+
+
+def test_a_data_url_a_file_and_a_stream_answer_alike(client, media, photo):
+    file = {"type": "image_url", "image_url": {"url": (media / "photo.png").as_uri()}}
+    question = text_part("What is this?")
+    expected = reply(ask(client, image_part(photo), question))
+    assert expected[1]
+    assert reply(ask(client, file, question)) == expected
+    chunks = list(
+        ask(
+            client,
+            image_part(photo),
+            question,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    streamed = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert (chunks[-1].usage.prompt_tokens, streamed) == expected
+
+
+def test_two_pictures_between_text(client, photo, page):
+    text = [text_part("First"), text_part("and second."), text_part("Compare.")]
+
+    def tokens(*pictures) -> tuple[int, str]:
+        parts = [text[0], *pictures[:1], text[1], *pictures[1:], text[2]]
+        return reply(ask(client, *parts))
+
+    none, one, two = tokens(), tokens(image_part(photo)), None
+    two = tokens(image_part(photo), image_part(page))
+    assert one[0] - none[0] == 13 * 4 + 3  # <img>, </img> and a line break
+    assert two[0] - one[0] == 11 * 4 + 3
+    assert tokens(image_part(page), image_part(photo))[1] != two[1]
+
+
+def test_settings_per_request(client, photo):
+    many = ask(client, image_part(photo))
+    one = ask(
+        client,
+        image_part(photo),
+        extra_body={"mm_processor_kwargs": {"dynamic_image_size": False}},
+    )
+    assert many.usage.prompt_tokens - one.usage.prompt_tokens == 12 * 4
+
+
+def embeds_part(rows: int, width: int) -> dict:
+    file = io.BytesIO()
+    torch.save(torch.zeros(rows, width), file)
+    data = base64.b64encode(file.getvalue()).decode()
+    return {"type": "image_embeds", "image_embeds": data}
+
+
+def test_image_embeds(client):
+    plain = ask(client, text_part("?")).usage.prompt_tokens
+    answer = ask(client, embeds_part(4, 256), text_part("?"))
+    assert answer.usage.prompt_tokens - plain == 4 + 3
+
+
+def test_completions_and_tokens(client):
+    answer = client.completions.create(
+        model=MODEL, prompt="Hello", max_tokens=4, temperature=0
+    )
+    assert answer.usage.completion_tokens == 4
+
+
+SMALL = Image.new("RGB", (9, 9))
+
+
+def truncated(photo: Image.Image) -> bytes:
+    file = io.BytesIO()
+    photo.save(file, "JPEG")
+    return file.getvalue()[:4000]
+
+
+BAD = {
+    "typed placeholder, no picture": ([text_part("<image>")], "0 image"),
+    "typed placeholder, one picture": (
+        [image_part(SMALL), text_part("<image>")],
+        "2 <image> .* for 1 image",
+    ),
+    "too many pictures": ([image_part(SMALL)] * 4, "At most 3 image"),
+    "no image file": ([url_part(b"%PDF-1.7 nothing")], "cannot identify image"),
+    "empty file": ([url_part(b"")], "image"),
+    "wrong width": ([embeds_part(4, 64)], "got 64, but model expects 256"),
+    "no rows": ([embeds_part(0, 256)], "at least one row"),
+    "too long": ([image_part(SMALL), text_part("word " * 2000)], "maximum context"),
+    "a video": (
+        [{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}],
+        "video",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gives_a_sentence_and_the_next_request_is_served(
+    client, page, case
+):
+    parts, message = BAD[case]
+    with pytest.raises(openai.BadRequestError, match=message):
+        ask(client, *parts)
+    assert reply(ask(client, image_part(page)))[1]
+
+
+def test_a_truncated_file_gives_a_sentence(client, photo, page):
+    with pytest.raises(openai.BadRequestError, match="truncated"):
+        ask(client, url_part(truncated(photo), "jpeg"))
+    assert reply(ask(client, image_part(page)))[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_dynamic_patch": "all"}, "max_dynamic_patch must be a whole number"),
+        ({"tiles": 3}, "Unknown mm_processor_kwargs"),
+    ],
+    ids=str,
+)
+def test_bad_settings_give_a_sentence(client, photo, settings, message):
+    with pytest.raises(openai.BadRequestError, match=message):
+        ask(client, image_part(photo), extra_body={"mm_processor_kwargs": settings})
+
+
+@pytest.mark.parametrize("prompt", ["Look: <image>", [1, 2, 3]])
+def test_a_placeholder_in_a_completion_is_refused(client, checkpoint, prompt):
+    if isinstance(prompt, list):
+        added = json.loads((checkpoint / "tokenizer.json").read_text())["added_tokens"]
+        prompt = [token["id"] for token in added if token["content"] == "<image>"]
+    with pytest.raises(openai.BadRequestError, match="1 <image> .* for 0 image"):
+        client.completions.create(model=MODEL, prompt=prompt, max_tokens=4)
+
+
+def test_bad_requests_harm_no_good_ones_beside_them(client, photo, page):
+    """Good requests sent at the same time as bad ones get their own answers."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    expected = {
+        name: reply(ask(client, image_part(image), text_part("?")))
+        for name, image in (("photo", photo), ("page", page))
+    }
+
+    def good(name: str, image: Image.Image) -> bool:
+        return reply(ask(client, image_part(image), text_part("?"))) == expected[name]
+
+    def bad(case: str) -> bool:
+        try:
+            ask(client, *BAD[case][0])
+        except openai.BadRequestError:
+            return True
+        return False
+
+    with ThreadPoolExecutor(4) as pool:
+        results = [
+            job
+            for case in BAD
+            for job in (
+                pool.submit(bad, case),
+                pool.submit(good, "photo", photo),
+                pool.submit(good, "page", page),
+            )
+        ]
+        assert all(job.result() for job in results)

@@ -1,0 +1,215 @@
+"""Offline generation: every way to pass the same prompt, every dtype."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError, VLLMValidationError
+
+GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def llm(make_llm, checkpoint):
+    return make_llm(checkpoint, dtype="float32", enable_mm_embeds=True)
+
+
+def prompt(text: str, *images, **more) -> dict:
+    return {"prompt": text, "multi_modal_data": {"image": list(images)}, **more}
+
+
+def generate(llm, *prompts, **options) -> list[tuple[list[int], list[int]]]:
+    """Prompt and answer tokens of each prompt."""
+    outputs = llm.generate(list(prompts), GREEDY, use_tqdm=False, **options)
+    return [(o.prompt_token_ids, list(o.outputs[0].token_ids)) for o in outputs]
+
+
+def chat(llm, *parts) -> tuple[list[int], list[int]]:
+    messages = [{"role": "user", "content": list(parts)}]
+    (output,) = llm.chat(messages, GREEDY, use_tqdm=False)
+    return output.prompt_token_ids, list(output.outputs[0].token_ids)
+
+
+def picture_part(image: Image.Image) -> dict:
+    return {"type": "image_pil", "image_pil": image}
+
+
+def text_part(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_every_dtype_answers(make_llm, llm, checkpoint, photo, page, dtype):
+    engine = llm if dtype == "float32" else make_llm(checkpoint, dtype=dtype)
+    assert engine.llm_engine.model_config.dtype == getattr(torch, dtype)
+    first = SamplingParams(temperature=0, max_tokens=1, logprobs=5)
+    for text, images in (
+        ("<image>\nRead.", [photo]),
+        ("<image><image>", [photo, page]),
+        ("no picture", []),
+    ):
+        request = prompt(text, *images) if images else text
+        (output,) = engine.generate([request], first, use_tqdm=False)
+        (found,) = output.outputs[0].logprobs
+        (reference,) = llm.generate([request], first, use_tqdm=False)
+        (expected,) = reference.outputs[0].logprobs
+        shared = found.keys() & expected.keys()
+        assert len(shared) >= 2
+        for token in shared:
+            assert math.isfinite(found[token].logprob)
+            assert abs(found[token].logprob - expected[token].logprob) < 0.15
+
+
+def test_the_picture_decides_the_answer(llm, photo, page):
+    answers = generate(llm, prompt("<image>", photo), prompt("<image>", page))
+    assert answers[0][1] != answers[1][1]
+    again = generate(llm, prompt("<image>", photo), prompt("<image>", page))
+    assert answers == again
+
+
+def test_the_order_of_pictures_decides_the_answer(llm, photo, page):
+    one, other = generate(
+        llm,
+        prompt("<image><image>", photo, page),
+        prompt("<image><image>", page, photo),
+    )
+    assert one[1] != other[1]
+
+
+def test_text_ids_chat_cache_and_uuid_give_the_same(llm, photo, page):
+    tokenizer = llm.get_tokenizer()
+    text = (
+        "<|start_header_id|>user<|end_header_id|>\n\n"
+        "<image>\nand\n<image>\nbeside each other?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    images = [photo, page]
+    (expected,) = generate(llm, prompt(text, *images))
+    ids = {
+        "prompt_token_ids": tokenizer.encode(text),
+        "multi_modal_data": {"image": images},
+    }
+    named = {"multi_modal_uuids": {"image": ["photo", "page"]}}
+    known = {**prompt(text, None, None), **named}
+    found = generate(llm, prompt(text, *images), ids, prompt(text, *images, **named))
+    found += generate(llm, known)
+    llm.reset_mm_cache()
+    found += generate(llm, prompt(text, *images))
+    found.append(
+        chat(
+            llm,
+            picture_part(photo),
+            text_part("and"),
+            picture_part(page),
+            text_part("beside each other?"),
+        )
+    )
+    assert found == [expected] * len(found)
+
+
+def test_without_the_processor_cache_the_same(make_llm, llm, checkpoint, photo, page):
+    uncached = make_llm(checkpoint, dtype="float32", mm_processor_cache_gb=0)
+    prompts = [prompt("<image>", photo), prompt("<image>a<image>", page, photo)]
+    assert generate(uncached, *prompts) == generate(llm, *prompts)
+
+
+def test_one_batch_of_many_equals_one_by_one(llm, photo, page):
+    rng = np.random.default_rng(1)
+    prompts = [
+        prompt("<image>?", Image.fromarray(rng.integers(0, 256, size, np.uint8)))
+        for size in [(64, 64, 3), (30, 300, 3), (200, 100, 3), (1, 1, 3)]
+    ] + [prompt("x<image><image>", photo, page)]
+    together = generate(llm, *prompts)
+    alone = [answer for one in prompts for answer in generate(llm, one)]
+    assert [p for p, _ in together] == [p for p, _ in alone]
+    assert [a for _, a in together] == [a for _, a in alone]
+
+
+def test_settings_per_request(llm, photo):
+    kwargs = {"mm_processor_kwargs": {"max_dynamic_patch": 1}}
+    many, one = generate(
+        llm, prompt("<image>", photo), prompt("<image>", photo, **kwargs)
+    )
+    assert len(many[0]) - len(one[0]) == 12 * 4
+
+
+def test_image_embeds_equal_the_picture_they_were_made_of(llm, photo):
+    """Embeddings that the tower gives take the place of the picture."""
+    embeds = llm.apply_model(_embeds_of_zeros)[0]
+    black = Image.new("RGB", (64, 64))
+    from_picture, from_embeds = generate(
+        llm, prompt("<image>\n?", black), prompt("<image>\n?", embeds)
+    )
+    assert from_picture == from_embeds
+
+
+def _embeds_of_zeros(model) -> torch.Tensor:
+    pixels = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    return model.extract_feature(pixels)[0]
+
+
+BAD = {
+    "no picture for a placeholder": ({"prompt": "<image>"}, "1 <image> .* 0 image"),
+    "fewer pictures": (prompt("<image><image>", Image.new("RGB", (9, 9))), "2 .* 1 "),
+    "more pictures": (
+        prompt("<image>", *[Image.new("RGB", (9, 9))] * 2),
+        r"1 <image> placeholder\(s\) for 2 image",
+    ),
+    "no placeholder": (prompt("Read.", Image.new("RGB", (9, 9))), "0 .* for 1 "),
+    "over the limit": (
+        prompt("<image>" * 4, *[Image.new("RGB", (9, 9))] * 4),
+        "At most 3 image",
+    ),
+    "no pixels": (prompt("<image>", Image.new("RGB", (9, 0))), "9x0 pixels"),
+    "wrong width": (
+        prompt("<image>", torch.zeros(4, 99)),
+        "got 99, but model expects 256",
+    ),
+    "unknown setting": (
+        prompt(
+            "<image>", Image.new("RGB", (9, 9)), mm_processor_kwargs={"max_tiles": 2}
+        ),
+        "Unknown mm_processor_kwargs",
+    ),
+    "too long": (
+        prompt("word " * 3000 + "<image>", Image.new("RGB", (9, 9))),
+        "maximum context length is 2048",
+    ),
+    "video": (
+        {"prompt": "?", "multi_modal_data": {"video": np.zeros((2, 8, 8, 3))}},
+        "video",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_and_the_next_request_served(llm, page, case):
+    request, message = BAD[case]
+    with pytest.raises((ValueError, VLLMClientError), match=message):
+        generate(llm, request)
+    assert generate(llm, prompt("<image>", page))[0][1]
+
+
+def test_a_typed_placeholder_takes_no_pictures_place(llm, photo, page):
+    with pytest.raises(VLLMValidationError, match="must not contain <image>"):
+        chat(llm, text_part("I typed <image>"), picture_part(photo))
+    with pytest.raises(VLLMValidationError, match="1 <image> .* 0 image"):
+        chat(llm, text_part("I typed <image>"))
+    several_turns = [
+        {"role": "user", "content": "What does <image> mean?"},
+        {"role": "assistant", "content": "A picture."},
+        {"role": "user", "content": [picture_part(page), text_part("Read.")]},
+    ]
+    with pytest.raises(VLLMValidationError, match="2 <image> .* 1 image"):
+        llm.chat(several_turns, GREEDY, use_tqdm=False)
+
+
+def test_tower_and_connector_are_not_loaded_without_images(make_llm, checkpoint):
+    text_only = make_llm(checkpoint, limit_mm_per_prompt={"image": 0})
+    ((_, answer),) = generate(text_only, "Hello")
+    assert len(answer) == 16
+    with pytest.raises(VLLMValidationError, match="<image>"):
+        generate(text_only, "Hello <image>")
