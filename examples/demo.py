@@ -15,8 +15,9 @@ from pathlib import Path
 import skimage.data
 from openai import OpenAI
 from PIL import Image, ImageDraw, ImageFont
+
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
-    make_checkpoint,
+    tiny_checkpoint,
 )
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving
 from vllm_nemotron_vl.transformers_utils.config import NemotronVLConfig
@@ -37,8 +38,7 @@ def main() -> int:
         media = Path(folder).resolve()
         model = args.model
         if model is None:
-            model = str(media / "nemotron_vl_tiny")
-            make_checkpoint(model)
+            model = tiny_checkpoint()
             print("The weights are random, so the replies are too.")
         pictures = write_pictures(media)
         log = BUILD / "demo-server.log"

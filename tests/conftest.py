@@ -12,6 +12,7 @@ os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
 
 import pytest
 from PIL import Image
+
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
     make_checkpoint,
 )

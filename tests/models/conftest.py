@@ -51,4 +51,3 @@ def load_model(tmp_path_factory):
 
     with contexts, torch.inference_mode():
         yield load
-

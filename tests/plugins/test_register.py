@@ -6,6 +6,7 @@ from importlib.metadata import distribution, entry_points
 from pathlib import Path
 
 import pytest
+
 from vllm_nemotron_vl.plugins import nemotron_vl as plugin
 
 ROOT = Path(__file__).parents[2]

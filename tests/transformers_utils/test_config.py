@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 from vllm.transformers_utils.config import _CONFIG_ATTRS_MAPPING, get_config
 from vllm.transformers_utils.configs.radio import RadioConfig
+
 from vllm_nemotron_vl.plugins.nemotron_vl import register
 from vllm_nemotron_vl.transformers_utils.config import (
     NemotronVLConfig,

@@ -38,6 +38,7 @@ def register() -> None:
             register_chat_template_fallback_path,
         )
 
+        from ..model_executor.models.config import NemotronVLModelConfig
         from ..transformers_utils.config import register_nemotron_vl_config
     except (ImportError, AttributeError) as error:
         import logging
@@ -82,27 +83,6 @@ def register() -> None:
         ARCHITECTURE,
         _MODEL,
     )
-
-
-class NemotronVLModelConfig:
-    """vLLM's hook for checking and completing a model's configuration."""
-
-    @staticmethod
-    def verify_and_update_config(vllm_config) -> None:
-        """Nothing to change in the engine's configuration."""
-
-    @staticmethod
-    def verify_and_update_model_config(model_config) -> None:
-        """Refuse what cannot be served and select our renderer.
-
-        Raises:
-            ValueError: Names the key of the checkpoint's configuration.
-        """
-        from ..transformers_utils.config import check_servable
-
-        check_servable(model_config.hf_config, model_config.hf_image_processor_config)
-        if model_config.tokenizer_mode in ("auto", "hf"):
-            model_config.tokenizer_mode = TOKENIZER_MODE
 
 
 def plugin_version() -> str:

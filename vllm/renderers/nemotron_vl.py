@@ -31,7 +31,7 @@ class NemotronVLRenderer(HfRenderer):
     def _check_placeholders(self, prompt: TokensPrompt) -> None:
         if self.tokenizer is None:  # --skip-tokenizer-init
             return
-        placeholder = self.tokenizer.convert_tokens_to_ids(PLACEHOLDER)
+        placeholder = self.tokenizer.get_vocab().get(PLACEHOLDER, -1)
         written = prompt["prompt_token_ids"].count(placeholder)
         given = self._count_images(prompt)
         if written == given:

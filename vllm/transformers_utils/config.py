@@ -9,7 +9,6 @@ import copy
 from typing import Any
 
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
-
 from vllm.transformers_utils.config import _CONFIG_ATTRS_MAPPING
 from vllm.transformers_utils.configs.radio import VIT_TIMM_DIM_BY_NAME, RadioConfig
 

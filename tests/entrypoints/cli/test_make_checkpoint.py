@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
+
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl import make_checkpoint as module
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (

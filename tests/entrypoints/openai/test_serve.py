@@ -8,6 +8,7 @@ import openai
 import pytest
 import torch
 from PIL import Image
+
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving
 
 MODEL = "tiny"
@@ -160,9 +161,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_gives_a_sentence_and_the_next_request_is_served(
-    client, page, case
-):
+def test_bad_input_gives_a_sentence_and_the_next_request_is_served(client, page, case):
     parts, message = BAD[case]
     with pytest.raises(openai.BadRequestError, match=message):
         ask(client, *parts)

@@ -7,13 +7,12 @@ checkpoint does differently is here.
 
 import copy
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from transformers import PreTrainedConfig
-
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.layers.fusion.mm_input_norm import FusedMMInputNorm
@@ -46,7 +45,9 @@ from vllm.model_executor.models.vision import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalKwargsItem
 from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.tokenizers.hf import HfTokenizer
 
+from ...transformers_utils.config import NemotronVLConfig
 from ...transformers_utils.processors.nemotron_vl import (
     IMAGE_SETTINGS,
     NemotronVLDataParser,
@@ -87,10 +88,13 @@ class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
         checkpoint["image_size"] = config.force_image_size
         return NemotronVLImageProcessor(**{**checkpoint, **given})
 
+    def get_hf_config(self) -> NemotronVLConfig:
+        return self.ctx.get_hf_config(NemotronVLConfig)
+
     def get_hf_processor(self, **kwargs: object) -> NemotronVLProcessor:
         return NemotronVLProcessor(
             self.get_image_processor(**kwargs),
-            self.get_tokenizer(),
+            cast(HfTokenizer, self.get_tokenizer()),
             image_seq_length=image_seq_length(self.get_hf_config()),
         )
 
@@ -132,7 +136,8 @@ class NemotronVLRadioModel(RadioModel):
         super().__init__(tower, quant_config, prefix=maybe_prefix(prefix, "model"))
         for layer in self.model.encoder.layers:
             for name in ("ls1", "ls2"):
-                ones = torch.ones_like(layer._parameters.pop(name))
+                ones = getattr(layer, name).data.fill_(1)
+                delattr(layer, name)
                 layer.register_buffer(name, ones, persistent=False)
 
     @property
@@ -140,7 +145,9 @@ class NemotronVLRadioModel(RadioModel):
         """Class and register tokens before the patches of a tile."""
         return self.model.patch_generator.num_skip
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(  # type: ignore[override]
+        self, pixel_values: torch.Tensor
+    ) -> torch.Tensor:
         """Features of the patches.
 
         Args:
@@ -224,9 +231,7 @@ class LlamaNemotronVLChatModel(
             vision_config.norm_mean, vision_config.norm_std, rescale_factor=1 / 255
         )
         # With dummy weights, tensors come one by one or never.
-        self._expects_whole_checkpoint = (
-            vllm_config.load_config.load_format != "dummy"
-        )
+        self._expects_whole_checkpoint = vllm_config.load_config.load_format != "dummy"
         if vllm_config.speculative_config is not None:
             # A multimodal draft model asks the configuration for it.
             tokenizer = cached_tokenizer_from_config(model_config)
@@ -273,7 +278,10 @@ class LlamaNemotronVLChatModel(
             ``(tiles, num_image_token, hidden_size of the language model)``.
         """
         if self.use_data_parallel:
-            return run_dp_sharded_vision_model(pixel_values, self._encode_tiles)
+            return run_dp_sharded_vision_model(
+                pixel_values,
+                self._encode_tiles,  # type: ignore[arg-type]
+            )
         return self._encode_tiles(pixel_values)
 
     def _encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -395,5 +403,6 @@ class LlamaNemotronVLChatModel(
                 mean = tensor.flatten().float()
             else:
                 std = tensor.flatten().float()
-            self.input_norm.weight.copy_(1 / (255 * std))
-            self.input_norm.bias.copy_(-mean / std)
+            self.input_norm.load_state_dict(
+                {"weight": 1 / (255 * std), "bias": -mean / std}
+            )

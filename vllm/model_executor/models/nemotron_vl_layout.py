@@ -100,7 +100,9 @@ def language_model_tensors(config: PreTrainedConfig) -> dict[str, Shape]:
             shapes |= _linear(
                 block + f"self_attn.{name}_proj", width, outputs, llm.attention_bias
             )
-        shapes |= _linear(block + "self_attn.o_proj", q_width, width, llm.attention_bias)
+        shapes |= _linear(
+            block + "self_attn.o_proj", q_width, width, llm.attention_bias
+        )
         for name in ("gate_proj", "up_proj"):
             shapes |= _linear(block + f"mlp.{name}", width, hidden, llm.mlp_bias)
         shapes |= _linear(block + "mlp.down_proj", hidden, width, llm.mlp_bias)

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from transformers import AutoProcessor, TokenizersBackend
-
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.image import convert_image_mode, open_image
 from vllm.multimodal.media import MediaWithBytes
@@ -144,15 +143,14 @@ class NemotronVLDataParser(MultiModalDataParser):
 
     def _parse_image_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
         if data is None or self.is_embeddings(data):
-            items = super()._parse_image_data(data)
+            items = super()._parse_image_data(data)  # type: ignore[arg-type]
             if items is not None and not all(len(item) for item in items.get_all()):
                 raise VLLMValidationError(
                     "image_embeds must have at least one row.", parameter="image"
                 )
             return items
-        return super()._parse_image_data(
-            [_to_picture(item) for item in _as_pictures(data)]
-        )
+        pictures: list[Any] = [_to_picture(item) for item in _as_pictures(data)]
+        return super()._parse_image_data(pictures)
 
     def count_images(self, data: Any) -> int:
         """Number of items in what a user passes as images."""
@@ -178,7 +176,8 @@ def _to_picture(item: Any) -> Image.Image | MediaWithBytes[Image.Image] | None:
         return to_rgb(item)
     if not isinstance(item, (np.ndarray, torch.Tensor)):
         raise VLLMValidationError(
-            f"An image must be a PIL image or a uint8 array, not {type(item).__name__}.",
+            "An image must be a PIL image or a uint8 array, not "
+            f"{type(item).__name__}.",
             parameter="image",
         )
     array = np.asarray(item)
@@ -319,11 +318,21 @@ class NemotronVLImageProcessor(InternVLImageProcessor):
         return torch.from_numpy(tiles)
 
     def _images_to_pixel_values_lst(
-        self, images: list[Image.Image], **overrides: Any
+        self,
+        images: list[Image.Image],
+        min_dynamic_patch: int | None = None,
+        max_dynamic_patch: int | None = None,
+        dynamic_image_size: bool | None = None,
     ) -> list[torch.Tensor]:
         tiles = []
         for image in map(to_rgb, images):
-            tiles.append(self.tile(image, self.grid_for(*image.size, **overrides)))
+            grid = self.grid_for(
+                *image.size,
+                min_dynamic_patch=min_dynamic_patch,
+                max_dynamic_patch=max_dynamic_patch,
+                dynamic_image_size=dynamic_image_size,
+            )
+            tiles.append(self.tile(image, grid))
         if self.do_rescale:
             tiles = [pixels.to(torch.float32) / 255 for pixels in tiles]
         return tiles
@@ -350,19 +359,20 @@ class NemotronVLProcessor(InternVLProcessor):
             image_seq_length=image_seq_length,
             ctx_image_token="<image>",
         )
-        for token in (
-            self.start_image_token,
-            self.ctx_image_token,
-            self.end_image_token,
-        ):
-            if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+        vocabulary = tokenizer.get_vocab()
+        tokens = (self.start_image_token, self.ctx_image_token, self.end_image_token)
+        for token in tokens:
+            if token not in vocabulary:
                 raise ValueError(
                     f"tokenizer.json: the special token {token!r} is missing. "
                     "Use the tokenizer of the checkpoint."
                 )
+        self._image_token_ids = [vocabulary[token] for token in tokens]
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **kwargs: Any) -> "NemotronVLProcessor":
+    def from_pretrained(  # type: ignore[override]
+        cls, path: str | Path, **kwargs: Any
+    ) -> "NemotronVLProcessor":
         """Build from a checkpoint's data files, locally or from the hub.
 
         ``trust_remote_code`` is accepted and has no effect.
@@ -386,10 +396,9 @@ class NemotronVLProcessor(InternVLProcessor):
         if num_patches is not None:
             num_features = num_patches * self.image_seq_length
         assert num_features is not None
-        context = [self.ctx_image_token_id] * num_features
+        start, context, end = self._image_token_ids
         return PromptUpdateDetails.select_token_id(
-            [self.start_image_token_id, *context, self.end_image_token_id],
-            self.ctx_image_token_id,
+            [start, *[context] * num_features, end], context
         )
 
 

@@ -20,6 +20,7 @@ from vllm.multimodal.media.image import ImageMediaIO
 from vllm.transformers_utils.processors.nemotron_vl import (
     image_to_pixel_values_nemotron_vl,
 )
+
 from vllm_nemotron_vl.model_executor.models.nemotron_vl import NemotronVLProcessingInfo
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
@@ -49,8 +50,8 @@ SIZES = [
 @pytest.fixture(scope="module")
 def make_processor(checkpoint):
     def make(**options):
-        model_config = EngineArgs(model=str(checkpoint), **options).create_model_config()
-        return MULTIMODAL_REGISTRY.create_processor(model_config)
+        engine_args = EngineArgs(model=str(checkpoint), **options)
+        return MULTIMODAL_REGISTRY.create_processor(engine_args.create_model_config())
 
     return make
 
@@ -312,6 +313,8 @@ def test_transparent_pixels_lie_on_white(mode):
 
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+INK = Image.fromarray(255 - RAMP)
+CMYK = Image.merge("CMYK", [INK, INK, INK, Image.new("L", (16, 16))])
 
 
 @pytest.mark.parametrize(
@@ -324,7 +327,7 @@ RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
         Image.fromarray(RAMP).convert("RGBA"),
         Image.fromarray(RAMP).convert("P"),
         Image.fromarray(np.dstack([RAMP] * 3)),
-        Image.merge("CMYK", [Image.fromarray(255 - RAMP)] * 3 + [Image.new("L", (16, 16))]),
+        CMYK,
     ],
     ids=lambda picture: picture.mode,
 )

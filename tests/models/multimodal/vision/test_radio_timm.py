@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
+
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
     make_checkpoint,
 )

@@ -28,8 +28,8 @@ from ....model_executor.models.nemotron_vl_layout import (
 )
 from ....transformers_utils.config import (
     NEMOTRON_VL_MODEL_TYPE,
-    NemotronVLConfig,
     VIT_TIMM_DIM_BY_NAME,
+    NemotronVLConfig,
     check_servable,
 )
 
@@ -228,6 +228,13 @@ def make_checkpoint(
     return config
 
 
+def tiny_checkpoint(folder: str | Path = "build/nemotron_vl_tiny") -> str:
+    """Path of the smallest checkpoint with random weights, made if missing."""
+    if not (Path(folder) / "config.json").exists():
+        make_checkpoint(folder)
+    return str(folder)
+
+
 def _vision_config(
     tower: str, layers: int, cpe_max_size: int, dtype: str
 ) -> dict[str, Any]:
@@ -324,7 +331,7 @@ def _write_weights(
         shards[-1].append(name)
         filled += size
 
-    index = {}
+    index: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = "model.safetensors"
         if len(shards) > 1:
@@ -341,9 +348,7 @@ def _write_weights(
         )
 
 
-def _draw(
-    name: str, shape: Shape, config: NemotronVLConfig, seed: int
-) -> torch.Tensor:
+def _draw(name: str, shape: Shape, config: NemotronVLConfig, seed: int) -> torch.Tensor:
     """Values of one tensor; they depend on its name and the seed only."""
     if name.endswith("norm_mean"):
         return torch.tensor(config.vision_config.norm_mean).reshape(shape)

@@ -1,0 +1,44 @@
+"""Ask about pictures with `LLM.generate`: one or several in a plain prompt."""
+
+import argparse
+
+import skimage.data
+from PIL import Image
+from vllm import LLM, SamplingParams
+
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import tiny_checkpoint
+
+# A plain prompt has the chat format written out and <image> for each picture.
+PROMPT = (
+    "<|start_header_id|>user<|end_header_id|>\n\n"
+    "<image>\n{question}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="default: a tiny one with random weights")
+    parser.add_argument("--image", nargs="+", help="files (default: two samples)")
+    parser.add_argument("--question", default="What is in this picture?")
+    args = parser.parse_args()
+    if args.image:
+        pictures = [Image.open(file) for file in args.image]
+    else:
+        samples = (skimage.data.coffee, skimage.data.page)
+        pictures = [Image.fromarray(sample()) for sample in samples]
+
+    llm = LLM(args.model or tiny_checkpoint(), max_model_len=8192, enforce_eager=True)
+    prompts = [
+        {
+            "prompt": PROMPT.format(question=args.question),
+            "multi_modal_data": {"image": picture},
+        }
+        for picture in pictures
+    ]
+    for output in llm.generate(prompts, SamplingParams(temperature=0, max_tokens=64)):
+        print(f"{len(output.prompt_token_ids)} tokens: {output.outputs[0].text!r}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Ask a running server about a picture through the OpenAI client.
+
+Without --base-url it starts a server on loopback first and stops it at the end.
+"""
+
+import argparse
+import base64
+import contextlib
+from pathlib import Path
+
+import skimage
+from openai import OpenAI
+
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import tiny_checkpoint
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving
+
+SAMPLE = Path(skimage.__file__).parent / "data" / "coffee.png"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base-url", help="such as http://127.0.0.1:8000")
+    parser.add_argument("--model", help="default: a tiny one with random weights")
+    parser.add_argument("--image", type=Path, default=SAMPLE, help="PNG file")
+    parser.add_argument("--question", default="Describe this picture.")
+    args = parser.parse_args()
+    model = args.model or tiny_checkpoint()
+
+    server = contextlib.nullcontext(args.base_url)
+    if not args.base_url:
+        options = ("--max-model-len=8192", "--enforce-eager")
+        server = serving(model, *options, log="build/server.log")
+    with server as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="none")
+        data = base64.b64encode(args.image.read_bytes()).decode()
+        picture = {"url": f"data:image/png;base64,{data}"}
+        stream = client.chat.completions.create(
+            model=model,
+            messages=[
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": picture},
+                        {"type": "text", "text": args.question},
+                    ],
+                }
+            ],
+            temperature=0,
+            max_tokens=64,
+            stream=True,
+        )
+        for chunk in stream:
+            print(chunk.choices[0].delta.content or "", end="", flush=True)
+        print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's hook for checking and completing this model's configuration."""
+
+from vllm.config import ModelConfig
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+
+from ...plugins.nemotron_vl import TOKENIZER_MODE
+from ...transformers_utils.config import check_servable
+
+
+class NemotronVLModelConfig(VerifyAndUpdateConfig):
+    """Refuses what cannot be served and selects our renderer."""
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: ModelConfig) -> None:
+        """Called by vLLM when the checkpoint's configuration has been read.
+
+        Raises:
+            ValueError: Names the key of the checkpoint's configuration.
+        """
+        check_servable(model_config.hf_config, model_config.hf_image_processor_config)
+        if model_config.tokenizer_mode in ("auto", "hf"):
+            model_config.tokenizer_mode = TOKENIZER_MODE
