@@ -136,6 +136,11 @@ def test_no_parameter_is_left_to_chance(load_model, checkpoint):
     }
 
 
+def test_the_position_grid_is_kept_at_the_size_of_a_tile(model):
+    grid = model.vision_model.model.patch_generator
+    assert grid.pos_embed.shape == (1, 16, 384)  # the checkpoint has 256 positions
+
+
 def test_pixels_are_conditioned_once_from_uint8_or_float(model):
     pixels = tiles(2)
     vision = model.config.vision_config

@@ -9,6 +9,8 @@ from PIL import Image
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 
+from reference.nemotron_vl import Reference
+
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 
 
@@ -39,6 +41,26 @@ def picture_part(image: Image.Image) -> dict:
 
 def text_part(text: str) -> dict:
     return {"type": "text", "text": text}
+
+
+def test_greedy_tokens_equal_the_reference(llm, checkpoint, photo, page):
+    """64 tokens on each of 22 different prompts, and the first one's odds."""
+    rng = np.random.default_rng(5)
+    sizes = rng.integers(20, 500, (20, 2))
+    noise = [Image.fromarray(rng.integers(0, 256, (*s, 3), np.uint8)) for s in sizes]
+    requests = [("<image>\nRead the text.", [p]) for p in [*noise, photo]]
+    requests.append(("<image> and <image>: compare.", [page.convert("RGB"), photo]))
+    sampling = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True, logprobs=9)
+    outputs = llm.generate(
+        [prompt(text, *images) for text, images in requests], sampling, use_tqdm=False
+    )
+    reference = Reference.load(checkpoint)
+    for (text, images), output in zip(requests, outputs, strict=True):
+        ids, tokens, logprobs = reference.answer(text, images, 64)
+        assert output.prompt_token_ids == ids
+        assert list(output.outputs[0].token_ids) == tokens
+        for token, found in output.outputs[0].logprobs[0].items():
+            assert abs(found.logprob - logprobs[token].item()) < 1e-3
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

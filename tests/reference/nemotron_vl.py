@@ -1,0 +1,269 @@
+"""Llama-3.1-Nemotron-Nano-VL in plain PyTorch, transformers and timm.
+
+An independent implementation to compare the engine with: written from the
+architecture, it shares no code with the product. It is meant to be read, not
+to be fast. Each step is a method of its own, so that a test can break it.
+"""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+# Width, blocks and heads of C-RADIO's towers; the MLP has four times the width.
+TOWERS = {
+    "vit_small_patch16_224": (384, 12, 6),
+    "vit_base_patch16_224": (768, 12, 12),
+    "vit_large_patch16_224": (1024, 24, 16),
+    "vit_huge_patch16_224": (1280, 32, 16),
+}
+
+
+class RadioTower(nn.Module):
+    """C-RADIO: a ViT with class and register tokens and a large position grid."""
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        args = config["args"]
+        width, depth, heads = TOWERS[args["model"]]
+        width = config.get("hidden_size", width)
+        self.patch_size = config["patch_size"]
+        class_tokens = len({teacher["name"] for teacher in args["teachers"]})
+        multiple = args["register_multiple"]
+        tokens = (class_tokens // multiple + 1) * multiple  # registers fill up
+        self.grid = args["cpe_max_size"] // self.patch_size
+        self.prefix = nn.Parameter(torch.zeros(tokens, width))
+        self.positions = nn.Parameter(torch.zeros(1, self.grid**2, width))
+        self.embedder = nn.Linear(3 * self.patch_size**2, width, bias=False)
+        # timm's own embedding, position and final norm are not used.
+        self.vit = VisionTransformer(
+            img_size=self.patch_size,
+            patch_size=self.patch_size,
+            embed_dim=width,
+            depth=config.get("num_hidden_layers", depth),
+            num_heads=config.get("num_attention_heads", heads),
+            mlp_ratio=config.get("intermediate_size", 4 * width) / width,
+        )
+        self.blocks = self.vit.blocks
+        del self.vit
+
+    def resize_positions(self, rows: int, columns: int) -> torch.Tensor:
+        """The grid, resized to the longer side and cropped to the shorter."""
+        side = max(rows, columns)
+        grid = self.positions.float().reshape(1, self.grid, self.grid, -1)
+        grid = F.interpolate(
+            grid.permute(0, 3, 1, 2), (side, side), mode="bilinear", align_corners=False
+        )
+        grid = grid[:, :, :rows, :columns].flatten(2).transpose(1, 2)
+        return grid.to(self.positions.dtype)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Conditioned pixels (n, 3, h, w) to patch features (n, patches, width)."""
+        rows, columns = (side // self.patch_size for side in pixels.shape[2:])
+        patches = F.unfold(pixels, self.patch_size, stride=self.patch_size)
+        x = self.embedder(patches.transpose(1, 2)) + self.resize_positions(
+            rows, columns
+        )
+        x = torch.cat([self.prefix.expand(len(x), -1, -1), x], dim=1)
+        return self.blocks(x)[:, len(self.prefix) :]
+
+
+class Reference(nn.Module):
+    """The whole model with its preprocessing.
+
+    Args:
+        config: Content of ``config.json``.
+        preprocessor: Content of ``preprocessor_config.json``.
+        tokenizer: The checkpoint's tokenizer.
+    """
+
+    def __init__(
+        self, config: dict, preprocessor: dict, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.tile_size = config["force_image_size"]
+        self.max_tiles = preprocessor["max_num_tiles"]
+        self.use_thumbnail = preprocessor["use_thumbnail"]
+        self.tower = RadioTower(config["vision_config"])
+        self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073]))
+        self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711]))
+        self.shuffle = round(1 / config["downsample_ratio"])
+        merged = config["vit_hidden_size"] * self.shuffle**2
+        llm_config = LlamaConfig(**config["llm_config"])
+        self.mlp1 = nn.Sequential(
+            nn.LayerNorm(merged),
+            nn.Linear(merged, config["projector_hidden_size"]),
+            nn.GELU(),
+            nn.Linear(config["projector_hidden_size"], llm_config.hidden_size),
+        )
+        self.language_model = LlamaForCausalLM(llm_config)
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "Reference":
+        """Load a checkpoint; every tensor must find its place."""
+        config = json.loads((folder / "config.json").read_text())
+        model = cls(
+            config,
+            json.loads((folder / "preprocessor_config.json").read_text()),
+            PreTrainedTokenizerFast.from_pretrained(folder),
+        )
+        tensors = {}
+        for file in folder.glob("*.safetensors"):
+            tensors |= load_file(file)
+        missing, unexpected = model.load_state_dict(
+            {
+                model.own_name(name): tensor.flatten() if ".norm_" in name else tensor
+                for name, tensor in tensors.items()
+                if not name.endswith("summary_idxs")
+            },
+            strict=False,
+        )
+        assert not unexpected and {*missing} <= {"mean", "std"}, (missing, unexpected)
+        statistics = model.mean.clone(), model.std.clone()
+        model.to(dtype).eval().requires_grad_(False)
+        model.mean, model.std = statistics  # conditioning is computed in float32
+        # Answers have the length asked for, whatever the tokens are.
+        model.language_model.generation_config.eos_token_id = None
+        return model
+
+    @staticmethod
+    def own_name(name: str) -> str:
+        """Name of a checkpoint's tensor in this module."""
+        for prefix, own in {
+            "vision_model.radio_model.input_conditioner.norm_": "",
+            "vision_model.radio_model.model.patch_generator.cls_token.token": (
+                "tower.prefix"
+            ),
+            "vision_model.radio_model.model.patch_generator.pos_embed": (
+                "tower.positions"
+            ),
+            "vision_model.radio_model.model.patch_generator.": "tower.",
+            "vision_model.radio_model.model.": "tower.",
+        }.items():
+            if name.startswith(prefix):
+                return own + name.removeprefix(prefix)
+        return name
+
+    # Preprocessing
+
+    def choose_grid(self, width: int, height: int) -> tuple[int, int]:
+        """Columns and rows: enough area, and the closest aspect ratio."""
+        grids = [
+            (columns, rows)
+            for columns, rows in itertools.product(
+                range(1, self.max_tiles + 1), repeat=2
+            )
+            if columns * rows <= self.max_tiles
+        ]
+        grids.sort(key=lambda grid: grid[0] * grid[1])
+        best, best_score = (1, 1), float("-inf")
+        for columns, rows in grids:
+            ratio, aspect = columns / rows, width / height
+            area = columns * rows * self.tile_size**2
+            score = min(area / (width * height), 0.6)
+            score *= min(ratio / aspect, aspect / ratio)
+            if score > best_score:
+                best, best_score = (columns, rows), score
+        return best
+
+    def cut(self, picture: Image.Image) -> list[Image.Image]:
+        """Tiles row by row, then the thumbnail where there are several."""
+        size = self.tile_size
+        columns, rows = self.choose_grid(*picture.size)
+        whole = picture.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
+        tiles = [
+            whole.crop((x * size, y * size, (x + 1) * size, (y + 1) * size))
+            for y in range(rows)
+            for x in range(columns)
+        ]
+        if self.use_thumbnail and len(tiles) > 1:
+            tiles.append(picture.resize((size, size), Image.Resampling.BICUBIC))
+        return tiles
+
+    def to_pixels(self, picture: Image.Image) -> torch.Tensor:
+        """uint8 tiles (n, 3, size, size) of an RGB picture."""
+        tiles = [np.asarray(tile.convert("RGB")) for tile in self.cut(picture)]
+        return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).contiguous()
+
+    def expand(self, prompt: str, tiles: list[int]) -> str:
+        """Write out the image tokens of each ``<image>``."""
+        head, *rest = prompt.split("<image>")
+        assert len(rest) == len(tiles)
+        side = self.tile_size // self.tower.patch_size // self.shuffle
+        for count, text in zip(tiles, rest, strict=True):
+            head += f"<img>{'<image>' * count * side * side}</img>{text}"
+        return head
+
+    # The model
+
+    def condition(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 to normalised pixels in the model's dtype."""
+        scaled = pixels.float() / 255
+        scaled = (scaled - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)
+        return scaled.to(self.tower.prefix.dtype)
+
+    def pixel_shuffle(self, features: torch.Tensor) -> torch.Tensor:
+        """Join each square of neighbouring patches: (n, p, c) to (n, p/4, 4c).
+
+        Version 1 swaps rows and columns of the result.
+        """
+        n, patches, _ = features.shape
+        side, s = round(patches**0.5), self.shuffle
+        x = features.reshape(n, side // s, s, side // s, s, -1)
+        x = x.permute(0, 1, 3, 2, 4, 5)  # (n, row, column, inner row, inner column, c)
+        if self.config["ps_version"] == "v1":
+            x = x.transpose(1, 2)
+        return x.reshape(n, patches // s**2, -1)
+
+    def connect(self, features: torch.Tensor) -> torch.Tensor:
+        return self.mlp1(self.pixel_shuffle(features))
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 tiles to embeddings (n, tokens, width of the decoder)."""
+        return self.connect(self.tower(self.condition(pixels)))
+
+    def embed(
+        self, prompt: str, pictures: list[Image.Image]
+    ) -> tuple[list[int], torch.Tensor]:
+        """Token ids of the expanded prompt and its embeddings (1, tokens, width)."""
+        pixels = [self.to_pixels(picture) for picture in pictures]
+        text = self.expand(prompt, [len(tiles) for tiles in pixels])
+        ids = self.tokenizer.encode(text)
+        embeds = self.language_model.get_input_embeddings()(torch.tensor([ids])).clone()
+        if pixels:
+            (image_id,) = self.tokenizer.encode("<image>", add_special_tokens=False)
+            features = self.encode(torch.cat(pixels)).flatten(0, 1)
+            embeds[0, torch.tensor(ids) == image_id] = features
+        return ids, embeds
+
+    def answer(
+        self, prompt: str, pictures: list[Image.Image], max_tokens: int
+    ) -> tuple[list[int], list[int], torch.Tensor]:
+        """Greedy decoding without a stop.
+
+        Returns:
+            Ids of the prompt, ids of the answer, and the log-probabilities of
+            its first token over the vocabulary.
+        """
+        ids, embeds = self.embed(prompt, pictures)
+        output = self.language_model.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+            max_new_tokens=max_tokens,
+            pad_token_id=0,
+            do_sample=False,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        first = output.scores[0][0].float().log_softmax(-1)
+        return ids, output.sequences[0].tolist(), first
