@@ -4,9 +4,10 @@ PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 MODEL ?= build/nemotron_vl_tiny
 
-export HF_HUB_OFFLINE ?= 1
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
+
+demo test bench: export HF_HUB_OFFLINE = 1
 
 .PHONY: demo test lint bench serve requirements
 
@@ -22,7 +23,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	for script in benchmarks/*.py; do $(PYTHON) $$script --quick || exit 1; done
 
-# make serve MODEL=nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1 HF_HUB_OFFLINE=0
+# make serve MODEL=nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1
 serve: $(INSTALLED) $(filter build/%,$(MODEL))
 	.venv/bin/vllm serve $(MODEL) --host 127.0.0.1 --max-model-len 8192
 

@@ -1,6 +1,8 @@
 """No Python file of a checkpoint is imported, whatever is trusted."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,28 +27,32 @@ RADIOConfig = RADIOModel = Anything
 ENGINE = """
 import sys
 from PIL import Image
+from transformers import AutoConfig, AutoProcessor
 from vllm import LLM, SamplingParams
 if __name__ == "__main__":
-    llm = LLM(sys.argv[1], trust_remote_code={trust}, enforce_eager=True,
-              max_model_len=512, max_num_seqs=2, {options})
-    parts = [{{"type": "image_pil", "image_pil": Image.new("RGB", (100, 64))}},
-             {{"type": "text", "text": "?"}}]
-    answer = llm.chat([{{"role": "user", "content": parts}}],
-                      SamplingParams(max_tokens=2, temperature=0, ignore_eos=True))
-    assert len(answer[0].outputs[0].token_ids) == 2
-    from transformers import AutoConfig, AutoProcessor
-    AutoConfig.from_pretrained(sys.argv[1], trust_remote_code={trust})
-    AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code={trust})
-    print("answered")
+    for model in sys.argv[1:]:
+        llm = LLM(model, trust_remote_code={trust}, enforce_eager=True,
+                  max_model_len=512, max_num_seqs=2, {options})
+        parts = [{{"type": "image_pil", "image_pil": Image.new("RGB", (100, 64))}},
+                 {{"type": "text", "text": "?"}}]
+        sampling = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
+        answer = llm.chat([{{"role": "user", "content": parts}}], sampling)
+        assert len(answer[0].outputs[0].token_ids) == 2
+        llm.llm_engine.engine_core.shutdown()
+        AutoConfig.from_pretrained(model, trust_remote_code={trust})
+        AutoProcessor.from_pretrained(model, trust_remote_code={trust})
+        print("answered", model)
 """
+
+HUB_ID = "nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1"
 
 
 @pytest.fixture
 def baited(checkpoint, tmp_path) -> tuple[Path, Path]:
     """A checkpoint whose every ``auto_map`` leads to a file with a canary.
 
-    The repository that ``vision_config.auto_map`` names lies beside it and in
-    a Hugging Face cache.
+    It lies in a folder and, as `HUB_ID`, in a Hugging Face cache, together with
+    the repository that ``vision_config.auto_map`` names.
     """
     canary = tmp_path / "canary.txt"
     code = CANARY.format(canary=str(canary))
@@ -61,12 +67,17 @@ def baited(checkpoint, tmp_path) -> tuple[Path, Path]:
         values = json.loads((model / file).read_text())
         (model / file).write_text(json.dumps(values | changes))
 
-    nested = tmp_path / "hub/models--nvidia--C-RADIOv2-H/snapshots/" / ("0" * 40)
-    nested.mkdir(parents=True)
+    def in_cache(name: str) -> Path:
+        repository = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs/main").write_text("0" * 40)
+        (repository / "snapshots").mkdir()
+        return repository / "snapshots" / ("0" * 40)
+
+    nested = in_cache("nvidia/C-RADIOv2-H")
+    nested.mkdir()
     (nested / "hf_model.py").write_text(code)
     (nested / "config.json").write_text("{}")
-    (nested.parents[1] / "refs").mkdir()
-    (nested.parents[1] / "refs/main").write_text("0" * 40)
 
     processor = "image_processing.NemotronProcessor"
     auto_map = {
@@ -93,16 +104,15 @@ def baited(checkpoint, tmp_path) -> tuple[Path, Path]:
     (model / "processor_config.json").write_text(
         json.dumps({"auto_map": {"AutoProcessor": processor}})
     )
+    shutil.copytree(model, in_cache(HUB_ID))
     return model, canary
 
 
-def run(code: str, model: Path, tmp_path: Path) -> subprocess.CompletedProcess:
-    import os
-
+def run(code: str, tmp_path: Path, *models: object) -> subprocess.CompletedProcess:
     script = tmp_path / "script.py"
     script.write_text(code)
     return subprocess.run(
-        [sys.executable, str(script), str(model)],
+        [sys.executable, str(script), *map(str, models)],
         capture_output=True,
         text=True,
         timeout=400,
@@ -116,9 +126,10 @@ def run(code: str, model: Path, tmp_path: Path) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("trust", [True, False])
 def test_engine_and_auto_classes_import_nothing(baited, tmp_path, trust):
-    model, canary = baited
-    result = run(ENGINE.format(trust=trust, options=""), model, tmp_path)
-    assert "answered" in result.stdout, result.stderr[-3000:]
+    folder, canary = baited
+    result = run(ENGINE.format(trust=trust, options=""), tmp_path, folder, HUB_ID)
+    for model in (folder, HUB_ID):
+        assert f"answered {model}" in result.stdout, result.stderr[-3000:]
     assert not canary.exists(), canary.read_text()
 
 
@@ -126,7 +137,7 @@ def test_asking_for_the_transformers_backend_imports_nothing(baited, tmp_path):
     """It serves natively: there is no code for another backend to run."""
     model, canary = baited
     code = ENGINE.format(trust=True, options="model_impl='transformers'")
-    result = run(code, model, tmp_path)
+    result = run(code, tmp_path, model)
     assert not canary.exists(), canary.read_text()
     assert "answered" in result.stdout or "Cannot find model module" in result.stderr
 
@@ -135,12 +146,12 @@ def test_the_canary_sings_without_the_plugin(baited, tmp_path):
     """The bait is good: vLLM's in-tree model and AutoProcessor swallow it."""
     model, canary = baited
     code = "import os; os.environ['VLLM_PLUGINS'] = ''\n" + ENGINE
-    run(code.format(trust=True, options=""), model, tmp_path)
+    run(code.format(trust=True, options=""), tmp_path, model)
     assert canary.exists()
     script = (
         "import sys\nfrom transformers import AutoTokenizer\n"
         "AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
     )
     canary.unlink()
-    run(script, model, tmp_path)
+    run(script, tmp_path, model)
     assert canary.exists()

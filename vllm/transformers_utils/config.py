@@ -213,8 +213,8 @@ def check_servable(
 
     image_size, patch_size = config.force_image_size, vision.patch_size
     ratio = config.downsample_ratio
-    if not 0 < ratio <= 1 or (1 / ratio) % 1:
-        refuse("downsample_ratio", ratio, "it must be 1 divided by a whole number")
+    if ratio not in (1, 0.5, 0.25):
+        refuse("downsample_ratio", ratio, "supported: 1, 0.5, 0.25")
     unit = patch_size * round(1 / ratio)
     if patch_size <= 0 or image_size <= 0 or image_size % unit:
         refuse(
