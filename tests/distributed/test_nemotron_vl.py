@@ -61,6 +61,6 @@ def test_pipeline_parallel(make_llm, checkpoint, prompts, expected, monkeypatch)
         checkpoint,
         dtype="float32",
         pipeline_parallel_size=2,
-        enforce_eager=False,  # vLLM's CPU runner needs it for pipelines
+        enforce_eager=False,  # vLLM's CPU runner has no pipelines in eager mode
     )
     assert answers(llm, prompts) == expected
