@@ -22,6 +22,13 @@ def run_python(code: str, **options) -> subprocess.CompletedProcess:
     )
 
 
+def tree() -> list[Path]:
+    """Files that the project contributes, relative to the tree's top."""
+    top = ROOT / "vllm"
+    files = [file.relative_to(top) for file in top.rglob("*") if file.is_file()]
+    return [file for file in files if "__pycache__" not in file.parts]
+
+
 def test_vllm_finds_the_entry_point():
     (entry,) = entry_points(group="vllm.general_plugins", name="nemotron_vl")
     assert entry.load() is plugin.register
@@ -32,11 +39,7 @@ def test_every_folder_of_the_tree_is_packaged():
 
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     declared = set(settings["tool"]["setuptools"]["packages"])
-    found = {
-        ".".join(["vllm_nemotron_vl", *file.relative_to(ROOT / "vllm").parent.parts])
-        for file in (ROOT / "vllm").rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
-    }
+    found = {".".join(["vllm_nemotron_vl", *file.parent.parts]) for file in tree()}
     assert declared == found
 
 
@@ -51,12 +54,7 @@ def test_the_wheel_holds_the_tree_and_nothing_of_vllm(tmp_path):
 
     names = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
     code = {name for name in names if name.parts[0] == "vllm_nemotron_vl"}
-    tree = {
-        Path("vllm_nemotron_vl", *file.relative_to(ROOT / "vllm").parts)
-        for file in (ROOT / "vllm").rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
-    }
-    assert code == tree
+    assert code == {Path("vllm_nemotron_vl", file) for file in tree()}
     assert not [name for name in names if name.parts[0] == "vllm"]
 
 

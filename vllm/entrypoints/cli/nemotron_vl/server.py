@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ def serving(
     model: str | Path,
     *options: str,
     log: str | Path,
-    env: dict[str, str] | None = None,
     timeout: float = 600,
 ) -> Iterator[str]:
     """Serve ``model`` while the block runs.
@@ -30,7 +28,6 @@ def serving(
         model: Folder of a checkpoint or its name on the hub.
         options: Further options of ``vllm serve``.
         log: File for the server's output.
-        env: Environment variables to add.
         timeout: Seconds to wait until the server answers.
 
     Yields:
@@ -56,7 +53,6 @@ def serving(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | (env or {}),
             start_new_session=True,
         )
     try:
@@ -77,7 +73,7 @@ def _wait_until_healthy(
 ) -> None:
     deadline = time.monotonic() + timeout
     while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(urllib.error.URLError, OSError):
+        with contextlib.suppress(OSError):
             urllib.request.urlopen(url + "/health", timeout=5).close()
             return
         time.sleep(0.5)
