@@ -2,11 +2,11 @@
 """Image tiling and prompt expansion of ``Llama_Nemotron_Nano_VL``.
 
 The tiling rule and the prompt format are those of the checkpoint's model card
-and of vLLM's in-tree implementation; pixels are bit-identical to the latter's,
-but stay uint8 until the model conditions them.
+and of vLLM's in-tree implementation. Pixels stay uint8 until the model
+conditions them; `RESIZE_RECIPES` says how they are resampled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
 from io import BytesIO
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from transformers import AutoProcessor, TokenizersBackend
 from vllm.exceptions import VLLMValidationError
@@ -52,7 +53,15 @@ IMAGE_SETTINGS = (
     "max_dynamic_patch",
     "dynamic_image_size",
     "use_thumbnail",
+    "resize",
 )
+
+# How pictures are resampled:
+# "fast": bicubic on uint8 by torch; within 2/255 of "exact" on every value;
+# "exact": bicubic by PIL; bit-identical to vLLM's in-tree implementation;
+# "hf": what the checkpoint's own image_processing.py does; doubles the picture
+#     (PIL, bilinear) before the grid is chosen, then antialiased bilinear.
+RESIZE_RECIPES = ("fast", "exact", "hf")
 
 # Bounds `max_dynamic_patch`: the candidate grids grow with its square, and
 # the model card's limit is 12.
@@ -211,6 +220,43 @@ def _with_all_levels(
     return replace(item, media=to_rgb(item.media))
 
 
+def _resizer(image: Image.Image, recipe: str) -> Callable[[int, int], torch.Tensor]:
+    """A function from width and height to a picture, uint8 of 3 x height x width.
+
+    A picture that has the size already is not resampled.
+    """
+    if recipe == "exact":
+        return lambda width, height: _to_tensor(
+            image if image.size == (width, height) else image.resize((width, height))
+        )
+    mode = "bicubic"
+    if recipe == "hf":
+        mode = "bilinear"
+        doubled = (2 * image.width, 2 * image.height)
+        image = image.resize(doubled, Image.Resampling.BILINEAR)
+    pixels = _to_tensor(image)
+
+    def resize(width: int, height: int) -> torch.Tensor:
+        if image.size == (width, height):
+            return pixels
+        batch = pixels[None]
+        # Values are clipped between the passes, so their order shows at sharp
+        # edges. torch goes along rows first, Pillow (since 13) along columns
+        # where the height shrinks by more than twice what the width does.
+        shrinks = image.height - height
+        if recipe == "fast" and shrinks > max(0, 2 * (image.width - width)):
+            size = (height, image.width)
+            batch = F.interpolate(batch, size, mode=mode, antialias=True)
+        return F.interpolate(batch, (height, width), mode=mode, antialias=True)[0]
+
+    return resize
+
+
+def _to_tensor(image: Image.Image) -> torch.Tensor:
+    """uint8 of 3 x height x width, the channels last in memory."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
 class NemotronVLImageProcessor(InternVLImageProcessor):
     """Cuts pictures into square uint8 tiles.
 
@@ -221,6 +267,7 @@ class NemotronVLImageProcessor(InternVLImageProcessor):
         dynamic_image_size: ``False`` makes every picture one tile.
         use_thumbnail: Append the whole picture as a tile where the grid has
             more than one.
+        resize: One of `RESIZE_RECIPES`.
         do_rescale: Return float32 in 0..1 instead of uint8. vLLM turns it off
             where the model conditions the pixels on its device (the default).
         do_normalize: Accepted because vLLM sets it; mean and standard
@@ -238,6 +285,7 @@ class NemotronVLImageProcessor(InternVLImageProcessor):
         dynamic_image_size: bool = True,
         use_thumbnail: bool = True,
         *,
+        resize: str = "exact",
         do_rescale: bool = True,
         do_normalize: bool = True,
     ) -> None:
@@ -248,10 +296,17 @@ class NemotronVLImageProcessor(InternVLImageProcessor):
             dynamic_image_size,
             use_thumbnail,
         )
+        self.resize = resize
         self.do_rescale = do_rescale
         self.do_normalize = do_normalize
         for name in ("dynamic_image_size", "use_thumbnail", "do_rescale"):
             _check_bool(name, getattr(self, name))
+        if resize not in RESIZE_RECIPES:
+            raise VLLMValidationError(
+                f"resize must be one of {', '.join(map(repr, RESIZE_RECIPES))}, "
+                f"but is {resize!r}.",
+                parameter="mm_processor_kwargs",
+            )
         self.resolve_min_max_num()
 
     @classmethod
@@ -293,6 +348,8 @@ class NemotronVLImageProcessor(InternVLImageProcessor):
         ``overrides`` are those of `resolve_min_max_num`.
         """
         min_tiles, max_tiles = self.resolve_min_max_num(**overrides)
+        if self.resize == "hf":
+            width, height = 2 * width, 2 * height
         return choose_grid(
             width,
             height,
@@ -309,13 +366,16 @@ class NemotronVLImageProcessor(InternVLImageProcessor):
             uint8 of shape ``(grid.num_tiles, 3, image_size, image_size)``.
         """
         size, (columns, rows, thumbnail) = self.image_size, grid
-        tiles = np.empty((grid.num_tiles, 3, size, size), dtype=np.uint8)
-        whole = np.asarray(image.resize((columns * size, rows * size)))
-        cut = whole.reshape(rows, size, columns, size, 3).transpose(0, 2, 4, 1, 3)
-        tiles[: rows * columns].reshape(rows, columns, 3, size, size)[:] = cut
+        tiles = torch.empty((grid.num_tiles, 3, size, size), dtype=torch.uint8)
+        resized = _resizer(image, self.resize)
+        # (rows, columns, 3, size, size) of the buffer is filled in one pass.
+        cut = resized(columns * size, rows * size)
+        cut = cut.unflatten(2, (columns, size)).unflatten(1, (rows, size))
+        whole = tiles[: rows * columns].unflatten(0, (rows, columns))
+        whole.copy_(cut.permute(1, 3, 0, 2, 4))
         if thumbnail:
-            tiles[-1] = np.asarray(image.resize((size, size))).transpose(2, 0, 1)
-        return torch.from_numpy(tiles)
+            tiles[-1] = resized(size, size)
+        return tiles
 
     def _images_to_pixel_values_lst(
         self,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import resize
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models.internvl import (
@@ -142,6 +143,48 @@ def test_pixels_equal_vllms_in_tree_ones(width, height):
     assert torch.equal(tiles.float() / 255, in_tree)
 
 
+def tile_with(recipe: str, picture: Image.Image, tile: int = TILE) -> torch.Tensor:
+    cutter = NemotronVLImageProcessor(tile, resize=recipe, do_rescale=False)
+    return cutter(images=picture)["pixel_values_flat"]
+
+
+@pytest.mark.parametrize("tile", [64, 512])
+def test_the_fast_recipe_is_close_to_the_exact_one(photo, page, tile):
+    rng = np.random.default_rng(0)
+    edges = Image.fromarray(rng.integers(0, 2, (555, 777, 3), np.uint8) * 255)
+    for picture in (photo, page, edges, *(noise(*size) for size in SIZES)):
+        fast, exact = (tile_with(r, picture, tile) for r in ("fast", "exact"))
+        assert fast.shape == exact.shape
+        assert fast.is_contiguous() and fast.dtype == torch.uint8
+        assert (fast.int() - exact.int()).abs().max() <= 2, picture.size
+
+
+@pytest.mark.parametrize("recipe", ["fast", "exact"])
+def test_a_picture_of_a_tiles_size_is_not_resampled(recipe):
+    picture = noise(TILE, TILE)
+    (tile,) = tile_with(recipe, picture)
+    assert torch.equal(tile, torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("size", [(512, 512), (640, 480), (100, 300)])
+def test_the_checkpoints_own_recipe_doubles_the_picture_first(size):
+    picture = noise(*size)
+    doubled = picture.resize((2 * size[0], 2 * size[1]), Image.Resampling.BILINEAR)
+    columns, rows = grid_by_the_rule(*doubled.size, 512, 1, 12)
+    whole = torch.from_numpy(np.array(doubled)).permute(2, 0, 1)
+    resized = resize(whole, [rows * 512, columns * 512], antialias=True)
+    expected = [
+        resized[:, y * 512 : (y + 1) * 512, x * 512 : (x + 1) * 512]
+        for y in range(rows)
+        for x in range(columns)
+    ]
+    if len(expected) > 1:
+        expected.append(resize(whole, [512, 512], antialias=True))
+    assert torch.equal(tile_with("hf", picture, 512), torch.stack(expected))
+    if size == (512, 512):
+        assert (len(tile_with("exact", picture, 512)), len(expected)) == (1, 5)
+
+
 def test_pixels_are_float_where_the_device_does_not_normalise(make_processor):
     picture = noise(200, 100)
     on_device = pixels(process(make_processor(), "<image>", [picture]))
@@ -174,6 +217,8 @@ SETTINGS = [
     {"dynamic_image_size": False},
     {"use_thumbnail": False},
     {"max_dynamic_patch": 1},
+    {"resize": "fast"},
+    {"resize": "hf"},
 ]
 
 
@@ -221,6 +266,8 @@ def test_profiling_expects_the_most_tokens_a_picture_can_have(make_processor, se
         ({"min_dynamic_patch": True}, "min_dynamic_patch must be a whole number"),
         ({"min_dynamic_patch": 5, "max_dynamic_patch": 3}, "from 5 to 256"),
         ({"use_thumbnail": "no"}, "use_thumbnail must be true or false"),
+        ({"resize": "best"}, "resize must be one of 'fast', 'exact', 'hf'"),
+        ({"resize": ["fast"]}, "resize must be one of"),
         ({"dynamic_image_size": 1}, "dynamic_image_size must be true or false"),
         ({"image_size": 32}, r"Unknown mm_processor_kwargs \['image_size'\]"),
         ({"tiles": [1]}, r"Unknown mm_processor_kwargs \['tiles'\].*use_thumbnail"),

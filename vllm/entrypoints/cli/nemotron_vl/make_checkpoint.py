@@ -117,6 +117,7 @@ def make_checkpoint(
     ps_version: str = "v2",
     dtype: str = "bfloat16",
     seed: int = 0,
+    vision_options: dict[str, Any] | None = None,
 ) -> NemotronVLConfig:
     """Write a checkpoint that vLLM, and the reference in the tests, can load.
 
@@ -137,6 +138,8 @@ def make_checkpoint(
         ps_version: Pixel shuffle, ``v1`` or ``v2``.
         dtype: Type of the stored weights.
         seed: Seed of the weights.
+        vision_options: Further keys of ``vision_config``, such as
+            ``hidden_size`` for a tower unlike C-RADIO's.
 
     Returns:
         The checkpoint's configuration.
@@ -157,6 +160,7 @@ def make_checkpoint(
     tokenizer = _train_tokenizer()
     bos, eos = tokenizer.token_to_id(_BOS), tokenizer.token_to_id(_EOS)
     vision_config = _vision_config(tower, tower_layers, cpe_max_size, dtype)
+    vision_config |= vision_options or {}
     values: dict[str, Any] = {
         "architectures": ["Llama_Nemotron_Nano_VL"],
         "model_type": NEMOTRON_VL_MODEL_TYPE,
@@ -170,13 +174,15 @@ def make_checkpoint(
         "downsample_ratio": 0.5,
         "force_image_size": tile_size,
         "image_tag_type": "internvl",
-        "patch_size": 16,
+        "patch_size": vision_config["patch_size"],
         "projector_hidden_size": projector_hidden_size,
         "ps_version": ps_version,
         "template": "llama3.1",
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
-        "vit_hidden_size": VIT_TIMM_DIM_BY_NAME[f"{tower}_patch16_224"][0],
+        "vit_hidden_size": vision_config.get(
+            "hidden_size", VIT_TIMM_DIM_BY_NAME[f"{tower}_patch16_224"][0]
+        ),
         "vision_config": vision_config,
         "llm_config": {
             "architectures": ["LlamaForCausalLM"],

@@ -1,0 +1,358 @@
+"""Pictures of short texts, drawn with many fonts, and questions about them.
+
+Everything is drawn from a ``random.Random``: the same seed, fonts and Pillow
+give the same pictures.
+"""
+
+import functools
+import io
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+CHARACTERS = "0123456789.,:-/$"
+MAX_LENGTH = 8
+
+# Kinds of questions and how often each is asked.
+KINDS = {"read": 0.5, "count": 0.1, "first": 0.1, "lines": 0.2, "both": 0.1}
+
+# Most tiles of a picture, drawn by chance: small pictures teach more per second.
+TILE_LIMITS = (1, 2, 3, 3, 4, 6, 6, 12)
+
+# Characters keep this many pixels (width, height of the font) in the tiles.
+_READABLE = (15, 26)
+
+# Stands for the font that Pillow carries.
+PILLOW_FONT: list[list[Path | None]] = [[None]]
+
+# Faces that are not meant for reading, or vanish at small sizes.
+_UNWANTED = (
+    *("thin", "hairline", "extralight", "ultralight", "extlt", "outline", "shadow"),
+    *("symbol", "math", "dingbat", "ornament", "initial", "swash", "inline", "cond-u"),
+    *(
+        "lmodern/lmsy",
+        "cmuclass",
+        "standardsymbols",
+        "zapf",
+        "chorus",
+        "z003",
+        "bold-u",
+    ),
+)
+
+
+@dataclass
+class Character:
+    """Where a character was drawn, in pixels of the picture."""
+
+    text: str
+    line: int  # from 0
+    index: int  # in its line, from 0
+    x: float  # of its centre
+    y: float
+    half_width: float
+    half_height: float
+
+
+@dataclass
+class Drawing:
+    picture: Image.Image
+    lines: list[str]
+    characters: list[Character] = field(repr=False)
+
+
+@dataclass
+class Question:
+    """A conversation about pictures: the questions with their answers."""
+
+    kind: str
+    drawings: list[Drawing]
+    turns: list[tuple[str, str]]
+
+
+class Tiler(Protocol):
+    """What decides how a picture is cut; the reference model is one."""
+
+    tile_size: int
+
+    def choose_grid(self, width: int, height: int) -> tuple[int, int]: ...
+
+
+def find_fonts(folder: Path) -> list[list[Path | None]]:
+    """Readable font files, grouped by typeface (their folder)."""
+    groups: dict[Path, list[Path | None]] = {}
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() not in (".ttf", ".otf") or file.is_symlink():
+            continue
+        name = file.relative_to(folder).as_posix().lower()
+        if not any(word in name for word in _UNWANTED) and _is_usable(file):
+            groups.setdefault(file.parent, []).append(file)
+    if not groups:
+        raise FileNotFoundError(f"{folder} holds no usable fonts; see tools/fonts.sh.")
+    return list(groups.values())
+
+
+def _is_usable(file: Path) -> bool:
+    """Whether the font has a glyph of its own for every character."""
+    try:
+        font = ImageFont.truetype(file, 24)
+        glyphs = {bytes(font.getmask(c)) for c in CHARACTERS}
+        missing = bytes(font.getmask("\uffff"))
+    except (OSError, ValueError):
+        return False
+    return len(glyphs) == len(CHARACTERS) and missing not in glyphs
+
+
+@functools.cache
+def _advances(file: Path | None) -> dict[str, float]:
+    """Widths of the characters, in font sizes."""
+    font = _font(file, 100)
+    return {c: font.getlength(c) / 100 for c in CHARACTERS}
+
+
+@functools.lru_cache(maxsize=256)
+def _font(file: Path | None, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
+
+
+def draw_string(rng: random.Random, longest: int = MAX_LENGTH) -> str:
+    """1 to ``longest`` characters: numbers, prices, dates, times and the like.
+
+    Punctuation stands between digits, as in what people write.
+    """
+    length = rng.randint(1, longest)
+    while True:
+        text = "".join(
+            rng.choice("0123456789") if rng.random() < 0.78 else rng.choice(".,:-/$")
+            for _ in range(length)
+        )
+        padded = f" {text} "
+        if all(
+            (before.isdigit() and after.isdigit())
+            or (c == "-" and not before.isdigit() and after.isdigit())
+            or (c == "$" and not before.isdigit() and (after.isdigit() or length == 1))
+            or c.isdigit()
+            for before, c, after in zip(padded, text, padded[2:], strict=False)
+        ):
+            return text
+
+
+def _write(
+    rng: random.Random,
+    fonts: list[list[Path | None]],
+    lines: list[str],
+    is_good: Callable[[int, int, float, float], bool],
+    effort: float,
+) -> tuple[Image.Image, list[Character]]:
+    """Write lines of text: the mask of the ink, and where which character is.
+
+    ``is_good`` is asked whether a picture of a width and height may have
+    characters of a mean width and a font size, all in pixels.
+    """
+    while True:
+        file = rng.choice(rng.choice(fonts))
+        em = round(20 * 4 ** (rng.random() ** 1.7))  # pixels, more often small
+        line_height = rng.uniform(1.05, 1.5) * em
+        margins = [
+            em
+            * (
+                rng.uniform(1.0, 3.5)
+                if rng.random() < 0.12 * effort
+                else rng.uniform(0.1, 0.6)
+            )
+            for _ in range(4)
+        ]
+        spacing = rng.uniform(0, 0.25) * em if rng.random() < 0.3 * effort else 0.0
+        advances = _advances(file)
+        lengths = [
+            list(accumulate((em * advances[c] + spacing for c in line), initial=0.0))
+            for line in lines
+        ]
+        text_width = max(length[-1] for length in lengths)
+        width = round(text_width + margins[0] + margins[2])
+        height = round(line_height * len(lines) + margins[1] + margins[3])
+        mean = sum(length[-1] for length in lengths) / sum(map(len, lines))
+        if is_good(width, height, mean, em):
+            break
+
+    mask = Image.new("L", (width, height))
+    pen = ImageDraw.Draw(mask)
+    font = _font(file, em)
+    top, bottom = font.getbbox("0", anchor="ls")[1::2]
+    align = rng.choice((0, 0, 0.5, 1))
+    characters = []
+    for number, (line, length) in enumerate(zip(lines, lengths, strict=True)):
+        x = margins[0] + align * (text_width - length[-1])
+        baseline = margins[1] + number * line_height + (line_height + 0.7 * em) / 2
+        for i, c in enumerate(line):
+            pen.text((x + length[i], baseline), c, 255, font, anchor="ls")
+            characters.append(
+                Character(
+                    text=c,
+                    line=number,
+                    index=i,
+                    x=x + (length[i] + length[i + 1]) / 2,
+                    y=baseline + (top + bottom) / 2,
+                    half_width=(length[i + 1] - length[i]) / 2,
+                    half_height=(bottom - top) / 2,
+                )
+            )
+    if rng.random() < 0.4 * effort:
+        angle = rng.uniform(-2, 2)
+        mask = mask.rotate(angle, Image.Resampling.BILINEAR)
+        cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        for c in characters:
+            dx, dy = c.x - width / 2, c.y - height / 2
+            c.x = width / 2 + cos * dx + sin * dy
+            c.y = height / 2 - sin * dx + cos * dy
+    return mask, characters
+
+
+def _paint(rng: random.Random, mask: Image.Image, effort: float) -> Image.Image:
+    """Ink and paper of distinct brightness, then blur, noise and JPEG."""
+    size = mask.size
+    generator = np.random.default_rng(rng.getrandbits(32))
+    dark, light = rng.uniform(0, 90), rng.uniform(165, 255)
+    if rng.random() < 0.3 * effort:
+        dark, light = light, dark
+    tint = 25 * effort
+    ink, paper = (
+        np.array([level + rng.uniform(-tint, tint) for _ in range(3)], np.float32)
+        for level in (dark, light)
+    )
+    background = np.broadcast_to(paper, (size[1], size[0], 3))
+    if rng.random() < 0.4 * effort:  # light falls unevenly
+        slope = np.linspace(-1, 1, size[0], dtype=np.float32)[None] * rng.uniform(
+            -25, 25
+        )
+        slope = slope + (
+            np.linspace(-1, 1, size[1], dtype=np.float32)[:, None]
+            * rng.uniform(-25, 25)
+        )
+        background = background + slope[..., None]
+    alpha = np.asarray(mask, np.float32)[..., None] / 255
+    pixels = background * (1 - alpha) + ink * alpha
+    if rng.random() < 0.5 * effort:
+        pixels = pixels + rng.uniform(1, 12) * generator.standard_normal(
+            pixels.shape, np.float32
+        )
+    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    if rng.random() < 0.25 * effort:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9)))
+    if rng.random() < 0.3 * effort:
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=rng.randint(40, 95))
+        picture = Image.open(file)
+        picture.load()
+    return picture
+
+
+def make_question(
+    rng: random.Random,
+    fonts: list[list[Path | None]],
+    tiler: Tiler,
+    kind: str,
+    *,
+    longest: int = MAX_LENGTH,
+    effort: float = 1.0,
+    turns: int = 1,
+) -> Question:
+    """Draw pictures for a question, and further turns about them.
+
+    Args:
+        rng: Source of every choice.
+        fonts: Font files by typeface.
+        tiler: Cuts the pictures.
+        kind: ``read``, ``count``, ``first``, ``lines`` (two or three lines) or
+            ``both`` (two pictures).
+        longest: Most characters of a line.
+        effort: How much is varied and distorted and how many tiles there may be,
+            from 0 to 1.
+        turns: Most questions about the same pictures.
+    """
+    max_tiles = max(2, round(rng.choice(TILE_LIMITS) * effort))
+
+    def drawing(lines: list[str]) -> Drawing:
+        is_good = _readable(tiler, max_tiles)
+        mask, characters = _write(rng, fonts, lines, is_good, effort)
+        return Drawing(_paint(rng, mask, effort), lines, characters)
+
+    def strings(count: int, longest: int) -> list[str]:
+        return [draw_string(rng, longest) for _ in range(count)]
+
+    if kind == "both":
+        texts = strings(2, min(longest, 6))
+        pictures = [drawing([text]) for text in texts]
+        return Question(kind, pictures, [("Read both.", "\n".join(texts))])
+    if kind == "lines":
+        texts = strings(rng.randint(2, 3), longest)
+        asked = [(f"Read line {i}.", text) for i, text in enumerate(texts, 1)]
+        asked.append(("Read the text.", "\n".join(texts)))
+        head = rng.randrange(len(asked))
+    else:
+        texts = strings(1, longest)
+        (text,) = texts
+        asked = [
+            ("Read the text.", text),
+            ("How many characters are there?", str(len(text))),
+            ("What is the first character?", text[0]),
+        ]
+        head = ("read", "count", "first").index(kind)
+    asked.insert(0, asked.pop(head))
+    rest = asked[1:]
+    rng.shuffle(rest)
+    return Question(kind, [drawing(texts)], [asked[0], *rest][:turns])
+
+
+def draw_page(
+    rng: random.Random, fonts: list[list[Path | None]], tiler: Tiler, effort: float
+) -> Drawing:
+    """A piece of a page full of text, of 4 x 3 tiles that need no resizing."""
+    width, height = 4 * tiler.tile_size, 3 * tiler.tile_size
+    strings, count = rng.randint(2, 5), rng.randint(2, 6)
+    lines = ["".join(draw_string(rng) for _ in range(strings)) for _ in range(count)]
+    mask, characters = _write(
+        rng,
+        fonts,
+        lines,
+        lambda w, h, advance, em: (
+            width < w < 2 * width and height < h < 2 * height and advance >= 12
+        ),
+        effort,
+    )
+    left, top = rng.randrange(mask.width - width), rng.randrange(mask.height - height)
+    inside = []
+    for c in characters:
+        c.x -= left
+        c.y -= top
+        if 0 <= c.x < width and 0 <= c.y < height:
+            inside.append(c)
+    mask = mask.crop((left, top, left + width, top + height))
+    return Drawing(_paint(rng, mask, effort), lines, inside)
+
+
+def _readable(tiler: Tiler, max_tiles: int) -> Callable[[int, int, float, float], bool]:
+    """Whether a picture fits ``max_tiles`` and its characters stay readable.
+
+    The limit rises as nothing is found that fits.
+    """
+    tries = 0
+
+    def is_good(width: int, height: int, advance: float, em: float) -> bool:
+        nonlocal tries
+        tries += 1
+        columns, rows = tiler.choose_grid(width, height)
+        return (
+            columns * rows <= max_tiles + tries // 20
+            and advance * columns * tiler.tile_size / width >= _READABLE[0]
+            and em * rows * tiler.tile_size / height >= _READABLE[1]
+        )
+
+    return is_good

@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+"""How well a checkpoint reads drawn text, asked of the reference and the engine.
+
+    tools/fonts.sh build/fonts
+    python tools/evaluate_tiny.py build/training/checkpoint --engine float32
+
+draws 2,000 questions with fonts that no training saw, answers them by greedy
+decoding and prints tables in Markdown.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+import torch
+from drawn_text import KINDS, PILLOW_FONT, Question, find_fonts, make_question
+
+from reference.nemotron_vl import Reference
+
+# The engine and the reference stop here or at the end of the answer.
+SPARE_TOKENS = 3
+
+
+def chat_prompt(question: Question) -> str:
+    """The first turn in the chat format, up to the answer."""
+    images = "<image>\n" * len(question.drawings)
+    return (
+        f"<|start_header_id|>user<|end_header_id|>\n\n{images}{question.turns[0][0]}"
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def draw_questions(
+    model: Reference, fonts: list, count: int, seed: int
+) -> list[Question]:
+    """Questions of every kind, in the proportions of the training."""
+    rng = random.Random(f"held out {seed}")
+    kinds = rng.choices([*KINDS], [*KINDS.values()], k=count)
+    return [make_question(rng, fonts, model, kind) for kind in kinds]
+
+
+def limit(question: Question) -> int:
+    """Most tokens of the answer; every character is one token."""
+    return len(question.turns[0][1]) + SPARE_TOKENS
+
+
+def answer_with_reference(model: Reference, questions: list[Question]) -> list[str]:
+    (stop,) = model.tokenizer.encode("<|eot_id|>", add_special_tokens=False)
+    answers = []
+    for number, question in enumerate(questions, 1):
+        pictures = [drawing.picture for drawing in question.drawings]
+        _, ids, _ = model.answer(chat_prompt(question), pictures, limit(question))
+        if stop in ids:
+            ids = ids[: ids.index(stop)]
+        answers.append(model.tokenizer.decode(ids))
+        if number % 200 == 0:
+            print(f"reference: {number} of {len(questions)}", file=sys.stderr)
+    return answers
+
+
+def answer_with_engine(llm, questions: list[Question]) -> list[str]:
+    from vllm import SamplingParams
+
+    outputs = llm.generate(
+        [
+            {
+                "prompt": chat_prompt(question),
+                "multi_modal_data": {
+                    "image": [drawing.picture for drawing in question.drawings]
+                },
+            }
+            for question in questions
+        ],
+        [SamplingParams(temperature=0, max_tokens=limit(q)) for q in questions],
+    )
+    return [output.outputs[0].text for output in outputs]
+
+
+def accuracy(rights: list[bool]) -> str:
+    return f"{100 * sum(rights) / len(rights):.1f} % of {len(rights)}"
+
+
+def print_table(title: str, groups: dict) -> None:
+    print(f"\n| {title} | right |\n|---|---|")
+    for name in sorted(groups):
+        print(f"| {name} | {accuracy(groups[name])} |")
+
+
+def print_tables(model: Reference, questions: list[Question], answers: list[str]):
+    by_kind, by_length, by_tiles = (defaultdict(list) for _ in range(3))
+    spanning = []
+    for question, answer in zip(questions, answers, strict=True):
+        right = answer == question.turns[0][1]
+        by_kind[question.kind].append(right)
+        if question.kind != "read":
+            continue
+        (drawing,) = question.drawings
+        columns, rows = model.choose_grid(*drawing.picture.size)
+        by_length[len(drawing.lines[0])].append(right)
+        by_tiles[columns * rows].append(right)
+        first, last = drawing.characters[0], drawing.characters[-1]
+        ends = (first.x - first.half_width, last.x + last.half_width)
+        left, right_end = (int(x * columns / drawing.picture.width) for x in ends)
+        if left != right_end:
+            spanning.append(right)
+    print_table("question", by_kind)
+    print_table("characters of a single line", by_length)
+    print_table("tiles without the thumbnail", by_tiles)
+    print(f"\nSingle lines that span several tiles: {accuracy(spanning)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("model", type=Path, help="folder of the checkpoint")
+    parser.add_argument("--fonts", type=Path, default=Path("build/fonts/held_out"))
+    parser.add_argument("--pillow-font", action="store_true", help="use only that")
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", nargs="*", default=[], metavar="DTYPE")
+    parser.add_argument("--out", type=Path, help="file for every question and answer")
+    args = parser.parse_args()
+
+    model = Reference.load(args.model)
+    fonts = PILLOW_FONT if args.pillow_font else find_fonts(args.fonts)
+    questions = draw_questions(model, fonts, args.count, args.seed)
+    start = time.time()
+    with torch.inference_mode():
+        answers = {"reference": answer_with_reference(model, questions)}
+    print(f"reference: {time.time() - start:.0f} s")
+    print_tables(model, questions, answers["reference"])
+    for dtype in args.engine:
+        from vllm import LLM
+
+        llm = LLM(
+            str(args.model),
+            dtype=dtype,
+            enforce_eager=True,
+            max_model_len=1024,
+            limit_mm_per_prompt={"image": 2},
+        )
+        answers[dtype] = answer_with_engine(llm, questions)
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+    truths = [question.turns[0][1] for question in questions]
+    print("\n| answered by | right | as the reference |\n|---|---|---|")
+    for name, found in answers.items():
+        right = accuracy([a == t for a, t in zip(found, truths, strict=True)])
+        same = [a == b for a, b in zip(found, answers["reference"], strict=True)]
+        print(f"| {name} | {right} | {accuracy(same)} |")
+    if args.out:
+        args.out.write_text(
+            json.dumps(
+                [
+                    {"kind": q.kind, "question": q.turns[0][0], "truth": truth}
+                    | {name: found[i] for name, found in answers.items()}
+                    for i, (q, truth) in enumerate(zip(questions, truths, strict=True))
+                ],
+                indent=1,
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
