@@ -26,8 +26,9 @@ KINDS = {"read": 0.5, "count": 0.1, "first": 0.1, "lines": 0.2, "both": 0.1}
 # Most tiles of a picture, drawn by chance: small pictures teach more per second.
 TILE_LIMITS = (1, 2, 3, 3, 4, 6, 6, 12)
 
-# Characters keep this many pixels (width, height of the font) in the tiles.
-_READABLE = (15, 26)
+# Pixels in the tiles: least width of the characters, and bounds of the font size.
+_LEAST_WIDTH = 15
+_FONT_SIZES = (26, 56)
 
 # Stands for the font that Pillow carries.
 PILLOW_FONT: list[list[Path | None]] = [[None]]
@@ -219,10 +220,10 @@ def _paint(rng: random.Random, mask: Image.Image, effort: float) -> Image.Image:
     """Ink and paper of distinct brightness, then blur, noise and JPEG."""
     size = mask.size
     generator = np.random.default_rng(rng.getrandbits(32))
-    dark, light = rng.uniform(0, 90), rng.uniform(165, 255)
+    dark, light = rng.uniform(0, 70), rng.uniform(185, 255)
     if rng.random() < 0.3 * effort:
         dark, light = light, dark
-    tint = 25 * effort
+    tint = 20 * effort
     ink, paper = (
         np.array([level + rng.uniform(-tint, tint) for _ in range(3)], np.float32)
         for level in (dark, light)
@@ -234,21 +235,21 @@ def _paint(rng: random.Random, mask: Image.Image, effort: float) -> Image.Image:
         )
         slope = slope + (
             np.linspace(-1, 1, size[1], dtype=np.float32)[:, None]
-            * rng.uniform(-25, 25)
+            * rng.uniform(-12, 12)
         )
         background = background + slope[..., None]
     alpha = np.asarray(mask, np.float32)[..., None] / 255
     pixels = background * (1 - alpha) + ink * alpha
     if rng.random() < 0.5 * effort:
-        pixels = pixels + rng.uniform(1, 12) * generator.standard_normal(
+        pixels = pixels + rng.uniform(1, 8) * generator.standard_normal(
             pixels.shape, np.float32
         )
     picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     if rng.random() < 0.25 * effort:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9)))
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7)))
     if rng.random() < 0.3 * effort:
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=rng.randint(40, 95))
+        picture.save(file, "JPEG", quality=rng.randint(50, 95))
         picture = Image.open(file)
         picture.load()
     return picture
@@ -351,8 +352,8 @@ def _readable(tiler: Tiler, max_tiles: int) -> Callable[[int, int, float, float]
         columns, rows = tiler.choose_grid(width, height)
         return (
             columns * rows <= max_tiles + tries // 20
-            and advance * columns * tiler.tile_size / width >= _READABLE[0]
-            and em * rows * tiler.tile_size / height >= _READABLE[1]
+            and advance * columns * tiler.tile_size / width >= _LEAST_WIDTH
+            and _FONT_SIZES[0] <= em * rows * tiler.tile_size / height <= _FONT_SIZES[1]
         )
 
     return is_good
