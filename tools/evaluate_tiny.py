@@ -53,21 +53,24 @@ def limit(question: Question) -> int:
     return len(question.turns[0][1]) + SPARE_TOKENS
 
 
-def answer_with_reference(model: Reference, questions: list[Question]) -> list[str]:
+def to_text(model: Reference, ids: list[int]) -> str:
+    """The answer up to its end, the same way for the reference and the engine."""
     (stop,) = model.tokenizer.encode("<|eot_id|>", add_special_tokens=False)
+    return model.tokenizer.decode(ids[: ids.index(stop)] if stop in ids else ids)
+
+
+def answer_with_reference(model: Reference, questions: list[Question]) -> list[str]:
     answers = []
     for number, question in enumerate(questions, 1):
         pictures = [drawing.picture for drawing in question.drawings]
         _, ids, _ = model.answer(chat_prompt(question), pictures, limit(question))
-        if stop in ids:
-            ids = ids[: ids.index(stop)]
-        answers.append(model.tokenizer.decode(ids))
+        answers.append(to_text(model, ids))
         if number % 200 == 0:
             print(f"reference: {number} of {len(questions)}", file=sys.stderr)
     return answers
 
 
-def answer_with_engine(llm, questions: list[Question]) -> list[str]:
+def answer_with_engine(llm, model: Reference, questions: list[Question]) -> list[str]:
     from vllm import SamplingParams
 
     outputs = llm.generate(
@@ -82,7 +85,7 @@ def answer_with_engine(llm, questions: list[Question]) -> list[str]:
         ],
         [SamplingParams(temperature=0, max_tokens=limit(q)) for q in questions],
     )
-    return [output.outputs[0].text for output in outputs]
+    return [to_text(model, list(output.outputs[0].token_ids)) for output in outputs]
 
 
 def accuracy(rights: list[bool]) -> str:
@@ -150,7 +153,7 @@ def main() -> None:
             max_model_len=1024,
             limit_mm_per_prompt={"image": 2},
         )
-        answers[dtype] = answer_with_engine(llm, questions)
+        answers[dtype] = answer_with_engine(llm, model, questions)
         llm.llm_engine.engine_core.shutdown()
         del llm
     truths = [question.turns[0][1] for question in questions]
