@@ -77,6 +77,15 @@ class Question:
     drawings: list[Drawing]
     turns: list[tuple[str, str]]
 
+    def prompt(self, turn: int = 0) -> str:
+        """A turn in the chat format, up to the answer; the first has the pictures."""
+        images = "" if turn else "<image>\n" * len(self.drawings)
+        return (
+            f"<|start_header_id|>user<|end_header_id|>\n\n{images}"
+            f"{self.turns[turn][0]}<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        )
+
 
 class Tiler(Protocol):
     """What decides how a picture is cut; the reference model is one."""

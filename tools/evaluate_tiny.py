@@ -30,15 +30,6 @@ from reference.nemotron_vl import Reference
 SPARE_TOKENS = 3
 
 
-def chat_prompt(question: Question) -> str:
-    """The first turn in the chat format, up to the answer."""
-    images = "<image>\n" * len(question.drawings)
-    return (
-        f"<|start_header_id|>user<|end_header_id|>\n\n{images}{question.turns[0][0]}"
-        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-    )
-
-
 def draw_questions(
     model: Reference, fonts: list, count: int, seed: int
 ) -> list[Question]:
@@ -63,7 +54,7 @@ def answer_with_reference(model: Reference, questions: list[Question]) -> list[s
     answers = []
     for number, question in enumerate(questions, 1):
         pictures = [drawing.picture for drawing in question.drawings]
-        _, ids, _ = model.answer(chat_prompt(question), pictures, limit(question))
+        _, ids, _ = model.answer(question.prompt(), pictures, limit(question))
         answers.append(to_text(model, ids))
         if number % 200 == 0:
             print(f"reference: {number} of {len(questions)}", file=sys.stderr)
@@ -76,7 +67,7 @@ def answer_with_engine(llm, model: Reference, questions: list[Question]) -> list
     outputs = llm.generate(
         [
             {
-                "prompt": chat_prompt(question),
+                "prompt": question.prompt(),
                 "multi_modal_data": {
                     "image": [drawing.picture for drawing in question.drawings]
                 },

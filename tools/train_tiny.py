@@ -62,7 +62,6 @@ class Example:
     """A conversation as tensors; n tiles, t tokens, k image tokens a tile."""
 
     kind: str
-    length: int  # characters of the first picture's first line
     pixels: torch.Tensor  # (n, 3, size, size) uint8
     ids: torch.Tensor  # (t,)
     labels: torch.Tensor  # (t,), IGNORED where no answer stands
@@ -87,14 +86,10 @@ def encode_question(model: Reference, question: Question) -> Example:
         patch_targets, token_targets = label(model, drawing)
         patches.append(patch_targets)
         tokens.append(token_targets)
-    images = "<image>\n" * len(question.drawings)
     ids: list[int] = []
     labels: list[int] = []
-    for number, (text, answer) in enumerate(question.turns):
-        prompt = (
-            f"<|start_header_id|>user<|end_header_id|>\n\n{'' if number else images}"
-            f"{text}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-        )
+    for number, (_, answer) in enumerate(question.turns):
+        prompt = question.prompt(number)
         if not number:
             prompt = model.expand(prompt, [len(tiles) for tiles in pixels])
         prompt_ids = encode(prompt, add_special_tokens=not number)
@@ -103,7 +98,6 @@ def encode_question(model: Reference, question: Question) -> Example:
         labels += [IGNORED] * len(prompt_ids) + answer_ids
     return Example(
         question.kind,
-        len(question.drawings[0].lines[0]),
         torch.cat(pixels),
         torch.tensor(ids),
         torch.tensor(labels),
