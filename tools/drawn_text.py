@@ -27,8 +27,8 @@ KINDS = {"read": 0.5, "count": 0.1, "first": 0.1, "lines": 0.2, "both": 0.1}
 TILE_LIMITS = (1, 2, 3, 3, 4, 6, 6, 12)
 
 # Pixels in the tiles: least width of the characters, and bounds of the font size.
-_LEAST_WIDTH = 15
-_FONT_SIZES = (26, 56)
+_LEAST_WIDTH = 16
+_FONT_SIZES = (28, 60)
 
 # Stands for the font that Pillow carries.
 PILLOW_FONT: list[list[Path | None]] = [[None]]
@@ -239,14 +239,11 @@ def _paint(rng: random.Random, mask: Image.Image, effort: float) -> Image.Image:
     )
     background = np.broadcast_to(paper, (size[1], size[0], 3))
     if rng.random() < 0.4 * effort:  # light falls unevenly
-        slope = np.linspace(-1, 1, size[0], dtype=np.float32)[None] * rng.uniform(
-            -25, 25
+        across, down = (
+            rng.uniform(-15, 15) * np.linspace(-1, 1, side, dtype=np.float32)
+            for side in size
         )
-        slope = slope + (
-            np.linspace(-1, 1, size[1], dtype=np.float32)[:, None]
-            * rng.uniform(-12, 12)
-        )
-        background = background + slope[..., None]
+        background = background + (across + down[:, None])[..., None]
     alpha = np.asarray(mask, np.float32)[..., None] / 255
     pixels = background * (1 - alpha) + ink * alpha
     if rng.random() < 0.5 * effort:
@@ -324,28 +321,39 @@ def make_question(
 def draw_page(
     rng: random.Random, fonts: list[list[Path | None]], tiler: Tiler, effort: float
 ) -> Drawing:
-    """A piece of a page full of text, of 4 x 3 tiles that need no resizing."""
+    """A piece of a page full of text, of 4 x 3 tiles.
+
+    It is stretched as much as the tiling stretches a picture of an unlucky shape.
+    """
     width, height = 4 * tiler.tile_size, 3 * tiler.tile_size
-    strings, count = rng.randint(2, 5), rng.randint(2, 6)
+    stretch = 1.5 ** rng.uniform(-effort, effort)
+    size = round(width / stretch**0.5), round(height * stretch**0.5)
+    strings, count = rng.randint(3, 5), rng.randint(3, 7)
     lines = ["".join(draw_string(rng) for _ in range(strings)) for _ in range(count)]
-    mask, characters = _write(
-        rng,
-        fonts,
-        lines,
-        lambda w, h, advance, em: (
-            width < w < 2 * width and height < h < 2 * height and advance >= 12
-        ),
-        effort,
+
+    def is_good(w: int, h: int, advance: float, em: float) -> bool:
+        return (
+            size[0] < w < 3 * size[0]
+            and size[1] < h < 2.5 * size[1]
+            and advance * width / size[0] >= _LEAST_WIDTH - 3
+            and _FONT_SIZES[0] - 4 <= em * height / size[1] <= _FONT_SIZES[1]
+        )
+
+    mask, characters = _write(rng, fonts, lines, is_good, effort)
+    left, top = (
+        rng.randrange(whole - part)
+        for whole, part in zip(mask.size, size, strict=True)
     )
-    left, top = rng.randrange(mask.width - width), rng.randrange(mask.height - height)
+    scale = width / size[0], height / size[1]
     inside = []
     for c in characters:
-        c.x -= left
-        c.y -= top
+        c.x, c.half_width = (c.x - left) * scale[0], c.half_width * scale[0]
+        c.y, c.half_height = (c.y - top) * scale[1], c.half_height * scale[1]
         if 0 <= c.x < width and 0 <= c.y < height:
             inside.append(c)
-    mask = mask.crop((left, top, left + width, top + height))
-    return Drawing(_paint(rng, mask, effort), lines, inside)
+    mask = mask.crop((left, top, left + size[0], top + size[1]))
+    picture = _paint(rng, mask, effort).resize((width, height))
+    return Drawing(picture, lines, inside)
 
 
 def _readable(tiler: Tiler, max_tiles: int) -> Callable[[int, int, float, float], bool]:
