@@ -341,8 +341,7 @@ def draw_page(
 
     mask, characters = _write(rng, fonts, lines, is_good, effort)
     left, top = (
-        rng.randrange(whole - part)
-        for whole, part in zip(mask.size, size, strict=True)
+        rng.randrange(whole - part) for whole, part in zip(mask.size, size, strict=True)
     )
     scale = width / size[0], height / size[1]
     inside = []

@@ -49,11 +49,13 @@ from vllm.tokenizers.hf import HfTokenizer
 
 from ...transformers_utils.config import NemotronVLConfig
 from ...transformers_utils.processors.nemotron_vl import (
-    IMAGE_SETTINGS,
     NemotronVLDataParser,
     NemotronVLImageProcessor,
     NemotronVLProcessor,
     image_seq_length,
+)
+from ...transformers_utils.processors.nemotron_vl_tiling import (
+    IMAGE_SETTINGS,
     image_settings,
 )
 from .nemotron_vl_layout import (

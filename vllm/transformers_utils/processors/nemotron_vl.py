@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image tiling and prompt expansion of ``Llama_Nemotron_Nano_VL``.
+"""Pixels and prompt expansion of ``Llama_Nemotron_Nano_VL``.
 
-The tiling rule and the prompt format are those of the checkpoint's model card
-and of vLLM's in-tree implementation. Pixels stay uint8 until the model
-conditions them; `RESIZE_RECIPES` says how they are resampled.
+The prompt format is that of the checkpoint's model card and of vLLM's in-tree
+implementation. Pixels stay uint8 until the model conditions them.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,14 +25,17 @@ from vllm.tokenizers.hf import HfTokenizer
 from vllm.transformers_utils.processors.internvl import (
     InternVLImageProcessor,
     InternVLProcessor,
-    get_internvl_target_ratios,
 )
 
 from ..config import NemotronVLConfig
-
-# A grid that keeps less than this share of the picture's area scores lower;
-# one that keeps more scores no higher (model card's tiling rule).
-_ENOUGH_AREA = 0.6
+from .nemotron_vl_tiling import (
+    IMAGE_SETTINGS,
+    RESIZE_RECIPES,
+    TileGrid,
+    choose_grid,
+    image_settings,
+    tokens_of_tile,
+)
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -47,68 +48,9 @@ _HUB_OPTIONS = (
     "subfolder",
 )
 
-IMAGE_SETTINGS = (
-    "image_size",
-    "min_dynamic_patch",
-    "max_dynamic_patch",
-    "dynamic_image_size",
-    "use_thumbnail",
-    "resize",
-)
-
-# How pictures are resampled:
-# "fast": bicubic on uint8 by torch; within 2/255 of "exact" on every value;
-# "exact": bicubic by PIL; bit-identical to vLLM's in-tree implementation;
-# "hf": what the checkpoint's own image_processing.py does; doubles the picture
-#     (PIL, bilinear) before the grid is chosen, then antialiased bilinear.
-RESIZE_RECIPES = ("fast", "exact", "hf")
-
 # Bounds `max_dynamic_patch`: the candidate grids grow with its square, and
 # the model card's limit is 12.
 _MAX_TILES = 256
-
-
-class TileGrid(NamedTuple):
-    """How a picture is cut: ``rows`` x ``columns`` tiles and maybe a thumbnail."""
-
-    columns: int
-    rows: int
-    thumbnail: bool
-
-    @property
-    def num_tiles(self) -> int:
-        """Tiles that the vision tower sees, the thumbnail included."""
-        return self.columns * self.rows + self.thumbnail
-
-
-_candidate_grids = cache(get_internvl_target_ratios)
-
-
-@lru_cache(maxsize=4096)
-def choose_grid(
-    width: int,
-    height: int,
-    *,
-    image_size: int,
-    min_tiles: int,
-    max_tiles: int,
-    use_thumbnail: bool,
-) -> TileGrid:
-    """Grid for a picture of ``width`` x ``height`` pixels.
-
-    Of all grids with ``min_tiles`` to ``max_tiles`` tiles, smallest first, the
-    best keeps the picture's area (up to 60 %) and its aspect ratio.
-    """
-    area, aspect = width * height, width / height
-
-    def score(grid: tuple[int, int]) -> float:
-        columns, rows = grid
-        ratio = columns / rows
-        kept = min(columns * rows * image_size * image_size / area, _ENOUGH_AREA)
-        return kept * min(ratio / aspect, aspect / ratio)
-
-    columns, rows = max(_candidate_grids(min_tiles, max_tiles), key=score)
-    return TileGrid(columns, rows, use_thumbnail and columns * rows > 1)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -348,8 +290,6 @@ class NemotronVLImageProcessor(InternVLImageProcessor):
         ``overrides`` are those of `resolve_min_max_num`.
         """
         min_tiles, max_tiles = self.resolve_min_max_num(**overrides)
-        if self.resize == "hf":
-            width, height = 2 * width, 2 * height
         return choose_grid(
             width,
             height,
@@ -357,6 +297,7 @@ class NemotronVLImageProcessor(InternVLImageProcessor):
             min_tiles=min_tiles,
             max_tiles=max_tiles,
             use_thumbnail=self.use_thumbnail,
+            resize=self.resize,
         )
 
     def tile(self, image: Image.Image, grid: TileGrid) -> torch.Tensor:
@@ -464,23 +405,11 @@ class NemotronVLProcessor(InternVLProcessor):
 
 def image_seq_length(config: NemotronVLConfig) -> int:
     """Image tokens of one tile after the pixel shuffle."""
-    patches = config.force_image_size // config.vision_config.patch_size
-    return round(patches * config.downsample_ratio) ** 2
-
-
-def image_settings(*sources: Any) -> dict[str, Any]:
-    """Image processor settings from configuration dicts; the first one wins.
-
-    ``max_num_tiles`` is the name that ``preprocessor_config.json`` has for
-    ``max_dynamic_patch``.
-    """
-    settings: dict[str, Any] = {}
-    for source in sources:
-        found = {k: source[k] for k in IMAGE_SETTINGS if source.get(k) is not None}
-        if (most := source.get("max_num_tiles")) is not None:
-            found.setdefault("max_dynamic_patch", most)
-        settings = found | settings
-    return settings
+    return tokens_of_tile(
+        config.force_image_size,
+        config.vision_config.patch_size,
+        config.downsample_ratio,
+    )
 
 
 def _given(value: Any, default: Any) -> Any:

@@ -26,8 +26,10 @@ from vllm_nemotron_vl.model_executor.models.nemotron_vl import NemotronVLProcess
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
     NemotronVLProcessor,
-    choose_grid,
     to_rgb,
+)
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
+    choose_grid,
 )
 
 TILE, TOKENS = 64, 4  # of the tiny checkpoint

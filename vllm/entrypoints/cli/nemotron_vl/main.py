@@ -4,23 +4,27 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from ....plugins.nemotron_vl import plugin_version
-from . import make_checkpoint
 
-_COMMANDS = (make_checkpoint,)
+# Modules by command. Only that of the given command is imported: most need
+# PyTorch and vLLM, which takes seconds.
+_COMMANDS = {"make-checkpoint": "make_checkpoint", "tiles": "tiles"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit status; user errors give 2."""
+    argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="nemotron-vl",
         description="Tools for serving Llama-3.1-Nemotron-Nano-VL with vLLM.",
     )
     parser.add_argument("--version", action="version", version=plugin_version())
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in _COMMANDS:
-        command.add_parser(subparsers)
+    given = _COMMANDS.keys() & argv[:1]
+    for command in given or _COMMANDS:
+        import_module(f".{_COMMANDS[command]}", __package__).add_parser(subparsers)
     args = parser.parse_args(argv)
     try:
         return args.run(args)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How ``Llama_Nemotron_Nano_VL`` cuts a picture, from its size and the settings.
+
+The tiling rule is that of the checkpoint's model card and of vLLM's in-tree
+implementation. Nothing here needs PyTorch or vLLM, whose imports take seconds.
+"""
+
+from functools import cache, lru_cache
+from itertools import product
+from typing import Any, NamedTuple
+
+# A grid that keeps less than this share of the picture's area scores lower;
+# one that keeps more scores no higher (model card's tiling rule).
+_ENOUGH_AREA = 0.6
+
+IMAGE_SETTINGS = (
+    "image_size",
+    "min_dynamic_patch",
+    "max_dynamic_patch",
+    "dynamic_image_size",
+    "use_thumbnail",
+    "resize",
+)
+
+# How pictures are resampled:
+# "fast": bicubic on uint8 by torch; within 2/255 of "exact" on every value;
+# "exact": bicubic by PIL; bit-identical to vLLM's in-tree implementation;
+# "hf": what the checkpoint's own image_processing.py does; doubles the picture
+#     (PIL, bilinear) before the grid is chosen, then antialiased bilinear.
+RESIZE_RECIPES = ("fast", "exact", "hf")
+
+
+class TileGrid(NamedTuple):
+    """How a picture is cut: ``rows`` x ``columns`` tiles and maybe a thumbnail."""
+
+    columns: int
+    rows: int
+    thumbnail: bool
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles that the vision tower sees, the thumbnail included."""
+        return self.columns * self.rows + self.thumbnail
+
+
+@lru_cache(maxsize=4096)
+def choose_grid(
+    width: int,
+    height: int,
+    *,
+    image_size: int,
+    min_tiles: int,
+    max_tiles: int,
+    use_thumbnail: bool,
+    resize: str = RESIZE_RECIPES[0],
+) -> TileGrid:
+    """Grid for a picture of ``width`` x ``height`` pixels.
+
+    Of all grids with ``min_tiles`` to ``max_tiles`` tiles, smallest first, the
+    best keeps the picture's area (up to 60 %) and its aspect ratio.
+    """
+    if resize == "hf":
+        width, height = 2 * width, 2 * height
+    area, aspect = width * height, width / height
+
+    def score(grid: tuple[int, int]) -> float:
+        columns, rows = grid
+        ratio = columns / rows
+        kept = min(columns * rows * image_size * image_size / area, _ENOUGH_AREA)
+        return kept * min(ratio / aspect, aspect / ratio)
+
+    columns, rows = max(_candidate_grids(min_tiles, max_tiles), key=score)
+    return TileGrid(columns, rows, use_thumbnail and columns * rows > 1)
+
+
+@cache
+def _candidate_grids(fewest: int, most: int) -> list[tuple[int, int]]:
+    """All grids of ``fewest`` to ``most`` tiles, the smallest first.
+
+    Which of two equally good grids is taken depends on their order; a set that
+    is filled as vLLM fills its own has the same one.
+    """
+    grids = {
+        (columns, rows)
+        for longest in range(fewest, most + 1)
+        for columns, rows in product(range(1, longest + 1), repeat=2)
+        if fewest <= columns * rows <= most
+    }
+    return sorted(grids, key=lambda grid: grid[0] * grid[1])
+
+
+def tokens_of_tile(image_size: int, patch_size: int, downsample_ratio: float) -> int:
+    """Image tokens of one tile after the pixel shuffle.
+
+    Args:
+        image_size: Side of the tile in pixels.
+        patch_size: Side of the tower's patches in pixels.
+        downsample_ratio: Linear factor of the pixel shuffle.
+    """
+    return round(image_size // patch_size * downsample_ratio) ** 2
+
+
+def image_settings(*sources: Any) -> dict[str, Any]:
+    """Image processor settings from configuration dicts; the first one wins.
+
+    ``max_num_tiles`` is the name that ``preprocessor_config.json`` has for
+    ``max_dynamic_patch``.
+    """
+    settings: dict[str, Any] = {}
+    for source in sources:
+        found = {k: source[k] for k in IMAGE_SETTINGS if source.get(k) is not None}
+        if (most := source.get("max_num_tiles")) is not None:
+            found.setdefault("max_dynamic_patch", most)
+        settings = found | settings
+    return settings
