@@ -1,82 +1,296 @@
-"""Processor calls per picture: vLLM's in-tree version against this one.
+"""Picture processing per picture: vLLM in-tree, transformers and this package.
 
-Both run in this process on one thread, in alternation, on the same pictures.
-The ratio is in-tree time over ours, as median and range of the pairs.
+All sides run in this process, in turns, on the same pictures:
+
+- the processor call, with one thread and with all of torch's threads;
+- bytes of its tensors, and how much memory the call takes at its peak;
+- several calls at once, as requests of a server;
+- the way from JPEG bytes to tensors in another process: decode, hash, process,
+  serialise, send through a socket as vLLM does, deserialise.
+
+A ratio is in-tree time over the side's, as median and range of the rounds.
+"transformers" is GotOcr2ImageProcessor, which InternVL models use there.
 """
 
 import argparse
+import ctypes
+import io
 import json
+import multiprocessing
+import os
+import re
 import statistics
+import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-import numpy as np
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import in_tree
+import skimage.data
 import torch
+import zmq
 from PIL import Image
+from transformers import GotOcr2ImageProcessor
+from vllm.engine.arg_utils import EngineArgs
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.multimodal.media.image import ImageMediaIO
 from vllm.transformers_utils.processors.nemotron_vl import (
     LlamaNemotronNanoVLImageProcessor,
 )
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+    make_checkpoint,
+)
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
 )
 
 SIZES = [(512, 512), (640, 480), (1920, 1080), (1700, 2200), (2480, 3508), (4032, 3024)]
-SETTINGS = dict(
-    image_size=512,
-    min_dynamic_patch=1,
-    max_dynamic_patch=12,
-    dynamic_image_size=True,
-    use_thumbnail=True,
-)
+SCAN = (1700, 2200)
+TILE = 512
+SIDES = ["in-tree", "transformers", "exact", "fast", "hf"]
+ALONE = "in-tree"  # what the others are compared with
+
+Times = dict[str, list[float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="under a minute")
     parser.add_argument("--json", action="store_true", help="figures as last line")
+    parser.add_argument("--plot", type=Path, help="file for a plot of the calls")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    in_tree = LlamaNemotronNanoVLImageProcessor(**SETTINGS)
-    ours = NemotronVLImageProcessor(**SETTINGS, do_rescale=False)
+    rounds = 3 if args.quick else 15
+    processors = make_processors()
+    pictures = {"{}x{}".format(*size): draw(size) for size in SIZES}
+    cores = torch.get_num_threads()
+    figures: dict[str, dict] = {}
 
-    figures = {}
-    print("size        in-tree ms  ours ms  ratio (range)      MB in-tree  MB ours")
-    for size in SIZES:
-        row = compare(in_tree, ours, size, pairs=5 if args.quick else 25)
-        figures["{}x{}".format(*size)] = row
-        print(
-            "{:>4}x{:<6}".format(*size),
-            f"{row['in_tree_ms']:>10.1f} {row['ours_ms']:>8.1f}",
-            f" {row['ratio']:.2f} ({row['ratio_min']:.2f}-{row['ratio_max']:.2f})",
-            f"{row['in_tree_mb']:>14.1f} {row['ours_mb']:>8.1f}",
-        )
+    for threads in dict.fromkeys((1, cores)):
+        torch.set_num_threads(threads)
+        found = figures[f"call, {threads} thread(s)"] = {}
+        for name, picture in pictures.items():
+            calls = {side: bind(p, picture) for side, p in processors.items()}
+            found[name] = summarise(take_turns(calls, rounds))
+        print_table(f"Processor call, {threads} thread(s) [ms]", found)
+    torch.set_num_threads(1)
+
+    found = figures["megabytes out, peak"] = {}
+    for name, picture in pictures.items():
+        found[name] = {s: measure_memory(p, picture) for s, p in processors.items()}
+    print("\nTensors, and memory at the peak of the call [MB]")
+    for name, row in found.items():
+        cells = (f"{s} {out:.1f}, {peak:.0f}" for s, (out, peak) in row.items())
+        print(f"{name:>10}  " + "  ".join(cells))
+
+    found = figures["calls at once"] = {}
+    scan = pictures["{}x{}".format(*SCAN)]
+    for side, processor in processors.items():
+        found[side] = measure_at_once(bind(processor, scan), cores, rounds)
+    print(
+        f"\n{4 * cores} calls at once on {cores} cores, over {4} times one call alone"
+    )
+    print("  ".join(f"{side} {ratio:.2f}" for side, ratio in found.items()))
+
+    figures["path"] = found = measure_paths(scan, rounds)
+    print_table("From JPEG bytes to tensors in the engine's process [ms]", found)
+    if args.plot:
+        plot(figures["call, 1 thread(s)"], args.plot)
     if args.json:
         print(json.dumps(figures))
 
 
-def compare(in_tree, ours, size: tuple[int, int], pairs: int) -> dict[str, float]:
-    rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8))
-    times: tuple[list[float], list[float]] = ([], [])
-    bytes_out = [0, 0]
-    for pair in range(pairs + 1):  # the first pair warms up
-        for side, processor in enumerate((in_tree, ours)):
-            start = time.perf_counter()
-            pixels = processor(images=picture)["pixel_values_flat"]
-            seconds = time.perf_counter() - start
-            bytes_out[side] = pixels.nbytes
-            if pair:
-                times[side].append(seconds)
-    ratios = [a / b for a, b in zip(*times, strict=True)]
-    return {
-        "in_tree_ms": statistics.median(times[0]) * 1000,
-        "ours_ms": statistics.median(times[1]) * 1000,
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        "in_tree_mb": bytes_out[0] / 1e6,
-        "ours_mb": bytes_out[1] / 1e6,
+def make_processors() -> dict[str, Callable]:
+    """Image processors by side, with the published checkpoint's settings."""
+    theirs = GotOcr2ImageProcessor(
+        size={"height": TILE, "width": TILE},
+        crop_to_patches=True,
+        min_patches=1,
+        max_patches=12,
+    )
+    found: dict[str, Callable] = {
+        "in-tree": LlamaNemotronNanoVLImageProcessor(TILE, 1, 12, True, True),
+        "transformers": lambda images: theirs(images, return_tensors="pt"),
     }
+    for recipe in ("exact", "fast", "hf"):
+        found[recipe] = NemotronVLImageProcessor(TILE, resize=recipe, do_rescale=False)
+    return found
+
+
+def draw(size: tuple[int, int]) -> Image.Image:
+    """A photograph or, for the page, a scan, brought to a size."""
+    picture = skimage.data.page() if size == SCAN else skimage.data.coffee()
+    return Image.fromarray(picture).convert("RGB").resize(size)
+
+
+def bind(processor: Callable, picture: Image.Image) -> Callable[[], object]:
+    return lambda: processor(images=picture)
+
+
+def take_turns(calls: dict[str, Callable], rounds: int) -> Times:
+    """Seconds of each call, round after round; the first one warms up."""
+    times: Times = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if number:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def summarise(times: Times) -> dict[str, dict[str, float]]:
+    """Median milliseconds of each side, and the ratio to in-tree with its range."""
+    found = {}
+    for side, seconds in times.items():
+        ratios = [a / b for a, b in zip(times[ALONE], seconds, strict=True)]
+        found[side] = {
+            "ms": 1000 * statistics.median(seconds),
+            "ratio": statistics.median(ratios),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+        }
+    return found
+
+
+def print_table(title: str, found: dict[str, dict]) -> None:
+    print(f"\n{title}")
+    for name, row in found.items():
+        cells = [
+            f"{side} {cell['ms']:.1f}"
+            + (
+                f" ({cell['ratio']:.1f}x, {cell['ratio_min']:.1f}-"
+                f"{cell['ratio_max']:.1f})"
+            )
+            * (side != ALONE)
+            for side, cell in row.items()
+        ]
+        print(f"{name:>10}  " + "  ".join(cells))
+
+
+def measure_memory(processor: Callable, picture: Image.Image) -> tuple[float, float]:
+    """Megabytes that a call returns, and that the process grows by at its peak."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now the present
+    before = peak_memory()
+    tensors = processor(images=picture)
+    taken = peak_memory() - before
+    out = sum(t.nbytes for t in tensors.values() if isinstance(t, torch.Tensor))
+    return out / 1e6, taken / 1e6
+
+
+def peak_memory() -> int:
+    status = Path("/proc/self/status").read_text()
+    (kib,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
+    return 1024 * int(kib)
+
+
+def measure_at_once(call: Callable, cores: int, rounds: int) -> float:
+    """Time of many calls at once over what perfect sharing of the cores takes."""
+    alone, together = [], []
+    with ThreadPoolExecutor(4 * cores) as pool:
+        for _ in range(max(2, rounds // 3)):
+            start = time.perf_counter()
+            call()
+            alone.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            for done in [pool.submit(call) for _ in range(4 * cores)]:
+                done.result()
+            together.append(time.perf_counter() - start)
+    return statistics.median(together) / (4 * statistics.median(alone))
+
+
+def measure_paths(picture: Image.Image, rounds: int) -> dict[str, dict]:
+    """From JPEG bytes to the tensors in another process, side by side."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=90)
+    with tempfile.TemporaryDirectory() as folder:
+        make_checkpoint(folder, tile_size=TILE)
+        config = EngineArgs(folder).create_model_config()
+        ours = MULTIMODAL_REGISTRY.create_processor(config)
+        processors = {
+            "in-tree": (in_tree.create_processor(config), {}),
+            "exact": (ours, {"resize": "exact"}),
+            "fast": (ours, {"resize": "fast"}),
+        }
+        address = f"ipc://{folder}/socket"
+        context = multiprocessing.get_context("spawn")
+        engine = context.Process(target=receive, args=(address,), daemon=True)
+        engine.start()
+        with zmq.Context() as sockets, sockets.socket(zmq.PAIR) as socket:
+            socket.bind(address)
+            socket.recv()  # the other process is ready
+            calls = {
+                side: lambda processor=processor, kwargs=kwargs: send(
+                    socket, processor, kwargs, file.getvalue()
+                )
+                for side, (processor, kwargs) in processors.items()
+            }
+            times = take_turns(calls, rounds)
+            socket.send(b"")
+        engine.join()
+    return {"{}x{}".format(*picture.size): summarise(times)}
+
+
+def send(socket: zmq.Socket, processor, kwargs: dict, jpeg: bytes) -> None:
+    """What the API server does with a picture, until the engine has it."""
+    picture = ImageMediaIO().load_bytes(jpeg)
+    items = processor.info.parse_mm_data({"image": [picture]})
+    result = processor("<image>", items, hf_processor_mm_kwargs=kwargs)
+    features = [
+        MultiModalFeatureSpec(data, "image", identifier, position)
+        for data, identifier, position in zip(
+            result["mm_kwargs"]["image"],
+            result["mm_hashes"]["image"],
+            result["mm_placeholders"]["image"],
+            strict=True,
+        )
+    ]
+    socket.send_multipart(MsgpackEncoder().encode(features), copy=False)
+    socket.recv()
+
+
+def receive(address: str) -> None:
+    """The engine's side: takes the tensors and says so, until an empty message."""
+    decoder = MsgpackDecoder(list[MultiModalFeatureSpec])
+    with zmq.Context() as sockets, sockets.socket(zmq.PAIR) as socket:
+        socket.connect(address)
+        socket.send(b"ready")
+        while True:
+            frames = socket.recv_multipart(copy=False)
+            if not frames[0].buffer.nbytes:
+                return
+            (feature,) = decoder.decode([frame.buffer for frame in frames])
+            assert feature.data["pixel_values_flat"].data.ndim == 4
+            socket.send(b"done")
+
+
+def plot(found: dict[str, dict], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 4), layout="constrained")
+    width = 0.8 / len(SIDES)
+    for number, side in enumerate(SIDES):
+        heights = [row[side]["ms"] for row in found.values()]
+        places = [
+            x + (number - (len(SIDES) - 1) / 2) * width for x in range(len(found))
+        ]
+        axes.bar(places, heights, width, label=side)
+    axes.set_xticks(range(len(found)), found)
+    axes.set_xlabel("picture [pixels]")
+    axes.set_ylabel("processor call, one thread [ms]")
+    axes.legend()
+    figure.savefig(file, dpi=120)
 
 
 if __name__ == "__main__":

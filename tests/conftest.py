@@ -22,6 +22,7 @@ ENGINE_OPTIONS = dict(
     max_model_len=2048,
     max_num_seqs=8,
     limit_mm_per_prompt={"image": 3},
+    mm_processor_kwargs={"resize": "exact"},  # as the reference does
 )
 
 

@@ -448,7 +448,7 @@ def main() -> None:
     parser.add_argument("--fonts", type=Path, default=Path("build/fonts"))
     parser.add_argument("--pillow-font", action="store_true", help="use only that")
     parser.add_argument("--save-every", type=int, default=200, metavar="STEPS")
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, default=11000)
     parser.add_argument("--batch-tiles", type=int, default=72, help="of questions")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument(

@@ -36,7 +36,9 @@ def model(load_model, checkpoint):
 
 @pytest.fixture(scope="module")
 def processor(checkpoint):
-    config = EngineArgs(model=str(checkpoint)).create_model_config()
+    config = EngineArgs(
+        model=str(checkpoint), mm_processor_kwargs={"resize": "exact"}
+    ).create_model_config()
     return MULTIMODAL_REGISTRY.create_processor(config)
 
 

@@ -195,8 +195,11 @@ def _resizer(image: Image.Image, recipe: str) -> Callable[[int, int], torch.Tens
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
-    """uint8 of 3 x height x width, the channels last in memory."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    """uint8 of 3 x height x width, the channels last in memory; never write to it.
+
+    DLPack shares NumPy's read-only memory, which ``from_numpy`` would warn of.
+    """
+    return torch.from_dlpack(np.asarray(image)).permute(2, 0, 1)
 
 
 class NemotronVLImageProcessor(InternVLImageProcessor):
@@ -227,7 +230,7 @@ class NemotronVLImageProcessor(InternVLImageProcessor):
         dynamic_image_size: bool = True,
         use_thumbnail: bool = True,
         *,
-        resize: str = "exact",
+        resize: str = RESIZE_RECIPES[0],
         do_rescale: bool = True,
         do_normalize: bool = True,
     ) -> None:

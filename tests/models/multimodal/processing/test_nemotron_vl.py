@@ -18,6 +18,7 @@ from vllm.model_executor.models.internvl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.cache import MultiModalProcessorOnlyCache
 from vllm.multimodal.media.image import ImageMediaIO
+from vllm.transformers_utils.processors.internvl import get_internvl_target_ratios
 from vllm.transformers_utils.processors.nemotron_vl import (
     image_to_pixel_values_nemotron_vl,
 )
@@ -29,6 +30,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     to_rgb,
 )
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
+    _candidate_grids,
     choose_grid,
 )
 
@@ -133,11 +135,15 @@ def test_the_grid_follows_the_rule(width, height, fewest, most, tile):
         assert grid.num_tiles == columns * rows + extra
 
 
+@pytest.mark.parametrize("limits", [(1, 12), (1, 6), (2, 3), (4, 12), (5, 40)])
+def test_equally_good_grids_are_tried_in_vllms_order(limits):
+    assert _candidate_grids(*limits) == get_internvl_target_ratios(*limits)
+
+
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_pixels_equal_vllms_in_tree_ones(width, height):
-    ours = NemotronVLImageProcessor(TILE, 1, 12, True, True, do_rescale=False)
     picture = noise(width, height)
-    tiles = ours(images=picture, return_tensors="pt")["pixel_values_flat"]
+    tiles = tile_with("exact", picture)
     in_tree = image_to_pixel_values_nemotron_vl(
         picture, input_size=TILE, min_num=1, max_num=12, use_thumbnail=True
     )
@@ -219,7 +225,7 @@ SETTINGS = [
     {"dynamic_image_size": False},
     {"use_thumbnail": False},
     {"max_dynamic_patch": 1},
-    {"resize": "fast"},
+    {"resize": "exact"},
     {"resize": "hf"},
 ]
 

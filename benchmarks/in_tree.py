@@ -1,0 +1,58 @@
+"""vLLM's in-tree picture processing under this package's model.
+
+For the other side of a comparison. In-tree, settings come through the
+checkpoint's remote code; here they are those of this package.
+"""
+
+from vllm.model_executor.models.internvl import (
+    BaseInternVLDummyInputsBuilder,
+    BaseInternVLMultiModalProcessor,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.transformers_utils.processors.nemotron_vl import (
+    LlamaNemotronNanoVLImageProcessor,
+    LlamaNemotronNanoVLProcessor,
+)
+
+from vllm_nemotron_vl.model_executor.models.nemotron_vl import (
+    LlamaNemotronVLChatModel,
+    NemotronVLProcessingInfo,
+)
+
+SETTINGS = (
+    "image_size",
+    "min_dynamic_patch",
+    "max_dynamic_patch",
+    "dynamic_image_size",
+    "use_thumbnail",
+)
+
+
+class InTreeProcessingInfo(NemotronVLProcessingInfo):
+    """Hands out vLLM's processors in place of ours."""
+
+    def get_hf_processor(self, **kwargs: object) -> LlamaNemotronNanoVLProcessor:
+        ours = super().get_hf_processor(**kwargs)
+        settings = {name: getattr(ours.image_processor, name) for name in SETTINGS}
+        return LlamaNemotronNanoVLProcessor(
+            LlamaNemotronNanoVLImageProcessor(**settings),
+            self.get_tokenizer(),
+            image_seq_length=ours.image_seq_length,
+        )
+
+
+def create_processor(model_config):
+    """vLLM's multi-modal processor around the in-tree image processor."""
+    info = InTreeProcessingInfo(
+        MULTIMODAL_REGISTRY.create_processor(model_config).info.ctx
+    )
+    return BaseInternVLMultiModalProcessor(info, BaseInternVLDummyInputsBuilder(info))
+
+
+def register() -> None:
+    """Plugin for vLLM: the model is ours, its processing the in-tree one."""
+    MULTIMODAL_REGISTRY.register_processor(
+        BaseInternVLMultiModalProcessor,
+        info=InTreeProcessingInfo,
+        dummy_inputs=BaseInternVLDummyInputsBuilder,
+    )(LlamaNemotronVLChatModel)
