@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
-MODEL ?= build/nemotron_vl_tiny
+MODEL ?= vllm/assets/nemotron_vl_tiny
 
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
@@ -12,7 +12,7 @@ demo test bench: export HF_HUB_OFFLINE = 1
 .PHONY: demo test lint bench serve requirements
 
 demo: $(INSTALLED)
-	$(PYTHON) examples/demo.py
+	.venv/bin/nemotron-vl demo --out build/demo
 
 test: $(INSTALLED)
 	$(PYTHON) -m pytest tests
@@ -21,14 +21,13 @@ lint: $(INSTALLED)
 	tools/lint.sh
 
 bench: $(INSTALLED)
-	for script in benchmarks/*.py; do $(PYTHON) $$script --quick || exit 1; done
+	for name in preprocess serve; do \
+		$(PYTHON) benchmarks/$$name.py --quick || exit 1; \
+	done
 
 # make serve MODEL=nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1
-serve: $(INSTALLED) $(filter build/%,$(MODEL))
+serve: $(INSTALLED)
 	.venv/bin/vllm serve $(MODEL) --host 127.0.0.1 --max-model-len 8192 $(OPTIONS)
-
-build/nemotron_vl_tiny: | $(INSTALLED)
-	.venv/bin/nemotron-vl make-checkpoint $@
 
 requirements: $(INSTALLED)
 	tools/compile_requirements.sh

@@ -5,6 +5,8 @@ All sides run in this process, in turns, on the same pictures:
 - the processor call, with one thread and with all of torch's threads;
 - bytes of its tensors, and how much memory the call takes at its peak;
 - several calls at once, as requests of a server;
+- pictures that are not plain RGB;
+- how far "fast" pixels are from the exact ones on photographs and scans;
 - the way from JPEG bytes to tensors in another process: decode, hash, process,
   serialise, send through a socket as vLLM does, deserialise.
 
@@ -32,7 +34,7 @@ import in_tree
 import skimage.data
 import torch
 import zmq
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers import GotOcr2ImageProcessor
 from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -98,6 +100,17 @@ def main() -> None:
         f"\n{4 * cores} calls at once on {cores} cores, over {4} times one call alone"
     )
     print("  ".join(f"{side} {ratio:.2f}" for side, ratio in found.items()))
+
+    calls = {n: bind(processors["fast"], p) for n, p in other_modes(scan).items()}
+    times = take_turns(calls, rounds)
+    found = {name: 1000 * statistics.median(times[name]) for name in times}
+    figures["modes"] = found
+    print("\nThe fast recipe on {}x{} pixels of other kinds [ms]".format(*SCAN))
+    print("  ".join(f"{name} {ms:.1f}" for name, ms in found.items()))
+
+    figures["differences"] = found = count_differences(processors)
+    print("\nValues by how much fast and exact ones differ, of 255 levels")
+    print("  ".join(f"{levels}: {share:.4%}" for levels, share in found.items()))
 
     figures["path"] = found = measure_paths(scan, rounds)
     print_table("From JPEG bytes to tensors in the engine's process [ms]", found)
@@ -205,6 +218,30 @@ def measure_at_once(call: Callable, cores: int, rounds: int) -> float:
                 done.result()
             together.append(time.perf_counter() - start)
     return statistics.median(together) / (4 * statistics.median(alone))
+
+
+def other_modes(picture: Image.Image) -> dict[str, Image.Image]:
+    """The same picture in other modes, decoded, as a server has it."""
+    found = {"RGB": picture}
+    for mode in ("L", "P", "RGBA", "CMYK", "I;16"):
+        found[mode] = picture.convert("L" if mode == "I;16" else mode).convert(mode)
+    turned = picture.copy()
+    turned.getexif()[ExifTags.Base.Orientation] = 6
+    return found | {"turned by EXIF": turned}
+
+
+def count_differences(processors: dict[str, Callable]) -> dict[int, float]:
+    """Shares of values that "fast" makes 0, 1, ... levels different."""
+    counts = torch.zeros(256)
+    for name in ("astronaut", "chelsea", "coffee", "page", "text", "camera", "coins"):
+        original = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+        for size in (original.size, (1000, 700), (2480, 3508)):
+            picture = original.resize(size)
+            tiles = [processors[recipe](images=picture) for recipe in ("fast", "exact")]
+            fast, exact = (t["pixel_values_flat"].int() for t in tiles)
+            counts += torch.bincount((fast - exact).abs().flatten(), minlength=256)
+    shares = (counts / counts.sum()).tolist()
+    return {levels: share for levels, share in enumerate(shares) if share}
 
 
 def measure_paths(picture: Image.Image, rounds: int) -> dict[str, dict]:

@@ -1,0 +1,157 @@
+"""Time to first token and pictures per second of a server, in-tree processing
+against ours.
+
+Both servers run the same model, the embedded checkpoint unless told otherwise;
+only the picture processing differs. They run one after the other, several
+times in turns. Clients send a scanned page as JPEG and stream a short answer;
+every request has a picture of its own, so nothing is cached.
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+import skimage.data
+from openai import AsyncOpenAI
+from PIL import Image, ImageDraw
+
+from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving
+
+CLIENTS = (1, 4, 16)
+SIZE = (1700, 2200)
+PLUGIN = "[vllm.general_plugins]\nnemotron_vl_in_tree = in_tree:register\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=tiny_checkpoint())
+    parser.add_argument("--quick", action="store_true", help="one short turn")
+    parser.add_argument("--json", action="store_true", help="figures as last line")
+    args = parser.parse_args()
+    turns, requests = (1, 16) if args.quick else (3, 64)
+    pages = draw_pages(requests)
+    found: dict = {side: {n: [] for n in CLIENTS} for side in ("in-tree", "ours")}
+    for _ in range(turns):
+        for side, by_clients in found.items():
+            with tempfile.TemporaryDirectory() as folder:
+                if side == "in-tree":
+                    add_plugin(Path(folder))
+                try:
+                    measure(args.model, Path(folder), pages, by_clients)
+                finally:
+                    os.environ.pop("PYTHONPATH", None)
+
+    figures: dict = {}
+    print("clients  side     first token ms  pictures/s  ratio (range)")
+    for clients in CLIENTS:
+        row = figures[clients] = {}
+        for side, by_clients in found.items():
+            first, rates = zip(*by_clients[clients], strict=True)
+            in_tree = [rate for _, rate in found["in-tree"][clients]]
+            ratios = [a / b for a, b in zip(rates, in_tree, strict=True)]
+            row[side] = {
+                "first_token_ms": 1000 * statistics.median(first),
+                "pictures_per_s": statistics.median(rates),
+                "ratio": statistics.median(ratios),
+                "ratio_min": min(ratios),
+                "ratio_max": max(ratios),
+            }
+            print(
+                f"{clients:>7}  {side:<8} {row[side]['first_token_ms']:>14.0f}"
+                f" {row[side]['pictures_per_s']:>11.1f}"
+                f"  {row[side]['ratio']:.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+            )
+    if args.json:
+        print(json.dumps(figures))
+
+
+def draw_pages(count: int) -> list[str]:
+    """Scanned pages that differ in a number, as data URLs."""
+    page = Image.fromarray(skimage.data.page()).convert("RGB").resize(SIZE)
+    urls = []
+    for number in range(count):
+        ImageDraw.Draw(page).text((9, 9), f"{number:>9}", "red", font_size=40)
+        file = io.BytesIO()
+        page.save(file, "JPEG", quality=90)
+        data = base64.b64encode(file.getvalue()).decode()
+        urls.append(f"data:image/jpeg;base64,{data}")
+    return urls
+
+
+def add_plugin(folder: Path) -> None:
+    """Make every process of the next server load `in_tree` as a plugin."""
+    info = folder / "nemotron_vl_in_tree-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: nemotron-vl-in-tree\nVersion: 0\n")
+    (info / "entry_points.txt").write_text(PLUGIN)
+    os.environ["PYTHONPATH"] = f"{folder}:{Path(__file__).resolve().parent}"
+
+
+def measure(model: str, folder: Path, pages: list[str], by_clients: dict) -> None:
+    options = (
+        "--enforce-eager",
+        "--max-model-len=4096",
+        "--max-num-seqs=16",
+        "--mm-processor-cache-gb=0",
+        "--no-enable-prefix-caching",
+    )
+    with serving(model, *options, log=folder / "log") as url:
+        for clients in CLIENTS:
+            asyncio.run(ask_all(url, model, pages[:clients], clients))  # warms up
+            by_clients[clients].append(asyncio.run(ask_all(url, model, pages, clients)))
+
+
+async def ask_all(
+    url: str, model: str, pages: list[str], clients: int
+) -> tuple[float, float]:
+    """Median seconds to the first token, and pictures per second."""
+    waiting = iter(pages)
+    first: list[float] = []
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
+
+        async def work() -> None:
+            for page in waiting:
+                first.append(await ask(client, model, page))
+
+        start = time.perf_counter()
+        await asyncio.gather(*(work() for _ in range(clients)))
+        seconds = time.perf_counter() - start
+    return statistics.median(first), len(pages) / seconds
+
+
+async def ask(client: AsyncOpenAI, model: str, page: str) -> float:
+    start = time.perf_counter()
+    content = [
+        {"type": "image_url", "image_url": {"url": page}},
+        {"type": "text", "text": "Read the text."},
+    ]
+    stream = await client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": content}],
+        max_tokens=4,
+        temperature=0,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    first = 0.0
+    async for chunk in stream:
+        if chunk.choices and not first:
+            first = time.perf_counter() - start
+    return first
+
+
+if __name__ == "__main__":
+    main()
