@@ -2,19 +2,18 @@
 
 import argparse
 
-import skimage.data
 from PIL import Image
 from vllm import LLM, SamplingParams
 
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import tiny_checkpoint
+from vllm_nemotron_vl.assets.nemotron_vl import draw_text, tiny_checkpoint
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="default: a tiny one with random weights")
+    parser.add_argument("--model", help="default: the embedded one")
     parser.add_argument("--image", help="file (default: a sample)")
     args = parser.parse_args()
-    picture = Image.fromarray(skimage.data.page())
+    picture = draw_text("640-27", paper="wheat")
     if args.image:
         picture = Image.open(args.image)
 
@@ -22,10 +21,10 @@ def main() -> None:
     sampling = SamplingParams(temperature=0, max_tokens=64)
     first = [
         {"type": "image_pil", "image_pil": picture},
-        {"type": "text", "text": "Read the first line."},
+        {"type": "text", "text": "Read the text."},
     ]
     messages: list[dict] = []
-    for question in (first, "And the second?"):
+    for question in (first, "How many characters are there?"):
         messages.append({"role": "user", "content": question})
         answer = llm.chat(messages, sampling)[0].outputs[0].text
         messages.append({"role": "assistant", "content": answer})

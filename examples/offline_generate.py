@@ -2,11 +2,10 @@
 
 import argparse
 
-import skimage.data
 from PIL import Image
 from vllm import LLM, SamplingParams
 
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import tiny_checkpoint
+from vllm_nemotron_vl.assets.nemotron_vl import draw_text, tiny_checkpoint
 
 # A plain prompt has the chat format written out and <image> for each picture.
 PROMPT = (
@@ -18,15 +17,14 @@ PROMPT = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="default: a tiny one with random weights")
+    parser.add_argument("--model", help="default: the embedded one")
     parser.add_argument("--image", nargs="+", help="files (default: two samples)")
-    parser.add_argument("--question", default="What is in this picture?")
+    parser.add_argument("--question", default="Read the text.")
     args = parser.parse_args()
     if args.image:
         pictures = [Image.open(file) for file in args.image]
     else:
-        samples = (skimage.data.coffee, skimage.data.page)
-        pictures = [Image.fromarray(sample()) for sample in samples]
+        pictures = [draw_text("$12.50"), draw_text("640-27", paper="wheat")]
 
     llm = LLM(args.model or tiny_checkpoint(), max_model_len=8192, enforce_eager=True)
     prompts = [

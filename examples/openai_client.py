@@ -8,23 +8,21 @@ import base64
 import contextlib
 from pathlib import Path
 
-import skimage
 from openai import OpenAI
 
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import tiny_checkpoint
+from vllm_nemotron_vl.assets.nemotron_vl import draw_text, tiny_checkpoint
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving
-
-SAMPLE = Path(skimage.__file__).parent / "data" / "coffee.png"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base-url", help="such as http://127.0.0.1:8000")
-    parser.add_argument("--model", help="default: a tiny one with random weights")
-    parser.add_argument("--image", type=Path, default=SAMPLE, help="PNG file")
-    parser.add_argument("--question", default="Describe this picture.")
+    parser.add_argument("--model", help="default: the embedded one")
+    parser.add_argument("--image", type=Path, help="PNG file (default: a sample)")
+    parser.add_argument("--question", default="Read the text.")
     args = parser.parse_args()
     model = args.model or tiny_checkpoint()
+    Path("build").mkdir(exist_ok=True)
 
     server = contextlib.nullcontext(args.base_url)
     if not args.base_url:
@@ -32,7 +30,10 @@ def main() -> None:
         server = serving(model, *options, log="build/server.log")
     with server as url:
         client = OpenAI(base_url=f"{url}/v1", api_key="none")
-        data = base64.b64encode(args.image.read_bytes()).decode()
+        file = args.image or Path("build/sample.png")
+        if not args.image:
+            draw_text("$12.50").save(file)
+        data = base64.b64encode(file.read_bytes()).decode()
         picture = {"url": f"data:image/png;base64,{data}"}
         stream = client.chat.completions.create(
             model=model,

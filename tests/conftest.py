@@ -13,6 +13,7 @@ os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
 import pytest
 from PIL import Image
 
+from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
     make_checkpoint,
 )
@@ -28,10 +29,16 @@ ENGINE_OPTIONS = dict(
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
-    """The smallest checkpoint: 64-pixel tiles of 4 tokens, 12 tiles at most."""
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    """Random weights: 64-pixel tiles of 4 tokens, 12 tiles at most."""
+    path = tmp_path_factory.mktemp("checkpoint") / "random"
     make_checkpoint(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """The embedded checkpoint: it reads, 64-pixel tiles of 4 tokens."""
+    return Path(tiny_checkpoint())
 
 
 @pytest.fixture(scope="session")

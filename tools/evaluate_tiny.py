@@ -22,8 +22,8 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 import torch
-from drawn_text import KINDS, PILLOW_FONT, Question, find_fonts, make_question
 
+from drawn_text import KINDS, PILLOW_FONT, Question, find_fonts, make_question
 from reference.nemotron_vl import Reference
 
 # The engine and the reference stop here or at the end of the answer.
@@ -61,7 +61,10 @@ def answer_with_reference(model: Reference, questions: list[Question]) -> list[s
     return answers
 
 
-def answer_with_engine(llm, model: Reference, questions: list[Question]) -> list[str]:
+def answer_with_engine(
+    llm, model: Reference, questions: list[Question], resize: str = "exact"
+) -> list[str]:
+    """Answers to all questions at once; "exact" pixels are the reference's."""
     from vllm import SamplingParams
 
     outputs = llm.generate(
@@ -71,6 +74,7 @@ def answer_with_engine(llm, model: Reference, questions: list[Question]) -> list
                 "multi_modal_data": {
                     "image": [drawing.picture for drawing in question.drawings]
                 },
+                "mm_processor_kwargs": {"resize": resize},
             }
             for question in questions
         ],
@@ -112,6 +116,15 @@ def print_tables(model: Reference, questions: list[Question], answers: list[str]
     print(f"\nSingle lines that span several tiles: {accuracy(spanning)}")
 
 
+def print_row(
+    name: str, found: list[str], expected: list[str], truths: list[str], start: float
+) -> None:
+    right = accuracy([a == t for a, t in zip(found, truths, strict=True)])
+    same = accuracy([a == b for a, b in zip(found, expected, strict=True)])
+    seconds = time.time() - start
+    print(f"| {name} | {right} | {same} | {seconds:.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n\n")[0],
@@ -122,7 +135,13 @@ def main() -> None:
     parser.add_argument("--pillow-font", action="store_true", help="use only that")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--engine", nargs="*", default=[], metavar="DTYPE")
+    parser.add_argument(
+        "--engine",
+        nargs="*",
+        default=[],
+        metavar="DTYPE[:RESIZE]",
+        help='such as float32 or, for another recipe than "exact", float32:fast',
+    )
     parser.add_argument("--out", type=Path, help="file for every question and answer")
     args = parser.parse_args()
 
@@ -132,11 +151,14 @@ def main() -> None:
     start = time.time()
     with torch.inference_mode():
         answers = {"reference": answer_with_reference(model, questions)}
-    print(f"reference: {time.time() - start:.0f} s")
     print_tables(model, questions, answers["reference"])
-    for dtype in args.engine:
+    truths = [question.turns[0][1] for question in questions]
+    print("\n| answered by | right | as the reference | seconds |\n|---|---|---|---|")
+    print_row("reference", answers["reference"], answers["reference"], truths, start)
+    for name in args.engine:
         from vllm import LLM
 
+        dtype, _, resize = name.partition(":")
         llm = LLM(
             str(args.model),
             dtype=dtype,
@@ -144,15 +166,11 @@ def main() -> None:
             max_model_len=1024,
             limit_mm_per_prompt={"image": 2},
         )
-        answers[dtype] = answer_with_engine(llm, model, questions)
+        start = time.time()
+        answers[name] = answer_with_engine(llm, model, questions, resize or "exact")
         llm.llm_engine.engine_core.shutdown()
         del llm
-    truths = [question.turns[0][1] for question in questions]
-    print("\n| answered by | right | as the reference |\n|---|---|---|")
-    for name, found in answers.items():
-        right = accuracy([a == t for a, t in zip(found, truths, strict=True)])
-        same = [a == b for a, b in zip(found, answers["reference"], strict=True)]
-        print(f"| {name} | {right} | {accuracy(same)} |")
+        print_row(name, answers[name], answers["reference"], truths, start)
     if args.out:
         args.out.write_text(
             json.dumps(

@@ -51,9 +51,9 @@ def lay_over(target: Path) -> None:
         if file.is_file() and "__pycache__" not in file.parts:
             laid = target / file.relative_to(ROOT / "vllm")
             laid.parent.mkdir(parents=True, exist_ok=True)
-            theirs = laid.read_text() if laid.exists() else ""
+            theirs = laid.read_bytes() if laid.exists() else b""
             laid.unlink(missing_ok=True)
-            laid.write_text(theirs + file.read_text())
+            laid.write_bytes(theirs + file.read_bytes())
 
 
 def test_the_tree_works_laid_over_vllm(tmp_path, checkpoint):

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn_text import CHARACTERS, KINDS, PILLOW_FONT, draw_string, make_question
 from train_tiny import IGNORED, SLOTS, encode_question, label
 
+from drawn_text import CHARACTERS, KINDS, PILLOW_FONT, draw_string, make_question
 from reference.nemotron_vl import Reference
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "train_tiny.py"

@@ -43,8 +43,13 @@ def text_part(text: str) -> dict:
     return {"type": "text", "text": text}
 
 
-def test_greedy_tokens_equal_the_reference(llm, checkpoint, photo, page):
+@pytest.mark.parametrize("weights", ["random", "trained"])
+def test_greedy_tokens_equal_the_reference(
+    make_llm, llm, checkpoint, tiny, photo, page, weights
+):
     """64 tokens on each of 22 different prompts, and the first one's odds."""
+    if weights == "trained":
+        llm, checkpoint = make_llm(tiny, dtype="float32"), tiny
     rng = np.random.default_rng(5)
     sizes = rng.integers(20, 500, (20, 2))
     noise = [Image.fromarray(rng.integers(0, 256, (*s, 3), np.uint8)) for s in sizes]

@@ -1,0 +1,19 @@
+"""`nemotron-vl demo` serves the embedded checkpoint and marks its answers."""
+
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
+
+
+def test_every_answer_is_right(tmp_path, capsys):
+    status = main(["demo", "--out", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "7 of 7 answers are right.", lines
+    assert status == 0
+    assert sum(line.startswith("✓ ") for line in lines) == 7
+    for name in ("price_tag", "licence_plate", "receipt"):
+        assert (tmp_path / f"{name}.png").exists()
+        assert (tmp_path / f"{name}_tiles.png").exists()
+
+
+def test_an_unknown_model_is_named(tmp_path, capsys):
+    assert main(["demo", "--model", "nowhere/no-model", "--out", str(tmp_path)]) == 2
+    assert "nowhere/no-model" in capsys.readouterr().err

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``nemotron-vl demo``: serve the embedded checkpoint and ask about pictures."""
+
+import argparse
+import base64
+import io
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from ....assets.nemotron_vl import draw_text, tiny_checkpoint
+from ....transformers_utils.processors.nemotron_vl import NemotronVLImageProcessor
+from .server import serving
+from .tiles import draw_tiles
+
+
+class _Question(NamedTuple):
+    pictures: list[str]
+    text: str
+    truth: str
+
+
+_PICTURES = {
+    "price_tag": draw_text("$12.50", paper="wheat"),
+    "licence_plate": draw_text("640-27", ink="white", paper="darkslategray"),
+    "receipt": draw_text("3.10", "12.40", "15.50", paper="whitesmoke"),
+}
+_QUESTIONS = (
+    _Question(["price_tag"], "Read the text.", "$12.50"),
+    _Question(["licence_plate"], "Read the text.", "640-27"),
+    _Question(["licence_plate"], "How many characters are there?", "6"),
+    _Question(["licence_plate"], "What is the first character?", "6"),
+    _Question(["receipt"], "Read line 2.", "12.40"),
+    _Question(["receipt"], "Read line 3.", "15.50"),
+    _Question(["price_tag", "licence_plate"], "Read both.", "$12.50\n640-27"),
+)
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "demo",
+        help="serve the embedded checkpoint and ask it about drawn pictures",
+        description="Draws a price tag, a licence plate and a receipt, serves a "
+        "checkpoint on loopback, asks about them through the OpenAI client and "
+        "marks the answers. Exits with 1 if one is wrong.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--model", default=tiny_checkpoint(), help="folder or name on the hub"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("nemotron-vl-demo"),
+        help="folder for the pictures, with and without their tiles, and the log",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from openai import OpenAI
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    tiler = NemotronVLImageProcessor.from_pretrained(args.model)
+    for name, picture in _PICTURES.items():
+        picture.save(args.out / f"{name}.png")
+        grid = tiler.grid_for(*picture.size)
+        sheet = draw_tiles(picture, grid, tiler.image_size)
+        sheet.save(args.out / f"{name}_tiles.png")
+    print(f"Pictures: {args.out}/*.png, and with their tiles *_tiles.png")
+    log = args.out / "server.log"
+    print(f"Starting vllm serve (log: {log}) ...", flush=True)
+    options = ("--enforce-eager", "--max-model-len=4096", "--max-num-seqs=4")
+    right = 0
+    with serving(args.model, *options, log=log) as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="none")
+        for question in _QUESTIONS:
+            start = time.perf_counter()
+            answer = _ask(client, args.model, question)
+            milliseconds = 1000 * (time.perf_counter() - start)
+            tiles = sum(
+                tiler.grid_for(*_PICTURES[name].size).num_tiles
+                for name in question.pictures
+            )
+            is_right = answer == question.truth
+            right += is_right
+            print(
+                f"{'✓' if is_right else '✗'} {' + '.join(question.pictures)}"
+                f" ({tiles} tiles, {milliseconds:.0f} ms): {question.text}"
+                f" {answer!r}, truth {question.truth!r}",
+                flush=True,
+            )
+    print(f"{right} of {len(_QUESTIONS)} answers are right.")
+    return 0 if right == len(_QUESTIONS) else 1
+
+
+def _ask(client, model: str, question: _Question) -> str:
+    content: list[dict] = []
+    for name in question.pictures:
+        file = io.BytesIO()
+        _PICTURES[name].save(file, "PNG")
+        data = base64.b64encode(file.getvalue()).decode()
+        url = f"data:image/png;base64,{data}"
+        content.append({"type": "image_url", "image_url": {"url": url}})
+    content.append({"type": "text", "text": question.text})
+    answer = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": content}],
+        max_tokens=64,
+        temperature=0,
+    )
+    return answer.choices[0].message.content.strip()
