@@ -147,10 +147,10 @@ def _run(args: argparse.Namespace) -> int:
                 "recipes": {r: tiler.describe(width, height, r) for r in recipes}
             }
             if args.out:
-                with Image.open(file) as picture:
-                    grid = tiler.grid_for(width, height, recipes[0])
-                    picture = ImageOps.exif_transpose(picture).convert("RGB")
-                    draw_tiles(picture, grid, tiler.image_size).save(args.out)
+                with Image.open(file) as opened:
+                    picture = ImageOps.exif_transpose(opened).convert("RGB")
+                grid = tiler.grid_for(width, height, recipes[0])
+                draw_tiles(picture, grid, tiler.image_size).save(args.out)
         except _UNREADABLE as error:
             row["error"] = str(error)
         found.append(row)
@@ -192,7 +192,9 @@ def _size(file: Path) -> tuple[int, int]:
 
 
 def _print_table(found: list[dict[str, Any]]) -> None:
-    rows = [("picture", "pixels", "recipe", "grid", "resized", "tiles", "tokens")]
+    rows: list[tuple[str, ...]] = [
+        ("picture", "pixels", "recipe", "grid", "resized", "tiles", "tokens")
+    ]
     for picture in found:
         cells: dict[tuple[str, ...], list[str]] = {}
         for recipe, cut in picture["recipes"].items():
@@ -205,8 +207,8 @@ def _print_table(found: list[dict[str, Any]]) -> None:
             )
             cells.setdefault(key, []).append(recipe)
         size = f"{picture['width']}x{picture['height']}"
-        for key, recipes in cells.items():
-            rows.append((picture["picture"], size, ", ".join(recipes), *key))
+        for rest, recipes in cells.items():
+            rows.append((picture["picture"], size, ", ".join(recipes), *rest))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
