@@ -207,6 +207,7 @@ def test_the_references_own_steps(reference):
     grid = torch.arange(16.0).reshape(1, 16, 1)
     assert reference.pixel_shuffle(grid)[0, 1].tolist() == [2, 3, 6, 7]
     positions = reference.tower.resize_positions(4, 4)
-    stored = reference.tower.positions.reshape(1, 16, 16, -1).permute(0, 3, 1, 2)
+    stored = reference.tower.positions.unflatten(1, (reference.tower.grid, -1))
+    stored = stored.permute(0, 3, 1, 2)
     expected = F.interpolate(stored, (4, 4), mode="bilinear").flatten(2).transpose(1, 2)
     assert torch.equal(positions, expected)
