@@ -249,7 +249,7 @@ def measure_paths(picture: Image.Image, rounds: int) -> dict[str, dict]:
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=90)
     with tempfile.TemporaryDirectory() as folder:
-        make_checkpoint(folder, tile_size=TILE)
+        make_checkpoint(folder, tile_size=TILE, cpe_max_size=TILE)
         config = EngineArgs(folder).create_model_config()
         ours = MULTIMODAL_REGISTRY.create_processor(config)
         processors = {
