@@ -38,7 +38,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default=tiny_checkpoint())
-    parser.add_argument("--quick", action="store_true", help="one short turn, two minutes")
+    parser.add_argument("--quick", action="store_true", help="one turn: two minutes")
     parser.add_argument("--json", action="store_true", help="figures as last line")
     args = parser.parse_args()
     turns, requests = (1, 16) if args.quick else (3, 64)
