@@ -7,6 +7,7 @@ implementation. Pixels stay uint8 until the model conditions them.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ from .nemotron_vl_tiling import (
 )
 
 _EXIF_ORIENTATION = 0x0112
+
+# 8-bit levels of 16-bit ones.
+_EIGHT_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 _HUB_OPTIONS = (
     "revision",
@@ -72,8 +76,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
-            levels = np.asarray(image, dtype=np.int64).clip(0, 65535)
-            image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+            levels = np.asarray(image).clip(0, 65535)
+            image = Image.fromarray(_EIGHT_BITS[levels])
         elif image.mode == "F":
             levels = np.nan_to_num(np.asarray(image)).clip(0, 1)
             image = Image.fromarray(np.rint(levels * 255).astype(np.uint8))
@@ -162,44 +166,39 @@ def _with_all_levels(
     return replace(item, media=to_rgb(item.media))
 
 
-def _resizer(image: Image.Image, recipe: str) -> Callable[[int, int], torch.Tensor]:
-    """A function from width and height to a picture, uint8 of 3 x height x width.
+def _resizer(image: Image.Image, recipe: str) -> Callable[[torch.Tensor], None]:
+    """A function that writes the resized picture into tiles.
 
-    A picture that has the size already is not resampled.
+    It takes a contiguous uint8 buffer of shape ``(rows, columns, 3, size,
+    size)``, which says how large the picture becomes and how it is cut. A
+    picture that has the size already is not resampled.
     """
-    if recipe == "exact":
-        return lambda width, height: _to_tensor(
-            image if image.size == (width, height) else image.resize((width, height))
-        )
-    mode = "bicubic"
-    if recipe == "hf":
-        mode = "bilinear"
-        doubled = (2 * image.width, 2 * image.height)
-        image = image.resize(doubled, Image.Resampling.BILINEAR)
-    pixels = _to_tensor(image)
+    # Compiled loops: only processes that see pictures import the compiler.
+    from .nemotron_vl_resample import columns_first, doubled, interleaved, resample
 
-    def resize(width: int, height: int) -> torch.Tensor:
-        if image.size == (width, height):
-            return pixels
-        batch = pixels[None]
-        # Values are clipped between the passes, so their order shows at sharp
-        # edges. torch goes along rows first, Pillow (since 13) along columns
-        # where the height shrinks by more than twice what the width does.
-        shrinks = image.height - height
-        if recipe == "fast" and shrinks > max(0, 2 * (image.width - width)):
-            size = (height, image.width)
-            batch = F.interpolate(batch, size, mode=mode, antialias=True)
-        return F.interpolate(batch, (height, width), mode=mode, antialias=True)[0]
+    @cache
+    def source() -> torch.Tensor:
+        pixels = doubled(image) if recipe == "hf" else interleaved(image)
+        return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+    def resize(tiles: torch.Tensor) -> None:
+        rows, columns, _, side, _ = tiles.shape
+        height, width = size = rows * side, columns * side
+        # torch's resampling, which goes along rows first, is the faster one
+        # where the picture shrinks.
+        inexact = recipe == "fast" and width < image.width
+        inexact = inexact and not columns_first(image, width, height)
+        if recipe != "hf" and not inexact and image.size != (width, height):
+            resample(image, tiles.numpy())
+            return
+        pixels = source()
+        if pixels.shape[2:] != size:
+            mode = "bilinear" if recipe == "hf" else "bicubic"
+            pixels = F.interpolate(pixels, size, mode=mode, antialias=True)
+        cut = pixels[0, :3].unflatten(2, (columns, side)).unflatten(1, (rows, side))
+        tiles.copy_(cut.permute(1, 3, 0, 2, 4))
 
     return resize
-
-
-def _to_tensor(image: Image.Image) -> torch.Tensor:
-    """uint8 of 3 x height x width, the channels last in memory; never write to it.
-
-    DLPack shares NumPy's read-only memory, which ``from_numpy`` would warn of.
-    """
-    return torch.from_dlpack(np.asarray(image)).permute(2, 0, 1)
 
 
 class NemotronVLImageProcessor(InternVLImageProcessor):
@@ -311,14 +310,10 @@ class NemotronVLImageProcessor(InternVLImageProcessor):
         """
         size, (columns, rows, thumbnail) = self.image_size, grid
         tiles = torch.empty((grid.num_tiles, 3, size, size), dtype=torch.uint8)
-        resized = _resizer(image, self.resize)
-        # (rows, columns, 3, size, size) of the buffer is filled in one pass.
-        cut = resized(columns * size, rows * size)
-        cut = cut.unflatten(2, (columns, size)).unflatten(1, (rows, size))
-        whole = tiles[: rows * columns].unflatten(0, (rows, columns))
-        whole.copy_(cut.permute(1, 3, 0, 2, 4))
+        resize_into = _resizer(image, self.resize)
+        resize_into(tiles[: rows * columns].unflatten(0, (rows, columns)))
         if thumbnail:
-            tiles[-1] = resized(size, size)
+            resize_into(tiles[None, -1:])
         return tiles
 
     def _images_to_pixel_values_lst(

@@ -1,0 +1,88 @@
+"""Compiled resampling equals Pillow's, whatever the size."""
+
+import gc
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vllm_nemotron_vl.transformers_utils.processors import (
+    nemotron_vl_resample as resampling,
+)
+
+# Input size; columns, rows and side of the parts.
+CASES = [
+    ((1700, 2200), (3, 4), 512),
+    ((1920, 1080), (4, 2), 512),  # along columns first
+    ((640, 480), (4, 3), 512),
+    ((1, 3000), (1, 12), 64),
+    ((3000, 1), (12, 1), 64),
+    ((1, 1), (1, 1), 64),
+    ((64, 300), (1, 1), 64),  # one axis keeps its size
+    ((300, 64), (1, 1), 64),
+    ((2600, 2500), (1, 1), 64),  # Pillow holds it in several pieces
+]
+
+
+def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    shape = (size[1], size[0], 3)
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, "uint8"))
+
+
+def resample(picture: Image.Image, grid: tuple[int, int], side: int) -> np.ndarray:
+    parts = np.empty((grid[1], grid[0], 3, side, side), np.uint8)
+    resampling.resample(picture, parts)
+    return parts
+
+
+def cut(picture: Image.Image, grid: tuple[int, int], side: int) -> np.ndarray:
+    """Pillow's resized picture, part by part."""
+    columns, rows = grid
+    whole = np.asarray(picture.resize((columns * side, rows * side)))
+    lines = [np.split(line, columns, axis=1) for line in np.split(whole, rows)]
+    return np.array(lines).transpose(0, 1, 4, 2, 3)
+
+
+@pytest.mark.parametrize(("size", "grid", "side"), CASES, ids=str)
+def test_values_are_pillows(size, grid, side):
+    assert resampling._agrees_with_pillow()
+    picture = noise(size)
+    assert np.array_equal(resample(picture, grid, side), cut(picture, grid, side))
+
+
+def test_values_are_pillows_for_random_sizes():
+    rng = np.random.default_rng(1)
+    for number in range(300):
+        size = tuple(rng.integers(1, 300, 2).tolist())
+        grid = tuple(rng.integers(1, 5, 2).tolist())
+        side = int(rng.integers(1, 80))
+        picture = noise(size, number)
+        ours, theirs = (f(picture, grid, side) for f in (resample, cut))
+        assert np.array_equal(ours, theirs), (size, grid, side)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (301, 77), (2600, 2500)])
+def test_doubled_values_are_pillows(size):
+    picture = noise(size)
+    twice = (2 * picture.width, 2 * picture.height)
+    expected = np.asarray(picture.resize(twice, Image.Resampling.BILINEAR))
+    assert np.array_equal(resampling.doubled(picture), expected)
+
+
+@pytest.mark.parametrize("size", [(30, 20), (2600, 2500)])
+def test_pixels_outlive_their_picture(size):
+    pixels = resampling.interleaved(noise(size))
+    gc.collect()
+    other = [noise(size, 1) for _ in range(3)]  # takes freed memory
+    assert np.array_equal(pixels[..., :3], np.asarray(noise(size)))
+    del other
+
+
+def test_another_pillows_values_come_from_pillow_itself(monkeypatch):
+    """A release may change its rounding or the order of the passes."""
+    monkeypatch.setattr(resampling, "columns_first", lambda *_: False)
+    fresh = resampling._agrees_with_pillow.__wrapped__
+    assert not fresh()
+    monkeypatch.setattr(resampling, "_agrees_with_pillow", fresh)
+    picture = noise((1920, 1080))
+    assert np.array_equal(resample(picture, (4, 2), 64), cut(picture, (4, 2), 64))
