@@ -49,10 +49,19 @@ def create_processor(model_config):
     return BaseInternVLMultiModalProcessor(info, BaseInternVLDummyInputsBuilder(info))
 
 
+class EitherProcessingInfo(InTreeProcessingInfo):
+    """In-tree processing for requests with the setting ``in_tree``, else ours."""
+
+    def get_hf_processor(self, *, in_tree: bool = False, **kwargs: object):
+        if in_tree:
+            return super().get_hf_processor(**kwargs)
+        return NemotronVLProcessingInfo.get_hf_processor(self, **kwargs)
+
+
 def register() -> None:
-    """Plugin for vLLM: the model is ours, its processing the in-tree one."""
+    """Plugin for vLLM: each request chooses its processing."""
     MULTIMODAL_REGISTRY.register_processor(
         BaseInternVLMultiModalProcessor,
-        info=InTreeProcessingInfo,
+        info=EitherProcessingInfo,
         dummy_inputs=BaseInternVLDummyInputsBuilder,
     )(LlamaNemotronVLChatModel)

@@ -1,10 +1,10 @@
 """Time to first token and pictures per second of a server, in-tree processing
 against ours.
 
-Both servers run the same model, the embedded checkpoint unless told otherwise;
-only the picture processing differs. They run one after the other, several
-times in turns. Clients send a scanned page as JPEG and stream a short answer;
-every request has a picture of its own, so nothing is cached.
+One server of the embedded checkpoint, unless told otherwise, does both: a
+request says which processing it wants. Rounds of both sides take turns.
+Clients send a scanned page as JPEG and stream a short answer; every request
+of a round has a picture of its own, and nothing is cached.
 """
 
 import argparse
@@ -29,8 +29,20 @@ from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving
 
 CLIENTS = (1, 4, 16)
+SIDES: dict[str, dict] = {  # what their requests say
+    "in-tree": {"mm_processor_kwargs": {"in_tree": True}},
+    "ours": {},
+}
 SIZE = (1700, 2200)
 PLUGIN = "[vllm.general_plugins]\nnemotron_vl_in_tree = in_tree:register\n"
+OPTIONS = (
+    "--enforce-eager",
+    "--max-model-len=4096",
+    "--max-num-seqs=16",
+    "--mm-processor-cache-gb=0",
+    "--no-enable-prefix-caching",
+    "--trust-request-mm-kwargs",
+)
 
 
 def main() -> None:
@@ -38,30 +50,35 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default=tiny_checkpoint())
-    parser.add_argument("--quick", action="store_true", help="one turn: two minutes")
+    parser.add_argument("--quick", action="store_true", help="under a minute")
     parser.add_argument("--json", action="store_true", help="figures as last line")
     args = parser.parse_args()
-    turns, requests = (1, 16) if args.quick else (3, 64)
-    pages = draw_pages(requests)
-    found: dict = {side: {n: [] for n in CLIENTS} for side in ("in-tree", "ours")}
-    for _ in range(turns):
-        for side, by_clients in found.items():
-            with tempfile.TemporaryDirectory() as folder:
-                if side == "in-tree":
-                    add_plugin(Path(folder))
-                try:
-                    measure(args.model, Path(folder), pages, by_clients)
-                finally:
-                    os.environ.pop("PYTHONPATH", None)
+    rounds, requests = (1, 8) if args.quick else (7, 32)
+    pages = draw_pages(max(requests, *CLIENTS))
+    with tempfile.TemporaryDirectory() as folder:
+        add_plugin(Path(folder))
+        with serving(args.model, *OPTIONS, log=Path(folder) / "log") as url:
+            asyncio.run(ask_all(url, args.model, pages[:2], 1, SIDES["in-tree"]))
+            found = {
+                clients: [
+                    {
+                        side: asyncio.run(
+                            ask_all(url, args.model, pages[:n], clients, extra)
+                        )
+                        for side, extra in SIDES.items()
+                    }
+                    for n in [max(requests, clients)] * rounds
+                ]
+                for clients in CLIENTS
+            }
 
     figures: dict = {}
     print("clients  side     first token ms  pictures/s  ratio (range)")
-    for clients in CLIENTS:
+    for clients, turns in found.items():
         row = figures[clients] = {}
-        for side, by_clients in found.items():
-            first, rates = zip(*by_clients[clients], strict=True)
-            in_tree = [rate for _, rate in found["in-tree"][clients]]
-            ratios = [a / b for a, b in zip(rates, in_tree, strict=True)]
+        for side in SIDES:
+            first, rates = zip(*(turn[side] for turn in turns), strict=True)
+            ratios = [turn[side][1] / turn["in-tree"][1] for turn in turns]
             row[side] = {
                 "first_token_ms": 1000 * statistics.median(first),
                 "pictures_per_s": statistics.median(rates),
@@ -92,30 +109,18 @@ def draw_pages(count: int) -> list[str]:
 
 
 def add_plugin(folder: Path) -> None:
-    """Make every process of the next server load `in_tree` as a plugin."""
+    """Make every process of the server load `in_tree` as a plugin."""
     info = folder / "nemotron_vl_in_tree-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Name: nemotron-vl-in-tree\nVersion: 0\n")
     (info / "entry_points.txt").write_text(PLUGIN)
-    os.environ["PYTHONPATH"] = f"{folder}:{Path(__file__).resolve().parent}"
-
-
-def measure(model: str, folder: Path, pages: list[str], by_clients: dict) -> None:
-    options = (
-        "--enforce-eager",
-        "--max-model-len=4096",
-        "--max-num-seqs=16",
-        "--mm-processor-cache-gb=0",
-        "--no-enable-prefix-caching",
-    )
-    with serving(model, *options, log=folder / "log") as url:
-        for clients in CLIENTS:
-            asyncio.run(ask_all(url, model, pages[:clients], clients))  # warms up
-            by_clients[clients].append(asyncio.run(ask_all(url, model, pages, clients)))
+    paths = (str(folder), str(Path(__file__).resolve().parent))
+    found = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join((*paths, *([found] if found else [])))
 
 
 async def ask_all(
-    url: str, model: str, pages: list[str], clients: int
+    url: str, model: str, pages: list[str], clients: int, extra: dict
 ) -> tuple[float, float]:
     """Median seconds to the first token, and pictures per second."""
     waiting = iter(pages)
@@ -124,7 +129,7 @@ async def ask_all(
 
         async def work() -> None:
             for page in waiting:
-                first.append(await ask(client, model, page))
+                first.append(await ask(client, model, page, extra))
 
         start = time.perf_counter()
         await asyncio.gather(*(work() for _ in range(clients)))
@@ -132,7 +137,7 @@ async def ask_all(
     return statistics.median(first), len(pages) / seconds
 
 
-async def ask(client: AsyncOpenAI, model: str, page: str) -> float:
+async def ask(client: AsyncOpenAI, model: str, page: str, extra: dict) -> float:
     start = time.perf_counter()
     content = [
         {"type": "image_url", "image_url": {"url": page}},
@@ -144,7 +149,7 @@ async def ask(client: AsyncOpenAI, model: str, page: str) -> float:
         max_tokens=4,
         temperature=0,
         stream=True,
-        extra_body={"ignore_eos": True},
+        extra_body={"ignore_eos": True, **extra},
     )
     first = 0.0
     async for chunk in stream:
