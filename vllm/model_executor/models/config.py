@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's hook for checking and completing this model's configuration."""
 
-from vllm.config import ModelConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
+from ...config.nemotron_vl import EncoderConfig
 from ...plugins.nemotron_vl import TOKENIZER_MODE
 from ...transformers_utils.config import check_servable
 
@@ -21,3 +22,12 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
         check_servable(model_config.hf_config, model_config.hf_image_processor_config)
         if model_config.tokenizer_mode in ("auto", "hf"):
             model_config.tokenizer_mode = TOKENIZER_MODE
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+        """Check ``additional_config`` before any process is started.
+
+        Raises:
+            ValueError: Names the setting.
+        """
+        EncoderConfig.from_vllm_config(vllm_config)

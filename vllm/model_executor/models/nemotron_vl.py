@@ -5,20 +5,23 @@ Built on vLLM's InternVL model and native C-RADIO tower; only what this
 checkpoint does differently is here.
 """
 
-import copy
+import math
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
-from transformers import PreTrainedConfig
+from PIL import Image
+from transformers import BatchFeature, PreTrainedConfig
 from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.exceptions import VLLMValidationError
+from vllm.logger import init_logger
 from vllm.model_executor.layers.fusion.mm_input_norm import FusedMMInputNorm
 from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.interfaces import (
+    MultiModalEmbeddings,
     SupportsEagle3,
     SupportsEncoderCudaGraph,
     SupportsLoRA,
@@ -32,23 +35,20 @@ from vllm.model_executor.models.internvl import (
     BaseInternVLProcessingInfo,
     InternVLChatModel,
 )
-from vllm.model_executor.models.radio import RadioModel
-from vllm.model_executor.models.utils import (
-    AutoWeightsLoader,
-    WeightsMapper,
-    maybe_prefix,
-)
+from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 from vllm.model_executor.models.vision import (
     is_vit_use_data_parallel,
     run_dp_sharded_vision_model,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.inputs import MultiModalKwargsItem
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.tokenizers.hf import HfTokenizer
 
+from ...config.nemotron_vl import EncoderConfig
 from ...transformers_utils.config import NemotronVLConfig
 from ...transformers_utils.processors.nemotron_vl import (
+    NO_REUSE,
     NemotronVLDataParser,
     NemotronVLImageProcessor,
     NemotronVLProcessor,
@@ -64,6 +64,10 @@ from .nemotron_vl_layout import (
     TOWER,
     checkpoint_tensors,
 )
+from .nemotron_vl_reuse import TileReuse
+from .nemotron_vl_tower import NemotronVLRadioModel
+
+logger = init_logger("vllm.model_executor.models.nemotron_vl")
 
 
 class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
@@ -113,79 +117,38 @@ class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
         return {"image": self.get_max_image_tokens()}
 
 
-class NemotronVLRadioModel(RadioModel):
-    """C-RADIO for tiles of one size.
+class NemotronVLDummyInputsBuilder(
+    BaseInternVLDummyInputsBuilder[NemotronVLProcessingInfo]
+):
+    """Pictures for profiling, whose equal tiles must all be encoded."""
 
-    The position grid is resized to a tile's when it is loaded, not at every
-    forward. Layer scales, which C-RADIO does not have, are constant ones
-    instead of parameters that no checkpoint fills.
+    def _get_dummy_images(self, **kwargs: Any) -> list[Image.Image]:
+        images = super()._get_dummy_images(**kwargs)
+        for image in images:
+            image.info[NO_REUSE] = True
+        return images
 
-    Args:
-        config: Composite configuration of the checkpoint.
-        quant_config: Quantisation of the linear layers, if any.
-        prefix: Name of the module in the model.
-    """
 
-    def __init__(
-        self,
-        config: PreTrainedConfig,
-        quant_config: QuantizationConfig | None = None,
-        *,
-        prefix: str = "",
-    ) -> None:
-        tower = copy.deepcopy(config.vision_config)
-        tower.image_size = tower.cpe_max_size = config.force_image_size
-        super().__init__(tower, quant_config, prefix=maybe_prefix(prefix, "model"))
-        for layer in self.model.encoder.layers:
-            for name in ("ls1", "ls2"):
-                ones = getattr(layer, name).data.fill_(1)
-                delattr(layer, name)
-                layer.register_buffer(name, ones, persistent=False)
+class NemotronVLMultiModalProcessor(
+    BaseInternVLMultiModalProcessor[NemotronVLProcessingInfo]
+):
+    """InternVL's processor, with a digest of each tile."""
 
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Class and register tokens before the patches of a tile."""
-        return self.model.patch_generator.num_skip
-
-    def forward(  # type: ignore[override]
-        self, pixel_values: torch.Tensor
-    ) -> torch.Tensor:
-        """Features of the patches.
-
-        Args:
-            pixel_values: Conditioned pixels ``(tiles, 3, size, size)``.
-
-        Returns:
-            ``(tiles, patches, hidden_size)``, without class and register tokens.
-        """
-        return self.model(pixel_values)[:, self.num_prefix_tokens :]
-
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        loader = AutoWeightsLoader(self)
-        return loader.load_weights(
-            (name, self._to_tile_grid(tensor) if name.endswith("pos_embed") else tensor)
-            for name, tensor in weights
+    def _get_image_fields_config(
+        self, hf_inputs: BatchFeature
+    ) -> dict[str, MultiModalFieldConfig]:
+        tiles = hf_inputs.get("image_num_patches", torch.empty(0))
+        digests = MultiModalFieldConfig.flat_from_sizes(
+            "image", tiles, keep_on_cpu=True
         )
-
-    def _to_tile_grid(self, pos_embed: torch.Tensor) -> torch.Tensor:
-        """Resize ``(1, rows * columns, hidden)`` to the grid of one tile.
-
-        C-RADIO does the same in every forward at evaluation: bilinear, corners
-        not aligned, in float32.
-        """
-        side = self.model.patch_generator.num_rows
-        grid = round(pos_embed.shape[1] ** 0.5)
-        if grid == side:
-            return pos_embed
-        image = pos_embed.float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
-        image = F.interpolate(image, size=(side, side), mode="bilinear")
-        return image.flatten(2).transpose(1, 2)
+        fields = super()._get_image_fields_config(hf_inputs)
+        return {**fields, "tile_digests": digests}
 
 
 @MULTIMODAL_REGISTRY.register_processor(
-    BaseInternVLMultiModalProcessor[NemotronVLProcessingInfo],
+    NemotronVLMultiModalProcessor,
     info=NemotronVLProcessingInfo,
-    dummy_inputs=BaseInternVLDummyInputsBuilder[NemotronVLProcessingInfo],
+    dummy_inputs=NemotronVLDummyInputsBuilder,
 )
 class LlamaNemotronVLChatModel(
     InternVLChatModel,
@@ -232,6 +195,9 @@ class LlamaNemotronVLChatModel(
         self.input_norm = FusedMMInputNorm(
             vision_config.norm_mean, vision_config.norm_std, rescale_factor=1 / 255
         )
+        encoder_config = EncoderConfig.from_vllm_config(vllm_config)
+        self.max_encoder_tiles = encoder_config.max_encoder_tiles
+        self.tile_reuse = self._make_tile_reuse(vllm_config, encoder_config)
         # With dummy weights, tensors come one by one or never.
         self._expects_whole_checkpoint = vllm_config.load_config.load_format != "dummy"
         if vllm_config.speculative_config is not None:
@@ -270,6 +236,54 @@ class LlamaNemotronVLChatModel(
             ),
         )
 
+    def _make_tile_reuse(
+        self, vllm_config: VllmConfig, encoder_config: EncoderConfig
+    ) -> TileReuse | None:
+        """Reuse of equal tiles, with its cache's memory taken now, before vLLM
+        measures what is left."""
+        megabytes = encoder_config.tile_cache_mb
+        lora_config = vllm_config.lora_config
+        if lora_config is not None and lora_config.enable_tower_connector_lora:
+            # Equal pixels have other embeddings with another adapter, and vLLM
+            # assigns adapters to all tiles that it sent.
+            if megabytes:
+                logger.warning_once(
+                    "Tiles are not reused with --enable-tower-connector-lora: "
+                    "tile_cache_mb has no effect."
+                )
+            return None
+        shape = (self.num_image_token, self.config.text_config.hidden_size)
+        slots = int(megabytes * 1e6 / (math.prod(shape) * self.dtype.itemsize))
+        if megabytes and not slots:
+            logger.warning_once("tile_cache_mb=%d does not hold a tile.", megabytes)
+        return TileReuse(
+            self.extract_feature,
+            torch.empty((slots, *shape), dtype=self.dtype),
+            quiet=get_tensor_model_parallel_rank() > 0,
+        )
+
+    def embed_multimodal(
+        self, *, tile_digests: torch.Tensor | None = None, **kwargs: object
+    ) -> MultiModalEmbeddings:
+        """Embeddings of pictures, ``(tokens, hidden_size)`` for each.
+
+        Args:
+            tile_digests: What `TileReuse` tells equal tiles by; without it
+                all tiles are encoded.
+            kwargs: The other fields of vLLM's InternVL model.
+        """
+        images = self._parse_and_validate_image_input(**kwargs)
+        if images is None:
+            return []
+        if images["type"] == "image_embeds":
+            return images["data"]
+        pixels = images["pixel_values_flat"]
+        if self.tile_reuse is None or tile_digests is None:
+            features = self.extract_feature(pixels)
+        else:
+            features = self.tile_reuse(pixels, tile_digests)
+        return [x.flatten(0, 1) for x in features.split(images["num_patches"].tolist())]
+
     def extract_feature(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Image features of tiles.
 
@@ -287,6 +301,9 @@ class LlamaNemotronVLChatModel(
         return self._encode_tiles(pixel_values)
 
     def _encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        parts = pixel_values.split(self.max_encoder_tiles)
+        if len(parts) > 1:
+            return torch.cat([self._encode_tiles(part) for part in parts])
         features = self.vision_model(self._condition(pixel_values))
         tiles, patches, _ = features.shape
         side = round(patches**0.5)
@@ -354,6 +371,8 @@ class LlamaNemotronVLChatModel(
                 The tensors of a quantised checkpoint depend on its method and
                 are checked by vLLM.
         """
+        if self.tile_reuse is not None:
+            self.tile_reuse.clear()
         if getattr(self.config, "quantization_config", None) is None:
             weights = self._checked(weights)
         loader = AutoWeightsLoader(self)

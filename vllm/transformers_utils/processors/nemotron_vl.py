@@ -5,6 +5,7 @@ The prompt format is that of the checkpoint's model card and of vLLM's in-tree
 implementation. Pixels stay uint8 until the model conditions them.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -15,8 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from blake3 import blake3
 from PIL import Image, ImageOps
-from transformers import AutoProcessor, TokenizersBackend
+from transformers import AutoProcessor, BatchFeature, TokenizersBackend
+from transformers.utils import TensorType
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.image import convert_image_mode, open_image
 from vllm.multimodal.media import MediaWithBytes
@@ -42,6 +45,12 @@ _EXIF_ORIENTATION = 0x0112
 
 # 8-bit levels of 16-bit ones.
 _EIGHT_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+
+_DIGEST_BYTES = 16
+_DIGEST_KEY = os.urandom(32)
+
+# Key in the ``info`` of a picture whose tiles are not to be reused.
+NO_REUSE = "nemotron_vl_no_reuse"
 
 _HUB_OPTIONS = (
     "revision",
@@ -316,15 +325,25 @@ class NemotronVLImageProcessor(InternVLImageProcessor):
             resize_into(tiles[None, -1:])
         return tiles
 
-    def _images_to_pixel_values_lst(
+    def __call__(
         self,
-        images: list[Image.Image],
+        images: Image.Image | list[Image.Image],
+        *,
         min_dynamic_patch: int | None = None,
         max_dynamic_patch: int | None = None,
         dynamic_image_size: bool | None = None,
-    ) -> list[torch.Tensor]:
-        tiles = []
-        for image in map(to_rgb, images):
+        return_tensors: str | TensorType | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Tiles of all pictures, one after the other.
+
+        Returns:
+            ``pixel_values_flat`` (tiles, 3, image_size, image_size), uint8 or
+            float32; ``image_num_patches`` (pictures), tiles of each;
+            ``tile_digests`` (tiles, 16), uint8, see `tile_digest`.
+        """
+        tiles, digests = [], []
+        for image in map(to_rgb, [images] if not isinstance(images, list) else images):
             grid = self.grid_for(
                 *image.size,
                 min_dynamic_patch=min_dynamic_patch,
@@ -332,9 +351,26 @@ class NemotronVLImageProcessor(InternVLImageProcessor):
                 dynamic_image_size=dynamic_image_size,
             )
             tiles.append(self.tile(image, grid))
+            unknown = bytes(_DIGEST_BYTES) if NO_REUSE in image.info else None
+            digests += [unknown or tile_digest(tile) for tile in tiles[-1]]
+        pixels = torch.cat(tiles)
         if self.do_rescale:
-            tiles = [pixels.to(torch.float32) / 255 for pixels in tiles]
-        return tiles
+            pixels = pixels.to(torch.float32) / 255
+        digest_bytes = np.frombuffer(bytearray().join(digests), np.uint8)
+        features = {
+            "pixel_values_flat": pixels,
+            "image_num_patches": torch.tensor([len(picture) for picture in tiles]),
+            "tile_digests": torch.from_numpy(digest_bytes).view(-1, _DIGEST_BYTES),
+        }
+        return BatchFeature(features, tensor_type=return_tensors)
+
+
+def tile_digest(tile: torch.Tensor) -> bytes:
+    """128-bit digest of a contiguous uint8 tile, other in each process.
+
+    The key keeps a client from making a tile with the digest of another one's.
+    """
+    return blake3(tile.numpy(), key=_DIGEST_KEY).digest(length=_DIGEST_BYTES)
 
 
 class NemotronVLProcessor(InternVLProcessor):

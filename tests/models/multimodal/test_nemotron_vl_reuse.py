@@ -1,0 +1,315 @@
+"""Equal tiles are encoded once, within a forward and across requests."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from vllm_nemotron_vl.config.nemotron_vl import EncoderConfig
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_reuse import TileReuse
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
+    NemotronVLImageProcessor,
+    tile_digest,
+)
+
+
+def tiles(*kinds: int) -> torch.Tensor:
+    """Tiles of noise; equal numbers, equal tiles."""
+    made = [
+        np.random.default_rng(kind).integers(0, 256, (3, 64, 64), np.uint8)
+        for kind in kinds
+    ]
+    return torch.from_numpy(np.stack(made))
+
+
+def digests(pixels: torch.Tensor) -> torch.Tensor:
+    rows = [list(tile_digest(tile)) for tile in pixels]
+    return torch.tensor(rows, dtype=torch.uint8)
+
+
+def picture(*kinds: int) -> dict[str, torch.Tensor]:
+    """What the model gets for one picture."""
+    pixels = tiles(*kinds)
+    return {
+        "pixel_values_flat": pixels,
+        "image_num_patches": torch.tensor([len(pixels)]),
+        "image_token_id": torch.tensor([1]),
+        "tile_digests": digests(pixels),
+    }
+
+
+def embed(model, *kinds: int) -> torch.Tensor:
+    (embeddings,) = model.embed_multimodal(**picture(*kinds))
+    return embeddings
+
+
+def counts(model) -> dict[str, int]:
+    """Tiles by outcome since the last call."""
+    found = dict(model.tile_reuse.counts)
+    model.tile_reuse.counts.clear()
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(load_model, checkpoint):
+    return load_model(checkpoint)
+
+
+@pytest.fixture
+def caching(load_model, checkpoint):
+    """Room for four tiles of 4 x 256 float32 values."""
+    config = {"nemotron_vl": {"tile_cache_mb": 1}}
+    model = load_model(checkpoint, additional_config=config)
+    assert len(model.tile_reuse._cache) == 1_000_000 // (4 * 4 * 256)
+    model.tile_reuse._cache = model.tile_reuse._cache[:4]
+    return model
+
+
+def encode_all(model, *kinds: int) -> torch.Tensor:
+    return model.extract_feature(tiles(*kinds)).flatten(0, 1)
+
+
+def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert found.shape == expected.shape
+    error = (found - expected).norm() / expected.norm()
+    assert error < 1e-6
+
+
+def test_equal_tiles_of_a_forward_are_encoded_once(plain):
+    kinds = (1, 2, 1, 3, 3, 3)
+    assert_equal(embed(plain, *kinds), encode_all(plain, *kinds))
+    assert counts(plain) == {"encoded": 3, "repeated": 3, "cached": 0}
+
+
+def test_without_a_cache_nothing_outlives_the_forward(plain):
+    for _ in range(2):
+        embed(plain, 1, 2)
+        assert counts(plain) == {"encoded": 2, "repeated": 0, "cached": 0}
+
+
+def test_pictures_of_a_batch_share_their_tiles(plain):
+    first, second = picture(1, 2), picture(2, 1, 4)
+    batch = {name: torch.cat([first[name], second[name]]) for name in first}
+    found = plain.embed_multimodal(**batch)
+    assert counts(plain)["encoded"] == 3
+    assert_equal(found[0], encode_all(plain, 1, 2))
+    assert_equal(found[1], encode_all(plain, 2, 1, 4))
+
+
+def test_tiles_without_a_digest_are_all_encoded(plain):
+    fields = picture(1, 1, 1)
+    fields["tile_digests"].zero_()
+    plain.embed_multimodal(**fields)
+    assert counts(plain) == {"encoded": 3, "repeated": 0, "cached": 0}
+    del fields["tile_digests"]
+    (found,) = plain.embed_multimodal(**fields)
+    assert_equal(found, encode_all(plain, 1, 1, 1))
+
+
+def test_digests_not_pixels_decide_what_is_equal(plain):
+    """So that a broken digest would be seen by the tests above."""
+    fields = picture(1, 2)
+    fields["tile_digests"][1] = fields["tile_digests"][0]
+    (found,) = plain.embed_multimodal(**fields)
+    assert_equal(found, encode_all(plain, 1, 1))
+
+
+def test_tiles_of_earlier_requests_come_from_the_cache(caching):
+    embed(caching, 1, 2, 1)
+    assert counts(caching) == {"encoded": 2, "repeated": 1, "cached": 0}
+    kinds = (2, 3, 1, 3)
+    assert_equal(embed(caching, *kinds), encode_all(caching, *kinds))
+    assert counts(caching) == {"encoded": 1, "repeated": 1, "cached": 2}
+
+
+def test_the_least_recently_used_tile_gives_way(caching):
+    embed(caching, 1, 2, 3, 4)
+    embed(caching, 1)  # 2 is now the oldest
+    embed(caching, 5)
+    counts(caching)
+    kinds = (1, 3, 4, 5)
+    assert_equal(embed(caching, *kinds), encode_all(caching, *kinds))
+    assert counts(caching)["cached"] == 4
+    embed(caching, 2)
+    assert counts(caching)["encoded"] == 1
+
+
+def test_more_new_tiles_than_slots(caching):
+    kinds = (9, 8, 7, 6, 5, 4, 9)
+    assert_equal(embed(caching, *kinds), encode_all(caching, *kinds))
+    counts(caching)
+    assert_equal(embed(caching, *kinds), encode_all(caching, *kinds))
+    assert counts(caching) == {"encoded": 2, "repeated": 1, "cached": 4}
+
+
+def test_random_traffic_gives_what_encoding_gives(caching):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        kinds = rng.integers(0, 8, rng.integers(1, 9)).tolist()
+        assert_equal(embed(caching, *kinds), encode_all(caching, *kinds))
+
+
+def test_loading_weights_empties_the_cache(caching):
+    embed(caching, 1, 2)
+    counts(caching)
+    bias = caching.mlp1[3].bias
+    caching.load_weights([("mlp1.3.bias", bias + 1)])
+    assert_equal(embed(caching, 1, 2), encode_all(caching, 1, 2))
+    assert counts(caching)["encoded"] == 2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_cache_has_the_models_dtype(load_model, checkpoint, dtype):
+    config = {"nemotron_vl": {"tile_cache_mb": 1}}
+    model = load_model(checkpoint, dtype=dtype, additional_config=config)
+    first = embed(model, 1, 2)
+    assert first.dtype == getattr(torch, dtype)
+    assert torch.equal(embed(model, 1, 2), first)
+    assert counts(model) == {"encoded": 2, "repeated": 0, "cached": 2}
+
+
+def test_adapters_on_the_tower_switch_reuse_off(load_model, checkpoint):
+    model = load_model(
+        checkpoint,
+        enable_lora=True,
+        enable_tower_connector_lora=True,
+        additional_config={"nemotron_vl": {"tile_cache_mb": 1}},
+    )
+    assert model.tile_reuse is None
+    assert_equal(embed(model, 1, 1), encode_all(model, 1, 1))
+
+
+def test_adapters_on_the_language_model_do_not(load_model, checkpoint):
+    assert load_model(checkpoint, enable_lora=True).tile_reuse is not None
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_tiles_are_encoded_in_parts(load_model, checkpoint, plain, most):
+    config = {"nemotron_vl": {"max_encoder_tiles": most}}
+    model = load_model(checkpoint, additional_config=config)
+    sizes = []
+    model.vision_model.register_forward_pre_hook(
+        lambda module, inputs: sizes.append(len(inputs[0]))
+    )
+    kinds = (1, 2, 3, 4, 5)
+    assert_equal(embed(model, *kinds), encode_all(plain, *kinds))
+    assert max(sizes) == most and sum(sizes) == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tile_cache_mb": -1}, "tile_cache_mb must be a whole number of at least 0"),
+        ({"tile_cache_mb": "512"}, "but is '512'"),
+        ({"tile_cache_mb": True}, "but is True"),
+        ({"max_encoder_tiles": 0}, "max_encoder_tiles must be .* at least 1"),
+        ({"cache": 1}, r"unknown nemotron_vl settings \['cache'\]; known are"),
+        (5, "nemotron_vl must be an object, but is 5"),
+    ],
+)
+def test_wrong_settings_are_named_at_start(checkpoint, given, message):
+    options = EngineArgs(
+        model=str(checkpoint), additional_config={"nemotron_vl": given}
+    )
+    with pytest.raises(ValueError, match=message):
+        options.create_engine_config()
+
+
+def test_settings_of_other_plugins_are_left_alone():
+    config = VllmConfig(additional_config={"another": {"a": 1}})
+    assert EncoderConfig.from_vllm_config(config) == EncoderConfig()
+
+
+def process(picture: Image.Image) -> list[bytes]:
+    cutter = NemotronVLImageProcessor(64, do_rescale=False)
+    found = cutter(images=picture)
+    assert len(found["tile_digests"]) == len(found["pixel_values_flat"])
+    return [bytes(row) for row in found["tile_digests"].numpy()]
+
+
+def test_blank_tiles_of_a_page_have_the_same_digest():
+    page = Image.new("RGB", (64 * 3, 64 * 4), "white")
+    page.putpixel((0, 0), (0, 0, 0))
+    found = process(page)
+    assert len(found) == 13
+    assert len(set(found)) == 3  # the corner, the thumbnail, eleven white tiles
+    assert all(map(any, found))
+
+
+def test_another_process_has_other_digests():
+    code = (
+        "import torch; from vllm_nemotron_vl.transformers_utils.processors."
+        "nemotron_vl import tile_digest; "
+        "print(tile_digest(torch.zeros(3, 64, 64, dtype=torch.uint8)).hex())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    theirs = run.stdout.split()[-1]
+    ours = tile_digest(torch.zeros(3, 64, 64, dtype=torch.uint8)).hex()
+    assert len(theirs) == len(ours) == 32
+    assert theirs != ours
+
+
+def test_profiling_encodes_every_tile(checkpoint):
+    """vLLM measures memory on one picture, repeated; reuse would hide it."""
+    config = EngineArgs(model=str(checkpoint)).create_model_config()
+    processor = MULTIMODAL_REGISTRY.create_processor(config)
+    dummy = processor.get_dummy_mm_inputs({"image": 1})
+    (item,) = dummy["mm_kwargs"]["image"]
+    assert len(item["tile_digests"].data) == 13
+    assert not item["tile_digests"].data.any()
+
+
+def test_counts_reach_a_multiprocess_metrics_folder(tmp_path):
+    """Where vLLM collects from all processes, it finds the worker's counter."""
+    code = (
+        "import torch; from vllm_nemotron_vl.model_executor.models."
+        "nemotron_vl_reuse import TileReuse; "
+        "reuse = TileReuse(lambda x: x.float().mean(1), torch.empty(0, 64, 64)); "
+        "reuse(torch.zeros(3, 3, 64, 64), torch.ones(3, 16, dtype=torch.uint8))"
+    )
+    environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    collect = (
+        "from vllm.v1.metrics.prometheus import get_prometheus_registry; "
+        "from prometheus_client import generate_latest; "
+        "print(generate_latest(get_prometheus_registry()).decode())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", collect],
+        check=True,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert 'vllm:mm_tiles_total{outcome="encoded"} 1.0' in run.stdout
+    assert 'vllm:mm_tiles_total{outcome="repeated"} 2.0' in run.stdout
+
+
+def test_counts_are_logged_at_intervals(monkeypatch):
+    from vllm_nemotron_vl.model_executor.models import nemotron_vl_reuse
+
+    lines = []
+    monkeypatch.setattr(
+        nemotron_vl_reuse.logger, "info", lambda text, *args: lines.append(text % args)
+    )
+    reuse = TileReuse(lambda x: x.float().mean(1), torch.empty(0, 64, 64))
+    for _ in range(3):
+        reuse(tiles(1, 1), digests(tiles(1, 1)))
+    assert lines == ["Tiles: 2 received, 1 encoded, 1 repeated, 0 cached."]
+    monkeypatch.setattr(nemotron_vl_reuse, "_LOG_SECONDS", 0.0)
+    reuse(tiles(1, 1), digests(tiles(1, 1)))
+    assert lines[1] == "Tiles: 8 received, 4 encoded, 4 repeated, 0 cached."
+
+
+def test_another_rank_leaves_counting_to_the_first():
+    reuse = TileReuse(lambda x: x.float().mean(1), torch.empty(0, 64, 64), quiet=True)
+    reuse(tiles(1, 1), digests(tiles(1, 1)))
+    assert not reuse.counts

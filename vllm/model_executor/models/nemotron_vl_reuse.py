@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Equal tiles are encoded once.
+
+Tiles go through the tower one by one, on the same position grid, so equal
+pixels have equal embeddings. What is equal is told by digests that the
+processor takes of the pixels.
+"""
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from vllm.logger import init_logger
+
+logger = init_logger("vllm.model_executor.models.nemotron_vl_reuse")
+
+_LOG_SECONDS = 10.0
+
+# What happened to a tile: it went through the tower, it was equal to another
+# one of the same forward, or its embedding was in the cache.
+OUTCOMES = ("encoded", "repeated", "cached")
+
+
+class TileReuse:
+    """Encodes tiles, equal ones once, with a cache that outlives the forward.
+
+    Args:
+        encode: Takes pixels ``(tiles, 3, size, size)`` to embeddings ``(tiles,
+            tokens, hidden)``, each tile by itself.
+        cache: Memory of the cache, ``(slots, tokens, hidden)``; no slots, no
+            cache. The least recently used tile gives way.
+        quiet: Leave counting to another rank that does the same.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        cache: torch.Tensor,
+        *,
+        quiet: bool = False,
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self._encode = encode
+        self._cache = cache
+        self._slots: OrderedDict[bytes, int] = OrderedDict()  # oldest first
+        self._quiet = quiet
+        self._logged = 0.0
+
+    def clear(self) -> None:
+        """Forget all embeddings, because the weights have changed."""
+        self._slots.clear()
+
+    def __call__(self, pixels: torch.Tensor, digests: torch.Tensor) -> torch.Tensor:
+        """Embeddings of tiles.
+
+        Args:
+            pixels: ``(tiles, 3, size, size)``.
+            digests: uint8 of shape ``(tiles, bytes)`` on the CPU. Equal digests
+                mean equal pixels; all zeros mean that nothing is known.
+
+        Returns:
+            ``(tiles, tokens, hidden)``.
+        """
+        new: dict[bytes | int, int] = {}  # place among the tiles to encode
+        encoded, fresh, cached, slots = [], [], [], []
+        places = []
+        for tile, digest in enumerate(map(bytes, digests.numpy())):
+            key = digest if any(digest) else tile
+            if key in self._slots:
+                self._slots.move_to_end(key)
+                cached.append(tile)
+                slots.append(self._slots[key])
+                continue
+            if key not in new:
+                new[key] = len(fresh)
+                fresh.append(tile)
+            encoded.append(tile)
+            places.append(new[key])
+        self._count(
+            encoded=len(fresh),
+            repeated=len(encoded) - len(fresh),
+            cached=len(cached),
+        )
+        if len(fresh) == len(pixels):
+            features = embeddings = self._encode(pixels)
+        else:
+            features = self._cache.new_empty((len(pixels), *self._cache.shape[1:]))
+            if cached:
+                features[cached] = self._cache[slots]
+            if fresh:
+                embeddings = self._encode(pixels[fresh])
+                features[encoded] = embeddings[places]
+        for key, place in new.items():
+            if isinstance(key, bytes):
+                self._put(key, embeddings[place])
+        return features
+
+    def _put(self, key: bytes, embedding: torch.Tensor) -> None:
+        if len(self._slots) < len(self._cache):
+            slot = len(self._slots)
+        elif self._slots:
+            _, slot = self._slots.popitem(last=False)
+        else:
+            return
+        self._slots[key] = slot
+        self._cache[slot] = embedding
+
+    def _count(self, **tiles: int) -> None:
+        if self._quiet:
+            return
+        self.counts.update(tiles)
+        for outcome, count in tiles.items():
+            _metric().labels(outcome).inc(count)
+        now = time.monotonic()
+        if now - self._logged >= _LOG_SECONDS:
+            self._logged = now
+            logger.info(
+                "Tiles: %d received, %d encoded, %d repeated, %d cached.",
+                self.counts.total(),
+                *(self.counts[outcome] for outcome in OUTCOMES),
+            )
+
+
+@cache
+def _metric():
+    """The counter that Prometheus sees where it collects from all processes."""
+    from prometheus_client import Counter
+
+    return Counter(
+        "vllm:mm_tiles",
+        "Tiles of pictures by what happened to them in the vision encoder.",
+        ["outcome"],
+    )

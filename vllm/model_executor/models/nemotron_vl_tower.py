@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""C-RADIO for tiles of one size, on vLLM's native layers."""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from transformers import PreTrainedConfig
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.models.radio import RadioModel
+from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
+from vllm.platforms import current_platform
+
+# Below this many tokens, one call for all heads is faster (measured).
+_FEW_TOKENS = 128
+
+
+class HeadwiseAttention(nn.Module):
+    """Attention in bfloat16 on CPUs, as matrix products head by head.
+
+    oneDNN's products run at their full rate where torch's fused attention runs
+    at a fifth of it, and the scores of one head stay in the cache.
+
+    Args:
+        num_heads: Heads of this rank.
+        head_size: Width of a head; any.
+        scale: Factor of the scores.
+    """
+
+    def __init__(self, num_heads: int, head_size: int, scale: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_size = head_size
+        self.scale = scale
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        **lengths: None,
+    ) -> torch.Tensor:
+        """``(batch, tokens, heads * head_size)`` each, and so the result.
+
+        ``lengths`` of packed sequences are ``None`` for tiles of one size.
+        """
+        batch, tokens, _ = query.shape
+        query, key, value = (
+            x.unflatten(2, (self.num_heads, self.head_size)).transpose(1, 2)
+            for x in (query, key, value)
+        )
+        if tokens < _FEW_TOKENS:
+            out = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
+            return out.transpose(1, 2).flatten(2)
+        out = query.new_empty((batch, tokens, self.num_heads, self.head_size))
+        for tile in range(batch):
+            for head in range(self.num_heads):
+                scores = (query[tile, head] * self.scale) @ key[tile, head].t()
+                # Computed in float32, rounded once.
+                weights = scores.softmax(-1)
+                out[tile, :, head] = weights @ value[tile, head]
+        return out.flatten(2)
+
+
+class NemotronVLRadioModel(RadioModel):
+    """C-RADIO for tiles of one size.
+
+    The position grid is resized to a tile's when it is loaded, not at every
+    forward. Layer scales, which C-RADIO does not have, are constant ones
+    instead of parameters that no checkpoint fills.
+
+    Args:
+        config: Composite configuration of the checkpoint.
+        quant_config: Quantisation of the linear layers, if any.
+        prefix: Name of the module in the model.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        quant_config: QuantizationConfig | None = None,
+        *,
+        prefix: str = "",
+    ) -> None:
+        tower = copy.deepcopy(config.vision_config)
+        tower.image_size = tower.cpe_max_size = config.force_image_size
+        super().__init__(tower, quant_config, prefix=maybe_prefix(prefix, "model"))
+        for layer in self.model.encoder.layers:
+            for name in ("ls1", "ls2"):
+                ones = getattr(layer, name).data.fill_(1)
+                delattr(layer, name)
+                layer.register_buffer(name, ones, persistent=False)
+            attention = layer.attn.attn
+            if current_platform.is_cpu() and attention.dtype == torch.bfloat16:
+                layer.attn.attn = HeadwiseAttention(
+                    attention.num_heads, attention.head_size, attention.scale
+                )
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class and register tokens before the patches of a tile."""
+        return self.model.patch_generator.num_skip
+
+    def forward(  # type: ignore[override]
+        self, pixel_values: torch.Tensor
+    ) -> torch.Tensor:
+        """Features of the patches.
+
+        Args:
+            pixel_values: Conditioned pixels ``(tiles, 3, size, size)``.
+
+        Returns:
+            ``(tiles, patches, hidden_size)``, without class and register tokens.
+        """
+        return self.model(pixel_values)[:, self.num_prefix_tokens :]
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        loader = AutoWeightsLoader(self)
+        return loader.load_weights(
+            (name, self._to_tile_grid(tensor) if name.endswith("pos_embed") else tensor)
+            for name, tensor in weights
+        )
+
+    def _to_tile_grid(self, pos_embed: torch.Tensor) -> torch.Tensor:
+        """Resize ``(1, rows * columns, hidden)`` to the grid of one tile.
+
+        C-RADIO does the same in every forward at evaluation: bilinear, corners
+        not aligned, in float32.
+        """
+        side = self.model.patch_generator.num_rows
+        grid = round(pos_embed.shape[1] ** 0.5)
+        if grid == side:
+            return pos_embed
+        image = pos_embed.float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
+        image = F.interpolate(image, size=(side, side), mode="bilinear")
+        return image.flatten(2).transpose(1, 2)
