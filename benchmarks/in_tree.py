@@ -16,6 +16,8 @@ from vllm.transformers_utils.processors.nemotron_vl import (
 
 from vllm_nemotron_vl.model_executor.models.nemotron_vl import (
     LlamaNemotronVLChatModel,
+    NemotronVLDummyInputsBuilder,
+    NemotronVLMultiModalProcessor,
     NemotronVLProcessingInfo,
 )
 
@@ -61,7 +63,7 @@ class EitherProcessingInfo(InTreeProcessingInfo):
 def register() -> None:
     """Plugin for vLLM: each request chooses its processing."""
     MULTIMODAL_REGISTRY.register_processor(
-        BaseInternVLMultiModalProcessor,
+        NemotronVLMultiModalProcessor,
         info=EitherProcessingInfo,
-        dummy_inputs=BaseInternVLDummyInputsBuilder,
+        dummy_inputs=NemotronVLDummyInputsBuilder,
     )(LlamaNemotronVLChatModel)

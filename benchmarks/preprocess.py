@@ -35,6 +35,7 @@ import skimage.data
 import torch
 import zmq
 from PIL import ExifTags, Image
+from timing import print_table, summarise, take_turns
 from transformers import GotOcr2ImageProcessor
 from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -58,8 +59,6 @@ TILE = 512
 SIDES = ["in-tree", "transformers", "exact", "fast", "hf"]
 ALONE = "in-tree"  # what the others are compared with
 
-Times = dict[str, list[float]]
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -80,8 +79,8 @@ def main() -> None:
         found = figures[f"call, {threads} thread(s)"] = {}
         for name, picture in pictures.items():
             calls = {side: bind(p, picture) for side, p in processors.items()}
-            found[name] = summarise(take_turns(calls, rounds))
-        print_table(f"Processor call, {threads} thread(s) [ms]", found)
+            found[name] = summarise(take_turns(calls, rounds), ALONE)
+        print_table(f"Processor call, {threads} thread(s) [ms]", found, ALONE)
     torch.set_num_threads(1)
 
     found = figures["megabytes out, peak"] = {}
@@ -113,7 +112,7 @@ def main() -> None:
     print("  ".join(f"{levels}: {share:.4%}" for levels, share in found.items()))
 
     figures["path"] = found = measure_paths(scan, rounds)
-    print_table("From JPEG bytes to tensors in the engine's process [ms]", found)
+    print_table("From JPEG bytes to tensors in the engine's process [ms]", found, ALONE)
     if args.plot:
         plot(figures["call, 1 thread(s)"], args.plot)
     if args.json:
@@ -145,47 +144,6 @@ def draw(size: tuple[int, int]) -> Image.Image:
 
 def bind(processor: Callable, picture: Image.Image) -> Callable[[], object]:
     return lambda: processor(images=picture)
-
-
-def take_turns(calls: dict[str, Callable], rounds: int) -> Times:
-    """Seconds of each call, round after round; the first one warms up."""
-    times: Times = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if number:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def summarise(times: Times) -> dict[str, dict[str, float]]:
-    """Median milliseconds of each side, and the ratio to in-tree with its range."""
-    found = {}
-    for side, seconds in times.items():
-        ratios = [a / b for a, b in zip(times[ALONE], seconds, strict=True)]
-        found[side] = {
-            "ms": 1000 * statistics.median(seconds),
-            "ratio": statistics.median(ratios),
-            "ratio_min": min(ratios),
-            "ratio_max": max(ratios),
-        }
-    return found
-
-
-def print_table(title: str, found: dict[str, dict]) -> None:
-    print(f"\n{title}")
-    for name, row in found.items():
-        cells = [
-            f"{side} {cell['ms']:.1f}"
-            + (
-                f" ({cell['ratio']:.1f}x, {cell['ratio_min']:.1f}-"
-                f"{cell['ratio_max']:.1f})"
-            )
-            * (side != ALONE)
-            for side, cell in row.items()
-        ]
-        print(f"{name:>10}  " + "  ".join(cells))
 
 
 def measure_memory(processor: Callable, picture: Image.Image) -> tuple[float, float]:
@@ -273,7 +231,7 @@ def measure_paths(picture: Image.Image, rounds: int) -> dict[str, dict]:
             times = take_turns(calls, rounds)
             socket.send(b"")
         engine.join()
-    return {"{}x{}".format(*picture.size): summarise(times)}
+    return {"{}x{}".format(*picture.size): summarise(times, ALONE)}
 
 
 def send(socket: zmq.Socket, processor, kwargs: dict, jpeg: bytes) -> None:

@@ -1,13 +1,17 @@
 """Two ranks give the answers of one, and data-parallel shards the tiles."""
 
+from collections import Counter
+
 import pytest
 from PIL import Image
 from vllm import SamplingParams
 
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import PARTS, inspect
+
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 
 
-TILE_CACHE = {"nemotron_vl": {"tile_cache_mb": 1}}
+REUSE = {"nemotron_vl": {"tile_cache_mb": 1, "max_encoder_tiles": 16}}
 
 
 def changed(photo: Image.Image) -> Image.Image:
@@ -52,6 +56,23 @@ def _reuse(model) -> dict[str, int]:
     return dict(model.tile_reuse.counts)
 
 
+def _count_parameters(model) -> dict[str, int]:
+    """Parameters by part; vLLM's CPU kernels empty those of linear layers."""
+    from vllm.model_executor.layers.linear import LinearBase
+
+    counts: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        part = next((p for p, prefix in PARTS.items() if name.startswith(prefix)), "")
+        own = dict(module.named_parameters(recurse=False))
+        if isinstance(module, LinearBase):
+            own.pop("weight")
+            inputs = getattr(module, "input_size_per_partition", module.input_size)
+            outputs = getattr(module, "output_size_per_partition", module.output_size)
+            counts[part] += inputs * outputs
+        counts[part] += sum(parameter.numel() for parameter in own.values())
+    return {part: counts[part] for part in PARTS}
+
+
 @pytest.mark.parametrize("mode", ["weights", "data"])
 def test_tensor_and_encoder_data_parallel(
     make_llm, checkpoint, prompts, expected, monkeypatch, mode
@@ -62,7 +83,7 @@ def test_tensor_and_encoder_data_parallel(
         dtype="float32",
         tensor_parallel_size=2,
         mm_encoder_tp_mode=mode,
-        additional_config=TILE_CACHE,
+        additional_config=REUSE,
     )
     llm.apply_model(_count_tiles)
     assert answers(llm, prompts[:1]) == expected[:1]
@@ -75,6 +96,10 @@ def test_tensor_and_encoder_data_parallel(
     assert (counts["encoded"], counts["cached"]) == (13 + 11 + 2, 11)
     assert not elsewhere  # one rank counts
 
+    told = inspect(str(checkpoint), tp=2, encoder_data_parallel=mode == "data")
+    expected_counts = {p: told["parts"][p]["rank_parameters"] for p in PARTS}
+    assert llm.apply_model(_count_parameters) == [expected_counts] * 2
+
 
 def test_pipeline_parallel(make_llm, checkpoint, prompts, expected, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
@@ -83,6 +108,6 @@ def test_pipeline_parallel(make_llm, checkpoint, prompts, expected, monkeypatch)
         dtype="float32",
         pipeline_parallel_size=2,
         enforce_eager=False,  # vLLM's CPU runner has no pipelines in eager mode
-        additional_config=TILE_CACHE,
+        additional_config=REUSE,
     )
     assert answers(llm, prompts) == expected

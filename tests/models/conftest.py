@@ -8,46 +8,19 @@ import torch
 
 
 @pytest.fixture(scope="session")
-def load_model(tmp_path_factory):
+def load_model():
     """Load a checkpoint as a worker would, on one rank."""
+    from loading import load, make_config
     from vllm.config import set_current_vllm_config
-    from vllm.distributed import (
-        init_distributed_environment,
-        initialize_model_parallel,
-        model_parallel_is_initialized,
-    )
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.model_executor.model_loader import get_model_loader
-    from vllm.model_executor.model_loader.utils import initialize_model
-    from vllm.utils.torch_utils import set_default_torch_dtype
 
     contexts = contextlib.ExitStack()
 
-    def load(
+    def load_checkpoint(
         checkpoint: Path, dtype: str = "float32", pack_weights: bool = True, **options
     ):
-        config = EngineArgs(
-            model=str(checkpoint),
-            dtype=dtype,
-            enforce_eager=True,
-            max_model_len=2048,
-            **options,
-        ).create_engine_config()
-        contexts.enter_context(set_current_vllm_config(config))
-        if not model_parallel_is_initialized():
-            rendezvous = tmp_path_factory.mktemp("ranks") / "file"
-            init_distributed_environment(1, 0, f"file://{rendezvous}", 0, "gloo")
-            initialize_model_parallel()
-        loader = get_model_loader(config.load_config)
-        if pack_weights:
-            model = loader.load_model(
-                vllm_config=config, model_config=config.model_config
-            )
-        else:  # vLLM's CPU kernels empty the parameters they pack
-            with set_default_torch_dtype(config.model_config.dtype):
-                model = initialize_model(config)
-            loader.load_weights(model, config.model_config)
-        return model.eval().requires_grad_(False)
+        config = make_config(checkpoint, dtype, **options)
+        contexts.enter_context(set_current_vllm_config(config))  # for its forward
+        return load(config, pack_weights)
 
     with contexts, torch.inference_mode():
-        yield load
+        yield load_checkpoint

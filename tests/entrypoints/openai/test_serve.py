@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import re
+import time
 
 import openai
 import pytest
@@ -22,7 +24,12 @@ def media(tmp_path_factory, photo):
 
 
 @pytest.fixture(scope="module")
-def client(checkpoint, media, tmp_path_factory):
+def log(tmp_path_factory):
+    return tmp_path_factory.mktemp("server") / "log.txt"
+
+
+@pytest.fixture(scope="module")
+def client(checkpoint, media, log):
     options = [
         f"--served-model-name={MODEL}",
         "--dtype=float32",
@@ -34,8 +41,8 @@ def client(checkpoint, media, tmp_path_factory):
         "--trust-remote-code",
         "--trust-request-mm-kwargs",
         "--enable-mm-embeds",
+        '--additional-config={"nemotron_vl": {"tile_cache_mb": 1}}',
     ]
-    log = tmp_path_factory.mktemp("server") / "log.txt"
     with serving(checkpoint, *options, log=log) as url:
         yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
@@ -226,3 +233,20 @@ def test_bad_requests_harm_no_good_ones_beside_them(client, photo, page):
             )
         ]
         assert all(job.result() for job in results)
+
+
+def test_the_log_counts_tiles_by_what_happened_to_them(client, log):
+    """Pages that differ in one corner, over more than the log's interval."""
+    page = Image.new("RGB", (64 * 3, 64 * 4), "white")
+    for corner in ("red", "green", "blue"):
+        page.paste(corner, (0, 0, 9, 9))
+        ask(client, image_part(page), text_part("Read."))
+        time.sleep(5.5)
+    lines = re.findall(
+        r"Tiles: (\d+) received, (\d+) encoded, (\d+) repeated, (\d+) cached",
+        log.read_text(),
+    )
+    received, encoded, repeated, cached = map(int, lines[-1])
+    assert received == encoded + repeated + cached
+    assert repeated >= 10  # white tiles of the first page
+    assert cached >= 11  # white tiles of a later one

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from vllm.model_executor.models import interfaces
 
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import PARTS, inspect
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
     make_checkpoint,
 )
@@ -319,3 +320,16 @@ def test_without_images_the_tower_is_not_kept(load_model, checkpoint):
     names = [name for name, _ in model.named_parameters()]
     assert names
     assert all(name.startswith("language_model.") for name in names)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"cpe_max_size": 512, "tile_size": 128}])
+def test_the_inspect_command_tells_what_is_loaded(load_model, tmp_path, dtype, options):
+    make_checkpoint(tmp_path / "ckpt", **options)
+    model = load_model(tmp_path / "ckpt", dtype, pack_weights=False)
+    found = inspect(str(tmp_path / "ckpt"), dtype=dtype)
+    for part, prefix in PARTS.items():
+        mine = [p for n, p in model.named_parameters() if n.startswith(prefix)]
+        assert found["parts"][part]["rank_parameters"] == sum(p.numel() for p in mine)
+        assert found["parts"][part]["rank_bytes"] == sum(p.nbytes for p in mine)
+    assert not found["problems"]

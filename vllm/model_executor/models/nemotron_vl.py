@@ -191,7 +191,7 @@ class LlamaNemotronVLChatModel(
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         model_config = vllm_config.model_config
         vision_config = self.config.vision_config
-        self.dtype = model_config.dtype
+        self.dtype = cast(torch.dtype, model_config.dtype)
         self.input_norm = FusedMMInputNorm(
             vision_config.norm_mean, vision_config.norm_std, rescale_factor=1 / 255
         )
@@ -262,26 +262,24 @@ class LlamaNemotronVLChatModel(
             quiet=get_tensor_model_parallel_rank() > 0,
         )
 
-    def embed_multimodal(
-        self, *, tile_digests: torch.Tensor | None = None, **kwargs: object
-    ) -> MultiModalEmbeddings:
+    def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
         """Embeddings of pictures, ``(tokens, hidden_size)`` for each.
 
         Args:
-            tile_digests: What `TileReuse` tells equal tiles by; without it
-                all tiles are encoded.
-            kwargs: The other fields of vLLM's InternVL model.
+            kwargs: The fields of vLLM's InternVL model and ``tile_digests``,
+                which `TileReuse` tells equal tiles by; without it all tiles
+                are encoded.
         """
         images = self._parse_and_validate_image_input(**kwargs)
         if images is None:
             return []
         if images["type"] == "image_embeds":
             return images["data"]
-        pixels = images["pixel_values_flat"]
-        if self.tile_reuse is None or tile_digests is None:
+        pixels, digests = images["pixel_values_flat"], kwargs.get("tile_digests")
+        if self.tile_reuse is None or not isinstance(digests, torch.Tensor):
             features = self.extract_feature(pixels)
         else:
-            features = self.tile_reuse(pixels, tile_digests)
+            features = self.tile_reuse(pixels, digests)
         return [x.flatten(0, 1) for x in features.split(images["num_patches"].tolist())]
 
     def extract_feature(self, pixel_values: torch.Tensor) -> torch.Tensor:

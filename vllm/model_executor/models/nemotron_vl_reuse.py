@@ -44,7 +44,7 @@ class TileReuse:
         self.counts: Counter[str] = Counter()
         self._encode = encode
         self._cache = cache
-        self._slots: OrderedDict[bytes, int] = OrderedDict()  # oldest first
+        self._slots: OrderedDict[bytes | int, int] = OrderedDict()  # oldest first
         self._quiet = quiet
         self._logged = 0.0
 
@@ -64,8 +64,8 @@ class TileReuse:
             ``(tiles, tokens, hidden)``.
         """
         new: dict[bytes | int, int] = {}  # place among the tiles to encode
-        encoded, fresh, cached, slots = [], [], [], []
-        places = []
+        fresh: list[int] = []
+        encoded, places, cached, slots = [], [], [], []
         for tile, digest in enumerate(map(bytes, digests.numpy())):
             key = digest if any(digest) else tile
             if key in self._slots:

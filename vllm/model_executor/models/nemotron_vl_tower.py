@@ -3,6 +3,7 @@
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -87,7 +88,8 @@ class NemotronVLRadioModel(RadioModel):
         tower = copy.deepcopy(config.vision_config)
         tower.image_size = tower.cpe_max_size = config.force_image_size
         super().__init__(tower, quant_config, prefix=maybe_prefix(prefix, "model"))
-        for layer in self.model.encoder.layers:
+        layers: Iterable[Any] = self.model.encoder.layers
+        for layer in layers:
             for name in ("ls1", "ls2"):
                 ones = getattr(layer, name).data.fill_(1)
                 delattr(layer, name)

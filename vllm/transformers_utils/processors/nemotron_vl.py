@@ -370,7 +370,7 @@ def tile_digest(tile: torch.Tensor) -> bytes:
 
     The key keeps a client from making a tile with the digest of another one's.
     """
-    return blake3(tile.numpy(), key=_DIGEST_KEY).digest(length=_DIGEST_BYTES)
+    return blake3(tile.numpy().data, key=_DIGEST_KEY).digest(length=_DIGEST_BYTES)
 
 
 class NemotronVLProcessor(InternVLProcessor):

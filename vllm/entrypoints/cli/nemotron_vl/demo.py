@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ....assets.nemotron_vl import draw_text, tiny_checkpoint
-from ....transformers_utils.processors.nemotron_vl import NemotronVLImageProcessor
+from ....transformers_utils.processors.nemotron_vl_tiling import RESIZE_RECIPES
 from .server import serving
-from .tiles import draw_tiles
+from .tiles import Tiler, draw_tiles
 
 
 class _Question(NamedTuple):
@@ -61,11 +61,14 @@ def _run(args: argparse.Namespace) -> int:
     from openai import OpenAI
 
     args.out.mkdir(parents=True, exist_ok=True)
-    tiler = NemotronVLImageProcessor.from_pretrained(args.model)
+    tiler = Tiler.from_model(str(args.model))
+    grids = {
+        name: tiler.grid_for(*picture.size, RESIZE_RECIPES[0])
+        for name, picture in _PICTURES.items()
+    }
     for name, picture in _PICTURES.items():
         picture.save(args.out / f"{name}.png")
-        grid = tiler.grid_for(*picture.size)
-        sheet = draw_tiles(picture, grid, tiler.image_size)
+        sheet = draw_tiles(picture, grids[name], tiler.image_size)
         sheet.save(args.out / f"{name}_tiles.png")
     print(f"Pictures: {args.out}/*.png, and with their tiles *_tiles.png")
     log = args.out / "server.log"
@@ -78,10 +81,7 @@ def _run(args: argparse.Namespace) -> int:
             start = time.perf_counter()
             answer = _ask(client, args.model, question)
             milliseconds = 1000 * (time.perf_counter() - start)
-            tiles = sum(
-                tiler.grid_for(*_PICTURES[name].size).num_tiles
-                for name in question.pictures
-            )
+            tiles = sum(grids[name].num_tiles for name in question.pictures)
             is_right = answer == question.truth
             right += is_right
             print(

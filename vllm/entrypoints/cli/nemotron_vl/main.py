@@ -10,7 +10,12 @@ from ....plugins.nemotron_vl import plugin_version
 
 # Modules by command. Only that of the given command is imported: most need
 # PyTorch and vLLM, which takes seconds.
-_COMMANDS = {"demo": "demo", "make-checkpoint": "make_checkpoint", "tiles": "tiles"}
+_COMMANDS = {
+    "demo": "demo",
+    "inspect": "inspect_model",
+    "make-checkpoint": "make_checkpoint",
+    "tiles": "tiles",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

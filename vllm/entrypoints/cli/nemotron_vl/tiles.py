@@ -50,8 +50,8 @@ class Tiler(NamedTuple):
         """
         config, preprocessor = _PUBLISHED, {}
         if model is not None:
-            config = _read(model, "config.json")
-            preprocessor = _read(model, "preprocessor_config.json")
+            config = read_json(model, "config.json")
+            preprocessor = read_json(model, "preprocessor_config.json")
         settings = image_settings(preprocessor, config)
         size, dynamic = config["force_image_size"], settings.get("dynamic_image_size")
         fewest = settings.get("min_dynamic_patch", 1)
@@ -164,7 +164,7 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-def _read(model: str, name: str) -> dict[str, Any]:
+def read_json(model: str, name: str) -> dict[str, Any]:
     file = Path(model, name)
     if not Path(model).is_dir():
         from huggingface_hub import hf_hub_download

@@ -1,0 +1,168 @@
+"""Vision tower: this package, timm's (the tests' reference) and vLLM's RadioModel.
+
+All sides run in one process, in turns, on the same pixels; blocks of a ViT are
+alike, so a few stand for all. "products" are the matrix products of the blocks
+alone, with the same shapes: what the machine can do. A ratio is timm's time
+over the side's, as median and range of the rounds; "of products" is the share
+of a side's time that the products take.
+"""
+
+import argparse
+import copy
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+import torch
+import torch.nn.functional as F
+from loading import load, make_config
+from timing import print_table, summarise, take_turns
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor.model_loader.utils import process_weights_after_loading
+from vllm.model_executor.models.radio import RadioModel
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from reference.nemotron_vl import TOWERS, Reference
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+    make_checkpoint,
+)
+
+TILE, PATCH, PREFIX = 512, 16, 8
+TOKENS = (TILE // PATCH) ** 2 + PREFIX
+ALONE = "timm"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--blocks", type=int, default=1, help="blocks of the tower")
+    parser.add_argument("--quick", action="store_true", help="under a minute")
+    parser.add_argument("--json", action="store_true", help="figures as last line")
+    args = parser.parse_args()
+    rounds, counts, threads = (
+        (2, [1, 4], [1]) if args.quick else (3, [1, 4, 13], [1, 2])
+    )
+    dtypes = ["bfloat16"] if args.quick else ["bfloat16", "float32"]
+    figures: dict[str, dict] = {}
+    for number in threads:
+        # In a new process: vLLM's products keep to the threads of the first call.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            job = pool.submit(measure_all, number, dtypes, args.blocks, counts, rounds)
+            figures |= job.result()
+    if args.json:
+        print(json.dumps(figures))
+
+
+@torch.inference_mode()
+def measure_all(
+    threads: int, dtypes: list[str], blocks: int, counts: list[int], rounds: int
+) -> dict[str, dict]:
+    torch.set_num_threads(threads)
+    figures = {}
+    for tower in ("vit_huge", "vit_small"):
+        for name in dtypes:
+            dtype = getattr(torch, name)
+            sides = make_sides(tower, dtype, blocks)
+            title = f"{tower}, {blocks} block(s), {name}, {threads} thread(s)"
+            figures[title] = measure(title, sides, dtype, counts, rounds)
+    return figures
+
+
+def measure(
+    title: str, sides: dict[str, Callable], dtype: torch.dtype, counts, rounds: int
+) -> dict[str, dict]:
+    found = {}
+    for count in counts:
+        pixels = torch.randn(count, 3, TILE, TILE).to(dtype)
+        calls = {side: partial(tower, pixels) for side, tower in sides.items()}
+        row = summarise(take_turns(calls, rounds), ALONE)
+        for side in row.values():
+            side["of_products"] = row["products"]["ms"] / side["ms"]
+        found[f"{count} tile(s)"] = row
+    print_table(f"{title} [ms]", found, ALONE)
+    for name, row in found.items():
+        print(
+            f"{name:>10}  of products: "
+            + "  ".join(f"{s} {c['of_products']:.0%}" for s, c in row.items())
+        )
+    return found
+
+
+def make_sides(tower: str, dtype: torch.dtype, blocks: int) -> dict[str, Callable]:
+    """Towers with the weights of one checkpoint, and the products by themselves."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "checkpoint"
+        make_checkpoint(
+            checkpoint,
+            tower=tower,
+            tower_layers=blocks,
+            tile_size=TILE,
+            cpe_max_size=2048,
+        )
+        config = make_config(checkpoint, str(dtype)[6:])
+        model = load(config)
+        timm = Reference.load(checkpoint, dtype).tower
+        plain = make_plain(config)
+    width, _, heads = TOWERS[f"{tower}_patch16_224"]
+    return {
+        "timm": timm,
+        "RadioModel": plain,
+        "ours": partial(encode, model),
+        "products": Products(width, heads, blocks, dtype),
+    }
+
+
+def encode(model, pixels: torch.Tensor) -> torch.Tensor:
+    """Our tower as the model uses it, a few tiles at once."""
+    parts = pixels.split(model.max_encoder_tiles)
+    return torch.cat([model.vision_model(part) for part in parts])
+
+
+def make_plain(config: VllmConfig) -> RadioModel:
+    """vLLM's tower as it is, with random weights."""
+    vision = copy.deepcopy(config.model_config.hf_config.vision_config)
+    with set_current_vllm_config(config):
+        with set_default_torch_dtype(config.model_config.dtype):
+            model = RadioModel(vision)
+        for parameter in model.parameters():
+            parameter.data.normal_(std=0.02)
+        process_weights_after_loading(model, config.model_config, torch.device("cpu"))
+    return model.eval()
+
+
+class Products:
+    """The matrix products of all blocks, and nothing else."""
+
+    def __init__(self, width: int, heads: int, blocks: int, dtype: torch.dtype):
+        self.heads, self.blocks = heads, blocks
+        shapes = [(3 * width, width), (width, width), (4 * width, width)]
+        shapes.append((width, 4 * width))
+        self.weights = [torch.randn(shape).to(dtype) for shape in shapes]
+        self.head = torch.randn(TOKENS, width // heads).to(dtype)
+        self.scores = torch.randn(TOKENS, TOKENS).to(dtype)
+
+    def __call__(self, pixels: torch.Tensor) -> None:
+        rows = len(pixels) * TOKENS
+        inputs = [self.scores.new_ones(rows, w.shape[1]) for w in self.weights]
+        for _ in range(self.blocks):
+            for x, weight in zip(inputs, self.weights, strict=True):
+                F.linear(x, weight)
+            for _ in range(len(pixels) * self.heads):
+                self.head @ self.head.t()
+                self.scores @ self.head
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Tiles encoded and time to first token, with and without reuse of equal tiles.
+
+Three kinds of pictures, in their order:
+
+- a session: what an agent sees that uses a browser (`record_session.py`; with
+  a frame for each key, and with those after actions alone);
+- the pages of a PDF document;
+- photographs, where nothing repeats and only looking for equal tiles costs.
+
+Three sides answer the same pictures in one engine, in turns: "in-tree" has
+vLLM's in-tree processing and encodes every tile, "repeats" encodes equal tiles
+of one picture once, "cache" also remembers those of earlier pictures. vLLM's
+own cache of whole pictures is out of the way. The tower is a ViT-H of few
+blocks with random weights; a ratio is in-tree's figure over the side's.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# Lets LLM.apply_model send the functions below to the worker.
+os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+
+import in_tree
+import pypdfium2
+import skimage.data
+import torch
+from PIL import Image
+from record_session import record
+from vllm import LLM, SamplingParams
+from vllm.plugins import load_general_plugins
+
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+    make_checkpoint,
+)
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_reuse import TileReuse
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
+    NemotronVLImageProcessor,
+    tile_digest,
+)
+
+SESSION = Path(__file__).parents[1] / "build/session"
+TILE = 512
+SIDES = ("in-tree", "repeats", "cache")
+PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "camera", "coins")
+FIRST_TOKEN = SamplingParams(temperature=0, max_tokens=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--blocks", type=int, default=1, help="blocks of the ViT-H")
+    parser.add_argument("--quick", action="store_true", help="under a minute")
+    parser.add_argument("--json", action="store_true", help="figures as last line")
+    parser.add_argument("--plot", type=Path, help="file for a plot of the tiles")
+    args = parser.parse_args()
+    if not (SESSION / "reference.pdf").exists():
+        record(SESSION)
+    inputs = read_inputs()
+    figures: dict[str, dict] = {}
+    tiles = {name: count_tiles(pictures) for name, pictures in inputs.items()}
+    print("Tiles encoded: received, repeats, cache (ratio)")
+    for name, counts in tiles.items():
+        found = figures[name] = dict(zip(SIDES, counts[-1], strict=True))
+        found["pictures"] = len(counts)
+        print(
+            f"{name:>16}  {len(counts)} pictures: {found['in-tree']}, "
+            f"{found['repeats']} ({found['in-tree'] / found['repeats']:.2f}x), "
+            f"{found['cache']} ({found['in-tree'] / found['cache']:.2f}x)",
+            flush=True,
+        )
+    if args.plot:
+        plot(tiles, args.plot)
+
+    del inputs["actions"]  # some of the frames
+    if args.quick:
+        inputs = {name: inputs[name][1:3] for name in ("frames", "photographs")}
+    with tempfile.TemporaryDirectory() as folder:
+        llm = start(Path(folder) / "checkpoint", args.blocks)
+        measure_first_tokens(llm, inputs, figures)
+        figures["looking"] = measure_looking(llm, inputs["photographs"][0])
+    if args.json:
+        print(json.dumps(figures))
+
+
+def read_inputs() -> dict[str, list[Image.Image]]:
+    frames = {file.stem: Image.open(file) for file in sorted(SESSION.glob("*.png"))}
+    document = pypdfium2.PdfDocument(SESSION / "reference.pdf")
+    pages = [document[n].render(scale=150 / 72).to_pil() for n in range(20)]
+    photos = [Image.fromarray(getattr(skimage.data, f"{name}")()) for name in PHOTOS]
+    return {
+        "frames": [*frames.values()],
+        "actions": [p for name, p in frames.items() if name.endswith("action")],
+        "PDF pages": pages,
+        "photographs": photos,
+    }
+
+
+def count_tiles(pictures: list[Image.Image]) -> list[tuple[int, int, int]]:
+    """Tiles that the sides have encoded after each picture, from the digests."""
+    cutter = NemotronVLImageProcessor(TILE, do_rescale=False)
+    received = repeats = 0
+    seen: set[bytes] = set()
+    counts = []
+    for picture in pictures:
+        digests = [bytes(d) for d in cutter(images=picture)["tile_digests"].numpy()]
+        received += len(digests)
+        repeats += len({*digests})
+        seen.update(digests)
+        counts.append((received, repeats, len(seen)))
+    return counts
+
+
+def start(checkpoint: Path, blocks: int) -> LLM:
+    make_checkpoint(
+        checkpoint,
+        tower="vit_huge",
+        tower_layers=blocks,
+        tile_size=TILE,
+        cpe_max_size=2048,
+    )
+    load_general_plugins()
+    in_tree.register()
+    return LLM(
+        str(checkpoint),
+        enforce_eager=True,
+        max_model_len=4096,
+        max_num_seqs=1,
+        enable_prefix_caching=False,
+        mm_processor_cache_gb=0,
+        limit_mm_per_prompt={"image": 1},
+        skip_mm_profiling=True,
+        additional_config={"nemotron_vl": {"tile_cache_mb": 512}},
+    )
+
+
+def measure_first_tokens(llm: LLM, inputs: dict, figures: dict) -> None:
+    print("\nMedian time to first token [ms], and of in-tree's (range by picture)")
+    for name, pictures in inputs.items():
+        seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+        for side in SIDES:
+            llm.apply_model(forget)
+            first_token(llm, Image.new("RGB", (600, 400)), side)  # warms up
+            for picture in pictures:
+                if side == "repeats":
+                    llm.apply_model(forget)
+                seconds[side].append(first_token(llm, picture, side))
+        cells = []
+        for side in SIDES:
+            ratios = [
+                a / b for a, b in zip(seconds["in-tree"], seconds[side], strict=True)
+            ]
+            figures[name][f"first token, {side}"] = found = {
+                "ms": 1000 * statistics.median(seconds[side]),
+                "total_ratio": sum(seconds["in-tree"]) / sum(seconds[side]),
+                "ratio_min": min(ratios),
+                "ratio_max": max(ratios),
+            }
+            cells.append(
+                f"{side} {found['ms']:.0f} ({found['total_ratio']:.2f}x in all, "
+                f"{min(ratios):.2f}-{max(ratios):.2f})"
+            )
+        print(f"{name:>16}  " + "  ".join(cells), flush=True)
+
+
+def forget(model) -> None:
+    model.tile_reuse.clear()
+
+
+def first_token(llm: LLM, picture: Image.Image, side: str) -> float:
+    prompt = {
+        "prompt": "<image>\nRead.",
+        "multi_modal_data": {"image": picture},
+        # A name of its own keeps vLLM's cache of whole pictures out of it.
+        "multi_modal_uuids": {"image": os.urandom(8).hex()},
+        "mm_processor_kwargs": {"in_tree": True} if side == "in-tree" else {},
+    }
+    start = time.perf_counter()
+    llm.generate(prompt, FIRST_TOKEN, use_tqdm=False)
+    return time.perf_counter() - start
+
+
+def measure_looking(llm: LLM, picture: Image.Image) -> dict[str, float]:
+    """Digests and bookkeeping of a photograph, against encoding it."""
+    fields = NemotronVLImageProcessor(TILE, do_rescale=False)(images=picture)
+    pixels, digests = fields["pixel_values_flat"], fields["tile_digests"]
+    (seconds,) = llm.apply_model(partial(time_encoding, pixels, digests))
+    seconds["digests"] = timed(lambda: [tile_digest(tile) for tile in pixels])
+    looking = seconds["digests"] + seconds["bookkeeping"]
+    share = looking / seconds["encoding"]
+    print(
+        f"\nLooking costs {1000 * looking:.1f} ms for {len(pixels)} tiles, "
+        f"{share:.3%} of encoding them with 32 blocks"
+    )
+    return {f"{k}_ms": 1000 * v for k, v in seconds.items()} | {"share": share}
+
+
+def time_encoding(
+    pixels: torch.Tensor, digests: torch.Tensor, model
+) -> dict[str, float]:
+    """Seconds of reuse without encoding, and of encoding with all 32 blocks."""
+    with torch.inference_mode():
+        features = model.extract_feature(pixels)
+        cache = features.new_empty(20, *features.shape[1:])
+        idle = TileReuse(lambda _: features, cache)
+        bookkeeping = timed(lambda: (idle.clear(), idle(pixels, digests)))
+        encoding = timed(lambda: model.extract_feature(pixels))
+    blocks = len(model.vision_model.model.encoder.layers)
+    return {"bookkeeping": bookkeeping, "encoding": encoding * 32 / blocks}
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Median seconds of five calls."""
+    found = []
+    for _ in range(5):
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def plot(tiles: dict[str, list], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(tiles), figsize=(3.2 * len(tiles), 3), layout="constrained"
+    )
+    for place, (name, counts) in zip(axes, tiles.items(), strict=True):
+        for side, values in zip(SIDES, zip(*counts, strict=True), strict=True):
+            place.plot(range(1, len(values) + 1), values, label=side)
+        place.set_title(name)
+        place.set_xlabel("pictures")
+    axes[0].set_ylabel("tiles encoded")
+    axes[0].legend()
+    figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    # Under its own name, which the worker finds the functions by.
+    import tile_reuse
+
+    tile_reuse.main()

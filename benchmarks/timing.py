@@ -1,0 +1,49 @@
+"""Two or more sides timed in turns."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+Times = dict[str, list[float]]
+
+
+def take_turns(calls: dict[str, Callable], rounds: int) -> Times:
+    """Seconds of each call, round after round; the first one warms up."""
+    times: Times = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if number:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def summarise(times: Times, alone: str) -> dict[str, dict[str, float]]:
+    """Median milliseconds of each side, and how many times faster than the side
+    ``alone`` it is, with the range."""
+    found = {}
+    for side, seconds in times.items():
+        ratios = [a / b for a, b in zip(times[alone], seconds, strict=True)]
+        found[side] = {
+            "ms": 1000 * statistics.median(seconds),
+            "ratio": statistics.median(ratios),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+        }
+    return found
+
+
+def print_table(title: str, found: dict[str, dict], alone: str) -> None:
+    print(f"\n{title}")
+    for name, row in found.items():
+        cells = [
+            f"{side} {cell['ms']:.1f}"
+            + (
+                f" ({cell['ratio']:.1f}x, {cell['ratio_min']:.1f}-"
+                f"{cell['ratio_max']:.1f})"
+            )
+            * (side != alone)
+            for side, cell in row.items()
+        ]
+        print(f"{name:>10}  " + "  ".join(cells))

@@ -1,0 +1,86 @@
+"""What the command tells from headers.
+
+That it is what an engine loads is tested with the model and with two ranks.
+"""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import PARTS, inspect
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
+
+
+def test_stored_sizes_are_those_of_the_file(tiny):
+    found = inspect(str(tiny))
+    tensors = load_file(tiny / "model.safetensors")
+    for part, prefix in PARTS.items():
+        mine = [t for name, t in tensors.items() if name.startswith(prefix)]
+        assert found["parts"][part]["bytes"] == sum(t.nbytes for t in mine)
+        assert found["parts"][part]["parameters"] == sum(t.numel() for t in mine)
+
+
+def test_what_pictures_take(tiny):
+    found = inspect(str(tiny), max_model_len=1000)
+    assert found["tokens_per_tile"] == 4
+    assert found["largest_picture"] == {
+        "tiles": 13,
+        "tokens": 13 * 4 + 2,
+        "bytes": 13 * 3 * 64 * 64,
+    }
+    assert found["pictures_in_context"] == 1000 // 54
+    config = json.loads((tiny / "config.json").read_text())["llm_config"]
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    kv_values = 2 * config["num_hidden_layers"] * config["num_key_value_heads"]
+    assert found["kv_bytes_per_token"] == kv_values * head_dim * 2
+
+
+@pytest.fixture
+def broken(checkpoint, tmp_path):
+    """The random checkpoint with a tensor less, one more and one misshapen."""
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["mlp1.3.bias"]
+    tensors["mlp1.5.bias"] = torch.zeros(3)
+    tensors["mlp1.1.bias"] = torch.zeros(7)
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def test_a_broken_checkpoint_is_described(broken, capsys):
+    assert main(["inspect", str(broken)]) == 1
+    printed = capsys.readouterr().out
+    assert "Problem: 1 tensors are missing: mlp1.3.bias." in printed
+    assert "Problem: 1 tensors are not known: mlp1.5.bias." in printed
+    assert "mlp1.1.bias has the shape (7,), config.json implies (256,)" in printed
+
+
+def test_what_cannot_be_shared_out_is_named(checkpoint, capsys):
+    assert main(["inspect", str(checkpoint), "--tp", "3", "--json"]) == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert problems == [
+        "llm_config.num_attention_heads = 4 is not divisible by 3 ranks.",
+        "llm_config.intermediate_size = 512 is not divisible by 3 ranks.",
+        "projector_hidden_size = 256 is not divisible by 3 ranks.",
+        "llm_config.num_key_value_heads = 2 neither divides 3 ranks nor is "
+        "divided by them.",
+    ]
+
+
+def test_unsupported_keys_and_contexts_are_named(checkpoint, tmp_path):
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["image_tag_type"] = "nvlm"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    first, second = inspect(str(tmp_path), max_model_len=10**6)["problems"]
+    assert "image_tag_type = 'nvlm' is not supported" in first
+    assert "--max-model-len 1000000 is more than the checkpoint's context" in second
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path, capsys):
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "config.json" in capsys.readouterr().err

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``nemotron-vl inspect``: what a checkpoint will take, from its headers alone.
+
+Reads the configuration and the headers of the safetensors files, locally or
+from the hub; no weights.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ....model_executor.models.nemotron_vl_layout import (
+    CONDITIONER_TENSORS,
+    IGNORED_SUFFIXES,
+    TOWER,
+    Shape,
+    checkpoint_tensors,
+)
+from ....transformers_utils.processors.nemotron_vl_tiling import tokens_of_tile
+from .tiles import Tiler, read_json
+
+PARTS = {
+    "vision tower": "vision_model.",
+    "connector": "mlp1.",
+    "language model": "language_model.",
+}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_STORED_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32}
+_MARKERS = 2  # <img> and </img>
+
+# vLLM pads the vocabulary to a multiple of this before it is shared out.
+_VOCABULARY_UNIT = 64
+
+# Layers whose outputs, and whose inputs, tensor parallel divides.
+_BY_OUTPUT = ("attn.qkv", "mlp.fc1", "mlp1.1", "q_proj", "gate_proj", "up_proj")
+_BY_INPUT = ("attn.proj", "mlp.fc2", "mlp1.3", "o_proj", "down_proj")
+
+
+class Header(NamedTuple):
+    """What a safetensors file says about a tensor."""
+
+    shape: Shape
+    dtype: str
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * _STORED_BITS.get(self.dtype, 8) // 8
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "inspect",
+        help="show what a checkpoint will take, without loading it",
+        description="Reads config.json and the headers of the safetensors files. "
+        "Prints parameters and bytes of each part on each rank, the bytes of the KV "
+        "cache, what pictures take, and what is wrong with the checkpoint. Exits "
+        "with 1 if something is.",
+    )
+    parser.add_argument("model", help="folder or name on the hub")
+    parser.add_argument("--tp", type=_positive, default=1, metavar="N", help="ranks")
+    parser.add_argument(
+        "--mm-encoder-tp-mode",
+        choices=("weights", "data"),
+        default="weights",
+        help="with data each rank has the whole tower (default: weights)",
+    )
+    parser.add_argument(
+        "--dtype", choices=_BYTES, help="of the engine (default: the checkpoint's)"
+    )
+    parser.add_argument(
+        "--max-model-len", type=_positive, metavar="N", help="context in tokens"
+    )
+    parser.add_argument("--json", action="store_true", help="for scripts")
+    parser.set_defaults(run=_run)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def _run(args: argparse.Namespace) -> int:
+    found = inspect(
+        args.model,
+        tp=args.tp,
+        encoder_data_parallel=args.mm_encoder_tp_mode == "data",
+        dtype=args.dtype,
+        max_model_len=args.max_model_len,
+    )
+    print(json.dumps(found, indent=2) if args.json else _describe(found))
+    return 1 if found["problems"] else 0
+
+
+def inspect(
+    model: str,
+    *,
+    tp: int = 1,
+    encoder_data_parallel: bool = False,
+    dtype: str | None = None,
+    max_model_len: int | None = None,
+) -> dict[str, Any]:
+    """What a checkpoint holds and what an engine takes for it.
+
+    Args:
+        model: Folder or name on the hub.
+        tp: Ranks of tensor parallel.
+        encoder_data_parallel: Each rank has the whole tower and connector.
+        dtype: Type of the engine's weights and KV cache.
+        max_model_len: Context in tokens; the checkpoint's by default.
+
+    Returns:
+        ``parts`` with ``parameters`` and ``bytes`` as stored and
+        ``rank_parameters`` and ``rank_bytes`` as loaded; ``kv_bytes_per_token``
+        of a rank; what pictures take; ``problems``, sentences.
+
+    Raises:
+        OSError: A file is missing.
+        ValueError: ``config.json`` is not of this model type.
+    """
+    from ....transformers_utils.config import NemotronVLConfig, check_servable
+
+    raw = read_json(model, "config.json")
+    config = NemotronVLConfig.from_dict(raw)
+    llm = config.llm_config
+    headers = _read_headers(model)
+    quantised = raw.get("quantization_config") is not None
+    problems = [] if quantised else _compare(headers, checkpoint_tensors(config))
+    try:
+        check_servable(config, read_json(model, "preprocessor_config.json"))
+    except ValueError as error:
+        problems.append(str(error))
+    problems += _indivisible(config, tp, encoder_data_parallel)
+
+    dtype = dtype or str(raw.get("torch_dtype") or raw.get("dtype") or "bfloat16")
+    size = _BYTES.get(dtype, 2)
+    parts = {}
+    for part, prefix in PARTS.items():
+        mine = {name: h for name, h in headers.items() if name.startswith(prefix)}
+        on_rank = sum(
+            _on_rank(name, header.shape, config, tp, encoder_data_parallel)
+            for name, header in mine.items()
+            if name not in CONDITIONER_TENSORS and not name.endswith(IGNORED_SUFFIXES)
+        )
+        stored = sum(header.num_bytes for header in mine.values())
+        parts[part] = {
+            "parameters": sum(math.prod(header.shape) for header in mine.values()),
+            "bytes": stored,
+            "rank_parameters": on_rank,
+            # What a quantisation method packs keeps its stored size.
+            "rank_bytes": stored // tp if quantised else on_rank * size,
+        }
+
+    tiler = Tiler.from_model(model)
+    tile_tokens = tokens_of_tile(
+        config.force_image_size,
+        config.vision_config.patch_size,
+        config.downsample_ratio,
+    )
+    tiles = tiler.max_tiles + (tiler.use_thumbnail and tiler.max_tiles > 1)
+    picture_tokens = tiles * tile_tokens + _MARKERS
+    context = max_model_len or llm.max_position_embeddings
+    if context > llm.max_position_embeddings:
+        problems.append(
+            f"--max-model-len {context} is more than the checkpoint's context of "
+            f"{llm.max_position_embeddings} tokens."
+        )
+    kv_heads = max(1, llm.num_key_value_heads // tp)
+    head_dim = getattr(llm, "head_dim", None)
+    head_dim = head_dim or llm.hidden_size // llm.num_attention_heads
+    kv_bytes = 2 * llm.num_hidden_layers * kv_heads * head_dim * size
+    return {
+        "model": model,
+        "dtype": dtype,
+        "tp": tp,
+        "quantised": quantised,
+        "parts": parts,
+        "kv_bytes_per_token": kv_bytes,
+        "context": context,
+        "kv_bytes_of_context": kv_bytes * context,
+        "tokens_per_tile": tile_tokens,
+        "largest_picture": {
+            "tiles": tiles,
+            "tokens": picture_tokens,
+            "bytes": tiles * 3 * config.force_image_size**2,
+        },
+        "pictures_in_context": context // picture_tokens,
+        "tile_cache_bytes_per_tile": tile_tokens * llm.hidden_size * size,
+        "problems": problems,
+    }
+
+
+def _read_headers(model: str) -> dict[str, Header]:
+    if Path(model).is_dir():
+        from safetensors import safe_open
+
+        found = {}
+        for file in sorted(Path(model).glob("*.safetensors")):
+            with safe_open(file, "np") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                    tensor = opened.get_slice(name)
+                    found[name] = Header(tuple(tensor.get_shape()), tensor.get_dtype())
+        if not found:
+            raise FileNotFoundError(f"{model} holds no safetensors files.")
+        return found
+    from huggingface_hub import get_safetensors_metadata
+
+    files = get_safetensors_metadata(model).files_metadata.values()
+    return {
+        name: Header(tuple(info.shape), info.dtype)
+        for file in files
+        for name, info in file.tensors.items()
+    }
+
+
+def _compare(headers: Mapping[str, Header], required: dict[str, Shape]) -> list[str]:
+    """Sentences about tensors that are missing, unknown or misshapen."""
+    problems = []
+    if missing := [name for name in required if name not in headers]:
+        problems.append(f"{len(missing)} tensors are missing: {_some(missing)}.")
+    known = required | CONDITIONER_TENSORS
+    unknown = [
+        n for n in headers if n not in known and not n.endswith(IGNORED_SUFFIXES)
+    ]
+    if unknown:
+        problems.append(f"{len(unknown)} tensors are not known: {_some(unknown)}.")
+    for name, header in headers.items():
+        if name in known and math.prod(header.shape) != math.prod(known[name]):
+            problems.append(
+                f"{name} has the shape {header.shape}, config.json implies "
+                f"{known[name]}."
+            )
+    return problems
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _indivisible(config: Any, tp: int, encoder_data_parallel: bool) -> list[str]:
+    """Sentences about sizes that tensor parallel does not divide."""
+    llm, vision = config.llm_config, config.vision_config
+    sizes = {
+        "llm_config.num_attention_heads": llm.num_attention_heads,
+        "llm_config.intermediate_size": llm.intermediate_size,
+    }
+    if not encoder_data_parallel:
+        sizes["vision_config's MLP width"] = vision.intermediate_size
+        sizes["projector_hidden_size"] = config.projector_hidden_size
+    problems = [
+        f"{name} = {size} is not divisible by {tp} ranks."
+        for name, size in sizes.items()
+        if size % tp
+    ]
+    kv_heads = llm.num_key_value_heads
+    if kv_heads % tp and tp % kv_heads:
+        problems.append(
+            f"llm_config.num_key_value_heads = {kv_heads} neither divides {tp} ranks "
+            "nor is divided by them."
+        )
+    return problems
+
+
+def _on_rank(
+    name: str, shape: Shape, config: Any, tp: int, encoder_data_parallel: bool
+) -> int:
+    """Parameters of a tensor as vLLM loads it on one of ``tp`` ranks."""
+    llm, vision = config.llm_config, config.vision_config
+    if name.endswith("pos_embed"):  # resized to a tile's grid when loaded
+        side = config.force_image_size // vision.patch_size
+        return side * side * shape[-1]
+    if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+        padded = math.ceil(shape[0] / _VOCABULARY_UNIT) * _VOCABULARY_UNIT
+        return padded // tp * shape[1]
+    size = math.prod(shape)
+    if not name.startswith("language_model.") and encoder_data_parallel:
+        return size
+    if name.startswith(TOWER) and ".attn." in name and vision.num_attention_heads % tp:
+        return size  # vLLM gives each rank all heads then
+    layer, _, kind = name.rpartition(".")
+    if layer.endswith(("k_proj", "v_proj")):
+        kv_heads = llm.num_key_value_heads
+        return size // kv_heads * max(1, kv_heads // tp)
+    if layer.endswith(_BY_OUTPUT) or (layer.endswith(_BY_INPUT) and kind == "weight"):
+        return size // tp
+    return size
+
+
+def _describe(found: dict[str, Any]) -> str:
+    ranks = f"{found['tp']} rank(s)"
+    lines = [
+        f"{found['model']}: {found['dtype']}"
+        + (", quantised" if found["quantised"] else "")
+        + f", {ranks}",
+        "",
+        f"{'':<16}{'parameters':>16}{'stored':>12}{'on a rank':>16}{'bytes':>12}",
+    ]
+    total = dict.fromkeys(("parameters", "bytes", "rank_parameters", "rank_bytes"), 0)
+    for name, part in found["parts"].items():
+        total = {key: total[key] + part[key] for key in total}
+        lines.append(_row(name, part))
+    lines += [_row("all", total), ""]
+    picture = found["largest_picture"]
+    kv_tokens = found["kv_bytes_per_token"]
+    lines += [
+        f"KV cache on a rank: {kv_tokens:,} bytes a token, "
+        f"{_size(found['kv_bytes_of_context'])} for {found['context']:,} tokens",
+        f"Largest picture: {picture['tiles']} tiles of {found['tokens_per_tile']} "
+        f"tokens, {picture['tokens']:,} tokens in the prompt, "
+        f"{_size(picture['bytes'])} to the engine",
+        f"Such pictures in the context: {found['pictures_in_context']}",
+        f"tile_cache_mb: {found['tile_cache_bytes_per_tile'] / 1e6:.2f} a tile",
+    ]
+    return "\n".join(lines + [f"Problem: {text}" for text in found["problems"]])
+
+
+def _row(name: str, part: dict[str, int]) -> str:
+    return (
+        f"{name:<16}{part['parameters']:>16,}{_size(part['bytes']):>12}"
+        f"{part['rank_parameters']:>16,}{_size(part['rank_bytes']):>12}"
+    )
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000 or unit == "GB":
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.2f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError
