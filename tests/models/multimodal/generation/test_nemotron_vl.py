@@ -68,6 +68,31 @@ def test_greedy_tokens_equal_the_reference(
             assert abs(found.logprob - logprobs[token].item()) < 1e-3
 
 
+def test_ngram_speculation_changes_no_token(make_llm, llm, checkpoint, photo, page):
+    speculating = make_llm(
+        checkpoint,
+        dtype="float32",
+        disable_log_stats=False,
+        speculative_config={
+            "method": "ngram",
+            "num_speculative_tokens": 3,
+            "prompt_lookup_min": 1,
+            "prompt_lookup_max": 3,
+        },
+    )
+    requests = [
+        prompt("<image>\nRead, read, read the text.", photo),
+        prompt("1 2 1 2 <image> 1 2 <image> 1 2", page, photo),
+        prompt("<image>", page),
+    ]
+    assert generate(speculating, *requests) == generate(llm, *requests)
+    counts = {m.name: m.value for m in speculating.get_metrics() if hasattr(m, "value")}
+    # Rejected and accepted drafts were both seen.
+    drafted = counts["vllm:spec_decode_num_draft_tokens"]
+    accepted = counts["vllm:spec_decode_num_accepted_tokens"]
+    assert 0 < accepted < drafted
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_every_dtype_answers(make_llm, llm, checkpoint, photo, page, dtype):
     engine = llm if dtype == "float32" else make_llm(checkpoint, dtype=dtype)
