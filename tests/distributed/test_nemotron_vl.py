@@ -56,6 +56,10 @@ def _reuse(model) -> dict[str, int]:
     return dict(model.tile_reuse.counts)
 
 
+def _slots(model) -> int:
+    return model.tile_reuse.slots
+
+
 def _count_parameters(model) -> dict[str, int]:
     """Parameters by part; vLLM's CPU kernels empty those of linear layers."""
     from vllm.model_executor.layers.linear import LinearBase
@@ -111,3 +115,5 @@ def test_pipeline_parallel(make_llm, checkpoint, prompts, expected, monkeypatch)
         additional_config=REUSE,
     )
     assert answers(llm, prompts) == expected
+    # The cache is where pictures are encoded: a tile is 4 x 256 float32 values.
+    assert llm.apply_model(_slots) == [1_000_000 // (4 * 4 * 256), 0]

@@ -66,7 +66,7 @@ def caching(load_model, checkpoint):
     """Room for four tiles of 4 x 256 float32 values."""
     config = {"nemotron_vl": {"tile_cache_mb": 1}}
     model = load_model(checkpoint, additional_config=config)
-    assert len(model.tile_reuse._cache) == 1_000_000 // (4 * 4 * 256)
+    assert model.tile_reuse.slots == 1_000_000 // (4 * 4 * 256)
     model.tile_reuse._cache = model.tile_reuse._cache[:4]
     return model
 

@@ -14,7 +14,7 @@ import torch.nn as nn
 from PIL import Image
 from transformers import BatchFeature, PreTrainedConfig
 from vllm.config import VllmConfig
-from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 from vllm.model_executor.layers.fusion.mm_input_norm import FusedMMInputNorm
@@ -256,6 +256,8 @@ class LlamaNemotronVLChatModel(
         slots = int(megabytes * 1e6 / (math.prod(shape) * self.dtype.itemsize))
         if megabytes and not slots:
             logger.warning_once("tile_cache_mb=%d does not hold a tile.", megabytes)
+        if not get_pp_group().is_first_rank:
+            slots = 0  # pictures are encoded in the first stage
         return TileReuse(
             self.extract_feature,
             torch.empty((slots, *shape), dtype=self.dtype),

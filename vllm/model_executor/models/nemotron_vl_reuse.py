@@ -48,6 +48,11 @@ class TileReuse:
         self._quiet = quiet
         self._logged = 0.0
 
+    @property
+    def slots(self) -> int:
+        """Tiles that the cache can hold."""
+        return len(self._cache)
+
     def clear(self) -> None:
         """Forget all embeddings, because the weights have changed."""
         self._slots.clear()
@@ -98,7 +103,7 @@ class TileReuse:
         return features
 
     def _put(self, key: bytes, embedding: torch.Tensor) -> None:
-        if len(self._slots) < len(self._cache):
+        if len(self._slots) < self.slots:
             slot = len(self._slots)
         elif self._slots:
             _, slot = self._slots.popitem(last=False)
