@@ -75,6 +75,15 @@ def encode_all(model, *kinds: int) -> torch.Tensor:
     return model.extract_feature(tiles(*kinds)).flatten(0, 1)
 
 
+def record_sizes(model) -> list[int]:
+    """How many tiles go through the tower at once, from now on."""
+    sizes: list[int] = []
+    model.vision_model.register_forward_pre_hook(
+        lambda module, inputs: sizes.append(len(inputs[0]))
+    )
+    return sizes
+
+
 def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert found.shape == expected.shape
     error = (found - expected).norm() / expected.norm()
@@ -174,15 +183,21 @@ def test_the_cache_has_the_models_dtype(load_model, checkpoint, dtype):
     assert counts(model) == {"encoded": 2, "repeated": 0, "cached": 2}
 
 
-def test_adapters_on_the_tower_switch_reuse_off(load_model, checkpoint):
+def test_with_adapters_on_the_tower_all_tiles_go_through_it_at_once(
+    load_model, checkpoint
+):
+    """vLLM assigns adapters to the tokens of all tiles that it sent."""
     model = load_model(
         checkpoint,
         enable_lora=True,
         enable_tower_connector_lora=True,
         additional_config={"nemotron_vl": {"tile_cache_mb": 1}},
     )
+    sizes = record_sizes(model)
     assert model.tile_reuse is None
-    assert_equal(embed(model, 1, 1), encode_all(model, 1, 1))
+    found = embed(model, 1, 1, 2)
+    assert sizes == [3]
+    assert_equal(found, encode_all(model, 1, 1, 2))
 
 
 def test_adapters_on_the_language_model_do_not(load_model, checkpoint):
@@ -193,10 +208,7 @@ def test_adapters_on_the_language_model_do_not(load_model, checkpoint):
 def test_tiles_are_encoded_in_parts(load_model, checkpoint, plain, most):
     config = {"nemotron_vl": {"max_encoder_tiles": most}}
     model = load_model(checkpoint, additional_config=config)
-    sizes = []
-    model.vision_model.register_forward_pre_hook(
-        lambda module, inputs: sizes.append(len(inputs[0]))
-    )
+    sizes = record_sizes(model)
     kinds = (1, 2, 3, 4, 5)
     assert_equal(embed(model, *kinds), encode_all(plain, *kinds))
     assert max(sizes) == most and sum(sizes) == 5

@@ -6,6 +6,7 @@ checkpoint does differently is here.
 """
 
 import math
+import sys
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, cast
 
@@ -196,8 +197,19 @@ class LlamaNemotronVLChatModel(
             vision_config.norm_mean, vision_config.norm_std, rescale_factor=1 / 255
         )
         encoder_config = EncoderConfig.from_vllm_config(vllm_config)
+        lora_config = vllm_config.lora_config
         self.max_encoder_tiles = encoder_config.max_encoder_tiles
-        self.tile_reuse = self._make_tile_reuse(vllm_config, encoder_config)
+        self.tile_reuse: TileReuse | None = None
+        if lora_config is None or not lora_config.enable_tower_connector_lora:
+            self.tile_reuse = self._make_tile_reuse(encoder_config.tile_cache_mb)
+        else:
+            # vLLM assigns adapters to all tiles that it sent, in one forward.
+            self.max_encoder_tiles = sys.maxsize
+            if encoder_config != EncoderConfig():
+                logger.warning_once(
+                    "The settings of the encoder in additional_config have no "
+                    "effect with --enable-tower-connector-lora."
+                )
         # With dummy weights, tensors come one by one or never.
         self._expects_whole_checkpoint = vllm_config.load_config.load_format != "dummy"
         if vllm_config.speculative_config is not None:
@@ -236,22 +248,9 @@ class LlamaNemotronVLChatModel(
             ),
         )
 
-    def _make_tile_reuse(
-        self, vllm_config: VllmConfig, encoder_config: EncoderConfig
-    ) -> TileReuse | None:
+    def _make_tile_reuse(self, megabytes: int) -> TileReuse:
         """Reuse of equal tiles, with its cache's memory taken now, before vLLM
         measures what is left."""
-        megabytes = encoder_config.tile_cache_mb
-        lora_config = vllm_config.lora_config
-        if lora_config is not None and lora_config.enable_tower_connector_lora:
-            # Equal pixels have other embeddings with another adapter, and vLLM
-            # assigns adapters to all tiles that it sent.
-            if megabytes:
-                logger.warning_once(
-                    "Tiles are not reused with --enable-tower-connector-lora: "
-                    "tile_cache_mb has no effect."
-                )
-            return None
         shape = (self.num_image_token, self.config.text_config.hidden_size)
         slots = int(megabytes * 1e6 / (math.prod(shape) * self.dtype.itemsize))
         if megabytes and not slots:
