@@ -245,7 +245,8 @@ def test_the_parts_for_lora(model):
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
-def test_lora_token_counts_are_those_of_the_layers(model, count):
+def test_lora_token_counts_are_those_of_the_layers(load_model, checkpoint, count):
+    model = load_model(checkpoint, enable_lora=True, enable_tower_connector_lora=True)
     seen = {}
     block = model.vision_model.model.encoder.layers[0].attn.qkv
     hooks = [

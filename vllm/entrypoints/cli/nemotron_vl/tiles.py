@@ -169,7 +169,13 @@ def read_json(model: str, name: str) -> dict[str, Any]:
     if not Path(model).is_dir():
         from huggingface_hub import hf_hub_download
 
-        file = Path(hf_hub_download(model, name))
+        try:
+            file = Path(hf_hub_download(model, name))
+        except OSError as error:
+            raise OSError(
+                f"{model} is no folder, and {name} could not be had from the hub: "
+                f"{error}"
+            ) from error
     return json.loads(file.read_text())
 
 
