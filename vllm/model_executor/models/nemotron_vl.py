@@ -121,10 +121,14 @@ class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
 class NemotronVLDummyInputsBuilder(
     BaseInternVLDummyInputsBuilder[NemotronVLProcessingInfo]
 ):
-    """Pictures for profiling, whose equal tiles must all be encoded."""
+    """Pictures for warming up and profiling.
 
-    def _get_dummy_images(self, **kwargs: Any) -> list[Image.Image]:
-        images = super()._get_dummy_images(**kwargs)
+    They are a pixel narrower than their tiles, so that the processor compiles
+    its resampling, and their equal tiles must all be encoded.
+    """
+
+    def _get_dummy_images(self, *, width: int, **kwargs: Any) -> list[Image.Image]:
+        images = super()._get_dummy_images(width=width - 1, **kwargs)
         for image in images:
             image.info[NO_REUSE] = True
         return images

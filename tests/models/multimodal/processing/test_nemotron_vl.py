@@ -286,6 +286,32 @@ def test_wrong_settings_are_named(processor, settings, message):
         process(processor, "<image>", [noise(8, 8)], **settings)
 
 
+@pytest.mark.parametrize("recipe", ["fast", "exact", "hf"])
+@pytest.mark.parametrize("most", [1, 12])
+def test_warming_up_compiles_the_resampling(make_processor, monkeypatch, recipe, most):
+    """vLLM does it while the server starts; the first request need not wait."""
+    from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_resample
+
+    called = set()
+    for name in ("_along_rows", "_along_columns"):
+        compiled = getattr(nemotron_vl_resample, name)
+        monkeypatch.setattr(
+            nemotron_vl_resample,
+            name,
+            lambda *args, name=name, compiled=compiled: (
+                called.add(name),
+                compiled(*args),
+            ),
+        )
+    nemotron_vl_resample._agrees_with_pillow.cache_clear()
+    settings = {"resize": recipe, "max_dynamic_patch": most}
+    processor = make_processor(mm_processor_kwargs=settings)
+    (item,) = processor.get_dummy_mm_inputs({"image": 1})["mm_kwargs"]["image"]
+    assert called == {"_along_rows", "_along_columns"}
+    tiles = len(item["pixel_values_flat"].data)
+    assert tiles == processor.info.get_max_image_tokens() // TOKENS
+
+
 def test_many_images_keep_their_places(processor):
     pictures = [noise(64, 64, 1), noise(300, 100, 2), noise(64, 64, 3)]
     result = process(processor, "x<image><image>y<image>", pictures)
