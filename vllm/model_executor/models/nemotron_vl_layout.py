@@ -78,13 +78,18 @@ def connector_tensors(config: PreTrainedConfig) -> dict[str, Shape]:
     }
 
 
+def head_size(llm: PreTrainedConfig) -> int:
+    """Width of an attention head of the Llama decoder."""
+    explicit = getattr(llm, "head_dim", None)
+    return explicit or llm.hidden_size // llm.num_attention_heads
+
+
 def language_model_tensors(config: PreTrainedConfig) -> dict[str, Shape]:
     """Tensors of the Llama decoder under ``language_model.``."""
     llm = config.llm_config
     width, hidden, vocab = llm.hidden_size, llm.intermediate_size, llm.vocab_size
-    head_dim = getattr(llm, "head_dim", None) or width // llm.num_attention_heads
-    q_width = llm.num_attention_heads * head_dim
-    kv_width = llm.num_key_value_heads * head_dim
+    q_width = llm.num_attention_heads * head_size(llm)
+    kv_width = llm.num_key_value_heads * head_size(llm)
     model = "language_model.model."
     shapes: dict[str, Shape] = {
         model + "embed_tokens.weight": (vocab, width),

@@ -195,8 +195,11 @@ def _resizer(image: Image.Image, recipe: str) -> Callable[[torch.Tensor], None]:
         height, width = size = rows * side, columns * side
         # torch's resampling, which goes along rows first, is the faster one
         # where the picture shrinks.
-        inexact = recipe == "fast" and width < image.width
-        inexact = inexact and not columns_first(image, width, height)
+        inexact = (
+            recipe == "fast"
+            and width < image.width
+            and not columns_first(image, width, height)
+        )
         if recipe != "hf" and not inexact and image.size != (width, height):
             resample(image, tiles.numpy())
             return

@@ -18,9 +18,9 @@ from ....model_executor.models.nemotron_vl_layout import (
     TOWER,
     Shape,
     checkpoint_tensors,
+    head_size,
 )
-from ....transformers_utils.processors.nemotron_vl_tiling import tokens_of_tile
-from .tiles import Tiler, read_json
+from .tiles import MARKERS, Tiler, read_json
 
 PARTS = {
     "vision tower": "vision_model.",
@@ -29,7 +29,6 @@ PARTS = {
 }
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _STORED_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32}
-_MARKERS = 2  # <img> and </img>
 
 # vLLM pads the vocabulary to a multiple of this before it is shared out.
 _VOCABULARY_UNIT = 64
@@ -155,13 +154,9 @@ def inspect(
         }
 
     tiler = Tiler.from_model(model)
-    tile_tokens = tokens_of_tile(
-        config.force_image_size,
-        config.vision_config.patch_size,
-        config.downsample_ratio,
-    )
+    tile_tokens = tiler.tokens_per_tile
     tiles = tiler.max_tiles + (tiler.use_thumbnail and tiler.max_tiles > 1)
-    picture_tokens = tiles * tile_tokens + _MARKERS
+    picture_tokens = tiles * tile_tokens + MARKERS
     context = max_model_len or llm.max_position_embeddings
     if context > llm.max_position_embeddings:
         problems.append(
@@ -169,9 +164,7 @@ def inspect(
             f"{llm.max_position_embeddings} tokens."
         )
     kv_heads = max(1, llm.num_key_value_heads // tp)
-    head_dim = getattr(llm, "head_dim", None)
-    head_dim = head_dim or llm.hidden_size // llm.num_attention_heads
-    kv_bytes = 2 * llm.num_hidden_layers * kv_heads * head_dim * size
+    kv_bytes = 2 * llm.num_hidden_layers * kv_heads * head_size(llm) * size
     return {
         "model": model,
         "dtype": dtype,
@@ -325,8 +318,10 @@ def _row(name: str, part: dict[str, int]) -> str:
 
 
 def _size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000 or unit == "GB":
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.2f} {unit}"
+    if num_bytes < 1000:
+        return f"{num_bytes} B"
+    for unit in ("kB", "MB"):
         num_bytes /= 1000
-    raise AssertionError
+        if num_bytes < 1000:
+            return f"{num_bytes:.2f} {unit}"
+    return f"{num_bytes / 1000:.2f} GB"

@@ -28,7 +28,7 @@ _PUBLISHED: dict[str, Any] = {
     "downsample_ratio": 0.5,
     "vision_config": {"patch_size": 16},
 }
-_MARKERS = 2  # <img> and </img>
+MARKERS = 2  # <img> and </img>
 _LEAST_SIDE = 256  # of a drawn tile, in pixels
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -90,7 +90,7 @@ class Tiler(NamedTuple):
             "resized": [grid.columns * self.image_size, grid.rows * self.image_size],
             "thumbnail": grid.thumbnail,
             "tiles": grid.num_tiles,
-            "prompt_tokens": grid.num_tiles * self.tokens_per_tile + _MARKERS,
+            "prompt_tokens": grid.num_tiles * self.tokens_per_tile + MARKERS,
         }
 
 
@@ -165,6 +165,12 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def read_json(model: str, name: str) -> dict[str, Any]:
+    """Content of a data file of a checkpoint, from its folder or the hub.
+
+    Raises:
+        OSError: The file is missing; names the model.
+        ValueError: It is not JSON.
+    """
     file = Path(model, name)
     if not Path(model).is_dir():
         from huggingface_hub import hf_hub_download
