@@ -1,121 +1,307 @@
 """Adapters on the language model, the tower and the connector.
 
-Each answer must be that of the reference with the adapter merged into it.
+They are trained by ``train_adapters.py`` with PEFT, under the names that the
+checkpoint has. Each answer must be that of the reference with the adapter merged
+into it.
 """
 
+import base64
+import io
 import json
+import random
+import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
-from safetensors.torch import save_file
+from lora.train_adapters import LANGUAGE, TARGETS, train
+from safetensors.torch import load_file, save_file
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
+from drawn_text import PILLOW_FONT, make_question
 from reference.nemotron_vl import Reference
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import inspect
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving
 
-RANK, ALPHA = 4, 16
-PROMPT = "<image>\nRead the text."
-
-TARGETS = {
-    "language": [
-        "language_model.model.layers.0.self_attn.q_proj",
-        "language_model.model.layers.1.mlp.down_proj",
-    ],
-    "tower": [
-        "vision_model.radio_model.model.blocks.0.attn.qkv",
-        "vision_model.radio_model.model.blocks.1.attn.proj",
-        "vision_model.radio_model.model.blocks.1.mlp.fc1",
-        "vision_model.radio_model.model.blocks.1.mlp.fc2",
-    ],
-    "connector": ["mlp1.1", "mlp1.3"],
-}
-TARGETS["all"] = [name for names in TARGETS.values() for name in names]
-
-
-def linear(reference: Reference, name: str) -> torch.nn.Linear:
-    module = reference.get_submodule(Reference.own_name(name))
-    assert isinstance(module, torch.nn.Linear)
-    return module
-
-
-def make_adapter(folder: Path, reference: Reference, part: str) -> Path:
-    """Write an adapter in PEFT's format and merge it into the reference."""
-    generator = torch.Generator().manual_seed(sum(map(ord, part)))
-    tensors = {}
-    for name in TARGETS[part]:
-        weight = linear(reference, name).weight
-        a = torch.randn(RANK, weight.shape[1], generator=generator) * 0.05
-        b = torch.randn(weight.shape[0], RANK, generator=generator) * 0.05
-        weight += ALPHA / RANK * b @ a
-        key = f"base_model.model.{name}"
-        tensors |= {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(
-        json.dumps(
-            {
-                "peft_type": "LORA",
-                "r": RANK,
-                "lora_alpha": ALPHA,
-                "target_modules": TARGETS[part],
-                "bias": "none",
-            }
-        )
-    )
-    return folder
+TOKENS = 12
+OPTIONS = dict(max_lora_rank=8, max_loras=2)
 
 
 @pytest.fixture(scope="module")
-def adapters(checkpoint, tmp_path_factory) -> dict[str, tuple[Path, Reference]]:
+def trained(tiny, tmp_path_factory) -> dict[str, tuple[Path, Reference]]:
+    """Folders of adapters and the reference with each of them merged."""
     folder = tmp_path_factory.mktemp("adapters")
-    made = {}
-    for part in TARGETS:
-        reference = Reference.load(checkpoint)
-        made[part] = make_adapter(folder / part, reference, part), reference
-    return made
+    return {part: (folder / part, train(tiny, part, folder / part)) for part in TARGETS}
 
 
 @pytest.fixture(scope="module")
-def llm(make_llm, checkpoint):
-    return make_llm(
-        checkpoint,
-        dtype="float32",
-        enable_lora=True,
-        enable_tower_connector_lora=True,
-        max_lora_rank=8,
-        max_loras=2,
-        # vLLM caches processed pictures without regard to the adapter.
-        mm_processor_cache_gb=0,
+def plain(tiny) -> Reference:
+    return Reference.load(tiny)
+
+
+@pytest.fixture(scope="module")
+def questions(plain):
+    rng = random.Random(3)
+    kinds = ["read", "read", "both"]
+    return [make_question(rng, PILLOW_FONT, plain, kind) for kind in kinds]
+
+
+def answer_of(reference: Reference, question) -> list[int]:
+    pictures = [drawing.picture for drawing in question.drawings]
+    return reference.answer(question.prompt(), pictures, TOKENS)[1]
+
+
+def generate(llm, question, requests) -> list[list[int]]:
+    """The answers under each adapter, in one batch."""
+    pictures = [drawing.picture for drawing in question.drawings]
+    prompt = {"prompt": question.prompt(), "multi_modal_data": {"image": pictures}}
+    outputs = llm.generate(
+        [prompt] * len(requests),
+        SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True),
+        lora_request=requests,
+        use_tqdm=False,
     )
-
-
-def generate(llm, picture, requests) -> list[list[int]]:
-    prompts = [
-        {"prompt": PROMPT, "multi_modal_data": {"image": [picture]}} for _ in requests
-    ]
-    greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
-    outputs = llm.generate(prompts, greedy, lora_request=requests, use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def test_each_adapter_answers_as_merged(llm, checkpoint, adapters, photo):
-    plain = Reference.load(checkpoint).answer(PROMPT, [photo], 24)[1]
-    assert generate(llm, photo, [None]) == [plain]
-    for number, (part, (folder, reference)) in enumerate(adapters.items(), 1):
-        expected = reference.answer(PROMPT, [photo], 24)[1]
-        assert expected != plain
-        request = LoRARequest(part, number, str(folder))
-        assert generate(llm, photo, [request]) == [expected], part
+@pytest.fixture(scope="module")
+def llm(make_llm, tiny):
+    return make_llm(
+        tiny,
+        dtype="float32",
+        enable_lora=True,
+        enable_tower_connector_lora=True,
+        # vLLM caches processed pictures without regard to the adapter.
+        mm_processor_cache_gb=0,
+        **OPTIONS,
+    )
 
 
-def test_two_adapters_in_one_batch(llm, adapters, page):
+def test_each_adapter_answers_as_merged(llm, plain, trained, questions):
+    for question in questions:
+        expected = answer_of(plain, question)
+        assert generate(llm, question, [None]) == [expected]
+        for number, (part, (folder, reference)) in enumerate(trained.items(), 1):
+            merged = answer_of(reference, question)
+            assert merged != expected, part
+            request = LoRARequest(part, number, str(folder))
+            assert generate(llm, question, [request]) == [merged], part
+
+
+@pytest.mark.parametrize("parts", [("language", "tower"), ("connector", "all")])
+def test_two_adapters_in_one_batch(llm, trained, questions, parts):
     """Not with a third request without adapter: vLLM's LoRA kernels for CPUs
     give it one, as they read its index, -1, as that of the last adapter."""
-    page = page.convert("RGB")
-    expected, requests = [], []
-    for number, part in ((1, "language"), (3, "connector")):
-        folder, reference = adapters[part]
-        expected.append(reference.answer(PROMPT, [page], 24)[1])
-        requests.append(LoRARequest(part, number, str(folder)))
-    assert generate(llm, page, requests) == expected
+    numbers = {part: number for number, part in enumerate(trained, 1)}
+    requests = [LoRARequest(p, numbers[p], str(trained[p][0])) for p in parts]
+    for question in questions:
+        expected = [answer_of(trained[part][1], question) for part in parts]
+        assert generate(llm, question, requests) == expected
+
+
+def test_without_tower_adapters_they_are_refused(make_llm, tiny, trained, questions):
+    llm = make_llm(tiny, dtype="float32", enable_lora=True, **OPTIONS)
+    folder, reference = trained["language"]
+    language = LoRARequest("language", 1, str(folder))
+    assert generate(llm, questions[0], [language]) == [
+        answer_of(reference, questions[0])
+    ]
+    for number, part in enumerate(("tower", "connector", "all"), 2):
+        request = LoRARequest(part, number, str(trained[part][0]))
+        with pytest.raises(Exception, match="--enable-tower-connector-lora") as refusal:
+            llm.llm_engine.add_lora(request)
+        layer = "mlp1.1" if part == "connector" else "radio_model.model.blocks.0.attn"
+        assert layer in str(refusal.value)
+    assert generate(llm, questions[0], [language]) == [
+        answer_of(reference, questions[0])
+    ]
+
+
+# Through a server.
+
+
+@pytest.fixture(scope="module")
+def client(tiny, trained, tmp_path_factory):
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    options = [
+        "--served-model-name=tiny",
+        "--dtype=float32",
+        "--enforce-eager",
+        "--max-model-len=1024",
+        "--max-num-seqs=4",
+        '--limit-mm-per-prompt={"image": 2}',
+        '--mm-processor-kwargs={"resize": "exact"}',
+        "--enable-lora",
+        "--max-lora-rank=8",
+        "--max-loras=2",
+        "--enable-tower-connector-lora",
+        "--mm-processor-cache-gb=0",
+        "--lora-modules",
+        f"language={trained['language'][0]}",
+        f"tower={trained['tower'][0]}",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+        with serving(tiny, *options, log=log) as url:
+            yield httpx.Client(base_url=f"{url}/v1", timeout=60)
+
+
+def picture_part(picture) -> dict:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+
+def ask(client, model: str, question) -> httpx.Response:
+    parts = [picture_part(drawing.picture) for drawing in question.drawings]
+    parts.append({"type": "text", "text": question.turns[0][0]})
+    request = {
+        "model": model,
+        "messages": [{"role": "user", "content": parts}],
+        "max_tokens": TOKENS,
+        "temperature": 0,
+        "skip_special_tokens": False,
+        "ignore_eos": True,
+    }
+    return client.post("/chat/completions", json=request)
+
+
+def reply(client, model: str, question) -> str:
+    response = ask(client, model, question)
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["message"]["content"]
+
+
+def text_of(reference: Reference, question) -> str:
+    return reference.tokenizer.decode(answer_of(reference, question))
+
+
+def test_served_statically_and_in_one_batch(client, trained, questions):
+    assert {model["id"] for model in client.get("/models").json()["data"]} == {
+        "tiny",
+        "language",
+        "tower",
+    }
+    jobs = [(m, q) for q in questions for m in ("language", "tower")] * 2
+    with ThreadPoolExecutor(len(jobs)) as threads:
+        found = list(threads.map(lambda job: reply(client, *job), jobs))
+    assert found == [text_of(trained[m][1], q) for m, q in jobs]
+
+
+def load(client, name: str, folder: Path) -> httpx.Response:
+    return client.post(
+        "/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)}
+    )
+
+
+def test_loaded_and_unloaded_while_serving(client, plain, trained, questions):
+    for part in ("connector", "all"):
+        folder, reference = trained[part]
+        assert ask(client, part, questions[0]).status_code == 404
+        assert load(client, part, folder).status_code == 200
+        for question in questions:
+            assert reply(client, part, question) == text_of(reference, question)
+        unloading = client.post("/unload_lora_adapter", json={"lora_name": part})
+        assert unloading.status_code == 200
+        gone = ask(client, part, questions[0])
+        assert gone.status_code == 404
+        assert part in gone.json()["error"]["message"]
+    assert reply(client, "tiny", questions[0]) == text_of(plain, questions[0])
+
+
+def changed(
+    source: Path,
+    folder: Path,
+    change: Callable[[dict], dict] = lambda tensors: tensors,
+    **config,
+) -> Path:
+    """A copy of an adapter with other tensors or settings."""
+    shutil.copytree(source, folder)
+    file = folder / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+    settings = folder / "adapter_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **config}))
+    return folder
+
+
+def renamed(old: str, new: str):
+    return lambda tensors: {k.replace(old, new): t for k, t in tensors.items()}
+
+
+def of_a_wider_model(tensors: dict) -> dict:
+    return {
+        name: tensor.repeat(1, 2) if "lora_A" in name else tensor.repeat(2, 1)
+        for name, tensor in tensors.items()
+    }
+
+
+BAD = {
+    "rank": ("language", dict(r=64), ["LoRA rank 64 is greater than max_lora_rank 8"]),
+    "target": (
+        "language",
+        dict(change=renamed("layers.0.self_attn.q_proj", "layers.0.self_attn.x_proj")),
+        ["language_model.model.layers.0.self_attn.x_proj' (not in the model)"],
+    ),
+    "deeper": (
+        "language",
+        dict(change=renamed("layers.0.", "layers.99.")),
+        ["language_model.model.layers.99.self_attn.q_proj' (not in the model)"],
+    ),
+    "other connector": (
+        "connector",
+        dict(change=renamed("mlp1.", "mlp2.")),
+        ["'mlp2.1' (not in the model)", "'mlp2.3' (not in the model)"],
+    ),
+    "wider": ("language", dict(change=of_a_wider_model), ["256", "512"]),
+    "wider tower": ("tower", dict(change=of_a_wider_model), ["192", "384"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_adapters_are_refused(client, trained, questions, tmp_path, name):
+    source, changes, causes = BAD[name]
+    folder = changed(trained[source][0], tmp_path / "adapter", **changes)
+    refusal = load(client, "bad", folder)
+    assert refusal.status_code == 500  # vLLM has no other for what its worker refuses
+    for cause in causes:
+        assert cause in refusal.json()["error"]["message"]
+    for part in ("language", "tower"):
+        expected = text_of(trained[part][1], questions[0])
+        assert reply(client, part, questions[0]) == expected
+
+
+def test_inspect_finds_what_is_wrong_with_an_adapter(tiny, trained, tmp_path):
+    for part in TARGETS:
+        report = inspect(str(tiny), adapters=[str(trained[part][0])])
+        assert not report["problems"]
+        (found,) = report["adapters"]
+        assert found["rank"] == 4
+        assert found["needs_tower_connector_lora"] == (part != "language")
+        weights = load_file(trained[part][0] / "adapter_model.safetensors").values()
+        assert found["parameters"] == sum(weight.numel() for weight in weights)
+    for name, problem in {
+        "deeper": "layers.99.mlp.down_proj",
+        "wider": r"down_proj\.lora_A\.weight has the shape \(4, 1024\).* \(4, 512\)",
+    }.items():
+        source, changes, _ = BAD[name]
+        folder = changed(trained[source][0], tmp_path / name, **changes)
+        (found, *_) = inspect(str(tiny), adapters=[str(folder)])["problems"]
+        assert re.search(problem, found), found
+    rank = changed(trained["language"][0], tmp_path / "rank", r=2)
+    assert "rank 2" in inspect(str(tiny), adapters=[str(rank)])["problems"][0]
+
+
+def test_the_adapters_have_the_names_of_the_checkpoint(trained):
+    tensors = load_file(trained["all"][0] / "adapter_model.safetensors")
+    for layer in (
+        "vision_model.radio_model.model.blocks.0.attn.qkv",
+        "mlp1.1",
+        f"language_model.model.layers.0.self_attn.{LANGUAGE[0]}",
+    ):
+        assert torch.count_nonzero(tensors[f"base_model.model.{layer}.lora_B.weight"])

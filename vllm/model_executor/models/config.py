@@ -7,6 +7,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from ...config.nemotron_vl import EncoderConfig
 from ...plugins.nemotron_vl import TOKENIZER_MODE
 from ...transformers_utils.config import check_servable
+from .nemotron_vl_layout import indivisible
 
 
 class NemotronVLModelConfig(VerifyAndUpdateConfig):
@@ -25,9 +26,17 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """Check ``additional_config`` before any process is started.
+        """Check ``additional_config`` and the ranks before a process is started.
 
         Raises:
-            ValueError: Names the setting.
+            ValueError: Names the setting, or the size that cannot be shared out.
         """
         EncoderConfig.from_vllm_config(vllm_config)
+        model_config = vllm_config.model_config
+        problems = indivisible(
+            model_config.hf_config,
+            vllm_config.parallel_config.tensor_parallel_size,
+            model_config.get_multimodal_config().mm_encoder_tp_mode == "data",
+        )
+        if problems:
+            raise ValueError(" ".join(problems))

@@ -6,6 +6,7 @@ checkpoint does differently is here.
 """
 
 import math
+import re
 import sys
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, cast
@@ -64,7 +65,11 @@ from .nemotron_vl_layout import (
     IGNORED_SUFFIXES,
     TOWER,
     checkpoint_tensors,
+    is_quantised,
+    quantised_weight,
+    tower_tensors,
 )
+from .nemotron_vl_quant import resolve_names
 from .nemotron_vl_reuse import TileReuse
 from .nemotron_vl_tower import NemotronVLRadioModel
 
@@ -202,6 +207,11 @@ class LlamaNemotronVLChatModel(
         )
         encoder_config = EncoderConfig.from_vllm_config(vllm_config)
         lora_config = vllm_config.lora_config
+        if lora_config is not None:
+            # vLLM looks up the names of an adapter's layers in the instance.
+            self.hf_to_vllm_mapper = self._adapter_mapper(
+                lora_config.enable_tower_connector_lora
+            )
         self.max_encoder_tiles = encoder_config.max_encoder_tiles
         self.tile_reuse: TileReuse | None = None
         if lora_config is None or not lora_config.enable_tower_connector_lora:
@@ -226,6 +236,21 @@ class LlamaNemotronVLChatModel(
         # when images are switched off.
         return super()._mark_tower_model(vllm_config, "image", **kwargs)
 
+    def _patch_quant_config(
+        self, config: PreTrainedConfig, quant_config: QuantizationConfig | None
+    ) -> None:
+        # Called by InternVL before it builds the parts.
+        super()._patch_quant_config(config, quant_config)
+        self.encoder_quant_config = quant_config
+        if quant_config is None:
+            return
+        if is_quantised(config.text_config) and not is_quantised(config):
+            self.encoder_quant_config = None  # it is of the language model alone
+        names = [name.rpartition(".")[0] for name in tower_tensors(config)]
+        mapper = self.hf_to_vllm_mapper
+        renamed = zip(names, mapper.apply_list(names), strict=True)
+        resolve_names(quant_config, dict(renamed))
+
     def _init_vision_model(
         self,
         config: PreTrainedConfig,
@@ -233,12 +258,12 @@ class LlamaNemotronVLChatModel(
         *,
         prefix: str,
     ) -> nn.Module:
-        return NemotronVLRadioModel(config, quant_config, prefix=prefix)
+        return NemotronVLRadioModel(config, self.encoder_quant_config, prefix=prefix)
 
     def _init_mlp1(self, config: PreTrainedConfig) -> nn.Module:
         merged = config.vit_hidden_size * round(1 / self.downsample_ratio) ** 2
         options: dict[str, Any] = dict(
-            quant_config=self.quant_config,
+            quant_config=self.encoder_quant_config,
             disable_tp=is_vit_use_data_parallel(),
             return_bias=False,
         )
@@ -250,6 +275,27 @@ class LlamaNemotronVLChatModel(
             RowParallelLinear(
                 inner, config.text_config.hidden_size, prefix="mlp1.3", **options
             ),
+        )
+
+    def _adapter_mapper(self, encoder: bool) -> WeightsMapper:
+        """The mapper of the weights, which also makes vLLM refuse adapters with
+        layers that they could not be applied to; it would leave them out.
+
+        Args:
+            encoder: Adapters may have layers of the tower and the connector.
+        """
+        layers = [
+            re.escape(name.removesuffix(".weight"))
+            for name in checkpoint_tensors(self.config)
+            if encoder or name.startswith("language_model.")
+        ]
+        reason = "not in the model"
+        if not encoder:
+            reason += "'s language part; others need --enable-tower-connector-lora"
+        unknown = re.compile(rf"^(?!(?:{'|'.join(layers)})\.lora_)(.*)\.lora_")
+        # vLLM refuses the new name, for its last part is none of a layer.
+        return type(self).hf_to_vllm_mapper | WeightsMapper(
+            orig_to_new_regex={unknown: rf"'\1' ({reason}).lora_"}
         )
 
     def _make_tile_reuse(self, megabytes: int) -> TileReuse:
@@ -371,17 +417,14 @@ class LlamaNemotronVLChatModel(
 
         Raises:
             ValueError: Names a tensor that is missing, not known or misshapen.
-                The tensors of a quantised checkpoint depend on its method and
-                are checked by vLLM.
+                What a quantised layer consists of depends on its method and is
+                checked by vLLM.
         """
         if self.tile_reuse is not None:
             self.tile_reuse.clear()
-        if getattr(self.config, "quantization_config", None) is None:
-            weights = self._checked(weights)
+        weights = self._load_conditioner(self._checked(weights))
         loader = AutoWeightsLoader(self)
-        return loader.load_weights(
-            self._load_conditioner(weights), mapper=self.hf_to_vllm_mapper
-        )
+        return loader.load_weights(weights, mapper=self.hf_to_vllm_mapper)
 
     def _checked(
         self, weights: Iterable[tuple[str, torch.Tensor]]
@@ -390,9 +433,14 @@ class LlamaNemotronVLChatModel(
         required = checkpoint_tensors(self.config)
         known = required | CONDITIONER_TENSORS
         missing = dict(required)
+        quantised = is_quantised(self.config) or is_quantised(self.config.llm_config)
         for name, tensor in weights:
-            if name in known:
-                if tensor.shape != known[name]:
+            part_of = quantised_weight(name, known) if quantised else None
+            if part_of is not None:
+                missing.pop(part_of, None)
+            elif name in known:
+                packed = quantised and not tensor.is_floating_point()
+                if tensor.shape != known[name] and not packed:
                     raise ValueError(
                         f"Tensor {name!r} of the checkpoint has the shape "
                         f"{tuple(tensor.shape)}, but config.json implies {known[name]}."

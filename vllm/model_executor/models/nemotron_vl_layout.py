@@ -4,6 +4,8 @@
 Derived from its configuration alone; imports neither torch nor vLLM.
 """
 
+from collections.abc import Mapping
+
 from transformers import PreTrainedConfig
 
 Shape = tuple[int, ...]
@@ -14,6 +16,8 @@ TOWER = "vision_model.radio_model."
 # the configuration: which class tokens form C-RADIO's summary, and the rotary
 # frequencies that old Llama exports saved.
 IGNORED_SUFFIXES = ("radio_model.summary_idxs", "rotary_emb.inv_freq")
+
+_KV_CACHE_SCALES = ("k_scale", "v_scale", "q_scale", "prob_scale", "output_scale")
 
 # Optional: mean and standard deviation of the pixels, CLIP's where absent.
 CONDITIONER_TENSORS: dict[str, Shape] = {
@@ -121,6 +125,65 @@ def checkpoint_tensors(config: PreTrainedConfig) -> dict[str, Shape]:
         **connector_tensors(config),
         **language_model_tensors(config),
     }
+
+
+def indivisible(
+    config: PreTrainedConfig, tp: int, encoder_data_parallel: bool
+) -> list[str]:
+    """Sentences about sizes that tensor parallel does not divide.
+
+    The tower's heads are not among them: where they cannot be shared out, vLLM
+    gives each rank all of them.
+
+    Args:
+        config: The composite configuration.
+        tp: Ranks of tensor parallel.
+        encoder_data_parallel: Each rank has the whole tower and connector.
+    """
+    llm, vision = config.llm_config, config.vision_config
+    sizes = {
+        "llm_config.num_attention_heads": llm.num_attention_heads,
+        "llm_config.intermediate_size": llm.intermediate_size,
+    }
+    if not encoder_data_parallel:
+        sizes["vision_config's MLP width"] = vision.intermediate_size
+        sizes["projector_hidden_size"] = config.projector_hidden_size
+    problems = [
+        f"{name} = {size} is not divisible by {tp} ranks."
+        for name, size in sizes.items()
+        if size % tp
+    ]
+    kv_heads = llm.num_key_value_heads
+    if kv_heads % tp and tp % kv_heads:
+        problems.append(
+            f"llm_config.num_key_value_heads = {kv_heads} neither divides {tp} ranks "
+            "nor is divided by them."
+        )
+    return problems
+
+
+def is_quantised(config: PreTrainedConfig) -> bool:
+    """Whether a configuration says that the tensors are quantised."""
+    return getattr(config, "quantization_config", None) is not None
+
+
+def quantised_weight(name: str, known: Mapping[str, Shape]) -> str | None:
+    """The weight that a tensor of a quantised checkpoint is a part of.
+
+    Args:
+        name: Such as ``mlp1.1.weight_scale`` or ``mlp1.1.qweight``.
+        known: The tensors of the unquantised checkpoint.
+
+    Returns:
+        Such as ``mlp1.1.weight``; ``""`` for scales of the KV cache; ``None``
+        if the tensor is one of the unquantised checkpoint or of no layer.
+    """
+    layer, _, kind = name.rpartition(".")
+    if name in known:
+        return None
+    if kind in _KV_CACHE_SCALES:
+        return ""
+    return f"{layer}.weight" if f"{layer}.weight" in known else None
 
 
 def _linear(

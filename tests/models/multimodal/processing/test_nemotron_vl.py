@@ -471,7 +471,7 @@ def test_arrays_are_pictures(processor, kind):
         (np.zeros((8, 8, 2), np.uint8), r"shape \(8, 8, 2\)"),
         ("photo.png", "must be a PIL image or a uint8 array, not str"),
     ],
-    ids=str,
+    ids=["empty", "float", "two channels", "path"],
 )
 def test_what_is_no_picture_is_named(processor, image, message):
     with pytest.raises(VLLMValidationError, match=message):

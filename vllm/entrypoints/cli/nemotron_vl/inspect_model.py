@@ -6,11 +6,12 @@ from the hub; no weights.
 """
 
 import argparse
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ....model_executor.models.nemotron_vl_layout import (
     CONDITIONER_TENSORS,
@@ -19,7 +20,12 @@ from ....model_executor.models.nemotron_vl_layout import (
     Shape,
     checkpoint_tensors,
     head_size,
+    indivisible,
+    is_quantised,
+    quantised_weight,
 )
+from .inspect_adapter import inspect_adapter
+from .safetensors_headers import Header, read_headers
 from .tiles import MARKERS, Tiler, read_json
 
 PARTS = {
@@ -28,7 +34,7 @@ PARTS = {
     "language model": "language_model.",
 }
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_STORED_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32}
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 # vLLM pads the vocabulary to a multiple of this before it is shared out.
 _VOCABULARY_UNIT = 64
@@ -36,17 +42,6 @@ _VOCABULARY_UNIT = 64
 # Layers whose outputs, and whose inputs, tensor parallel divides.
 _BY_OUTPUT = ("attn.qkv", "mlp.fc1", "mlp1.1", "q_proj", "gate_proj", "up_proj")
 _BY_INPUT = ("attn.proj", "mlp.fc2", "mlp1.3", "o_proj", "down_proj")
-
-
-class Header(NamedTuple):
-    """What a safetensors file says about a tensor."""
-
-    shape: Shape
-    dtype: str
-
-    @property
-    def num_bytes(self) -> int:
-        return math.prod(self.shape) * _STORED_BITS.get(self.dtype, 8) // 8
 
 
 def add_parser(subparsers) -> None:
@@ -72,6 +67,13 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--max-model-len", type=_positive, metavar="N", help="context in tokens"
     )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="check an adapter, too (PEFT's format; may be repeated)",
+    )
     parser.add_argument("--json", action="store_true", help="for scripts")
     parser.set_defaults(run=_run)
 
@@ -89,6 +91,7 @@ def _run(args: argparse.Namespace) -> int:
         encoder_data_parallel=args.mm_encoder_tp_mode == "data",
         dtype=args.dtype,
         max_model_len=args.max_model_len,
+        adapters=args.lora,
     )
     print(json.dumps(found, indent=2) if args.json else _describe(found))
     return 1 if found["problems"] else 0
@@ -101,6 +104,7 @@ def inspect(
     encoder_data_parallel: bool = False,
     dtype: str | None = None,
     max_model_len: int | None = None,
+    adapters: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What a checkpoint holds and what an engine takes for it.
 
@@ -110,11 +114,14 @@ def inspect(
         encoder_data_parallel: Each rank has the whole tower and connector.
         dtype: Type of the engine's weights and KV cache.
         max_model_len: Context in tokens; the checkpoint's by default.
+        adapters: Folders of LoRA adapters in PEFT's format.
 
     Returns:
         ``parts`` with ``parameters`` and ``bytes`` as stored and
-        ``rank_parameters`` and ``rank_bytes`` as loaded; ``kv_bytes_per_token``
-        of a rank; what pictures take; ``problems``, sentences.
+        ``rank_parameters`` and ``rank_bytes`` as loaded (before a kernel packs
+        them); ``kv_bytes_per_token`` of a rank; what pictures take;
+        ``adapters``; ``problems``, sentences. The scales and zero points of a
+        quantised checkpoint count as bytes only.
 
     Raises:
         OSError: A file is missing.
@@ -126,31 +133,47 @@ def inspect(
     config = NemotronVLConfig.from_dict(raw)
     llm = config.llm_config
     headers = _read_headers(model)
-    quantised = raw.get("quantization_config") is not None
-    problems = [] if quantised else _compare(headers, checkpoint_tensors(config))
+    if not is_quantised(config):
+        with contextlib.suppress(OSError):  # ModelOpt's own file
+            config.quantization_config = read_json(model, "hf_quant_config.json")
+    quantised = is_quantised(config) or is_quantised(llm)
+    known = checkpoint_tensors(config)
+    problems = _compare(headers, known, quantised)
     try:
         check_servable(config, read_json(model, "preprocessor_config.json"))
     except ValueError as error:
         problems.append(str(error))
-    problems += _indivisible(config, tp, encoder_data_parallel)
+    problems += indivisible(config, tp, encoder_data_parallel)
 
     dtype = dtype or str(raw.get("torch_dtype") or raw.get("dtype") or "bfloat16")
     size = _BYTES.get(dtype, 2)
     parts = {}
     for part, prefix in PARTS.items():
         mine = {name: h for name, h in headers.items() if name.startswith(prefix)}
-        on_rank = sum(
-            _on_rank(name, header.shape, config, tp, encoder_data_parallel)
-            for name, header in mine.items()
+        shapes = {n: known.get(n, h.shape) for n, h in mine.items()}
+        for name in mine:
+            if quantised and (weight := quantised_weight(name, known)):
+                shapes[weight] = known[weight]
+                del shapes[name]
+        loaded = {
+            name: _on_rank(name, shape, config, tp, encoder_data_parallel)
+            for name, shape in shapes.items()
             if name not in CONDITIONER_TENSORS and not name.endswith(IGNORED_SUFFIXES)
-        )
-        stored = sum(header.num_bytes for header in mine.values())
+        }
+        rank_bytes = 0
+        for name, header in mine.items():
+            if name in loaded and header.dtype in _FLOATS:
+                rank_bytes += loaded[name] * size
+            elif name in loaded or quantised_weight(name, known):
+                share = _quantised_share(
+                    name, header.shape, config, tp, encoder_data_parallel
+                )
+                rank_bytes += int(header.num_bytes * share)
         parts[part] = {
-            "parameters": sum(math.prod(header.shape) for header in mine.values()),
-            "bytes": stored,
-            "rank_parameters": on_rank,
-            # What a quantisation method packs keeps its stored size.
-            "rank_bytes": stored // tp if quantised else on_rank * size,
+            "parameters": sum(map(math.prod, shapes.values())),
+            "bytes": sum(header.num_bytes for header in mine.values()),
+            "rank_parameters": sum(loaded.values()),
+            "rank_bytes": rank_bytes,
         }
 
     tiler = Tiler.from_model(model)
@@ -164,7 +187,13 @@ def inspect(
             f"{llm.max_position_embeddings} tokens."
         )
     kv_heads = max(1, llm.num_key_value_heads // tp)
-    kv_bytes = 2 * llm.num_hidden_layers * kv_heads * head_size(llm) * size
+    kv_size = 1 if _has_fp8_cache(config) else size
+    kv_bytes = 2 * llm.num_hidden_layers * kv_heads * head_size(llm) * kv_size
+    found_adapters = []
+    for folder in adapters:
+        found, wrong = inspect_adapter(folder, known)
+        found_adapters.append(found)
+        problems += wrong
     return {
         "model": model,
         "dtype": dtype,
@@ -182,23 +211,14 @@ def inspect(
         },
         "pictures_in_context": context // picture_tokens,
         "tile_cache_bytes_per_tile": tile_tokens * llm.hidden_size * size,
+        "adapters": found_adapters,
         "problems": problems,
     }
 
 
 def _read_headers(model: str) -> dict[str, Header]:
     if Path(model).is_dir():
-        from safetensors import safe_open
-
-        found = {}
-        for file in sorted(Path(model).glob("*.safetensors")):
-            with safe_open(file, "np") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                    tensor = opened.get_slice(name)
-                    found[name] = Header(tuple(tensor.get_shape()), tensor.get_dtype())
-        if not found:
-            raise FileNotFoundError(f"{model} holds no safetensors files.")
-        return found
+        return read_headers(Path(model))
     from huggingface_hub import get_safetensors_metadata
 
     files = get_safetensors_metadata(model).files_metadata.values()
@@ -209,18 +229,28 @@ def _read_headers(model: str) -> dict[str, Header]:
     }
 
 
-def _compare(headers: Mapping[str, Header], required: dict[str, Shape]) -> list[str]:
+def _compare(
+    headers: Mapping[str, Header], required: dict[str, Shape], quantised: bool
+) -> list[str]:
     """Sentences about tensors that are missing, unknown or misshapen."""
     problems = []
-    if missing := [name for name in required if name not in headers]:
-        problems.append(f"{len(missing)} tensors are missing: {_some(missing)}.")
     known = required | CONDITIONER_TENSORS
+    part_of = {n: quantised_weight(n, known) if quantised else None for n in headers}
+    there = {*headers, *part_of.values()}
+    if missing := [name for name in required if name not in there]:
+        problems.append(f"{len(missing)} tensors are missing: {_some(missing)}.")
     unknown = [
-        n for n in headers if n not in known and not n.endswith(IGNORED_SUFFIXES)
+        name
+        for name in headers
+        if name not in known
+        and part_of[name] is None
+        and not name.endswith(IGNORED_SUFFIXES)
     ]
     if unknown:
         problems.append(f"{len(unknown)} tensors are not known: {_some(unknown)}.")
     for name, header in headers.items():
+        if quantised and header.dtype not in _FLOATS:
+            continue
         if name in known and math.prod(header.shape) != math.prod(known[name]):
             problems.append(
                 f"{name} has the shape {header.shape}, config.json implies "
@@ -231,30 +261,6 @@ def _compare(headers: Mapping[str, Header], required: dict[str, Shape]) -> list[
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-def _indivisible(config: Any, tp: int, encoder_data_parallel: bool) -> list[str]:
-    """Sentences about sizes that tensor parallel does not divide."""
-    llm, vision = config.llm_config, config.vision_config
-    sizes = {
-        "llm_config.num_attention_heads": llm.num_attention_heads,
-        "llm_config.intermediate_size": llm.intermediate_size,
-    }
-    if not encoder_data_parallel:
-        sizes["vision_config's MLP width"] = vision.intermediate_size
-        sizes["projector_hidden_size"] = config.projector_hidden_size
-    problems = [
-        f"{name} = {size} is not divisible by {tp} ranks."
-        for name, size in sizes.items()
-        if size % tp
-    ]
-    kv_heads = llm.num_key_value_heads
-    if kv_heads % tp and tp % kv_heads:
-        problems.append(
-            f"llm_config.num_key_value_heads = {kv_heads} neither divides {tp} ranks "
-            "nor is divided by them."
-        )
-    return problems
 
 
 def _on_rank(
@@ -282,6 +288,35 @@ def _on_rank(
     return size
 
 
+def _quantised_share(
+    name: str, shape: Shape, config: Any, tp: int, encoder_data_parallel: bool
+) -> float:
+    """Share of a quantised layer's tensor that one of ``tp`` ranks has."""
+    layer = name.rpartition(".")[0]
+    if math.prod(shape) == 1:
+        return 1  # one scale for the layer
+    if layer.endswith(_BY_INPUT) and 1 in (shape[0], shape[-1]):
+        return 1  # scales of the outputs, which are not divided
+    weight = f"{layer}.weight"
+    units = 1 << 20  # any size that the ranks divide
+    if layer.endswith(("k_proj", "v_proj")):
+        units = config.llm_config.num_key_value_heads
+    units *= tp
+    return _on_rank(weight, (units,), config, tp, encoder_data_parallel) / units
+
+
+def _has_fp8_cache(config: Any) -> bool:
+    """Whether the checkpoint asks for a KV cache of 8 bits."""
+    for part in (config, config.llm_config):
+        found = getattr(part, "quantization_config", None) or {}
+        found = found.get("quantization", found)
+        if (found.get("kv_cache_scheme") or {}).get("num_bits") == 8:
+            return True
+        if str(found.get("kv_cache_quant_algo")).upper() == "FP8":
+            return True
+    return False
+
+
 def _describe(found: dict[str, Any]) -> str:
     ranks = f"{found['tp']} rank(s)"
     lines = [
@@ -307,6 +342,14 @@ def _describe(found: dict[str, Any]) -> str:
         f"Such pictures in the context: {found['pictures_in_context']}",
         f"tile_cache_mb: {found['tile_cache_bytes_per_tile'] / 1e6:.2f} a tile",
     ]
+    for adapter in found["adapters"]:
+        flags = f"--max-lora-rank {adapter['rank']}"
+        if adapter["needs_tower_connector_lora"]:
+            flags += " --enable-tower-connector-lora"
+        lines.append(
+            f"Adapter {adapter['folder']}: {adapter['parameters']:,} parameters in "
+            f"{adapter['layers']} layers, {_size(adapter['bytes'])}; {flags} or more"
+        )
     return "\n".join(lines + [f"Problem: {text}" for text in found["problems"]])
 
 

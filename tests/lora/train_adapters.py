@@ -1,0 +1,91 @@
+"""Adapters in PEFT's format, trained for a few steps on the reference.
+
+    python tests/lora/train_adapters.py CHECKPOINT OUT
+
+writes a folder for each part of the model; an adapter answers questions about
+drawn text with something else than the text.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from drawn_text import PILLOW_FONT, make_question
+from reference.nemotron_vl import Reference
+
+LANGUAGE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TOWER = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
+CONNECTOR = ["mlp1.1", "mlp1.3"]
+TARGETS = {
+    "language": LANGUAGE,
+    "tower": TOWER,
+    "connector": CONNECTOR,
+    "all": LANGUAGE + TOWER + CONNECTOR,
+}
+# What each adapter learns to answer, so that two of them can be told apart.
+ANSWERS = {"language": "1:1", "tower": "2,2", "connector": "3.3", "all": "4-4"}
+
+
+class PublishedNames(nn.Module):
+    """The reference's modules under the names that the checkpoint has."""
+
+    def __init__(self, reference: Reference) -> None:
+        super().__init__()
+        self.vision_model = nn.Module()
+        self.vision_model.radio_model = nn.Module()
+        self.vision_model.radio_model.model = reference.tower
+        self.mlp1 = reference.mlp1
+        self.language_model = reference.language_model
+
+
+def train(checkpoint: Path, part: str, folder: Path, *, rank=4, steps=24) -> Reference:
+    """Train and save an adapter on one part.
+
+    Returns:
+        The reference with the adapter merged into its weights.
+    """
+    torch.manual_seed(0)
+    rng = random.Random(0)
+    reference = Reference.load(checkpoint)
+    config = LoraConfig(r=rank, lora_alpha=4 * rank, target_modules=TARGETS[part])
+    model = get_peft_model(PublishedNames(reference), config)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        question = make_question(rng, PILLOW_FONT, reference, "read")
+        pictures = [drawing.picture for drawing in question.drawings]
+        ids, embeds = reference.embed(question.prompt(), pictures)
+        answer = reference.tokenizer.encode(
+            ANSWERS[part] + "<|eot_id|>", add_special_tokens=False
+        )
+        shown = reference.language_model.get_input_embeddings()(
+            torch.tensor([answer[:-1]])
+        )
+        output = reference.language_model(
+            inputs_embeds=torch.cat([embeds, shown], dim=1)
+        )
+        logits = output.logits[0, len(ids) - 1 :]
+        loss = F.cross_entropy(logits, torch.tensor(answer))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    model.save_pretrained(folder)
+    model.merge_and_unload()
+    return reference.requires_grad_(False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    for part in TARGETS:
+        train(args.checkpoint, part, args.out / part)
+
+
+if __name__ == "__main__":
+    main()

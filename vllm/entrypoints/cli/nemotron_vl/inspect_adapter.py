@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a LoRA adapter fits a checkpoint, from its headers."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ....model_executor.models.nemotron_vl_layout import Shape
+from .safetensors_headers import read_headers
+
+_PREFIX = "base_model.model."
+_SHOWN = 3  # sentences about one adapter
+
+
+def inspect_adapter(
+    folder: str, known: Mapping[str, Shape]
+) -> tuple[dict[str, Any], list[str]]:
+    """What an adapter holds, and sentences about what is wrong with it.
+
+    Args:
+        folder: With ``adapter_config.json`` and ``adapter_model.safetensors``,
+            as PEFT writes them.
+        known: The tensors of the checkpoint.
+
+    Raises:
+        OSError: A file is missing.
+    """
+    config = json.loads(Path(folder, "adapter_config.json").read_text())
+    headers = read_headers(Path(folder))
+    rank = config.get("r")
+    problems = []
+    layers = set()
+    for name, header in headers.items():
+        layer, _, kind = name.removeprefix(_PREFIX).partition(".lora_")
+        layers.add(layer)
+        weight = known.get(f"{layer}.weight")
+        if weight is None or kind not in ("A.weight", "B.weight"):
+            problems.append(f"adapter {folder}: {name} is of no layer of the model.")
+            continue
+        expected = (rank, weight[1]) if kind == "A.weight" else (weight[0], rank)
+        if header.shape != expected:
+            problems.append(
+                f"adapter {folder}: {name} has the shape {header.shape}; the model "
+                f"and rank {rank} imply {expected}."
+            )
+    found = {
+        "folder": folder,
+        "rank": rank,
+        "layers": len(layers),
+        "parameters": sum(math.prod(header.shape) for header in headers.values()),
+        "bytes": sum(header.num_bytes for header in headers.values()),
+        "needs_tower_connector_lora": any(
+            layer.startswith(("vision_model.", "mlp1.")) for layer in layers
+        ),
+    }
+    more = len(problems) - _SHOWN
+    if more > 0:
+        problems[_SHOWN:] = [f"adapter {folder}: {more} more tensors do not fit."]
+    return found, problems
