@@ -26,13 +26,19 @@ def make_config(checkpoint: Path, dtype: str, **options) -> VllmConfig:
     ).create_engine_config()
 
 
-def load(config: VllmConfig, pack_weights: bool = True) -> torch.nn.Module:
-    """Load the model of a configuration, on one rank."""
+def start_ranks(config: VllmConfig) -> None:
+    """Make this process the only rank, if it is none yet."""
     with set_current_vllm_config(config):
         if not model_parallel_is_initialized():
             rendezvous = Path(tempfile.mkdtemp()) / "file"
             init_distributed_environment(1, 0, f"file://{rendezvous}", 0, "gloo")
             initialize_model_parallel()
+
+
+def load(config: VllmConfig, pack_weights: bool = True) -> torch.nn.Module:
+    """Load the model of a configuration, on one rank."""
+    start_ranks(config)
+    with set_current_vllm_config(config):
         loader = get_model_loader(config.load_config)
         if pack_weights:
             model = loader.load_model(

@@ -293,6 +293,8 @@ def _quantised_share(
 ) -> float:
     """Share of a quantised layer's tensor that one of ``tp`` ranks has."""
     layer = name.rpartition(".")[0]
+    if name.endswith(".g_idx") and not _quantisation(config).get("desc_act"):
+        return 0  # the order of the groups is the inputs'
     if math.prod(shape) == 1:
         return 1  # one scale for the layer
     if layer.endswith(_BY_INPUT) and 1 in (shape[0], shape[-1]):
@@ -305,16 +307,21 @@ def _quantised_share(
     return _on_rank(weight, (units,), config, tp, encoder_data_parallel) / units
 
 
+def _quantisation(config: Any) -> dict[str, Any]:
+    """The quantisation of the whole checkpoint or of its language model."""
+    for part in (config, config.llm_config):
+        if is_quantised(part):
+            found = part.quantization_config
+            return found.get("quantization", found)  # ModelOpt's own file nests it
+    return {}
+
+
 def _has_fp8_cache(config: Any) -> bool:
     """Whether the checkpoint asks for a KV cache of 8 bits."""
-    for part in (config, config.llm_config):
-        found = getattr(part, "quantization_config", None) or {}
-        found = found.get("quantization", found)
-        if (found.get("kv_cache_scheme") or {}).get("num_bits") == 8:
-            return True
-        if str(found.get("kv_cache_quant_algo")).upper() == "FP8":
-            return True
-    return False
+    found = _quantisation(config)
+    if (found.get("kv_cache_scheme") or {}).get("num_bits") == 8:
+        return True
+    return str(found.get("kv_cache_quant_algo")).upper() == "FP8"
 
 
 def _describe(found: dict[str, Any]) -> str:

@@ -1,0 +1,354 @@
+"""Quantised checkpoints: which layers are quantised, and that they still read.
+
+``examples/quantize.py`` makes them from the embedded checkpoint.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from loading import load, make_config, start_ranks
+from safetensors.torch import load_file, save_file
+from vllm.config import set_current_vllm_config
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization import modelopt
+from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from drawn_text import PILLOW_FONT
+from evaluate_tiny import answer_with_engine, answer_with_reference, draw_questions
+from reference.nemotron_vl import Reference
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import PARTS, inspect
+
+QUANTIZE = Path(__file__).parents[2] / "examples" / "quantize.py"
+SCHEMES = {
+    "int8": ["--scheme=int8"],
+    "int8 everywhere": ["--scheme=int8", "--all"],
+    "gptq": ["--scheme=gptq"],
+    "awq": ["--scheme=awq"],
+}
+COUNT = 300
+
+
+@pytest.fixture(scope="module")
+def quantised(tiny, tmp_path_factory):
+    made: dict[str, Path] = {}
+
+    def make(scheme: str) -> Path:
+        if scheme not in made:
+            out = tmp_path_factory.mktemp("quantised") / "checkpoint"
+            command = [sys.executable, QUANTIZE, tiny, out, *SCHEMES[scheme]]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-3000:]
+            made[scheme] = out
+        return made[scheme]
+
+    return make
+
+
+# Reading
+
+
+@pytest.fixture(scope="module")
+def reference(tiny) -> Reference:
+    return Reference.load(tiny)
+
+
+@pytest.fixture(scope="module")
+def questions(reference):
+    return draw_questions(reference, PILLOW_FONT, COUNT, seed=1)
+
+
+@pytest.fixture(scope="module")
+def expected(reference, questions) -> list[str]:
+    with torch.inference_mode():
+        return answer_with_reference(reference, questions)
+
+
+def accuracy(questions, answers) -> float:
+    pairs = zip(questions, answers, strict=True)
+    return 100 * sum(q.turns[0][1] == a for q, a in pairs) / COUNT
+
+
+@pytest.mark.parametrize(
+    ("scheme", "dtype"),
+    [
+        ("int8", "float32"),
+        ("int8 everywhere", "float32"),
+        ("gptq", "bfloat16"),
+        ("awq", "float16"),
+    ],
+)
+def test_reads_within_two_points(
+    make_llm, quantised, reference, questions, expected, scheme, dtype
+):
+    llm = make_llm(quantised(scheme), dtype=dtype)
+    answers = answer_with_engine(llm, reference, questions)
+    llm.llm_engine.engine_core.shutdown()
+    assert abs(accuracy(questions, answers) - accuracy(questions, expected)) <= 2
+
+
+# Which layers
+
+
+def build(folder: Path, dtype: str = "bfloat16", **options) -> torch.nn.Module:
+    """The model without weights."""
+    config = make_config(folder, dtype, **options)
+    start_ranks(config)
+    with (
+        set_current_vllm_config(config),
+        set_default_torch_dtype(config.model_config.dtype),
+        torch.device("meta"),
+    ):
+        return initialize_model(config)
+
+
+def methods(model: torch.nn.Module) -> dict[str, Counter]:
+    """How often each method of a linear layer is chosen in each part."""
+    found: dict[str, Counter] = {part: Counter() for part in PARTS}
+    for name, module in model.named_modules():
+        method = getattr(module, "quant_method", None)
+        part = next((p for p, prefix in PARTS.items() if name.startswith(prefix)), None)
+        if method is not None and (
+            isinstance(module, LinearBase) or name.endswith("lm_head")
+        ):
+            found[part][type(method).__name__] += 1
+    return found
+
+
+PLAIN = UnquantizedLinearMethod.__name__
+BLOCKS = 4  # of the tower and of the decoder; each has four linear layers here
+
+
+def expect(language: str, tower=PLAIN, connector=PLAIN, head="") -> dict[str, Counter]:
+    decoder = Counter({language: 4 * BLOCKS})
+    decoder[head or "UnquantizedEmbeddingMethod"] += 1
+    return {
+        "vision tower": Counter({tower: 4 * BLOCKS}),
+        "connector": Counter({connector: 2}),
+        "language model": decoder,
+    }
+
+
+INT8 = "CompressedTensorsLinearMethod"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "methods_of_parts"),
+    [
+        ("int8", expect(INT8)),
+        ("int8 everywhere", expect(INT8, INT8, INT8)),
+        ("gptq", expect("AutoGPTQLinearMethod")),
+        ("awq", expect("AutoAWQMarlinLinearMethod")),
+    ],
+)
+def test_layers_are_quantised_as_the_checkpoint_says(
+    quantised, scheme, methods_of_parts
+):
+    assert methods(build(quantised(scheme))) == methods_of_parts
+
+
+@pytest.fixture
+def with_quantisation(tmp_path):
+    """A copy of a checkpoint with another ``quantization_config``."""
+
+    def write(source: Path, quantisation: dict, nested: bool = False) -> Path:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "checkpoint"
+        shutil.copytree(source, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("quantization_config", None)
+        place = config["llm_config"] if nested else config
+        place["quantization_config"] = quantisation
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return write
+
+
+def int8_config(**changes) -> dict:
+    eight = {"num_bits": 8, "type": "int", "symmetric": True}
+    scheme = {
+        "targets": ["Linear"],
+        "weights": {**eight, "strategy": "channel"},
+        "input_activations": {**eight, "strategy": "token", "dynamic": True},
+    }
+    scheme |= {key: changes.pop(key) for key in ("targets",) if key in changes}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "config_groups": {"group_0": scheme},
+        "ignore": ["language_model.lm_head"],
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("ignore", "quantised_blocks"),
+    [
+        (["re:.*radio_model.*"], 0),
+        ([r"re:vision_model\.radio_model\.model\.blocks\.\d+\..*"], 0),
+        ([r"re:.*blocks\.[02]\..*"], 2),
+        (["vision_model.radio_model.model.blocks.3.attn.qkv"], BLOCKS),
+    ],
+    ids=["part", "path", "blocks", "layer"],
+)
+def test_the_tower_is_ignored_by_its_names_in_the_checkpoint(
+    tiny, with_quantisation, ignore, quantised_blocks
+):
+    config = int8_config(ignore=[*ignore, "language_model.lm_head"])
+    model = build(with_quantisation(tiny, config))
+    found = methods(model)["vision tower"]
+    plain = 4 * (BLOCKS - quantised_blocks) + ignore[0].endswith("qkv")
+    assert found == Counter({PLAIN: plain, INT8: 4 * BLOCKS - plain}) - Counter()
+    first = model.vision_model.model.encoder.layers[0].mlp.fc1.quant_method
+    assert (type(first).__name__ == PLAIN) == (quantised_blocks < BLOCKS)
+
+
+def test_targets_have_the_names_of_the_checkpoint(tiny, with_quantisation):
+    config = int8_config(targets=[r"re:.*radio_model.*mlp\.fc.*", "mlp1.3"])
+    found = methods(build(with_quantisation(tiny, config)))
+    assert found["vision tower"] == {PLAIN: 2 * BLOCKS, INT8: 2 * BLOCKS}
+    assert found["connector"] == {PLAIN: 1, INT8: 1}
+    assert INT8 not in found["language model"]
+
+
+@pytest.mark.parametrize("scheme", ["gptq", "awq", "int8"])
+def test_a_quantised_language_model_leaves_the_rest_alone(
+    quantised, with_quantisation, scheme
+):
+    """Its configuration in ``llm_config`` says nothing of tower and connector."""
+    source = quantised(scheme)
+    config = json.loads((source / "config.json").read_text())["quantization_config"]
+    config.pop("modules_to_not_convert", None)
+    config.pop("ignore", None)
+    expected = methods(build(source))
+    folder = with_quantisation(source, config, nested=True)
+    assert methods(build(folder)) == expected
+    load(make_config(folder, "float16" if scheme == "awq" else "bfloat16"))
+
+
+@pytest.mark.parametrize("quantization", ["fp8", "fp8_per_channel"])
+def test_quantising_while_loading_is_for_the_language_model(tiny, quantization):
+    method = {
+        "fp8": "Fp8PerTensorOnlineLinearMethod",
+        "fp8_per_channel": "Fp8PtpcOnlineLinearMethod",
+    }[quantization]
+    assert methods(build(tiny, quantization=quantization)) == expect(method)
+    # Not the next engine's either: vLLM shares what a short name stands for.
+    assert methods(build(tiny, quantization=quantization)) == expect(method)
+
+
+def test_who_lists_layers_for_loading_decides(tiny):
+    options = dict(
+        quantization="fp8_per_tensor",
+        quantization_config={"ignore": ["*.radio_model.*blocks.0.*", "mlp1.1"]},
+    )
+    found = methods(build(tiny, **options))
+    fp8 = "Fp8PerTensorOnlineLinearMethod"
+    assert found["vision tower"] == {PLAIN: 4, fp8: 4 * (BLOCKS - 1)}
+    assert found["connector"] == {PLAIN: 1, fp8: 1}
+
+
+# The layout of the published FP4 variant
+
+
+def nvfp4_config(ignore: list[str]) -> dict:
+    """ModelOpt's entry of config.json: NVFP4 in groups of 16, KV cache in FP8."""
+    four = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
+    return {
+        "quant_method": "modelopt",
+        "quant_algo": "NVFP4",
+        "config_groups": {
+            "group_0": {"weights": four, "input_activations": four, "targets": []}
+        },
+        "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"},
+        "ignore": ignore,
+    }
+
+
+@pytest.mark.parametrize(
+    ("ignore", "connector"),
+    [
+        (["vision_model*", "mlp1*", "language_model.lm_head"], PLAIN),
+        (["vision_model.radio_model*", "mlp1*", "lm_head"], PLAIN),
+        (["*radio_model*", "mlp1.*", "*lm_head"], PLAIN),
+        (["vision_model*", "language_model.lm_head"], "ModelOptLinearMethod"),
+    ],
+    ids=["parts", "paths", "wildcards", "connector quantised"],
+)
+def test_nvfp4_with_an_fp8_cache(tiny, with_quantisation, ignore, connector):
+    """No kernel for it runs on a CPU, so the choice of a kernel is skipped."""
+    folder = with_quantisation(tiny, nvfp4_config(ignore))
+    with mock.patch.object(modelopt, "init_nvfp4_linear_kernel"):
+        model = build(folder)
+    assert methods(model) == expect(
+        "ModelOptLinearMethod", connector=connector, head=PLAIN
+    )
+    for layer in model.language_model.model.layers:
+        attention = layer.self_attn.attn
+        assert attention.kv_cache_dtype == "fp8_e4m3"
+        assert type(attention.quant_method).__name__ == "ModelOptKVCacheMethod"
+        packed = layer.self_attn.qkv_proj.weight
+        assert (packed.dtype, packed.shape[1]) == (torch.uint8, 256 // 2)
+    told = inspect(str(folder))
+    assert told["kv_bytes_per_token"] == inspect(str(tiny))["kv_bytes_per_token"] / 2
+
+
+def test_nvfp4_is_refused_by_vllm_on_a_cpu(tiny, with_quantisation):
+    folder = with_quantisation(tiny, nvfp4_config(["vision_model*", "mlp1*"]))
+    with pytest.raises(ValueError, match="Failed to find a kernel .* NVFP4"):
+        build(folder)
+
+
+# Sizes and completeness
+
+
+@pytest.mark.parametrize(
+    ("scheme", "dtype"),
+    [
+        ("int8", "float32"),
+        ("int8 everywhere", "bfloat16"),
+        ("gptq", "bfloat16"),
+        ("awq", "float16"),
+    ],
+)
+def test_inspect_tells_the_bytes_that_are_loaded(quantised, scheme, dtype):
+    folder = quantised(scheme)
+    model = load(make_config(folder, dtype), pack_weights=False)
+    told = inspect(str(folder), dtype=dtype)
+    for part, prefix in PARTS.items():
+        mine = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if name.startswith(prefix) and ".self_attn.attn." not in name  # scales
+        ]
+        assert told["parts"][part]["rank_bytes"] == sum(p.nbytes for p in mine)
+    assert not told["problems"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "change", "message"),
+    [
+        ("gptq", "language_model.model.layers.1.mlp.down_proj.", "down_proj.weight"),
+        ("int8", "mlp1.1.bias", "mlp1.1.bias"),
+        ("int8", "vision_model.radio_model.model.blocks.0.norm1.", "norm1.weight"),
+        ("int8 everywhere", "mlp1.3.weight", "mlp1.3.weight"),
+    ],
+)
+def test_an_incomplete_one_is_refused(quantised, tmp_path, scheme, change, message):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(quantised(scheme), folder)
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: t for name, t in tensors.items() if not name.startswith(change)}
+    assert len(kept) < len(tensors)
+    save_file(kept, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=f"lacks .*{message}"):
+        load(make_config(folder, "bfloat16"))
+    assert message in inspect(str(folder))["problems"][0]
