@@ -139,8 +139,9 @@ def main() -> None:
         "--engine",
         nargs="*",
         default=[],
-        metavar="DTYPE[:RESIZE]",
-        help='such as float32 or, for another recipe than "exact", float32:fast',
+        metavar="DTYPE[:RESIZE[:FOLDER]]",
+        help='such as float32, float32:fast for another recipe than "exact", or '
+        "float32:exact:FOLDER for another checkpoint, such as a quantised one",
     )
     parser.add_argument("--out", type=Path, help="file for every question and answer")
     args = parser.parse_args()
@@ -158,16 +159,17 @@ def main() -> None:
     for name in args.engine:
         from vllm import LLM
 
-        dtype, _, resize = name.partition(":")
+        given = name.split(":")
+        dtype, resize, folder = given + ["", "exact", str(args.model)][len(given) :]
         llm = LLM(
-            str(args.model),
+            folder,
             dtype=dtype,
             enforce_eager=True,
             max_model_len=1024,
             limit_mm_per_prompt={"image": 2},
         )
         start = time.time()
-        answers[name] = answer_with_engine(llm, model, questions, resize or "exact")
+        answers[name] = answer_with_engine(llm, model, questions, resize)
         llm.llm_engine.engine_core.shutdown()
         del llm
         print_row(name, answers[name], answers["reference"], truths, start)

@@ -1,16 +1,21 @@
 """Offline generation: every way to pass the same prompt, every dtype."""
 
+import json
 import math
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 
 from reference.nemotron_vl import Reference
 
+KINDS_OF_HEADS = ("attention", "key_value")
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 
 
@@ -68,24 +73,70 @@ def test_greedy_tokens_equal_the_reference(
             assert abs(found.logprob - logprobs[token].item()) < 1e-3
 
 
-def test_ngram_speculation_changes_no_token(make_llm, llm, checkpoint, photo, page):
-    speculating = make_llm(
-        checkpoint,
-        dtype="float32",
-        disable_log_stats=False,
-        speculative_config={
-            "method": "ngram",
-            "num_speculative_tokens": 3,
-            "prompt_lookup_min": 1,
-            "prompt_lookup_max": 3,
+def make_eagle3_draft(folder: Path, checkpoint: Path, token: int) -> None:
+    """A random EAGLE-3 head on three layers of the decoder, with one token."""
+    llm = json.loads((checkpoint / "config.json").read_text())["llm_config"]
+    random = torch.Generator().manual_seed(0)
+
+    def linear(outputs: int, inputs: int) -> torch.Tensor:
+        return torch.randn(outputs, inputs, generator=random) * 0.05
+
+    width, inner = llm["hidden_size"], llm["intermediate_size"]
+    head = llm.get("head_dim") or width // llm["num_attention_heads"]
+    queries, keys = (llm[f"num_{kind}_heads"] * head for kind in KINDS_OF_HEADS)
+    block = {
+        "self_attn.q_proj": linear(queries, 2 * width),
+        "self_attn.k_proj": linear(keys, 2 * width),
+        "self_attn.v_proj": linear(keys, 2 * width),
+        "self_attn.o_proj": linear(width, queries),
+        "mlp.gate_proj": linear(inner, width),
+        "mlp.up_proj": linear(inner, width),
+        "mlp.down_proj": linear(width, inner),
+        **{
+            f"{name}norm": torch.ones(width)
+            for name in ("input_layer", "hidden_", "post_attention_layer")
         },
-    )
+    }
+    tensors = {f"midlayer.{name}.weight": tensor for name, tensor in block.items()}
+    tensors |= {
+        "fc.weight": linear(width, 3 * width),
+        "norm.weight": torch.ones(width),
+        "lm_head.weight": linear(1, width),
+        "d2t": torch.tensor([token]),
+    }
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    llm |= {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "num_hidden_layers": 1,
+        "draft_vocab_size": 1,
+        "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 2]},
+    }
+    (folder / "config.json").write_text(json.dumps(llm))
+
+
+@pytest.mark.parametrize("method", ["ngram", "eagle3"])
+def test_speculation_changes_no_token(
+    make_llm, llm, checkpoint, photo, page, method, tmp_path
+):
     requests = [
         prompt("<image>\nRead, read, read the text.", photo),
         prompt("1 2 1 2 <image> 1 2 <image> 1 2", page, photo),
         prompt("<image>", page),
     ]
-    assert generate(speculating, *requests) == generate(llm, *requests)
+    expected = generate(llm, *requests)
+    options: dict = dict(prompt_lookup_min=1, prompt_lookup_max=3)
+    if method == "eagle3":
+        token = Counter(t for _, answer in expected for t in answer).most_common(1)
+        make_eagle3_draft(tmp_path / "draft", checkpoint, token[0][0])
+        options = dict(model=str(tmp_path / "draft"))
+    speculating = make_llm(
+        checkpoint,
+        dtype="float32",
+        disable_log_stats=False,
+        speculative_config={"method": method, "num_speculative_tokens": 3, **options},
+    )
+    assert generate(speculating, *requests) == expected
     counts = {m.name: m.value for m in speculating.get_metrics() if hasattr(m, "value")}
     # Rejected and accepted drafts were both seen.
     drafted = counts["vllm:spec_decode_num_draft_tokens"]
