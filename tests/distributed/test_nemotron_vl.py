@@ -1,12 +1,18 @@
-"""Two ranks give the answers of one, and data-parallel shards the tiles."""
+"""Two ranks give the reference's tokens, and data-parallel shards the tiles."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from loading import make_config
 from PIL import Image
 from vllm import SamplingParams
 
+from reference.nemotron_vl import Reference
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import PARTS, inspect
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+    make_checkpoint,
+)
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 
@@ -23,22 +29,33 @@ def changed(photo: Image.Image) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def prompts(photo, page):
+    """One picture, two of them, none, and one that shares tiles with the first."""
+    page = page.convert("RGB")
     return [
-        {"prompt": "<image>\nRead.", "multi_modal_data": {"image": [photo]}},
-        {"prompt": "a<image>b<image>", "multi_modal_data": {"image": [page, photo]}},
-        {"prompt": "Hello"},
-        {"prompt": "<image>\nRead.", "multi_modal_data": {"image": [changed(photo)]}},
+        ("<image>\nRead.", [photo]),
+        ("a<image>b<image>", [page, photo]),
+        ("Hello", []),
+        ("<image>\nRead.", [changed(photo)]),
     ]
 
 
 def answers(llm, prompts) -> list[list[int]]:
-    outputs = llm.generate(prompts, GREEDY, use_tqdm=False)
+    requests = [
+        {"prompt": text, "multi_modal_data": {"image": images} if images else None}
+        for text, images in prompts
+    ]
+    outputs = llm.generate(requests, GREEDY, use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
+def reference_answers(folder: Path, prompts) -> list[list[int]]:
+    reference = Reference.load(folder)
+    return [reference.answer(*prompt, GREEDY.max_tokens)[1] for prompt in prompts]
+
+
 @pytest.fixture(scope="module")
-def expected(make_llm, checkpoint, prompts):
-    return answers(make_llm(checkpoint, dtype="float32"), prompts)
+def expected(tiny, prompts):
+    return reference_answers(tiny, prompts)
 
 
 def _count_tiles(model) -> None:
@@ -79,11 +96,11 @@ def _count_parameters(model) -> dict[str, int]:
 
 @pytest.mark.parametrize("mode", ["weights", "data"])
 def test_tensor_and_encoder_data_parallel(
-    make_llm, checkpoint, prompts, expected, monkeypatch, mode
+    make_llm, tiny, prompts, expected, monkeypatch, mode
 ):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # one core for each rank
     llm = make_llm(
-        checkpoint,
+        tiny,
         dtype="float32",
         tensor_parallel_size=2,
         mm_encoder_tp_mode=mode,
@@ -100,15 +117,15 @@ def test_tensor_and_encoder_data_parallel(
     assert (counts["encoded"], counts["cached"]) == (13 + 11 + 2, 11)
     assert not elsewhere  # one rank counts
 
-    told = inspect(str(checkpoint), tp=2, encoder_data_parallel=mode == "data")
+    told = inspect(str(tiny), tp=2, encoder_data_parallel=mode == "data")
     expected_counts = {p: told["parts"][p]["rank_parameters"] for p in PARTS}
     assert llm.apply_model(_count_parameters) == [expected_counts] * 2
 
 
-def test_pipeline_parallel(make_llm, checkpoint, prompts, expected, monkeypatch):
+def test_pipeline_parallel(make_llm, tiny, prompts, expected, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     llm = make_llm(
-        checkpoint,
+        tiny,
         dtype="float32",
         pipeline_parallel_size=2,
         enforce_eager=False,  # vLLM's CPU runner has no pipelines in eager mode
@@ -117,3 +134,42 @@ def test_pipeline_parallel(make_llm, checkpoint, prompts, expected, monkeypatch)
     assert answers(llm, prompts) == expected
     # The cache is where pictures are encoded: a tile is 4 x 256 float32 values.
     assert llm.apply_model(_slots) == [1_000_000 // (4 * 4 * 256), 0]
+
+
+def test_heads_that_two_ranks_do_not_divide(make_llm, tmp_path, prompts, monkeypatch):
+    """Three heads in the tower are on both ranks, and so is the one of the keys."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    folder = tmp_path / "odd"
+    vision = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+    make_checkpoint(folder, kv_heads=1, vision_options=vision)
+    llm = make_llm(folder, dtype="float32", tensor_parallel_size=2)
+    assert answers(llm, prompts) == reference_answers(folder, prompts)
+    told = inspect(str(folder), tp=2)
+    assert not told["problems"]
+    expected_counts = {p: told["parts"][p]["rank_parameters"] for p in PARTS}
+    assert llm.apply_model(_count_parameters) == [expected_counts] * 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "sentence"),
+    [
+        ({"projector_hidden_size": 255}, {}, "projector_hidden_size = 255 is not"),
+        (
+            {"intermediate_size": 511},
+            {"mm_encoder_tp_mode": "data"},
+            "llm_config.intermediate_size = 511 is not divisible by 2 ranks",
+        ),
+        ({"heads": 3, "kv_heads": 3}, {}, r"attention heads \(3\) must be divisible"),
+    ],
+    ids=["connector", "decoder", "heads"],
+)
+def test_what_two_ranks_cannot_share_is_refused(tmp_path, sizes, options, sentence):
+    make_checkpoint(tmp_path / "odd", **{"hidden_size": 192, **sizes})
+    with pytest.raises(ValueError, match=sentence):
+        make_config(tmp_path / "odd", "float32", tensor_parallel_size=2, **options)
+
+
+def test_the_whole_connector_may_have_any_width(tmp_path):
+    make_checkpoint(tmp_path / "odd", projector_hidden_size=255)
+    options = dict(tensor_parallel_size=2, mm_encoder_tp_mode="data")
+    assert make_config(tmp_path / "odd", "float32", **options)

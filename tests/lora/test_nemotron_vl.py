@@ -5,8 +5,6 @@ checkpoint has. Each answer must be that of the reference with the adapter merge
 into it.
 """
 
-import base64
-import io
 import json
 import random
 import re
@@ -18,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from asking import chat_request, content, reference_text
 from lora.train_adapters import LANGUAGE, TARGETS, train
 from safetensors.torch import load_file, save_file
 from vllm import SamplingParams
@@ -151,35 +150,17 @@ def client(tiny, trained, tmp_path_factory):
             yield httpx.Client(base_url=f"{url}/v1", timeout=60)
 
 
-def picture_part(picture) -> dict:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
-
-
 def ask(client, model: str, question) -> httpx.Response:
-    parts = [picture_part(drawing.picture) for drawing in question.drawings]
-    parts.append({"type": "text", "text": question.turns[0][0]})
-    request = {
-        "model": model,
-        "messages": [{"role": "user", "content": parts}],
-        "max_tokens": TOKENS,
-        "temperature": 0,
-        "skip_special_tokens": False,
-        "ignore_eos": True,
-    }
+    request = chat_request(question, tokens=TOKENS, model=model)
     return client.post("/chat/completions", json=request)
 
 
 def reply(client, model: str, question) -> str:
-    response = ask(client, model, question)
-    assert response.status_code == 200, response.text
-    return response.json()["choices"][0]["message"]["content"]
+    return content(ask(client, model, question))
 
 
 def text_of(reference: Reference, question) -> str:
-    return reference.tokenizer.decode(answer_of(reference, question))
+    return reference_text(reference, question, tokens=TOKENS)
 
 
 def test_served_statically_and_in_one_batch(client, trained, questions):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 _STOP_SECONDS = 30
@@ -37,7 +37,8 @@ def serving(
         RuntimeError: The server ended or did not answer in time; the message
             has the last lines of its log.
     """
-    port = _free_port()
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
     command = [
         str(Path(sys.executable).with_name("vllm")),
         "serve",
@@ -46,7 +47,34 @@ def serving(
         f"--port={port}",
         *options,
     ]
-    url = f"http://127.0.0.1:{port}"
+    with running(command, url=url, log=log, timeout=timeout):
+        yield url
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str],
+    *,
+    url: str,
+    log: str | Path,
+    timeout: float = 600,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen]:
+    """Run a command that answers at ``url`` while the block runs.
+
+    Args:
+        command: Program and arguments.
+        url: Where ``/health`` answers once it is ready.
+        log: File for its output.
+        timeout: Seconds to wait for that.
+        env: Environment variables to set besides those of this process.
+
+    Yields:
+        The process, which leads a group of its own.
+
+    Raises:
+        RuntimeError: It ended or did not answer in time.
+    """
     with open(log, "wb") as output:
         process = subprocess.Popen(
             command,
@@ -54,15 +82,17 @@ def serving(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={**os.environ, **(env or {})},
         )
     try:
         _wait_until_healthy(process, url, Path(log), timeout)
-        yield url
+        yield process
     finally:
         _stop(process)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -82,7 +112,8 @@ def _wait_until_healthy(
     reason = f"did not answer in {timeout:.0f} s"
     if status is not None:
         reason = f"ended with status {status}"
-    raise RuntimeError(f"vllm serve {reason}; the end of {log}:\n{tail}")
+    name = Path(str(process.args[0])).name  # type: ignore[index]
+    raise RuntimeError(f"{name} {reason}; the end of {log}:\n{tail}")
 
 
 def _stop(process: subprocess.Popen) -> None:

@@ -1,0 +1,146 @@
+"""Vision tower on two ranks against one, each rank with one core.
+
+"data" shares the tiles out (--mm-encoder-tp-mode data), "weights" the heads and
+the MLPs (vLLM's default); one rank encodes all tiles alone while the other waits.
+The two processes take all sides in turns on the same tiles; the connector is
+included. A ratio is a side's time over that of one rank, as median and range of
+the rounds: 0.5 is perfect.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+import torch
+import torch.multiprocessing
+from vllm.config import set_current_vllm_config
+
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+    make_checkpoint,
+)
+
+RANKS = 2
+ALONE = "one rank"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tower", default="vit_huge")
+    parser.add_argument("--blocks", type=int, default=1, help="blocks of the tower")
+    parser.add_argument("--tiles", type=int, nargs="+", default=[2, 5, 13])
+    parser.add_argument("--quick", action="store_true", help="under a minute")
+    parser.add_argument("--json", action="store_true", help="figures as last line")
+    args = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < RANKS:
+        sys.exit(f"{RANKS} cores are needed, one for each rank.")
+    tiles, rounds = ([13], 3) if args.quick else (args.tiles, 7)
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype in ["float32"] if args.quick else ["float32", "bfloat16"]:
+            checkpoint = Path(folder, dtype)
+            make_checkpoint(
+                checkpoint / "checkpoint",
+                tower=args.tower,
+                tower_layers=args.blocks,
+                tile_size=512,
+                cpe_max_size=2048,
+                dtype=dtype,
+            )
+            torch.multiprocessing.spawn(
+                measure, (checkpoint, dtype, tiles, rounds, cores), nprocs=RANKS
+            )
+            times = json.loads((checkpoint / "times.json").read_text())
+            for count, found in times.items():
+                name = f"{count} tiles, {dtype}"
+                figures[name] = print_ratios(f"{args.tower}, {name}", found)
+    if args.json:
+        print(json.dumps(figures))
+
+
+def measure(
+    rank: int,
+    folder: Path,
+    dtype: str,
+    counts: list[int],
+    rounds: int,
+    cores: list[int],
+) -> None:
+    """What one rank does; the first one writes seconds for each side."""
+    os.sched_setaffinity(0, {cores[rank]})
+    torch.set_num_threads(1)
+    os.environ["VLLM_DIST_IDENT"] = folder.name  # of vLLM's shared memory
+    from loading import load, make_config
+    from vllm.distributed import init_distributed_environment, initialize_model_parallel
+
+    models = {}
+    for mode in ("data", "weights"):
+        config = make_config(
+            folder / "checkpoint",
+            dtype,
+            tensor_parallel_size=RANKS,
+            mm_encoder_tp_mode=mode,
+        )
+        with set_current_vllm_config(config), torch.inference_mode():
+            if not models:
+                init_distributed_environment(
+                    RANKS, rank, f"file://{folder}/ranks", rank, "gloo"
+                )
+                initialize_model_parallel(RANKS)
+            models[mode] = load(config)
+    torch.manual_seed(0)  # the same tiles on both ranks
+    pixels = torch.randint(0, 256, (max(counts), 3, 512, 512), dtype=torch.uint8)
+    whole = models["data"]  # each rank has all of its tower
+    sides: dict[str, Callable] = {
+        ALONE: lambda tiles: whole._encode_tiles(tiles) if rank == 0 else None,
+        **{mode: model.extract_feature for mode, model in models.items()},
+    }
+    times: dict[int, dict[str, list[float]]] = {}
+    with set_current_vllm_config(config), torch.inference_mode():
+        for count in counts:
+            times[count] = {side: [] for side in sides}
+            for turn in range(rounds + 1):
+                for side, encode in sides.items():
+                    torch.distributed.barrier()
+                    start = time.perf_counter()
+                    encode(pixels[:count])
+                    elapsed = time.perf_counter() - start
+                    if turn:  # the first one warms up
+                        times[count][side].append(elapsed)
+    if rank == 0:
+        (folder / "times.json").write_text(json.dumps(times))
+
+
+def print_ratios(title: str, times: dict[str, list[float]]) -> dict[str, dict]:
+    figures = {}
+    print(f"\n{title}\n\n| side | ms | of one rank's time |\n|---|---|---|")
+    for side, found in times.items():
+        ratios = [a / b for a, b in zip(found, times[ALONE], strict=True)]
+        figures[side] = {
+            "ms": 1000 * statistics.median(found),
+            "ratio": statistics.median(ratios),
+            "least": min(ratios),
+            "most": max(ratios),
+        }
+        print(
+            "| {side} | {ms:.0f} | {ratio:.2f} ({least:.2f} to {most:.2f}) |".format(
+                side=side, **figures[side]
+            )
+        )
+    return figures
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""Several engines and several servers give the answers of one.
+
+Engines of one server share the requests (vLLM's data parallel), on one host and
+on two; independent servers stand behind vllm-router.
+"""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from asking import chat_request, content, reference_text
+
+from drawn_text import PILLOW_FONT, make_question
+from reference.nemotron_vl import Reference
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import (
+    free_port,
+    running,
+    serving,
+)
+
+BIN = Path(sys.executable).parent
+TOKENS = 12
+OPTIONS = [
+    "--served-model-name=tiny",
+    "--dtype=float32",
+    "--enforce-eager",
+    "--max-model-len=1024",
+    "--max-num-seqs=4",
+    '--limit-mm-per-prompt={"image": 2}',
+    '--mm-processor-kwargs={"resize": "exact"}',
+]
+
+
+@pytest.fixture(scope="module")
+def requests(tiny) -> list[dict]:
+    """Chat requests with one and with two pictures."""
+    reference = Reference.load(tiny)
+    rng = random.Random(4)
+    kinds = ["read", "read", "both", "lines", "both", "count"]
+    questions = [make_question(rng, PILLOW_FONT, reference, kind) for kind in kinds]
+    return [
+        {
+            "request": chat_request(question, tokens=TOKENS),
+            "answer": reference_text(reference, question, tokens=TOKENS),
+        }
+        for question in questions
+    ]
+
+
+def answers(url: str, requests: list[dict]) -> list[str]:
+    """All requests at once, each twice."""
+
+    def ask(job: dict) -> str:
+        address = f"{url}/v1/chat/completions"
+        return content(httpx.post(address, json=job["request"], timeout=120))
+
+    with ThreadPoolExecutor(2 * len(requests)) as threads:
+        return list(threads.map(ask, requests * 2))
+
+
+def served_by_engine(metrics: str) -> Counter:
+    """Finished requests of each engine, from the text of ``/metrics``."""
+    counts: Counter[str] = Counter()
+    for line in metrics.splitlines():
+        if line.startswith("vllm:request_success_total{"):
+            engine = line.partition('engine="')[2].partition('"')[0]
+            counts[engine] += int(float(line.split()[-1]))
+    return counts
+
+
+def test_two_engines_of_one_server(tiny, requests, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    options = [
+        "--data-parallel-size=2",
+        '--additional-config={"nemotron_vl": {"tile_cache_mb": 1}}',
+    ]
+    with serving(tiny, *OPTIONS, *options, log=tmp_path / "log.txt") as url:
+        expected = [job["answer"] for job in requests] * 2
+        assert answers(url, requests) == expected
+        assert answers(url, requests) == expected  # some tiles cached
+        counts = served_by_engine(httpx.get(f"{url}/metrics").text)
+        assert counts.total() == 4 * len(requests)
+        assert min(counts["0"], counts["1"]) > 0
+
+
+# Two hosts
+
+
+def _can_make_hosts() -> bool:
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return False
+    made = subprocess.run(["ip", "netns", "add", "nemotron-try"], capture_output=True)
+    if made.returncode:
+        return False
+    subprocess.run(["ip", "netns", "del", "nemotron-try"], check=True)
+    return True
+
+
+@pytest.fixture
+def hosts():
+    """Two network namespaces with a cable between them: name to address."""
+    if not _can_make_hosts():
+        pytest.skip("network namespaces need root and iproute2 (ip netns)")
+    names = {f"nemotron-{i}-{os.getpid()}": f"10.77.0.{i}" for i in (1, 2)}
+    first, second = names
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True)
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        cable = ["type", "veth", "peer", "name", "eth1", "netns", second]
+        ip("link", "add", "eth1", "netns", first, *cable)
+        for name, address in names.items():
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth1")
+            ip("-n", name, "link", "set", "eth1", "up")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False)
+
+
+def on(host: str, *command: str | Path) -> list[str]:
+    return ["ip", "netns", "exec", host, *map(str, command)]
+
+
+CLIENT = """
+import json, sys
+import httpx
+sys.path[:0] = json.loads(sys.argv[2])
+from test_data_parallel import answers
+url, requests = sys.argv[1], json.load(open(sys.argv[3]))
+print(json.dumps([answers(url, requests), httpx.get(url + "/metrics").text]))
+"""
+
+
+def test_engines_on_two_hosts(tiny, requests, hosts, tmp_path):
+    """vLLM's own multi-node data parallel: the second host is headless."""
+    (first, address), (second, other_address) = hosts.items()
+    options = [
+        *OPTIONS,
+        "--data-parallel-size=2",
+        "--data-parallel-size-local=1",
+        f"--data-parallel-address={address}",
+        "--data-parallel-rpc-port=13345",
+    ]
+    url = "http://127.0.0.1:8000"  # of the first host
+    commands = [
+        on(first, BIN / "vllm", "serve", tiny, *options, "--host=127.0.0.1"),
+        on(
+            second,
+            *(BIN / "vllm", "serve", tiny, *options),
+            *("--headless", "--data-parallel-start-rank=1"),
+        ),
+    ]
+    nodes = []
+    try:
+        for core, (command, own) in enumerate(
+            zip(commands, (address, other_address), strict=True)
+        ):
+            with open(tmp_path / f"host{core}.txt", "wb") as log:
+                nodes.append(
+                    subprocess.Popen(
+                        command,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                        env={
+                            **os.environ,
+                            "VLLM_HOST_IP": own,
+                            "GLOO_SOCKET_IFNAME": "eth1",
+                            "VLLM_CPU_OMP_THREADS_BIND": str(core),
+                        },
+                    )
+                )
+        (tmp_path / "requests.json").write_text(json.dumps(requests))
+        python = on(first, sys.executable, "-c")
+        health = f"import urllib.request as r; r.urlopen('{url}/health', timeout=5)"
+        deadline = time.monotonic() + 300
+        while subprocess.run([*python, health], stderr=subprocess.DEVNULL).returncode:
+            assert time.monotonic() < deadline
+            assert all(node.poll() is None for node in nodes), (
+                tmp_path / "host0.txt"
+            ).read_text()[-3000:]
+        asked = subprocess.run(
+            [
+                *(*python, CLIENT, url),
+                json.dumps([p for p in sys.path if p]),
+                str(tmp_path / "requests.json"),
+            ],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+        )
+        assert asked.returncode == 0, asked.stderr[-3000:]
+        found, metrics = json.loads(asked.stdout.splitlines()[-1])
+    finally:
+        for node in nodes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+    assert found == [job["answer"] for job in requests] * 2
+    counts = served_by_engine(metrics)
+    assert counts.total() == 2 * len(requests)
+    assert min(counts["0"], counts["1"]) > 0
+
+
+# Independent servers behind a router
+
+
+def test_a_server_behind_the_router_is_killed_under_load(tiny, requests, tmp_path):
+    """Every request is answered rightly or fails in a way that a client may retry."""
+    clients, seconds = 4, 12
+    with contextlib.ExitStack() as stack:
+        servers, urls = [], []
+
+        def start(core: int) -> tuple[subprocess.Popen, str]:
+            port = free_port()
+            url = f"http://127.0.0.1:{port}"
+            command = [str(BIN / "vllm"), "serve", str(tiny), *OPTIONS]
+            return stack.enter_context(
+                running(
+                    [*command, "--host=127.0.0.1", f"--port={port}"],
+                    url=url,
+                    log=tmp_path / f"server{core}.txt",
+                    env={"VLLM_CPU_OMP_THREADS_BIND": str(core)},
+                )
+            ), url
+
+        with ThreadPoolExecutor(2) as threads:
+            for server, url in threads.map(start, range(2)):
+                servers.append(server)
+                urls.append(url)
+        port = free_port()
+        router = f"http://127.0.0.1:{port}"
+        command = [str(BIN / "vllm-router"), "--host=127.0.0.1", f"--port={port}"]
+        command += [f"--prometheus-port={free_port()}", "--prometheus-host=127.0.0.1"]
+        command += ["--policy=round_robin", "--worker-urls", *urls]
+        stack.enter_context(running(command, url=router, log=tmp_path / "router.txt"))
+
+        found: list[tuple[int, str, str, bool]] = []
+        end = time.monotonic() + seconds
+        killed = threading.Event()
+
+        def client(number: int) -> None:
+            address = f"{router}/v1/chat/completions"
+            turn = number
+            while time.monotonic() < end:
+                job = requests[turn % len(requests)]
+                turn += 1
+                late = killed.is_set()
+                response = httpx.post(address, json=job["request"], timeout=30)
+                text = content(response) if response.status_code == 200 else ""
+                found.append((response.status_code, text, job["answer"], late))
+
+        with ThreadPoolExecutor(clients) as threads:
+            running_clients = [threads.submit(client, n) for n in range(clients)]
+            time.sleep(seconds / 2)
+            assert found, "no request was answered before"
+            os.killpg(servers[1].pid, signal.SIGKILL)
+            killed.set()
+            for future in running_clients:
+                future.result(timeout=60)  # none hangs: a timeout is an error
+
+        statuses = Counter(status for status, *_ in found)
+        assert statuses.keys() <= {200, 502, 503}, statuses
+        assert all(text == answer for status, text, answer, _ in found if status == 200)
+        late = [status for status, *_, late in found if late]
+        assert late.count(200) > 10
+        # The router has taken the dead server out by then.
+        assert set(late[-10:]) == {200}
