@@ -12,7 +12,7 @@ mkdir -p build/mypy
 ln -sfn ../../vllm build/mypy/vllm_nemotron_vl
 (cd build/mypy && mypy --config-file ../../pyproject.toml -p vllm_nemotron_vl)
 
-hadolint docker/Dockerfile docker/Dockerfile.cpu
+hadolint docker/Dockerfile*
 tools/compile_requirements.sh --check
 
 # Without __init__.py the folder cannot shadow the installed vllm.

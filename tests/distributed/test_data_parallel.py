@@ -232,6 +232,7 @@ def test_a_server_behind_the_router_is_killed_under_load(tiny, requests, tmp_pat
             port = free_port()
             url = f"http://127.0.0.1:{port}"
             command = [str(BIN / "vllm"), "serve", str(tiny), *OPTIONS]
+            command.append("--shutdown-timeout=60")
             return stack.enter_context(
                 running(
                     [*command, "--host=127.0.0.1", f"--port={port}"],
@@ -283,3 +284,14 @@ def test_a_server_behind_the_router_is_killed_under_load(tiny, requests, tmp_pat
         assert late.count(200) > 10
         # The router has taken the dead server out by then.
         assert set(late[-10:]) == {200}
+
+        # A server that is told to end answers what it has, then ends.
+        long = {**requests[0]["request"], "max_tokens": 500}
+        address = f"{urls[0]}/v1/chat/completions"
+        with ThreadPoolExecutor(1) as threads:
+            last = threads.submit(httpx.post, address, json=long, timeout=60)
+            time.sleep(0.5)
+            assert not last.done()
+            servers[0].send_signal(signal.SIGTERM)
+            assert last.result().json()["usage"]["completion_tokens"] == 500
+        assert servers[0].wait(60) == 0

@@ -1,0 +1,130 @@
+"""The Kubernetes manifests follow their schemas and fit together.
+
+They are not applied: there is no cluster here.
+"""
+
+import shlex
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm_router.launch_router import parse_router_args
+
+FOLDER = Path(__file__).parents[2] / "examples" / "kubernetes"
+DOCUMENTS = [
+    (file.name, document)
+    for file in sorted(FOLDER.glob("*.yaml"))
+    for document in yaml.safe_load_all(file.read_text())
+]
+WORKLOADS = [
+    document for _, document in DOCUMENTS if "template" in document.get("spec", {})
+]
+
+
+def name_of(document: dict) -> str:
+    return f"{document['kind']} {document['metadata']['name']}"
+
+
+def pod(workload: dict) -> dict:
+    return workload["spec"]["template"]["spec"]
+
+
+def container(workload: dict) -> dict:
+    (found,) = pod(workload)["containers"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("file", "document"), DOCUMENTS, ids=[f"{f} {name_of(d)}" for f, d in DOCUMENTS]
+)
+def test_follows_the_schema(file, document):
+    latest = kubernetes_validate.latest_version()
+    kubernetes_validate.validate(document, latest, strict=True)
+
+
+def test_a_wrong_key_would_be_seen():
+    broken = yaml.safe_load(yaml.safe_dump(WORKLOADS[0]))
+    container(broken)["startupprobe"] = container(broken).pop("startupProbe")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        latest = kubernetes_validate.latest_version()
+        kubernetes_validate.validate(broken, latest, strict=True)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=name_of)
+def test_pods_are_probed_drained_and_confined(workload):
+    spec, main = pod(workload), container(workload)
+    assert {"readinessProbe", "livenessProbe"} <= main.keys()
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert not main["securityContext"]["allowPrivilegeEscalation"]
+    ports = {port["name"] for port in main.get("ports", [])}
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        probe = main.get(kind, {})
+        if "httpGet" in probe:
+            assert probe["httpGet"]["port"] in ports
+    if workload["kind"] == "Deployment":
+        rolling = workload["spec"]["strategy"]["rollingUpdate"]
+        assert rolling == {"maxUnavailable": 0, "maxSurge": 1}
+    if "http" in ports:  # it answers clients
+        assert "startupProbe" in main
+        wait = main["lifecycle"]["preStop"]["sleep"]["seconds"]
+        drain = [w for w in words(main) if w.startswith("--shutdown-timeout=")]
+        seconds = int(drain[0].partition("=")[2]) if drain else 120
+        assert spec["terminationGracePeriodSeconds"] > wait + seconds
+
+
+def words(main: dict) -> list[str]:
+    """Arguments of a container's program, also where a shell starts it."""
+    if main.get("command") == ["bash", "-c"]:
+        return shlex.split(main["args"][0].replace("\\\n", " "))
+    return main["args"]
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=name_of)
+def test_commands_are_accepted(workload):
+    """By the parsers of vLLM and of the router; Ray is not installed here."""
+    arguments = words(container(workload))
+    if "router" in workload["metadata"]["name"]:
+        arguments = [a.replace("$(NAMESPACE)", "default") for a in arguments]
+        parsed = parse_router_args(arguments)
+        assert parsed.service_discovery and parsed.selector == {"app": "nemotron-vl"}
+    elif "serve" in arguments or "command" not in container(workload):
+        if "serve" in arguments:
+            arguments = arguments[arguments.index("serve") + 1 :]
+        parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
+        assert parsed.model_tag == "nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1"
+        assert parsed.shutdown_timeout > 0
+    else:
+        assert arguments[:3] == ["exec", "ray", "start"]
+
+
+def test_names_refer_to_each_other():
+    def named(kind: str) -> set[str]:
+        return {d["metadata"]["name"] for _, d in DOCUMENTS if d["kind"] == kind}
+
+    labels = [
+        workload["spec"]["template"]["metadata"]["labels"] for workload in WORKLOADS
+    ]
+
+    def selects(selector: dict) -> bool:
+        return any(selector.items() <= found.items() for found in labels)
+
+    for _, document in DOCUMENTS:
+        spec = document.get("spec", {})
+        if document["kind"] == "Service":
+            assert selects(spec["selector"]), name_of(document)
+        if document["kind"] in ("PodDisruptionBudget", "Deployment", "StatefulSet"):
+            assert selects(spec["selector"]["matchLabels"]), name_of(document)
+        if document["kind"] == "StatefulSet":
+            assert spec["serviceName"] in named("Service")
+    for workload in WORKLOADS:
+        assert workload["spec"]["selector"]["matchLabels"].items() <= (
+            workload["spec"]["template"]["metadata"]["labels"].items()
+        )
+        for volume in pod(workload).get("volumes", []):
+            if claim := volume.get("persistentVolumeClaim"):
+                assert claim["claimName"] in named("PersistentVolumeClaim")
+        account = pod(workload).get("serviceAccountName")
+        assert account is None or account in named("ServiceAccount")
