@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--tower", default="vit_huge")
     parser.add_argument("--blocks", type=int, default=1, help="blocks of the tower")
     parser.add_argument("--tiles", type=int, nargs="+", default=[2, 5, 13])
+    parser.add_argument("--dtype", nargs="+", default=["float32"])
     parser.add_argument("--quick", action="store_true", help="under a minute")
     parser.add_argument("--json", action="store_true", help="figures as last line")
     args = parser.parse_args()
@@ -49,7 +50,7 @@ def main() -> None:
     tiles, rounds = ([13], 3) if args.quick else (args.tiles, 7)
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        for dtype in ["float32"] if args.quick else ["float32", "bfloat16"]:
+        for dtype in args.dtype:
             checkpoint = Path(folder, dtype)
             make_checkpoint(
                 checkpoint / "checkpoint",

@@ -180,6 +180,7 @@ def inspect(
     tile_tokens = tiler.tokens_per_tile
     tiles = tiler.max_tiles + (tiler.use_thumbnail and tiler.max_tiles > 1)
     picture_tokens = tiles * tile_tokens + MARKERS
+    picture_bytes = tiles * 3 * config.force_image_size**2
     context = max_model_len or llm.max_position_embeddings
     if context > llm.max_position_embeddings:
         problems.append(
@@ -207,9 +208,10 @@ def inspect(
         "largest_picture": {
             "tiles": tiles,
             "tokens": picture_tokens,
-            "bytes": tiles * 3 * config.force_image_size**2,
+            "bytes": picture_bytes,
         },
         "pictures_in_context": context // picture_tokens,
+        "pictures_per_gib_of_processor_cache": 2**30 // picture_bytes,
         "tile_cache_bytes_per_tile": tile_tokens * llm.hidden_size * size,
         "adapters": found_adapters,
         "problems": problems,
@@ -346,7 +348,8 @@ def _describe(found: dict[str, Any]) -> str:
         f"Largest picture: {picture['tiles']} tiles of {found['tokens_per_tile']} "
         f"tokens, {picture['tokens']:,} tokens in the prompt, "
         f"{_size(picture['bytes'])} to the engine",
-        f"Such pictures in the context: {found['pictures_in_context']}",
+        f"Such pictures in the context: {found['pictures_in_context']}, in a GiB of "
+        f"vLLM's processor cache: {found['pictures_per_gib_of_processor_cache']}",
         f"tile_cache_mb: {found['tile_cache_bytes_per_tile'] / 1e6:.2f} a tile",
     ]
     for adapter in found["adapters"]:
