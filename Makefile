@@ -15,13 +15,13 @@ demo: $(INSTALLED)
 	.venv/bin/nemotron-vl demo --out build/demo
 
 test: $(INSTALLED)
-	$(PYTHON) -m pytest tests
+	$(PYTHON) -m pytest -n 2 --dist loadfile tests
 
 lint: $(INSTALLED)
 	tools/lint.sh
 
 bench: $(INSTALLED)
-	for name in preprocess serve encoder tile_reuse; do \
+	for name in preprocess serve encoder encoder_parallel tile_reuse; do \
 		$(PYTHON) benchmarks/$$name.py --quick || exit 1; \
 	done
 

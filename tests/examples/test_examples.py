@@ -16,8 +16,11 @@ ANSWERS = {
 }
 
 
+ELSEWHERE = {"quantize"}  # in tests/quantization/
+
+
 def test_every_example_is_run():
-    assert sorted(ANSWERS) == sorted(file.stem for file in EXAMPLES.glob("*.py"))
+    assert ANSWERS.keys() | ELSEWHERE == {file.stem for file in EXAMPLES.glob("*.py")}
 
 
 @pytest.mark.parametrize("name", ANSWERS)

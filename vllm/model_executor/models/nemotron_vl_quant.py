@@ -41,20 +41,16 @@ def resolve_names(quant_config: QuantizationConfig, renamed: Mapping[str, str]) 
     online = getattr(quant_config, "online_quantization_config", None)
     if isinstance(online, OnlineQuantizationConfig):
         resolve_names(online, renamed)
-    by_default = (
-        isinstance(quant_config, OnlineQuantizationConfig)
-        and not quant_config.ignored_layers
-        and quant_config.args.targets is None
-    )
-    if by_default:
-        quant_config.ignored_layers = _FULL_PRECISION
+    if isinstance(quant_config, OnlineQuantizationConfig):  # noqa: SIM102
+        if not quant_config.ignored_layers and quant_config.args.targets is None:
+            quant_config.ignored_layers = _FULL_PRECISION
     for attribute, partial in _IGNORE_LISTS.items():
         if patterns := getattr(quant_config, attribute, None):
             found = _matches(patterns, renamed, partial)
             # A new list: those of shorthands are shared by all engines.
             setattr(quant_config, attribute, [*patterns, *found])
-    schemes = getattr(quant_config, "target_scheme_map", None)  # compressed-tensors
-    for pattern in [*(schemes or ())]:
+    schemes = getattr(quant_config, "target_scheme_map", {})  # compressed-tensors
+    for pattern in [*schemes]:
         for name in _matches([pattern], renamed, partial=False):
             schemes.setdefault(name, schemes[pattern])
 
