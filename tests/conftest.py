@@ -57,9 +57,8 @@ def page() -> Image.Image:
     return Image.fromarray(skimage.data.page())
 
 
-@pytest.fixture(scope="module")
-def make_llm():
-    """Start engines that live as long as the module."""
+def _engines():
+    """A function that starts engines, which end when the generator goes on."""
     from vllm import LLM
 
     engines = []
@@ -72,3 +71,15 @@ def make_llm():
     while engines:
         engines.pop().llm_engine.engine_core.shutdown()
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def make_llm():
+    """Start engines that live as long as the module."""
+    yield from _engines()
+
+
+@pytest.fixture
+def start_llm():
+    """Start engines that live as long as the test."""
+    yield from _engines()

@@ -96,10 +96,10 @@ def _count_parameters(model) -> dict[str, int]:
 
 @pytest.mark.parametrize("mode", ["weights", "data"])
 def test_tensor_and_encoder_data_parallel(
-    make_llm, tiny, prompts, expected, monkeypatch, mode
+    start_llm, tiny, prompts, expected, monkeypatch, mode
 ):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # one core for each rank
-    llm = make_llm(
+    llm = start_llm(
         tiny,
         dtype="float32",
         tensor_parallel_size=2,
@@ -122,9 +122,9 @@ def test_tensor_and_encoder_data_parallel(
     assert llm.apply_model(_count_parameters) == [expected_counts] * 2
 
 
-def test_pipeline_parallel(make_llm, tiny, prompts, expected, monkeypatch):
+def test_pipeline_parallel(start_llm, tiny, prompts, expected, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    llm = make_llm(
+    llm = start_llm(
         tiny,
         dtype="float32",
         pipeline_parallel_size=2,
@@ -136,13 +136,13 @@ def test_pipeline_parallel(make_llm, tiny, prompts, expected, monkeypatch):
     assert llm.apply_model(_slots) == [1_000_000 // (4 * 4 * 256), 0]
 
 
-def test_heads_that_two_ranks_do_not_divide(make_llm, tmp_path, prompts, monkeypatch):
+def test_heads_that_two_ranks_do_not_divide(start_llm, tmp_path, prompts, monkeypatch):
     """Three heads in the tower are on both ranks, and so is the one of the keys."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     folder = tmp_path / "odd"
     vision = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
     make_checkpoint(folder, kv_heads=1, vision_options=vision)
-    llm = make_llm(folder, dtype="float32", tensor_parallel_size=2)
+    llm = start_llm(folder, dtype="float32", tensor_parallel_size=2)
     assert answers(llm, prompts) == reference_answers(folder, prompts)
     told = inspect(str(folder), tp=2)
     assert not told["problems"]

@@ -103,8 +103,8 @@ def test_two_adapters_in_one_batch(llm, trained, questions, parts):
         assert generate(llm, question, requests) == expected
 
 
-def test_without_tower_adapters_they_are_refused(make_llm, tiny, trained, questions):
-    llm = make_llm(tiny, dtype="float32", enable_lora=True, **OPTIONS)
+def test_without_tower_adapters_they_are_refused(start_llm, tiny, trained, questions):
+    llm = start_llm(tiny, dtype="float32", enable_lora=True, **OPTIONS)
     folder, reference = trained["language"]
     language = LoRARequest("language", 1, str(folder))
     assert generate(llm, questions[0], [language]) == [

@@ -43,6 +43,8 @@ class PublishedNames(nn.Module):
         self.language_model = reference.language_model
 
 
+@torch.inference_mode(False)  # which other tests turn on
+@torch.enable_grad()
 def train(checkpoint: Path, part: str, folder: Path, *, rank=4, steps=24) -> Reference:
     """Train and save an adapter on one part.
 

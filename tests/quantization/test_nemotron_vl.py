@@ -87,11 +87,10 @@ def accuracy(questions, answers) -> float:
     ],
 )
 def test_reads_within_two_points(
-    make_llm, quantised, reference, questions, expected, scheme, dtype
+    start_llm, quantised, reference, questions, expected, scheme, dtype
 ):
-    llm = make_llm(quantised(scheme), dtype=dtype)
+    llm = start_llm(quantised(scheme), dtype=dtype)
     answers = answer_with_engine(llm, reference, questions)
-    llm.llm_engine.engine_core.shutdown()
     assert abs(accuracy(questions, answers) - accuracy(questions, expected)) <= 2
 
 

@@ -1,20 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses prompts whose ``<image>`` placeholders are not exactly the images.
+"""Answers for requests that are wrong, before anything reaches the engine.
 
 ``<image>`` is an ordinary string that anybody can type, and at once the token
 that stands for an image feature. A typed one could take the place of another
-message's picture, so both counts must agree before anything reaches the engine.
+message's picture, so there must be exactly one for each image. What makes a
+picture unreadable is reported as the client's error, where vLLM's own loader lets
+some of it end as an internal error of the server.
 """
 
-from vllm.exceptions import VLLMValidationError
+import contextlib
+import textwrap
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+import requests
+from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.inputs import MultiModalInput, TokensInput, TokensPrompt
+from vllm.logger import init_logger
 from vllm.renderers.hf import HfRenderer
+from vllm.renderers.params import ChatParams
+
+logger = init_logger("vllm.renderers.nemotron_vl")
 
 PLACEHOLDER = "<image>"
 
+_LONGEST = 300  # characters of what Pillow says; it may quote the file
+_NETWORK = (aiohttp.ClientError, requests.RequestException, TimeoutError)
+
 
 class NemotronVLRenderer(HfRenderer):
-    """vLLM's renderer for Hugging Face tokenizers with the check above."""
+    """vLLM's renderer for Hugging Face tokenizers with the checks above."""
+
+    def render_messages(self, messages: Sequence[Any], params: ChatParams):
+        with _media_errors_are_the_clients():
+            return super().render_messages(messages, params)
+
+    async def render_messages_async(self, messages: Sequence[Any], params: ChatParams):
+        with _media_errors_are_the_clients():
+            return await super().render_messages_async(messages, params)
 
     def _process_tokens(
         self, prompt: TokensPrompt, *, skip_mm_cache: bool = False
@@ -49,3 +74,33 @@ class NemotronVLRenderer(HfRenderer):
             return 0
         images = (prompt.get("multi_modal_data") or {}).get("image")
         return self.mm_processor.info.data_parser.count_images(images)
+
+
+@contextlib.contextmanager
+def _media_errors_are_the_clients() -> Iterator[None]:
+    """Turn what loading a picture raises into an error with status 400."""
+    try:
+        yield
+    except VLLMError:
+        raise
+    except Exception as error:
+        if not _raised_while_loading(error.__traceback__):
+            raise
+        logger.info("A picture could not be loaded: %r", error)
+        if isinstance(error, _NETWORK):
+            # No more than that: it would tell about the server's network.
+            text = "The image could not be fetched from its URL."
+        else:
+            reason = getattr(error, "strerror", None) or str(error)
+            reason = textwrap.shorten(reason or type(error).__name__, _LONGEST)
+            text = f"The image cannot be read: {reason}"
+        raise VLLMValidationError(text, parameter="image_url") from error
+
+
+def _raised_while_loading(traceback: TracebackType | None) -> bool:
+    while traceback is not None:
+        module = traceback.tb_frame.f_globals.get("__name__", "")
+        if module.startswith("vllm.multimodal.media."):
+            return True
+        traceback = traceback.tb_next
+    return False

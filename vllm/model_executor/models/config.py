@@ -7,7 +7,6 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from ...config.nemotron_vl import EncoderConfig
 from ...plugins.nemotron_vl import TOKENIZER_MODE
 from ...transformers_utils.config import check_servable
-from .nemotron_vl_layout import indivisible
 
 
 class NemotronVLModelConfig(VerifyAndUpdateConfig):
@@ -31,6 +30,8 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
         Raises:
             ValueError: Names the setting, or the size that cannot be shared out.
         """
+        from .nemotron_vl_layout import indivisible
+
         EncoderConfig.from_vllm_config(vllm_config)
         model_config = vllm_config.model_config
         problems = indivisible(

@@ -20,6 +20,7 @@ from blake3 import blake3
 from PIL import Image, ImageOps
 from transformers import AutoProcessor, BatchFeature, TokenizersBackend
 from transformers.utils import TensorType
+from vllm import envs
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.image import convert_image_mode, open_image
 from vllm.multimodal.media import MediaWithBytes
@@ -73,8 +74,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     from 0..65535 and float ones from 0..1, where PIL would clip them to white.
 
     Raises:
-        VLLMValidationError: The picture has no pixels or does not decode.
+        VLLMValidationError: The picture has no pixels, more than
+            ``VLLM_MAX_IMAGE_PIXELS`` or does not decode.
     """
+    pixels, limit = image.width * image.height, envs.VLLM_MAX_IMAGE_PIXELS
+    if 0 < limit < pixels:  # before it is decoded
+        raise VLLMValidationError(
+            f"The image is {image.width}x{image.height} pixels; at most {limit} pixels "
+            "are allowed (VLLM_MAX_IMAGE_PIXELS).",
+            parameter="image",
+        )
     if 0 in image.size:
         raise VLLMValidationError(
             f"The image is {image.width}x{image.height} pixels: it has no content.",
@@ -108,10 +117,8 @@ class NemotronVLDataParser(MultiModalDataParser):
     def _parse_image_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
         if data is None or self.is_embeddings(data):
             items = super()._parse_image_data(data)  # type: ignore[arg-type]
-            if items is not None and not all(len(item) for item in items.get_all()):
-                raise VLLMValidationError(
-                    "image_embeds must have at least one row.", parameter="image"
-                )
+            for item in [] if items is None else items.get_all():
+                _check_embeddings(item)
             return items
         pictures: list[Any] = [_to_picture(item) for item in _as_pictures(data)]
         return super()._parse_image_data(pictures)
@@ -121,6 +128,19 @@ class NemotronVLDataParser(MultiModalDataParser):
         if data is None:
             return 0
         return len(data if self.is_embeddings(data) else _as_pictures(data))
+
+
+def _check_embeddings(item: torch.Tensor) -> None:
+    """Refuse what would spoil the sums of a whole batch."""
+    if not len(item):
+        problem = "must have at least one row"
+    elif not item.is_floating_point():
+        problem = f"must be floating-point numbers, not {item.dtype}"
+    elif not item.isfinite().all():
+        problem = "must be finite numbers"
+    else:
+        return
+    raise VLLMValidationError(f"image_embeds {problem}.", parameter="image")
 
 
 def _as_pictures(data: Any) -> Sequence[Any]:

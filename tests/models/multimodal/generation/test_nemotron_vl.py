@@ -50,11 +50,11 @@ def text_part(text: str) -> dict:
 
 @pytest.mark.parametrize("weights", ["random", "trained"])
 def test_greedy_tokens_equal_the_reference(
-    make_llm, llm, checkpoint, tiny, photo, page, weights
+    start_llm, llm, checkpoint, tiny, photo, page, weights
 ):
     """64 tokens on each of 22 different prompts, and the first one's odds."""
     if weights == "trained":
-        llm, checkpoint = make_llm(tiny, dtype="float32"), tiny
+        llm, checkpoint = start_llm(tiny, dtype="float32"), tiny
     rng = np.random.default_rng(5)
     sizes = rng.integers(20, 500, (20, 2))
     noise = [Image.fromarray(rng.integers(0, 256, (*s, 3), np.uint8)) for s in sizes]
@@ -117,7 +117,7 @@ def make_eagle3_draft(folder: Path, checkpoint: Path, token: int) -> None:
 
 @pytest.mark.parametrize("method", ["ngram", "eagle3"])
 def test_speculation_changes_no_token(
-    make_llm, llm, checkpoint, photo, page, method, tmp_path
+    start_llm, llm, checkpoint, photo, page, method, tmp_path
 ):
     requests = [
         prompt("<image>\nRead, read, read the text.", photo),
@@ -130,7 +130,7 @@ def test_speculation_changes_no_token(
         token = Counter(t for _, answer in expected for t in answer).most_common(1)
         make_eagle3_draft(tmp_path / "draft", checkpoint, token[0][0])
         options = dict(model=str(tmp_path / "draft"))
-    speculating = make_llm(
+    speculating = start_llm(
         checkpoint,
         dtype="float32",
         disable_log_stats=False,
@@ -145,8 +145,8 @@ def test_speculation_changes_no_token(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_every_dtype_answers(make_llm, llm, checkpoint, photo, page, dtype):
-    engine = llm if dtype == "float32" else make_llm(checkpoint, dtype=dtype)
+def test_every_dtype_answers(start_llm, llm, checkpoint, photo, page, dtype):
+    engine = llm if dtype == "float32" else start_llm(checkpoint, dtype=dtype)
     assert engine.llm_engine.model_config.dtype == getattr(torch, dtype)
     first = SamplingParams(temperature=0, max_tokens=1, logprobs=5)
     for text, images in (
@@ -213,8 +213,8 @@ def test_text_ids_chat_cache_and_uuid_give_the_same(llm, photo, page):
     assert found == [expected] * len(found)
 
 
-def test_without_the_processor_cache_the_same(make_llm, llm, checkpoint, photo, page):
-    uncached = make_llm(checkpoint, dtype="float32", mm_processor_cache_gb=0)
+def test_without_the_processor_cache_the_same(start_llm, llm, checkpoint, photo, page):
+    uncached = start_llm(checkpoint, dtype="float32", mm_processor_cache_gb=0)
     prompts = [prompt("<image>", photo), prompt("<image>a<image>", page, photo)]
     assert generate(uncached, *prompts) == generate(llm, *prompts)
 
@@ -310,8 +310,8 @@ def test_a_typed_placeholder_takes_no_pictures_place(llm, photo, page):
         llm.chat(several_turns, GREEDY, use_tqdm=False)
 
 
-def test_tower_and_connector_are_not_loaded_without_images(make_llm, checkpoint):
-    text_only = make_llm(checkpoint, limit_mm_per_prompt={"image": 0})
+def test_tower_and_connector_are_not_loaded_without_images(start_llm, checkpoint):
+    text_only = start_llm(checkpoint, limit_mm_per_prompt={"image": 0})
     ((_, answer),) = generate(text_only, "Hello")
     assert len(answer) == 16
     with pytest.raises(VLLMValidationError, match="<image>"):

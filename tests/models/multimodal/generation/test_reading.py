@@ -42,9 +42,9 @@ def test_most_answers_are_right(questions, expected):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_engine_answers_as_the_reference(
-    make_llm, tiny, reference, questions, expected, dtype
+    start_llm, tiny, reference, questions, expected, dtype
 ):
-    llm = make_llm(tiny, dtype=dtype)
+    llm = start_llm(tiny, dtype=dtype)
     answers = [answer_with_engine(llm, reference, questions)]
     if dtype == "float32":
         assert answers == [expected]

@@ -1,0 +1,610 @@
+"""Bad requests get a sentence with status 4xx and harm nobody else.
+
+Each case is sent to one server together with a good request, whose answer must
+be right; the server must not take long nor much memory, and must stay up.
+"""
+
+import base64
+import http.server
+import io
+import struct
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
+
+from vllm_nemotron_vl.assets.nemotron_vl import draw_text
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import free_port, running
+
+SECONDS, MEGABYTES = 20, 900
+GOOD = "640-27"
+
+
+class Server(NamedTuple):
+    url: str
+    pid: int
+    media: Path  # files below it may be read
+    pages: str  # an HTTP server that may be asked
+
+
+# What is sent
+
+
+def data_url(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def image_part(url: Any) -> dict:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def text_part(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+READ = text_part("Read the text.")
+
+
+def chat(*parts, **options) -> dict:
+    messages = [{"role": "user", "content": [*parts, READ]}]
+    return {"messages": messages, "max_tokens": 12, "temperature": 0, **options}
+
+
+def file_of(data: bytes, kind: str = "image/png") -> dict:
+    return chat(image_part(data_url(data, kind)))
+
+
+class Case(NamedTuple):
+    request: dict | Callable[[Server], dict]
+    cause: str  # what the message must say, in lower case
+    statuses: tuple[int, ...] = (400,)
+    path: str = "/v1/chat/completions"
+
+
+CASES: dict[str, Case] = {}
+UNREADABLE = "image"
+
+# Malformed files of the formats that Pillow can write and vLLM opens
+
+SMALL = Image.linear_gradient("L").resize((60, 40))
+MODES = {"MSP": "1", "XBM": "1", "BLP": "P", "GIF": "P"}
+FORMATS = (
+    *("AVIF", "BLP", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "IM", "JPEG"),
+    *("JPEG2000", "MPO", "MSP", "PCX", "PNG", "PPM", "QOI", "SGI", "SPIDER"),
+    *("TGA", "TIFF", "WEBP", "XBM"),
+)
+# Pillow reads these without a complaint: the rest of the picture is black.
+READ_ANYWAY = {("JPEG2000", "half"), ("QOI", "zeros"), ("SGI", "zeros")}
+
+for fmt in FORMATS:
+    whole = saved(SMALL.convert(MODES.get(fmt, "RGB")), fmt)
+    for damage, data in {
+        "half": whole[: len(whole) // 2],
+        "head": whole[:24],
+        "zeros": whole[:12] + bytes(len(whole) - 12),
+        "without head": whole[len(whole) // 2 :],
+    }.items():
+        if (fmt, damage) not in READ_ANYWAY and not (
+            fmt in ("TGA", "XBM") and damage == "without head"
+        ):
+            kind = f"image/{fmt.lower()}"
+            CASES[f"{fmt} {damage}"] = Case(file_of(data, kind), UNREADABLE)
+
+# Decompression bombs: a header that promises 50,000 x 50,000 pixels
+
+SIDE = 50_000
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    check = zlib.crc32(name + data)
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
+
+
+def png_bomb(side: int) -> bytes:
+    """One bit a pixel, and pixels that compress a thousandfold."""
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(10_000_000), 9)
+    chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def webp_bomb(side: int) -> bytes:
+    """A canvas of 16,383 at most, in VP8L's header."""
+    side = min(side, 16_383)
+    bits = (side - 1) | (side - 1) << 14
+    payload = b"\x2f" + struct.pack("<I", bits) + bytes(32)
+    chunk = b"VP8L" + struct.pack("<I", len(payload)) + payload + bytes(1)
+    return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+
+
+def patched(kind: str, at: int, layout: str, **options) -> bytes:
+    """A small file whose sizes at an offset are huge."""
+    data = bytearray(saved(SMALL.convert("RGB"), kind, **options))
+    struct.pack_into(layout, data, at, SIDE, SIDE)
+    return bytes(data)
+
+
+def jpeg_bomb() -> bytes:
+    data = bytearray(saved(SMALL.convert("RGB"), "JPEG"))
+    start = data.index(b"\xff\xc0") + 5
+    struct.pack_into(">HH", data, start, SIDE, SIDE)
+    return bytes(data)
+
+
+def tiff_bomb() -> bytes:
+    """An image file directory with a width and a height."""
+    entries = [(256, 4, SIDE), (257, 4, SIDE), (258, 3, 8), (259, 3, 1), (262, 3, 1)]
+    entries += [(273, 4, 8), (277, 3, 1), (278, 4, SIDE), (279, 4, 8)]
+    packed = b"".join(struct.pack("<HHII", tag, t, 1, v) for tag, t, v in entries)
+    directory = struct.pack("<H", len(entries)) + packed + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8) + directory
+
+
+BOMBS = {
+    "PNG": png_bomb(SIDE),
+    "PNG 900 megapixels": png_bomb(30_000),
+    "WEBP": webp_bomb(SIDE),
+    "JPEG": jpeg_bomb(),
+    "GIF": b"GIF89a" + struct.pack("<HH", SIDE, SIDE) + bytes(3),
+    "BMP": patched("BMP", 18, "<ii"),
+    "DIB": patched("DIB", 4, "<ii"),
+    "DDS": patched("DDS", 12, "<II"),
+    "PPM": b"P6 50000 50000 255\n" + bytes(99),
+    "TGA": patched("TGA", 12, "<HH"),
+    "PCX": patched("PCX", 8, "<HH"),
+    "SGI": patched("SGI", 6, ">HH"),
+    "QOI": patched("QOI", 4, ">II"),
+    "JPEG2000": patched("JPEG2000", 48, ">II"),
+    "TIFF": tiff_bomb(),
+    "XBM": b"#define x_width 50000\n#define x_height 50000\nstatic char x_bits[] = {",
+}
+CASES |= {f"bomb {name}": Case(file_of(data), "image") for name, data in BOMBS.items()}
+
+# What is no picture
+
+NO_PICTURES = {
+    "nothing": b"",
+    "one byte": b"\x89",
+    "text": b"a price tag",
+    "HTML": b"<!doctype html><title>404</title>",
+    "SVG": b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'></svg>",
+    "PDF": saved(SMALL.convert("RGB"), "PDF"),
+    "EPS": saved(SMALL.convert("RGB"), "EPS"),
+    "PALM": saved(SMALL.convert("1"), "PALM"),
+    "ZIP": b"PK\x03\x04" + bytes(60),
+    "gzip": b"\x1f\x8b\x08" + bytes(60),
+    "ELF": b"\x7fELF" + bytes(60),
+    "pickle": b"\x80\x04cos\nsystem\n(S'true'\ntR.",
+    "random": np.random.default_rng(0).bytes(5000),
+    "megabytes of nothing": bytes(5_000_000),
+}
+CASES |= {f"no picture: {n}": Case(file_of(d), "image") for n, d in NO_PICTURES.items()}
+
+# Odd data URLs
+
+GOOD_DATA = base64.b64encode(saved(draw_text("1"), "PNG")).decode()
+DATA_URLS = {
+    "no comma": "data:image/png;base64",
+    "empty": "data:image/png;base64,",
+    "empty scheme": "data:",
+    "not base64": "data:image/png;base64,%%%%",
+    "spaces": "data:image/png;base64," + GOOD_DATA.replace("A", " ", 5),
+    "cut": "data:image/png;base64," + GOOD_DATA[:-5],
+    "no base64": "data:image/png," + GOOD_DATA[:100],
+    "percent": "data:image/svg+xml;utf8,%3Csvg%3E%3C/svg%3E",
+    "text": data_url(b"hello", "text/plain"),
+    "audio": data_url(b"RIFF0000WAVE", "audio/wav"),
+    "json": data_url(b"{}", "application/json"),
+}
+CASES |= {f"data URL: {n}": Case(chat(image_part(u)), "") for n, u in DATA_URLS.items()}
+
+# Addresses
+
+URLS = {
+    "empty": "",
+    "space": " ",
+    "word": "picture.png",
+    "path": "/etc/passwd",
+    "ftp": "ftp://localhost/picture.png",
+    "gopher": "gopher://localhost/",
+    "javascript": "javascript:alert(1)",
+    "blob": "blob:https://localhost/1",
+    "nothing after": "http://",
+    "bad port": "http://localhost:99999/picture.png",
+    "bad host": "http://[::1/picture.png",
+    "control": "http://localhost/\x00picture.png",
+    "private": "http://127.0.0.1:9/picture.png",
+    "any": "http://0.0.0.0:9/picture.png",
+    "IPv6": "http://[::1]:9/picture.png",
+    "number": "http://2130706433:9/picture.png",
+    "octal": "http://0177.0.0.1:9/picture.png",
+    "network": "http://10.0.0.1/picture.png",
+    "metadata": "http://169.254.169.254/latest/meta-data/",
+    "other host": "https://example.org/picture.png",
+    "user part": "http://localhost@127.0.0.1:9/picture.png",
+    "backslash": "http://127.0.0.1:9\\@localhost/picture.png",
+    "suffix": "http://localhost.example.org/picture.png",
+    "long": "http://localhost/" + "a" * 100_000,
+    "closed port": "http://localhost:9/picture.png",
+    "passwd": "file:///etc/passwd",
+    "host": "file://localhost/etc/passwd",
+    "relative": "file://picture.png",
+    "proc": "file:///proc/self/environ",
+    "device": "file:///dev/zero",
+}
+CASES |= {
+    f"URL: {name}": Case(chat(image_part(url)), "", (400, 422))
+    for name, url in URLS.items()
+}
+FILES = {
+    "outside": "../secret.png",
+    "deeper outside": "folder/../../secret.png",
+    "encoded outside": "%2e%2e/secret.png",
+    "link": "link.png",
+    "folder": "folder",
+    "missing": "missing.png",
+    "text": "text.png",
+}
+CASES |= {
+    f"file: {name}": Case(
+        lambda server, path=path: chat(image_part(f"file://{server.media}/{path}")), ""
+    )
+    for name, path in FILES.items()
+}
+PAGES = {
+    "404": "the url: http 404|fetch",
+    "403": "",
+    "500": "could not be fetched",
+    "redirect": "",
+    "page": "image",
+    "endless": "could not be fetched",
+    "huge": "",
+}
+CASES |= {
+    f"page: {name}": Case(
+        lambda server, name=name: chat(image_part(f"{server.pages}/{name}")),
+        cause,
+        (400, 422),
+    )
+    for name, cause in PAGES.items()
+}
+
+# Messages
+
+PICTURE = image_part("data:image/png;base64," + GOOD_DATA)
+
+
+def message(content: Any, role: str = "user") -> dict:
+    return {"messages": [{"role": role, "content": content}], "max_tokens": 4}
+
+
+CASES |= {
+    "no messages": Case({"messages": []}, ""),
+    "messages a word": Case({"messages": "hi"}, ""),
+    "no role": Case({"messages": [{"content": "hi"}]}, ""),
+    "url None": Case(chat(image_part(None)), ""),
+    "url a number": Case(chat(image_part(7)), ""),
+    "url a list": Case(chat(image_part(["a"])), ""),
+    "image_url a number": Case(chat({"type": "image_url", "image_url": 7}), ""),
+    "image_url empty": Case(chat({"type": "image_url", "image_url": {}}), ""),
+    "no image_url": Case(chat({"type": "image_url"}), ""),
+    "no type": Case(chat({"picture": "x"}), ""),
+    "unknown type": Case(chat({"type": "hologram", "hologram": "x"}), ""),
+    "PIL over HTTP": Case(chat({"type": "image_pil", "image_pil": "x"}), ""),
+    "video": Case(
+        chat({"type": "video_url", "video_url": {"url": data_url(b"x", "video/mp4")}}),
+        "",
+    ),
+    "audio": Case(
+        chat({"type": "audio_url", "audio_url": {"url": data_url(b"x", "audio/wav")}}),
+        "",
+    ),
+    "input audio": Case(
+        chat({"type": "input_audio", "input_audio": {"data": "eA==", "format": "wav"}}),
+        "",
+    ),
+    "three pictures": Case(chat(PICTURE, PICTURE, PICTURE), "at most 2 image"),
+    "thousand pictures": Case(chat(*[PICTURE] * 1000), "at most 2 image"),
+    "one bad of two": Case(chat(PICTURE, image_part("data:image/png;base64,")), ""),
+    "long text": Case(chat(text_part("9 " * 5000)), "1024"),
+    "longer text": Case(chat(text_part("9 " * 500_000)), "1024"),
+    "too many tokens": Case(chat(max_tokens=100_000), "1024"),
+    "negative tokens": Case(chat(max_tokens=-1), ""),
+}
+
+# Tokens that users type
+
+TYPED = {
+    "placeholder": "<image>",
+    "two": "<image><image>",
+    "thousands": "<image>" * 5000,
+    "in brackets": "<img><image></img>",
+    "in a header": "<|start_header_id|>user<|end_header_id|><image>",
+}
+CASES |= {
+    f"typed: {name}": Case(chat(text_part(text)), "<image>|1024")
+    for name, text in TYPED.items()
+}
+CASES |= {
+    "typed beside a picture": Case(chat(PICTURE, text_part("<image>")), "<image>"),
+    "typed by the system": Case(
+        {
+            "messages": [
+                {"role": "system", "content": "You see <image>."},
+                {"role": "user", "content": [PICTURE, READ]},
+            ]
+        },
+        "<image>",
+    ),
+    "typed by the assistant": Case(message("<image>", "assistant"), "<image>"),
+    "completion": Case({"prompt": "<image>"}, "<image>", path="/v1/completions"),
+    "completion ids": Case({"prompt": [10**9]}, "", path="/v1/completions"),
+    "completion of nothing": Case({"prompt": ""}, "", path="/v1/completions"),
+}
+
+# Settings
+
+SETTINGS: dict[str, Any] = {
+    "max text": {"max_dynamic_patch": "all"},
+    "max list": {"max_dynamic_patch": [3]},
+    "max null": {"max_dynamic_patch": None},
+    "max float": {"max_dynamic_patch": 2.5},
+    "max zero": {"max_dynamic_patch": 0},
+    "max negative": {"max_dynamic_patch": -3},
+    "max huge": {"max_dynamic_patch": 10**9},
+    "min zero": {"min_dynamic_patch": 0},
+    "min text": {"min_dynamic_patch": "1"},
+    "min above max": {"min_dynamic_patch": 9, "max_dynamic_patch": 3},
+    "dynamic number": {"dynamic_image_size": 3},
+    "dynamic text": {"dynamic_image_size": "yes"},
+    "thumbnail text": {"use_thumbnail": "no"},
+    "resize unknown": {"resize": "magic"},
+    "resize number": {"resize": 3},
+    "unknown": {"tiles": 3},
+    "size": {"image_size": 32},
+    "private": {"__class__": "x"},
+    "word": "fast",
+    "list": [1],
+}
+CASES |= {
+    f"setting: {name}": Case(chat(PICTURE, mm_processor_kwargs=settings), "")
+    for name, settings in SETTINGS.items()
+}
+
+# Embeddings
+
+
+def embeds_part(tensor: torch.Tensor | bytes) -> dict:
+    data = tensor
+    if isinstance(tensor, torch.Tensor):
+        file = io.BytesIO()
+        torch.save(tensor, file)
+        data = file.getvalue()
+    encoded = base64.b64encode(data).decode()  # type: ignore[arg-type]
+    return {"type": "image_embeds", "image_embeds": encoded}
+
+
+WIDTH = 256
+EMBEDS: dict[str, torch.Tensor | bytes] = {
+    "NaN": torch.full((4, WIDTH), torch.nan),
+    "infinite": torch.full((4, WIDTH), torch.inf),
+    "wide": torch.zeros(4, WIDTH + 1),
+    "narrow": torch.zeros(4, 1),
+    "rank 1": torch.zeros(WIDTH),
+    "rank 0": torch.zeros(()),
+    "rank 5": torch.zeros(1, 1, 1, 4, WIDTH),
+    "empty": torch.zeros(0, WIDTH),
+    "no width": torch.zeros(4, 0),
+    "whole numbers": torch.zeros(4, WIDTH, dtype=torch.int64),
+    "complex": torch.zeros(4, WIDTH, dtype=torch.complex64),
+    "words": b"hello",
+    "nothing": b"",
+    "long": torch.zeros(3000, WIDTH),
+    "pickle": b"\x80\x04cos\nsystem\n(S'true'\ntR.",
+}
+CASES |= {
+    f"embeds: {name}": Case(chat(embeds_part(tensor)), "")
+    for name, tensor in EMBEDS.items()
+}
+
+
+# The server
+
+
+class Pages(http.server.BaseHTTPRequestHandler):
+    """Answers as its path says; ``asked`` has the paths."""
+
+    asked: list[str] = []
+
+    def do_GET(self) -> None:
+        name = self.path.strip("/")
+        self.asked.append(name)
+        status = {"404": 404, "403": 403, "500": 500, "redirect": 302}.get(name, 200)
+        self.send_response(status)
+        if name == "redirect":
+            port = self.server.server_address[1]
+            self.send_header("Location", f"http://127.0.0.1:{port}/secret")
+        self.end_headers()
+        try:
+            if name == "endless":
+                for _ in range(400):
+                    self.wfile.write(b"x")
+                    self.wfile.flush()
+                    time.sleep(0.25)
+            elif name == "huge":
+                for _ in range(600):
+                    self.wfile.write(bytes(1_000_000))
+            elif name == "picture":
+                self.wfile.write(saved(draw_text(GOOD), "PNG"))
+            else:
+                self.wfile.write(b"<title>a page</title>")
+        except OSError:
+            pass  # the client has gone
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def server(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad").resolve()
+    media = folder / "media"
+    (media / "folder").mkdir(parents=True)
+    draw_text(GOOD).save(folder / "secret.png")
+    draw_text(GOOD).save(media / "good.png")
+    (media / "text.png").write_text("no picture")
+    (media / "link.png").symlink_to(folder / "secret.png")
+    pages = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    threading.Thread(target=pages.serve_forever, daemon=True).start()
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    vllm = Path(sys.executable).with_name("vllm")
+    command = [
+        *(str(vllm), "serve", str(tiny), "--host=127.0.0.1", f"--port={port}"),
+        "--served-model-name=tiny",
+        "--dtype=float32",
+        "--enforce-eager",
+        "--max-model-len=1024",
+        "--max-num-seqs=4",
+        '--limit-mm-per-prompt={"image": 2}',
+        f"--allowed-local-media-path={media}",
+        *("--allowed-media-domains", "localhost"),
+        "--trust-request-mm-kwargs",
+        "--enable-mm-embeds",
+    ]
+    env = {
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+        "VLLM_IMAGE_FETCH_TIMEOUT": "3",
+        "VLLM_MEDIA_FETCH_MAX_RETRIES": "1",  # each of them waits four times longer
+    }
+    with running(command, url=url, log=folder / "log.txt", env=env) as process:
+        address = f"http://localhost:{pages.server_address[1]}"
+        yield Server(url, process.pid, media, address)
+    pages.shutdown()
+
+
+def post(server: Server, case: Case) -> httpx.Response:
+    body = case.request(server) if callable(case.request) else case.request
+    return httpx.post(
+        server.url + case.path, json={"model": "tiny", **body}, timeout=2 * SECONDS
+    )
+
+
+def memory(pid: int, field: str) -> float:
+    """A figure of a process in megabytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1000
+    raise AssertionError(f"{field} is not told")
+
+
+def good_answer(server: Server) -> str:
+    parts = image_part(f"file://{server.media}/good.png")
+    response = post(server, Case(chat(parts), ""))
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["message"]["content"]
+
+
+def test_there_are_many_cases():
+    assert len(CASES) >= 150
+
+
+def test_good_requests_are_answered(server):
+    assert good_answer(server) == GOOD
+    page = post(server, Case(chat(image_part(f"{server.pages}/picture")), ""))
+    assert page.json()["choices"][0]["message"]["content"] == GOOD
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_bad_request_is_refused(server, name):
+    case = CASES[name]
+    before = memory(server.pid, "VmRSS")
+    Path(f"/proc/{server.pid}/clear_refs").write_text("5")  # forget the peak
+    start = time.monotonic()
+    with ThreadPoolExecutor(2) as threads:
+        good = threads.submit(good_answer, server)
+        bad = post(server, case)
+        elapsed = time.monotonic() - start
+        assert good.result() == GOOD
+    assert bad.status_code in case.statuses, bad.text[:500]
+    sentence = bad.json()["error"]["message"]
+    assert sentence.strip()
+    assert any(cause in sentence.lower() for cause in case.cause.split("|")), sentence
+    assert "secret" not in Pages.asked
+    assert elapsed < SECONDS
+    assert memory(server.pid, "VmHWM") - before < MEGABYTES
+
+
+# The offline API
+
+PICTURES = [
+    name
+    for name in CASES
+    if name.split()[0] in FORMATS
+    or name.startswith(("bomb", "no picture", "data URL", "URL", "typed", "embeds"))
+]
+
+
+@pytest.fixture(scope="module")
+def llm(make_llm, tiny, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_MEDIA_FETCH_MAX_RETRIES", "1")
+        yield make_llm(
+            tiny,
+            dtype="float32",
+            max_model_len=1024,
+            limit_mm_per_prompt={"image": 2},
+            allowed_local_media_path=str(tmp_path_factory.mktemp("media").resolve()),
+            allowed_media_domains=["localhost"],
+            enable_mm_embeds=True,
+        )
+
+
+def test_there_are_many_offline_cases():
+    assert len(PICTURES) >= 150
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_offline_it_is_an_error_that_names_the_cause(llm, name):
+    request = CASES[name].request
+    assert isinstance(request, dict)
+    sampling = SamplingParams(temperature=0, max_tokens=12)
+    with pytest.raises((VLLMClientError, ValueError)) as error:
+        llm.chat(request["messages"], sampling, use_tqdm=False)
+    sentence = str(error.value).lower()
+    assert any(cause in sentence for cause in CASES[name].cause.split("|")), sentence
+    picture = {"type": "image_pil", "image_pil": draw_text(GOOD)}
+    good = [{"role": "user", "content": [picture, READ]}]
+    (output,) = llm.chat(good, sampling, use_tqdm=False)
+    assert output.outputs[0].text == GOOD
+
+
+@pytest.mark.parametrize("size", [(20_000, 20_000), (200_000_000, 1)])
+def test_offline_pictures_are_measured_before_they_are_decoded(llm, size):
+    bomb = io.BytesIO(png_bomb(30_000))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as many programs do
+        picture = Image.open(bomb)
+        picture.load = lambda: pytest.fail("it was decoded")  # type: ignore
+        picture._size = size
+        prompt = {"prompt": "<image>", "multi_modal_data": {"image": picture}}
+        with pytest.raises(VLLMClientError, match="VLLM_MAX_IMAGE_PIXELS"):
+            llm.generate([prompt], use_tqdm=False)
