@@ -10,12 +10,13 @@ some of it end as an internal error of the server.
 
 import contextlib
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 import aiohttp
 import requests
+from PIL import Image
 from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.inputs import MultiModalInput, TokensInput, TokensPrompt
 from vllm.logger import init_logger
@@ -26,18 +27,26 @@ logger = init_logger("vllm.renderers.nemotron_vl")
 
 PLACEHOLDER = "<image>"
 
-_LONGEST = 300  # characters of what Pillow says; it may quote the file
+# What Pillow and vLLM say that helps; it may quote the file, hence the length.
+_LONGEST = 300
+_TELLING = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+    Image.DecompressionBombError,
+)
 _NETWORK = (aiohttp.ClientError, requests.RequestException, TimeoutError)
 
 
 class NemotronVLRenderer(HfRenderer):
     """vLLM's renderer for Hugging Face tokenizers with the checks above."""
 
-    def render_messages(self, messages: Sequence[Any], params: ChatParams):
+    def render_messages(self, messages: list[Any], params: ChatParams):
         with _media_errors_are_the_clients():
             return super().render_messages(messages, params)
 
-    async def render_messages_async(self, messages: Sequence[Any], params: ChatParams):
+    async def render_messages_async(self, messages: list[Any], params: ChatParams):
         with _media_errors_are_the_clients():
             return await super().render_messages_async(messages, params)
 
@@ -91,8 +100,10 @@ def _media_errors_are_the_clients() -> Iterator[None]:
             # No more than that: it would tell about the server's network.
             text = "The image could not be fetched from its URL."
         else:
-            reason = getattr(error, "strerror", None) or str(error)
-            reason = textwrap.shorten(reason or type(error).__name__, _LONGEST)
+            reason = "the data are damaged"
+            if isinstance(error, _TELLING):
+                reason = getattr(error, "strerror", None) or str(error)
+            reason = textwrap.shorten(reason, _LONGEST)
             text = f"The image cannot be read: {reason}"
         raise VLLMValidationError(text, parameter="image_url") from error
 

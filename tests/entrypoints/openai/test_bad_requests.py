@@ -403,6 +403,7 @@ def embeds_part(tensor: torch.Tensor | bytes) -> dict:
 
 
 WIDTH = 256
+DAMAGED = ("words", "nothing", "pickle")
 EMBEDS: dict[str, torch.Tensor | bytes] = {
     "NaN": torch.full((4, WIDTH), torch.nan),
     "infinite": torch.full((4, WIDTH), torch.inf),
@@ -421,7 +422,9 @@ EMBEDS: dict[str, torch.Tensor | bytes] = {
     "pickle": b"\x80\x04cos\nsystem\n(S'true'\ntR.",
 }
 CASES |= {
-    f"embeds: {name}": Case(chat(embeds_part(tensor)), "")
+    f"embeds: {name}": Case(
+        chat(embeds_part(tensor)), "the data are damaged" if name in DAMAGED else ""
+    )
     for name, tensor in EMBEDS.items()
 }
 
