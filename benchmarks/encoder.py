@@ -25,13 +25,13 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 import torch
 import torch.nn.functional as F
-from loading import load, make_config
 from timing import print_table, summarise, take_turns
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.model_executor.models.radio import RadioModel
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+from loading import load, make_config
 from reference.nemotron_vl import TOWERS, Reference
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
     make_checkpoint,

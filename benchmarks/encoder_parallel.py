@@ -83,8 +83,9 @@ def measure(
     os.sched_setaffinity(0, {cores[rank]})
     torch.set_num_threads(1)
     os.environ["VLLM_DIST_IDENT"] = folder.name  # of vLLM's shared memory
-    from loading import load, make_config
     from vllm.distributed import init_distributed_environment, initialize_model_parallel
+
+    from loading import load, make_config
 
     models = {}
     for mode in ("data", "weights"):

@@ -13,6 +13,7 @@ ln -sfn ../../vllm build/mypy/vllm_nemotron_vl
 (cd build/mypy && mypy --config-file ../../pyproject.toml -p vllm_nemotron_vl)
 
 hadolint docker/Dockerfile*
+NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 tools/compile_requirements.sh --check
 
 # Without __init__.py the folder cannot shadow the installed vllm.

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from asking import chat_request, content, reference_text
 
+from asking import chat_request, content, reference_text
 from drawn_text import PILLOW_FONT, make_question
 from reference.nemotron_vl import Reference
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import (

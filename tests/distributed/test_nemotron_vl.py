@@ -4,10 +4,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from loading import make_config
 from PIL import Image
 from vllm import SamplingParams
 
+from loading import make_config
 from reference.nemotron_vl import Reference
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import PARTS, inspect
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (

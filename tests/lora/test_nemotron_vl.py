@@ -16,13 +16,13 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from asking import chat_request, content, reference_text
-from lora.train_adapters import LANGUAGE, TARGETS, train
 from safetensors.torch import load_file, save_file
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
+from asking import chat_request, content, reference_text
 from drawn_text import PILLOW_FONT, make_question
+from lora.train_adapters import LANGUAGE, TARGETS, train
 from reference.nemotron_vl import Reference
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import inspect
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving

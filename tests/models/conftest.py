@@ -10,8 +10,9 @@ import torch
 @pytest.fixture(scope="session")
 def load_model():
     """Load a checkpoint as a worker would, on one rank."""
-    from loading import load, make_config
     from vllm.config import set_current_vllm_config
+
+    from loading import load, make_config
 
     contexts = contextlib.ExitStack()
 

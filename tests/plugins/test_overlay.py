@@ -2,9 +2,13 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import pytest
 import vllm
+
+import export_upstream
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,29 +39,72 @@ print([m for m in sys.modules if m.startswith("vllm_nemotron_vl")])
 """
 
 
-def lay_over(target: Path) -> None:
-    """Link the installed vLLM and put our tree over it.
+TABLE = """\
+| Architecture | Models | Inputs | Example HF Models | LoRA | PP |
+|--------------|--------|--------|-------------------|------|----|
+| `InternVLChatModel` | InternVL | T + I<sup>E+</sup> | `InternVL3_5` | ✅︎ | ✅︎ |
+| `LlavaForConditionalGeneration` | LLaVA | T + I<sup>E+</sup> | `llava` | | ✅︎ |
+"""
 
-    A file that vLLM has under the same name gets ours appended: ours adds
-    definitions and replaces one class.
-    """
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """vLLM's source as the installed one is, by links, with what a checkout has
+    besides; two runs of the tool over it."""
     installed = Path(vllm.__file__).parent
     for file in installed.rglob("*"):
         if file.is_file() and "__pycache__" not in file.parts:
-            link = target / file.relative_to(installed)
+            link = tmp_path / "vllm" / file.relative_to(installed)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(file)
-    for file in (ROOT / "vllm").rglob("*"):
-        if file.is_file() and "__pycache__" not in file.parts:
-            laid = target / file.relative_to(ROOT / "vllm")
-            laid.parent.mkdir(parents=True, exist_ok=True)
-            theirs = laid.read_bytes() if laid.exists() else b""
-            laid.unlink(missing_ok=True)
-            laid.write_bytes(theirs + file.read_bytes())
+    (tmp_path / "docs/models").mkdir(parents=True)
+    (tmp_path / "docs/models/supported_models.md").write_text(TABLE)
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "vllm"\n')
+    tool = [sys.executable, ROOT / "tools" / "export_upstream.py", tmp_path]
+    subprocess.run(tool, check=True)
+    once = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    subprocess.run(tool, check=True)
+    assert once == {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    return tmp_path
 
 
-def test_the_tree_works_laid_over_vllm(tmp_path, checkpoint):
-    lay_over(tmp_path / "vllm")
+def test_the_installed_vllm_is_not_written(checkout):
+    config = Path(vllm.__file__).parent / "transformers_utils/config.py"
+    assert b"export_upstream" not in config.read_bytes()
+    assert (
+        b"export_upstream"
+        in (checkout / "vllm" / "transformers_utils/config.py").read_bytes()
+    )
+
+
+def test_registry_docs_plugin_and_tests_are_there(checkout):
+    registry = (checkout / "vllm/model_executor/models/registry.py").read_text()
+    line = '"Llama_Nemotron_Nano_VL": ("nemotron_vl", "LlamaNemotronVLChatModel"),'
+    assert registry.count(line) == 1
+    rows = (checkout / "docs/models/supported_models.md").read_text().splitlines()
+    assert [row.split("`")[1] for row in rows[2:]] == [
+        "InternVLChatModel",
+        "Llama_Nemotron_Nano_VL",
+        "LlavaForConditionalGeneration",
+    ]
+    project = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["vllm.general_plugins"] == {
+        "nemotron_vl": "vllm.plugins.nemotron_vl:register"
+    }
+    tests = checkout / "tests/models/multimodal/nemotron_vl"
+    code = (tests / "lora/test_nemotron_vl.py").read_text()
+    assert "from vllm.entrypoints.cli.nemotron_vl.inspect_model import" in code
+    for file in tests.rglob("*.py"):
+        compile(file.read_text(), file, "exec")
+        assert "vllm_nemotron_vl" not in file.read_text()
+
+
+def test_a_model_that_the_registry_lacks_is_added():
+    text = export_upstream.add_to_registry("_MULTIMODAL_MODELS = {\n    # [Decoder]\n}")
+    assert text.splitlines()[1].strip().startswith('"Llama_Nemotron_Nano_VL": (')
+
+
+def test_the_tree_works_laid_over_vllm(checkout, checkpoint, tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", CODE.replace("{checkpoint!r}", repr(str(checkpoint)))],
         capture_output=True,

@@ -14,7 +14,6 @@ from unittest import mock
 
 import pytest
 import torch
-from loading import load, make_config, start_ranks
 from safetensors.torch import load_file, save_file
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
@@ -24,6 +23,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from drawn_text import PILLOW_FONT
 from evaluate_tiny import answer_with_engine, answer_with_reference, draw_questions
+from loading import load, make_config, start_ranks
 from reference.nemotron_vl import Reference
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import PARTS, inspect
 

@@ -120,10 +120,16 @@ class NemotronVLConfig(_DataOnlyConfig):
         """Build from ``config.json``.
 
         Raises:
-            ValueError: A required key is missing or not of its type.
+            ValueError: A required key is missing, or a key is not of its type.
         """
         _check_required_keys(config_dict)
-        return super().from_dict(config_dict, **kwargs)
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except ValueError:
+            raise
+        except Exception as error:  # transformers' checks have types of their own
+            text = " ".join(str(error).split())
+            raise ValueError(f"config.json cannot be used: {text}") from error
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()

@@ -100,7 +100,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
             levels = np.nan_to_num(np.asarray(image)).clip(0, 1)
             image = Image.fromarray(np.rint(levels * 255).astype(np.uint8))
         return convert_image_mode(image, "RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow raises all kinds for damaged files
         raise VLLMValidationError(
             f"The image cannot be decoded: {error}", parameter="image"
         ) from error

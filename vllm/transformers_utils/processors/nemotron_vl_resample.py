@@ -6,7 +6,7 @@ fractional bits, and clips to 8 bits after each pass. The loops below do the
 same on whole vectors of pixels, and the last pass writes into the tiles.
 
 Source of the definition: the behaviour of ``PIL.Image.resize`` in Pillow 13.
-A Pillow that gives other values is used itself, see `_agrees_with_pillow`.
+A Pillow that gives other values is used itself, see `agrees_with_pillow`.
 """
 
 import ctypes
@@ -39,14 +39,14 @@ def resample(image: Image.Image, out: np.ndarray) -> None:
             the resized picture has ``rows * height`` x ``columns * width``
             pixels and is cut into these parts.
     """
-    if _agrees_with_pillow():
+    if agrees_with_pillow():
         _resample(image, out)
     else:
         _resample_with_pillow(image, out)
 
 
 @cache
-def _agrees_with_pillow() -> bool:
+def agrees_with_pillow() -> bool:
     """Whether the installed Pillow computes what is computed here."""
     noise = np.random.default_rng(0).integers(0, 256, (67, 97, 3), np.uint8)
     image = Image.fromarray(noise)

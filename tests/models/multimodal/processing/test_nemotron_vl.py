@@ -303,7 +303,7 @@ def test_warming_up_compiles_the_resampling(make_processor, monkeypatch, recipe,
                 compiled(*args),
             ),
         )
-    nemotron_vl_resample._agrees_with_pillow.cache_clear()
+    nemotron_vl_resample.agrees_with_pillow.cache_clear()
     settings = {"resize": recipe, "max_dynamic_patch": most}
     processor = make_processor(mm_processor_kwargs=settings)
     (item,) = processor.get_dummy_mm_inputs({"image": 1})["mm_kwargs"]["image"]

@@ -45,7 +45,7 @@ def cut(picture: Image.Image, grid: tuple[int, int], side: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("size", "grid", "side"), CASES, ids=str)
 def test_values_are_pillows(size, grid, side):
-    assert resampling._agrees_with_pillow()
+    assert resampling.agrees_with_pillow()
     picture = noise(size)
     assert np.array_equal(resample(picture, grid, side), cut(picture, grid, side))
 
@@ -81,8 +81,8 @@ def test_pixels_outlive_their_picture(size):
 def test_another_pillows_values_come_from_pillow_itself(monkeypatch):
     """A release may change its rounding or the order of the passes."""
     monkeypatch.setattr(resampling, "columns_first", lambda *_: False)
-    fresh = resampling._agrees_with_pillow.__wrapped__
+    fresh = resampling.agrees_with_pillow.__wrapped__
     assert not fresh()
-    monkeypatch.setattr(resampling, "_agrees_with_pillow", fresh)
+    monkeypatch.setattr(resampling, "agrees_with_pillow", fresh)
     picture = noise((1920, 1080))
     assert np.array_equal(resample(picture, (4, 2), 64), cut(picture, (4, 2), 64))

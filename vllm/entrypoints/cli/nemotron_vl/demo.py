@@ -43,16 +43,16 @@ def add_parser(subparsers) -> None:
         description="Draws a price tag, a licence plate and a receipt, serves a "
         "checkpoint on loopback, asks about them through the OpenAI client and "
         "marks the answers. Exits with 1 if one is wrong.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--model", default=tiny_checkpoint(), help="folder or name on the hub"
+        "--model", help="folder or name on the hub (default: the embedded checkpoint)"
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("nemotron-vl-demo"),
-        help="folder for the pictures, with and without their tiles, and the log",
+        help="folder for the pictures, with and without their tiles, and the log "
+        "(default: nemotron-vl-demo)",
     )
     parser.set_defaults(run=_run)
 
@@ -60,8 +60,10 @@ def add_parser(subparsers) -> None:
 def _run(args: argparse.Namespace) -> int:
     from openai import OpenAI
 
+    model = args.model or tiny_checkpoint()
+
     args.out.mkdir(parents=True, exist_ok=True)
-    tiler = Tiler.from_model(str(args.model))
+    tiler = Tiler.from_model(model)
     grids = {
         name: tiler.grid_for(*picture.size, RESIZE_RECIPES[0])
         for name, picture in _PICTURES.items()
@@ -75,11 +77,11 @@ def _run(args: argparse.Namespace) -> int:
     print(f"Starting vllm serve (log: {log}) ...", flush=True)
     options = ("--enforce-eager", "--max-model-len=4096", "--max-num-seqs=4")
     right = 0
-    with serving(args.model, *options, log=log) as url:
+    with serving(model, *options, log=log) as url:
         client = OpenAI(base_url=f"{url}/v1", api_key="none")
         for question in _QUESTIONS:
             start = time.perf_counter()
-            answer = _ask(client, args.model, question)
+            answer = _ask(client, model, question)
             milliseconds = 1000 * (time.perf_counter() - start)
             tiles = sum(grids[name].num_tiles for name in question.pictures)
             is_right = answer == question.truth

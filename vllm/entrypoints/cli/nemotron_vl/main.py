@@ -10,8 +10,9 @@ from ....plugins.nemotron_vl import plugin_version
 
 # Modules by command. Only that of the given command is imported: most need
 # PyTorch and vLLM, which takes seconds.
-_COMMANDS = {
+COMMANDS = {
     "demo": "demo",
+    "doctor": "doctor",
     "inspect": "inspect_model",
     "make-checkpoint": "make_checkpoint",
     "tiles": "tiles",
@@ -27,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=plugin_version())
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    given = _COMMANDS.keys() & argv[:1]
-    for command in given or _COMMANDS:
-        import_module(f".{_COMMANDS[command]}", __package__).add_parser(subparsers)
+    given = COMMANDS.keys() & argv[:1]
+    for command in given or COMMANDS:
+        import_module(f".{COMMANDS[command]}", __package__).add_parser(subparsers)
     args = parser.parse_args(argv)
     try:
         return args.run(args)

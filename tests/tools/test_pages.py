@@ -1,8 +1,10 @@
-"""The tables of docs/sizing.md are what the command prints."""
+"""Pages that are made by commands are what the commands print."""
 
 import subprocess
 import sys
 from pathlib import Path
+
+import settings_reference
 
 ROOT = Path(__file__).parents[2]
 
@@ -12,3 +14,9 @@ def test_the_page_has_what_is_printed(tmp_path):
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "| language model | 8,0" in printed
     assert printed.strip() in (ROOT / "docs" / "sizing.md").read_text()
+
+
+def test_the_settings_page_is_made_from_the_code():
+    assert settings_reference.PAGE.read_text() == settings_reference.page()
+    for setting in ("max_dynamic_patch", "resize", "tile_cache_mb"):
+        assert f"| `{setting}` |" in settings_reference.page()

@@ -1,0 +1,254 @@
+"""Good and bad requests from 1 to 32 clients, for a long time.
+
+A server with the embedded checkpoint is asked about drawn text, with one picture
+and with two; every tenth request is a bad one. Each answer is compared with that
+of the reference implementation, each bad request must get its 400. The memory of
+all processes of the server is measured every two seconds; its slope is fitted
+after a quarter of the time. Exits with 1 if an answer was wrong or lost.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+sys.path += [str(Path(__file__).parents[1] / name) for name in ("tests", "tools")]
+
+import httpx
+
+from asking import chat_request, reference_text
+from drawn_text import PILLOW_FONT, make_question
+from reference.nemotron_vl import Reference
+from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import free_port, running
+
+CLIENTS = (1, 2, 4, 8, 16, 32)
+TOKENS = 12
+KINDS = ("read", "lines", "both", "count")
+
+
+class Job(NamedTuple):
+    """A request and what it must give: a text, or ``None`` for a 400."""
+
+    request: dict
+    answer: str | None
+
+
+class Done(NamedTuple):
+    clients: int
+    seconds: float
+    outcome: str
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--questions", type=int, default=150, help="different ones")
+    parser.add_argument("--plot", type=Path, help="file for latencies and memory")
+    parser.add_argument("--quick", action="store_true", help="under a minute")
+    parser.add_argument("--json", action="store_true", help="figures as last line")
+    args = parser.parse_args()
+    minutes, questions = (0.3, 12) if args.quick else (args.minutes, args.questions)
+    jobs = make_jobs(questions)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [
+        *(str(Path(sys.executable).with_name("vllm")), "serve", tiny_checkpoint()),
+        *("--host=127.0.0.1", f"--port={port}", "--served-model-name=tiny"),
+        *("--dtype=float32", "--enforce-eager", "--max-model-len=1024"),
+        *("--max-num-seqs=16", "--mm-processor-cache-gb=0.05"),
+        '--limit-mm-per-prompt={"image": 2}',
+        '--mm-processor-kwargs={"resize": "exact"}',
+        '--additional-config={"nemotron_vl": {"tile_cache_mb": 4}}',
+    ]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(command, url=url, log=Path(folder, "log.txt")) as server,
+    ):
+        done, memory = soak(url, server.pid, jobs, 60 * minutes / len(CLIENTS))
+    return report(done, memory, args)
+
+
+def make_jobs(count: int) -> list[Job]:
+    """Questions with the reference's answers, and bad requests."""
+    reference = Reference.load(Path(tiny_checkpoint()))
+    rng = random.Random(6)
+    jobs = []
+    for _ in range(count):
+        question = make_question(rng, PILLOW_FONT, reference, rng.choice(KINDS))
+        request = chat_request(question, tokens=TOKENS)
+        jobs.append(Job(request, reference_text(reference, question, tokens=TOKENS)))
+    good = jobs[0].request["messages"][0]["content"]
+    url = good[0]["image_url"]["url"]
+    bad_parts = [
+        [{"type": "image_url", "image_url": {"url": url[: len(url) // 2 // 4 * 4]}}],
+        [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}],
+        [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}],
+        [{"type": "text", "text": "<image>"}],
+        [*good, {"type": "text", "text": "7 " * 3000}],
+        [good[0]] * 3,
+    ]
+    for parts in bad_parts:
+        messages = [{"role": "user", "content": parts}]
+        jobs.append(Job({"model": "tiny", "messages": messages}, None))
+    return jobs
+
+
+def soak(url: str, pid: int, jobs: list[Job], seconds: float):
+    """Ask with more and more clients, each number for so many seconds."""
+    done: list[Done] = []
+    memory: list[tuple[float, float]] = []
+    over = threading.Event()
+    start = time.monotonic()
+
+    def watch() -> None:
+        while not over.wait(2):
+            memory.append((time.monotonic() - start, megabytes(pid)))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    good = [job for job in jobs if job.answer is not None]
+    bad = [job for job in jobs if job.answer is None]
+
+    def client(number: int, clients: int, end: float) -> None:
+        rng = random.Random(1000 * clients + number)
+        with httpx.Client(base_url=url, timeout=120) as connection:
+            while time.monotonic() < end:
+                job = rng.choice(bad if rng.random() < 0.1 else good)
+                began = time.monotonic()
+                outcome = ask(connection, job)
+                done.append(Done(clients, time.monotonic() - began, outcome))
+
+    for clients in CLIENTS:
+        end = time.monotonic() + seconds
+        threads = [
+            threading.Thread(target=client, args=(number, clients, end))
+            for number in range(clients)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    over.set()
+    watcher.join()
+    return done, memory
+
+
+def ask(connection: httpx.Client, job: Job) -> str:
+    try:
+        response = connection.post("/v1/chat/completions", json=job.request)
+    except httpx.HTTPError as error:
+        return f"lost: {type(error).__name__}"
+    if job.answer is None:
+        return "refused" if response.status_code == 400 else f"{response.status_code}"
+    if response.status_code != 200:
+        return f"lost: {response.status_code}"
+    found = response.json()["choices"][0]["message"]["content"]
+    return "right" if found == job.answer else "wrong"
+
+
+def megabytes(leader: int) -> float:
+    """Memory of a process group; what processes share is divided among them."""
+    total = 0
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            if os.getpgid(int(folder.name)) == leader:
+                text = (folder / "smaps_rollup").read_text()
+                total += int(text.split("\nPss:")[1].split()[0])
+        except (OSError, IndexError):
+            continue  # it has just ended
+    return total / 1000
+
+
+def slope(points: list[tuple[float, float]]) -> tuple[float, float]:
+    """Least squares: megabytes an hour, and the standard error."""
+    if len(points) < 3:
+        return math.nan, math.nan
+    times, sizes = zip(*points, strict=True)
+    fit = statistics.linear_regression(times, sizes)
+    rests = [y - fit.slope * x - fit.intercept for x, y in points]
+    spread = math.sqrt(sum(r * r for r in rests) / (len(points) - 2))
+    centre = statistics.fmean(times)
+    error = spread / math.sqrt(sum((x - centre) ** 2 for x in times))
+    return 3600 * fit.slope, 3600 * error
+
+
+def percentile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def report(done: list[Done], memory, args: argparse.Namespace) -> int:
+    outcomes = Counter(one.outcome for one in done)
+    figures: dict = {"outcomes": dict(outcomes), "clients": {}}
+    print("\n| clients | answers/s | p50 [ms] | p90 | p99 | longest |\n|" + "---|" * 6)
+    for clients in CLIENTS:
+        mine = [one for one in done if one.clients == clients]
+        good = [one.seconds * 1000 for one in mine if one.outcome == "right"]
+        if not good:
+            continue
+        seconds = sum(one.seconds for one in mine) / clients
+        row = [percentile(good, share) for share in (0.5, 0.9, 0.99)] + [max(good)]
+        figures["clients"][clients] = {"per_second": len(mine) / seconds, "ms": row}
+        cells = " | ".join(f"{value:.0f}" for value in row)
+        print(f"| {clients} | {len(mine) / seconds:.1f} | {cells} |")
+    print(
+        f"\n{len(done)} requests: " + ", ".join(f"{n} {o}" for o, n in outcomes.items())
+    )
+    settled = [point for point in memory if point[0] > memory[-1][0] / 4]
+    rise, error = slope(settled)
+    figures |= {"mb_per_hour": rise, "error": error}
+    first, last = settled[0][1], settled[-1][1]
+    print(f"memory: {first:.0f} to {last:.0f} MB, {rise:+.0f} +- {error:.0f} MB/h")
+    if args.plot:
+        plot(done, memory, args.plot)
+    if args.json:
+        print(json.dumps(figures))
+    return 0 if outcomes.keys() <= {"right", "refused"} else 1
+
+
+def plot(done: list[Done], memory, file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for share in (0.5, 0.9, 0.99):
+        points = {
+            clients: percentile(found, share) * 1000
+            for clients in CLIENTS
+            if (
+                found := [
+                    d.seconds
+                    for d in done
+                    if (d.clients, d.outcome) == (clients, "right")
+                ]
+            )
+        }
+        left.plot([*points], [*points.values()], "o-", label=f"p{100 * share:.0f}")
+    left.set(xlabel="clients", ylabel="ms", xscale="log", yscale="log", ylim=(1, None))
+    left.set_xticks(CLIENTS, [str(c) for c in CLIENTS])
+    left.legend()
+    right.plot([t / 60 for t, _ in memory], [size for _, size in memory])
+    right.set(xlabel="minutes", ylabel="MB of all processes", ylim=(0, None))
+    figure.savefig(file, dpi=100)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

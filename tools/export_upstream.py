@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+"""Lay this project's tree over a vLLM checkout, as a contribution to vLLM.
+
+    python tools/export_upstream.py ../vllm
+
+- Files of `vllm/` go to their places. Where vLLM has a file of that name, ours is
+  appended to it: it adds definitions and replaces one class.
+- The model is put into the registry, the plugin's entry point into pyproject.toml
+  and a row into the table of supported models.
+- The tests go to `tests/models/multimodal/nemotron_vl`, importing `vllm`.
+
+Running it again replaces what it laid before. Look at `git diff` in the checkout.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ARCHITECTURE = "Llama_Nemotron_Nano_VL"
+MARK = "\n\n# Laid over by tools/export_upstream.py of vllm-nemotron-vl:\n\n"
+REGISTRY_LINE = f'    "{ARCHITECTURE}": ("nemotron_vl", "LlamaNemotronVLChatModel"),\n'
+ENTRY_POINTS = '[project.entry-points."vllm.general_plugins"]\n'
+ENTRY_POINT = 'nemotron_vl = "vllm.plugins.nemotron_vl:register"\n'
+ROW = (
+    f"| `{ARCHITECTURE}` | Llama Nemotron Nano VL | T + I<sup>E+</sup> "
+    "| `nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1` | ✅︎ | ✅︎ |\n"
+)
+TESTS = Path("tests/models/multimodal/nemotron_vl")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkout", type=Path, help="folder with vLLM's source")
+    args = parser.parse_args()
+    registry = args.checkout / "vllm/model_executor/models/registry.py"
+    if not registry.is_file():
+        sys.exit(f"{args.checkout} is no checkout of vLLM: it has no {registry.name}.")
+    lay_tree(args.checkout)
+    edit(registry, add_to_registry)
+    edit(args.checkout / "pyproject.toml", add_entry_point)
+    edit(args.checkout / "docs/models/supported_models.md", add_row)
+    lay_tests(args.checkout)
+
+
+def write(file: Path, content: bytes) -> None:
+    """Replace a file; one that is a link is not written through."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    file.write_bytes(content)
+
+
+def files_below(folder: Path) -> list[Path]:
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and "__pycache__" not in file.parts
+    ]
+
+
+def lay_tree(checkout: Path) -> None:
+    for file in files_below(ROOT / "vllm"):
+        target = checkout / file.relative_to(ROOT)
+        ours = file.read_bytes()
+        if target.exists():
+            theirs, marked, _ = target.read_bytes().partition(MARK.encode())
+            if marked or theirs != ours:
+                ours = theirs + MARK.encode() + ours
+        write(target, ours)
+
+
+def lay_tests(checkout: Path) -> None:
+    for file in files_below(ROOT / "tests"):
+        content = file.read_text().replace("vllm_nemotron_vl", "vllm")
+        write(checkout / TESTS / file.relative_to(ROOT / "tests"), content.encode())
+
+
+def edit(file: Path, change) -> None:
+    """Change a text; a checkout may lack the file, which is told."""
+    if not file.is_file():
+        print(f"left out, for there is no {file}", file=sys.stderr)
+        return
+    text = file.read_text()
+    new = change(text)
+    if new != text:
+        write(file, new.encode())
+
+
+def add_to_registry(text: str) -> str:
+    line = re.compile(rf'    "{ARCHITECTURE}": \([^)]*\),\n')
+    if line.search(text):
+        return line.sub(REGISTRY_LINE, text)
+    table = "_MULTIMODAL_MODELS = {\n"
+    if table not in text:
+        sys.exit("The registry has no table _MULTIMODAL_MODELS.")
+    return text.replace(table, table + REGISTRY_LINE)
+
+
+def add_entry_point(text: str) -> str:
+    if ENTRY_POINT in text:
+        return text
+    if ENTRY_POINTS in text:
+        return text.replace(ENTRY_POINTS, ENTRY_POINTS + ENTRY_POINT)
+    return f"{text.rstrip()}\n\n{ENTRY_POINTS}{ENTRY_POINT}"
+
+
+def add_row(text: str) -> str:
+    """Into the table that has the multimodal models, in the alphabet's order."""
+    row = re.compile(rf"^\| `{ARCHITECTURE}` \|.*\n", re.MULTILINE)
+    if row.search(text):
+        return row.sub(ROW, text)
+    after = [
+        found
+        for found in re.finditer(r"^\| `(\w+)` \|.*\n", text, re.MULTILINE)
+        if found.group(1) < ARCHITECTURE and "I<sup>" in found.group(0)
+    ]
+    if not after:
+        print("The docs have no table of multimodal models.", file=sys.stderr)
+        return text
+    place = after[-1].end()
+    return text[:place] + ROW + text[place:]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""Coverage-guided fuzzing of what reads the bytes of a picture.
+
+    pip install atheris
+    python tools/fuzz_pictures.py build/corpus -max_total_time=600
+
+Mutates files of the formats that Pillow writes and follows the coverage of Pillow's
+readers and of this package. A file must be read into an RGB picture of its size or
+refused with vLLM's error for the client, in less than five seconds. What breaks
+that is written as crash-*, and becomes a case of
+tests/models/multimodal/processing/test_fuzz.py. Further options are libFuzzer's.
+"""
+
+import io
+import sys
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["PIL"]):
+    from PIL import Image
+
+    Image.init()
+
+from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.image import open_image
+
+from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl
+
+atheris.instrument_func(nemotron_vl.to_rgb)
+_MOST_PIXELS = 10**6  # larger ones are allowed, but slow
+
+
+def read(data: bytes) -> None:
+    try:
+        image = open_image(io.BytesIO(data))
+    except Exception:
+        return  # vLLM's loader and our renderer report any kind
+    if image.width * image.height > _MOST_PIXELS:
+        return
+    try:
+        picture = nemotron_vl.to_rgb(image)
+    except VLLMValidationError:
+        return
+    assert picture.mode == "RGB" and 0 not in picture.size
+
+
+def write_corpus(folder: Path) -> None:
+    """A small file of each format and mode that Pillow writes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = Image.radial_gradient("L").resize((24, 16))
+    for kind in Image.SAVE:
+        for mode in ("1", "L", "P", "RGB", "RGBA", "I;16"):
+            file = io.BytesIO()
+            try:
+                source.convert(mode).save(file, kind)
+            except Exception:
+                continue
+            if len(file.getvalue()) < 20_000:
+                (folder / f"{kind}-{mode.replace(';', '')}").write_bytes(
+                    file.getvalue()
+                )
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    write_corpus(Path(sys.argv[1]))
+    crashes = f"-artifact_prefix={Path(sys.argv[1]).parent}/"
+    atheris.Setup([*sys.argv, "-timeout=5", "-rss_limit_mb=4096", crashes], read)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
