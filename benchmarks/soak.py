@@ -31,7 +31,7 @@ from asking import chat_request, reference_text
 from drawn_text import PILLOW_FONT, make_question
 from reference.nemotron_vl import Reference
 from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import free_port, running
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving_process
 
 CLIENTS = (1, 2, 4, 8, 16, 32)
 TOKENS = 12
@@ -63,12 +63,9 @@ def main() -> int:
     args = parser.parse_args()
     minutes, questions = (0.3, 12) if args.quick else (args.minutes, args.questions)
     jobs = make_jobs(questions)
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [
-        *(str(Path(sys.executable).with_name("vllm")), "serve", tiny_checkpoint()),
-        *("--host=127.0.0.1", f"--port={port}", "--served-model-name=tiny"),
-        *("--dtype=float32", "--enforce-eager", "--max-model-len=1024"),
+    options = [
+        *("--served-model-name=tiny", "--dtype=float32", "--enforce-eager"),
+        "--max-model-len=1024",
         *("--max-num-seqs=16", "--mm-processor-cache-gb=0.05"),
         '--limit-mm-per-prompt={"image": 2}',
         '--mm-processor-kwargs={"resize": "exact"}',
@@ -76,7 +73,10 @@ def main() -> int:
     ]
     with (
         tempfile.TemporaryDirectory() as folder,
-        running(command, url=url, log=Path(folder, "log.txt")) as server,
+        serving_process(tiny_checkpoint(), *options, log=Path(folder, "log.txt")) as (
+            server,
+            url,
+        ),
     ):
         done, memory = soak(url, server.pid, jobs, 60 * minutes / len(CLIENTS))
     return report(done, memory, args)

@@ -9,13 +9,27 @@ from PIL import Image
 from drawn_text import Question
 from reference.nemotron_vl import Reference
 
+# Of a server that is asked like that; the second gives the reference's pixels.
+SERVER_OPTIONS = [
+    "--served-model-name=tiny",
+    "--dtype=float32",
+    "--enforce-eager",
+    "--max-model-len=1024",
+    "--max-num-seqs=4",
+    '--limit-mm-per-prompt={"image": 2}',
+]
+EXACT = '--mm-processor-kwargs={"resize": "exact"}'
+
+
+def data_url(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
 
 def picture_part(picture: Image.Image) -> dict:
     """A picture as a part of a chat message."""
     file = io.BytesIO()
     picture.save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    return {"type": "image_url", "image_url": {"url": data_url(file.getvalue())}}
 
 
 def chat_request(question: Question, *, tokens: int, model: str = "tiny") -> dict:

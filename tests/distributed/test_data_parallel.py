@@ -21,26 +21,19 @@ from pathlib import Path
 import httpx
 import pytest
 
-from asking import chat_request, content, reference_text
+from asking import EXACT, SERVER_OPTIONS, chat_request, content, reference_text
 from drawn_text import PILLOW_FONT, make_question
 from reference.nemotron_vl import Reference
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import (
     free_port,
     running,
     serving,
+    serving_process,
 )
 
 BIN = Path(sys.executable).parent
 TOKENS = 12
-OPTIONS = [
-    "--served-model-name=tiny",
-    "--dtype=float32",
-    "--enforce-eager",
-    "--max-model-len=1024",
-    "--max-num-seqs=4",
-    '--limit-mm-per-prompt={"image": 2}',
-    '--mm-processor-kwargs={"resize": "exact"}',
-]
+OPTIONS = [*SERVER_OPTIONS, EXACT]
 
 
 @pytest.fixture(scope="module")
@@ -229,18 +222,15 @@ def test_a_server_behind_the_router_is_killed_under_load(tiny, requests, tmp_pat
         servers, urls = [], []
 
         def start(core: int) -> tuple[subprocess.Popen, str]:
-            port = free_port()
-            url = f"http://127.0.0.1:{port}"
-            command = [str(BIN / "vllm"), "serve", str(tiny), *OPTIONS]
-            command.append("--shutdown-timeout=60")
             return stack.enter_context(
-                running(
-                    [*command, "--host=127.0.0.1", f"--port={port}"],
-                    url=url,
+                serving_process(
+                    tiny,
+                    *OPTIONS,
+                    "--shutdown-timeout=60",
                     log=tmp_path / f"server{core}.txt",
                     env={"VLLM_CPU_OMP_THREADS_BIND": str(core)},
                 )
-            ), url
+            )
 
         with ThreadPoolExecutor(2) as threads:
             for server, url in threads.map(start, range(2)):

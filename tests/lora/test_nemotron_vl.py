@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
-from asking import chat_request, content, reference_text
+from asking import EXACT, SERVER_OPTIONS, chat_request, content, reference_text
 from drawn_text import PILLOW_FONT, make_question
 from lora.train_adapters import LANGUAGE, TARGETS, train
 from reference.nemotron_vl import Reference
@@ -128,13 +128,8 @@ def test_without_tower_adapters_they_are_refused(start_llm, tiny, trained, quest
 def client(tiny, trained, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log.txt"
     options = [
-        "--served-model-name=tiny",
-        "--dtype=float32",
-        "--enforce-eager",
-        "--max-model-len=1024",
-        "--max-num-seqs=4",
-        '--limit-mm-per-prompt={"image": 2}',
-        '--mm-processor-kwargs={"resize": "exact"}',
+        *SERVER_OPTIONS,
+        EXACT,
         "--enable-lora",
         "--max-lora-rank=8",
         "--max-loras=2",

@@ -8,7 +8,6 @@ import base64
 import http.server
 import io
 import struct
-import sys
 import threading
 import time
 import zlib
@@ -25,8 +24,9 @@ from PIL import Image
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
 
+from asking import SERVER_OPTIONS, data_url
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import free_port, running
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving_process
 
 SECONDS, MEGABYTES = 20, 900
 GOOD = "640-27"
@@ -40,10 +40,6 @@ class Server(NamedTuple):
 
 
 # What is sent
-
-
-def data_url(data: bytes, kind: str = "image/png") -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def saved(image: Image.Image, kind: str, **options) -> bytes:
@@ -477,17 +473,8 @@ def server(tiny, tmp_path_factory):
     (media / "link.png").symlink_to(folder / "secret.png")
     pages = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
     threading.Thread(target=pages.serve_forever, daemon=True).start()
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    vllm = Path(sys.executable).with_name("vllm")
-    command = [
-        *(str(vllm), "serve", str(tiny), "--host=127.0.0.1", f"--port={port}"),
-        "--served-model-name=tiny",
-        "--dtype=float32",
-        "--enforce-eager",
-        "--max-model-len=1024",
-        "--max-num-seqs=4",
-        '--limit-mm-per-prompt={"image": 2}',
+    options = [
+        *SERVER_OPTIONS,
         f"--allowed-local-media-path={media}",
         *("--allowed-media-domains", "localhost"),
         "--trust-request-mm-kwargs",
@@ -498,7 +485,8 @@ def server(tiny, tmp_path_factory):
         "VLLM_IMAGE_FETCH_TIMEOUT": "3",
         "VLLM_MEDIA_FETCH_MAX_RETRIES": "1",  # each of them waits four times longer
     }
-    with running(command, url=url, log=folder / "log.txt", env=env) as process:
+    log = folder / "log.txt"
+    with serving_process(tiny, *options, log=log, env=env) as (process, url):
         address = f"http://localhost:{pages.server_address[1]}"
         yield Server(url, process.pid, media, address)
     pages.shutdown()

@@ -9,20 +9,18 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx
 import pytest
 
-from asking import chat_request, content, reference_text
+from asking import EXACT, SERVER_OPTIONS, chat_request, content, reference_text
 from drawn_text import PILLOW_FONT, make_question
 from reference.nemotron_vl import Reference
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import free_port, running
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving_process
 
 TOKENS = 12
-VLLM = Path(sys.executable).with_name("vllm")
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +31,6 @@ def log(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def server(tiny, log):
     """Process and URL."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [
-        *(str(VLLM), "serve", str(tiny), "--host=127.0.0.1", f"--port={port}"),
-        "--served-model-name=tiny",
-        "--dtype=float32",
-        "--enforce-eager",
-        "--max-model-len=1024",
-        "--max-num-seqs=2",
-        '--mm-processor-kwargs={"resize": "exact"}',
-    ]
     env = {
         "HF_HUB_OFFLINE": "0",
         "HF_ENDPOINT": "http://127.0.0.1:9",
@@ -51,8 +38,8 @@ def server(tiny, log):
         "VLLM_CACHE_ROOT": "/proc/nowhere",
         "XDG_CACHE_HOME": "/proc/nowhere",
     }
-    with running(command, url=url, log=log, env=env) as process:
-        yield process, url
+    with serving_process(tiny, *SERVER_OPTIONS, EXACT, log=log, env=env) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +66,10 @@ def test_full_shared_memory_is_named_at_start(tiny, tmp_path):
     command = ["unshare", "--mount", "bash", "-c", fill, "bash"]
     if subprocess.run([*command, "true"], capture_output=True).returncode:
         pytest.skip("a full /dev/shm needs root and unshare")
-    port = free_port()
-    command += [str(VLLM), "serve", str(tiny), "--enforce-eager"]
-    command += ["--max-model-len=1024", "--host=127.0.0.1", f"--port={port}"]
     log = tmp_path / "log.txt"
     with (
         pytest.raises(RuntimeError, match="ended with status"),
-        running(command, url=f"http://127.0.0.1:{port}", log=log),
+        serving_process(tiny, *SERVER_OPTIONS, log=log, prefix=command),
     ):
         pass
     assert "Insufficient space in /dev/shm" in log.read_text()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from asking import data_url, picture_part
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving
 
 MODEL = "tiny"
@@ -48,14 +49,8 @@ def client(checkpoint, media, log):
 
 
 def url_part(data: bytes, kind: str = "png") -> dict:
-    url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    url = data_url(data, f"image/{kind}")
     return {"type": "image_url", "image_url": {"url": url}}
-
-
-def image_part(image: Image.Image) -> dict:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return url_part(file.getvalue())
 
 
 def text_part(text: str) -> dict:
@@ -79,13 +74,13 @@ def reply(answer) -> tuple[int, str]:
 def test_a_data_url_a_file_and_a_stream_answer_alike(client, media, photo):
     file = {"type": "image_url", "image_url": {"url": (media / "photo.png").as_uri()}}
     question = text_part("What is this?")
-    expected = reply(ask(client, image_part(photo), question))
+    expected = reply(ask(client, picture_part(photo), question))
     assert expected[1]
     assert reply(ask(client, file, question)) == expected
     chunks = list(
         ask(
             client,
-            image_part(photo),
+            picture_part(photo),
             question,
             stream=True,
             stream_options={"include_usage": True},
@@ -102,18 +97,18 @@ def test_two_pictures_between_text(client, photo, page):
         parts = [text[0], *pictures[:1], text[1], *pictures[1:], text[2]]
         return reply(ask(client, *parts))
 
-    none, one, two = tokens(), tokens(image_part(photo)), None
-    two = tokens(image_part(photo), image_part(page))
+    none, one, two = tokens(), tokens(picture_part(photo)), None
+    two = tokens(picture_part(photo), picture_part(page))
     assert one[0] - none[0] == 13 * 4 + 3  # <img>, </img> and a line break
     assert two[0] - one[0] == 11 * 4 + 3
-    assert tokens(image_part(page), image_part(photo))[1] != two[1]
+    assert tokens(picture_part(page), picture_part(photo))[1] != two[1]
 
 
 def test_settings_per_request(client, photo):
-    many = ask(client, image_part(photo))
+    many = ask(client, picture_part(photo))
     one = ask(
         client,
-        image_part(photo),
+        picture_part(photo),
         extra_body={"mm_processor_kwargs": {"dynamic_image_size": False}},
     )
     assert many.usage.prompt_tokens - one.usage.prompt_tokens == 12 * 4
@@ -151,15 +146,15 @@ def truncated(photo: Image.Image) -> bytes:
 BAD = {
     "typed placeholder, no picture": ([text_part("<image>")], "0 image"),
     "typed placeholder, one picture": (
-        [image_part(SMALL), text_part("<image>")],
+        [picture_part(SMALL), text_part("<image>")],
         "2 <image> .* for 1 image",
     ),
-    "too many pictures": ([image_part(SMALL)] * 4, "At most 3 image"),
+    "too many pictures": ([picture_part(SMALL)] * 4, "At most 3 image"),
     "no image file": ([url_part(b"%PDF-1.7 nothing")], "cannot identify image"),
     "empty file": ([url_part(b"")], "image"),
     "wrong width": ([embeds_part(4, 64)], "got 64, but model expects 256"),
     "no rows": ([embeds_part(0, 256)], "at least one row"),
-    "too long": ([image_part(SMALL), text_part("word " * 2000)], "maximum context"),
+    "too long": ([picture_part(SMALL), text_part("word " * 2000)], "maximum context"),
     "a video": (
         [{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}],
         "video",
@@ -172,13 +167,13 @@ def test_bad_input_gives_a_sentence_and_the_next_request_is_served(client, page,
     parts, message = BAD[case]
     with pytest.raises(openai.BadRequestError, match=message):
         ask(client, *parts)
-    assert reply(ask(client, image_part(page)))[1]
+    assert reply(ask(client, picture_part(page)))[1]
 
 
 def test_a_truncated_file_gives_a_sentence(client, photo, page):
     with pytest.raises(openai.BadRequestError, match="truncated"):
         ask(client, url_part(truncated(photo), "jpeg"))
-    assert reply(ask(client, image_part(page)))[1]
+    assert reply(ask(client, picture_part(page)))[1]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +186,7 @@ def test_a_truncated_file_gives_a_sentence(client, photo, page):
 )
 def test_bad_settings_give_a_sentence(client, photo, settings, message):
     with pytest.raises(openai.BadRequestError, match=message):
-        ask(client, image_part(photo), extra_body={"mm_processor_kwargs": settings})
+        ask(client, picture_part(photo), extra_body={"mm_processor_kwargs": settings})
 
 
 @pytest.mark.parametrize("prompt", ["Look: <image>", [1, 2, 3]])
@@ -208,12 +203,12 @@ def test_bad_requests_harm_no_good_ones_beside_them(client, photo, page):
     from concurrent.futures import ThreadPoolExecutor
 
     expected = {
-        name: reply(ask(client, image_part(image), text_part("?")))
+        name: reply(ask(client, picture_part(image), text_part("?")))
         for name, image in (("photo", photo), ("page", page))
     }
 
     def good(name: str, image: Image.Image) -> bool:
-        return reply(ask(client, image_part(image), text_part("?"))) == expected[name]
+        return reply(ask(client, picture_part(image), text_part("?"))) == expected[name]
 
     def bad(case: str) -> bool:
         try:
@@ -240,7 +235,7 @@ def test_the_log_counts_tiles_by_what_happened_to_them(client, log):
     page = Image.new("RGB", (64 * 3, 64 * 4), "white")
     for corner in ("red", "green", "blue"):
         page.paste(corner, (0, 0, 9, 9))
-        ask(client, image_part(page), text_part("Read."))
+        ask(client, picture_part(page), text_part("Read."))
         time.sleep(5.5)
     lines = re.findall(
         r"Tiles: (\d+) received, (\d+) encoded, (\d+) repeated, (\d+) cached",

@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from packaging.version import Version
+
 from ....plugins.nemotron_vl import ARCHITECTURE, TESTED_VLLM, is_tested, tested_range
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -142,8 +144,8 @@ def _vllm(seen: dict[str, Any]) -> Finding:
         return Finding("vLLM", PROBLEM, seen["error"], wanted)
     if not is_tested(seen["vllm"]):
         found = f"{seen['vllm']}; tested is {tested_range()}"
-        release = tuple(int(x) for x in seen["vllm"].split(".")[:2] if x.isdigit())
-        state = PROBLEM if release < TESTED_VLLM[0] else WARNING
+        older = Version(seen["vllm"]).release < TESTED_VLLM[0]
+        state = PROBLEM if older else WARNING
         return Finding("vLLM", state, found, wanted)
     return Finding("vLLM", OK, f"{seen['vllm']} on {seen.get('platform', 'nothing')}")
 

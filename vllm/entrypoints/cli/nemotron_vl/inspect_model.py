@@ -9,7 +9,8 @@ import argparse
 import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,16 +148,18 @@ def inspect(
 
     dtype = dtype or str(raw.get("torch_dtype") or raw.get("dtype") or "bfloat16")
     size = _BYTES.get(dtype, 2)
+    on_rank = partial(
+        _on_rank, config=config, tp=tp, encoder_data_parallel=encoder_data_parallel
+    )
     parts = {}
     for part, prefix in PARTS.items():
         mine = {name: h for name, h in headers.items() if name.startswith(prefix)}
-        shapes = {n: known.get(n, h.shape) for n, h in mine.items()}
-        for name in mine:
-            if quantised and (weight := quantised_weight(name, known)):
-                shapes[weight] = known[weight]
-                del shapes[name]
+        part_of = {n: w for n, w in _part_of(mine, known, quantised).items() if w}
+        # Layers by what they would be unquantised, everything else as it is.
+        shapes = {n: known.get(n, mine[n].shape) for n in mine if n not in part_of}
+        shapes |= {weight: known[weight] for weight in part_of.values()}
         loaded = {
-            name: _on_rank(name, shape, config, tp, encoder_data_parallel)
+            name: on_rank(name, shape)
             for name, shape in shapes.items()
             if name not in CONDITIONER_TENSORS and not name.endswith(IGNORED_SUFFIXES)
         }
@@ -164,10 +167,8 @@ def inspect(
         for name, header in mine.items():
             if name in loaded and header.dtype in _FLOATS:
                 rank_bytes += loaded[name] * size
-            elif name in loaded or quantised_weight(name, known):
-                share = _quantised_share(
-                    name, header.shape, config, tp, encoder_data_parallel
-                )
+            elif name in loaded or name in part_of:
+                share = _quantised_share(name, header.shape, config, tp, on_rank)
                 rank_bytes += int(header.num_bytes * share)
         parts[part] = {
             "parameters": sum(map(math.prod, shapes.values())),
@@ -237,7 +238,7 @@ def _compare(
     """Sentences about tensors that are missing, unknown or misshapen."""
     problems = []
     known = required | CONDITIONER_TENSORS
-    part_of = {n: quantised_weight(n, known) if quantised else None for n in headers}
+    part_of = _part_of(headers, known, quantised)
     there = {*headers, *part_of.values()}
     if missing := [name for name in required if name not in there]:
         problems.append(f"{len(missing)} tensors are missing: {_some(missing)}.")
@@ -245,7 +246,7 @@ def _compare(
         name
         for name in headers
         if name not in known
-        and part_of[name] is None
+        and name not in part_of
         and not name.endswith(IGNORED_SUFFIXES)
     ]
     if unknown:
@@ -259,6 +260,14 @@ def _compare(
                 f"{known[name]}."
             )
     return problems
+
+
+def _part_of(
+    headers: Iterable[str], known: Mapping[str, Shape], quantised: bool
+) -> dict[str, str]:
+    """Tensors of quantised layers and of the KV cache, see `quantised_weight`."""
+    found = {name: quantised_weight(name, known) for name in headers if quantised}
+    return {name: weight for name, weight in found.items() if weight is not None}
 
 
 def _some(names: list[str]) -> str:
@@ -291,7 +300,7 @@ def _on_rank(
 
 
 def _quantised_share(
-    name: str, shape: Shape, config: Any, tp: int, encoder_data_parallel: bool
+    name: str, shape: Shape, config: Any, tp: int, on_rank: Callable[[str, Shape], int]
 ) -> float:
     """Share of a quantised layer's tensor that one of ``tp`` ranks has."""
     layer = name.rpartition(".")[0]
@@ -306,7 +315,7 @@ def _quantised_share(
     if layer.endswith(("k_proj", "v_proj")):
         units = config.llm_config.num_key_value_heads
     units *= tp
-    return _on_rank(weight, (units,), config, tp, encoder_data_parallel) / units
+    return on_rank(weight, (units,)) / units
 
 
 def _quantisation(config: Any) -> dict[str, Any]:

@@ -37,9 +37,36 @@ def serving(
         RuntimeError: The server ended or did not answer in time; the message
             has the last lines of its log.
     """
+    with serving_process(model, *options, log=log, timeout=timeout) as (_, url):
+        yield url
+
+
+@contextlib.contextmanager
+def serving_process(
+    model: str | Path,
+    *options: str,
+    log: str | Path,
+    timeout: float = 600,
+    env: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+) -> Iterator[tuple[subprocess.Popen, str]]:
+    """`serving` for callers that need the process or its surroundings.
+
+    Args:
+        model: As of `serving`, and so ``options``, ``log`` and ``timeout``.
+        options: Further options of ``vllm serve``.
+        log: File for the server's output.
+        timeout: Seconds to wait until the server answers.
+        env: Environment variables to set besides those of this process.
+        prefix: A command that runs the rest of its arguments.
+
+    Yields:
+        The process and the base URL.
+    """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [
+        *prefix,
         str(Path(sys.executable).with_name("vllm")),
         "serve",
         str(model),
@@ -47,8 +74,8 @@ def serving(
         f"--port={port}",
         *options,
     ]
-    with running(command, url=url, log=log, timeout=timeout):
-        yield url
+    with running(command, url=url, log=log, timeout=timeout, env=env) as process:
+        yield process, url
 
 
 @contextlib.contextmanager
