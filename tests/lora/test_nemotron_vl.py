@@ -6,6 +6,7 @@ into it.
 """
 
 import json
+import pickle
 import random
 import re
 import shutil
@@ -22,6 +23,7 @@ from vllm.lora.request import LoRARequest
 
 from asking import EXACT, SERVER_OPTIONS, chat_request, content, reference_text
 from drawn_text import PILLOW_FONT, make_question
+from hostile import Code
 from lora.train_adapters import LANGUAGE, TARGETS, train
 from reference.nemotron_vl import Reference
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import inspect
@@ -250,6 +252,17 @@ def test_bad_adapters_are_refused(client, trained, questions, tmp_path, name):
     for part in ("language", "tower"):
         expected = text_of(trained[part][1], questions[0])
         assert reply(client, part, questions[0]) == expected
+
+
+def test_an_adapter_that_holds_code_is_not_run(client, trained, questions, tmp_path):
+    folder = changed(trained["language"][0], tmp_path / "adapter")
+    (folder / "adapter_model.safetensors").unlink()
+    marker = tmp_path / "was_run"
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Code(marker)))
+    assert load(client, "bad", folder).status_code == 500
+    assert not marker.exists()
+    expected = text_of(trained["language"][1], questions[0])
+    assert reply(client, "language", questions[0]) == expected
 
 
 def test_inspect_finds_what_is_wrong_with_an_adapter(tiny, trained, tmp_path):

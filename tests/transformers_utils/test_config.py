@@ -151,7 +151,6 @@ def test_a_key_of_the_wrong_type_is_named(values):
         ("vision_config.feature_normalizer_config", {"a": 1}, "features"),
         ("vision_config.args.cpe_num_registers", 4, "register_multiple"),
         ("force_image_size", 500, "multiple of"),
-        ("force_image_size", 0, "multiple of"),
         ("downsample_ratio", 1 / 3, "1, 0.5, 0.25"),
         ("downsample_ratio", 0, "1, 0.5, 0.25"),
         ("vision_config.args.cpe_max_size", 32, "at least force_image_size"),

@@ -6,6 +6,7 @@ vLLM's ``RadioConfig``; no Python file of the checkpoint is needed or imported.
 """
 
 import copy
+from operator import attrgetter
 from typing import Any
 
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
@@ -21,6 +22,30 @@ _DEFAULT_VIT = "vit_huge_patch16_224"
 # C-RADIO's training options that shape the tower. The dict holds about a
 # hundred more, which are kept and ignored.
 _TOWER_ARGS = ("cpe_max_size", "register_multiple", "teachers", "cls_token_per_teacher")
+
+# No model comes near these sizes, and what they shape is built before a tensor
+# of the checkpoint is compared with it: a file that says more is broken or means
+# to exhaust the machine.
+_LARGEST = {
+    "force_image_size": 4096,
+    "projector_hidden_size": 1 << 20,
+    "vision_config.patch_size": 1024,
+    "vision_config.hidden_size": 1 << 16,
+    "vision_config.intermediate_size": 1 << 20,
+    "vision_config.num_hidden_layers": 1024,
+    "vision_config.num_attention_heads": 1024,
+    "llm_config.vocab_size": 1 << 24,
+    "llm_config.hidden_size": 1 << 20,
+    "llm_config.intermediate_size": 1 << 20,
+    "llm_config.num_hidden_layers": 1024,
+    "llm_config.num_attention_heads": 4096,
+    "llm_config.num_key_value_heads": 4096,
+    "llm_config.head_dim": 4096,
+    "llm_config.max_position_embeddings": 1 << 22,
+}
+_RATIOS = (1, 0.5, 0.25)  # of the pixel shuffle
+_LARGEST_GRID = 512  # patches in a row of the position embeddings
+_MOST_PREFIX_TOKENS = 1024
 
 
 class _DataOnlyConfig(PreTrainedConfig):
@@ -120,9 +145,11 @@ class NemotronVLConfig(_DataOnlyConfig):
         """Build from ``config.json``.
 
         Raises:
-            ValueError: A required key is missing, or a key is not of its type.
+            ValueError: A required key is missing, not of its type or a size
+                that no model has.
         """
         _check_required_keys(config_dict)
+        _check_given_sizes(config_dict)
         try:
             return super().from_dict(config_dict, **kwargs)
         except ValueError:
@@ -178,6 +205,58 @@ def _check_required_keys(config: dict[str, Any]) -> None:
             )
 
 
+def _check_given_sizes(config: dict[str, Any]) -> None:
+    # transformers divides by some of them.
+    for path, largest in _LARGEST.items():
+        section, _, key = path.rpartition(".")
+        value = (config[section] if section else config).get(key)
+        if value is not None:
+            _check_size(path, value, 1, largest)
+
+
+def check_sizes(config: PreTrainedConfig) -> None:
+    """Refuse sizes that no model has, before anything is built from them.
+
+    Args:
+        config: The composite configuration.
+
+    Raises:
+        ValueError: Names the key of ``config.json``, the value and the range.
+    """
+    vision, ratio = config.vision_config, config.downsample_ratio
+    if ratio not in _RATIOS:
+        raise ValueError(
+            f"config.json: downsample_ratio = {ratio!r} is not supported; supported: "
+            f"{', '.join(map(str, _RATIOS))}."
+        )
+    for path, largest in _LARGEST.items():
+        _check_size(path, attrgetter(path)(config), 1, largest)
+    args = "vision_config.args"
+    most = _LARGEST_GRID * vision.patch_size
+    _check_size(f"{args}.cpe_max_size", vision.cpe_max_size, 1, most)
+    registers = vision.register_multiple
+    if registers is not None:
+        _check_size(f"{args}.register_multiple", registers, 0, _MOST_PREFIX_TOKENS)
+    named = isinstance(vision.teachers, list) and all(
+        isinstance(teacher, dict) and isinstance(teacher.get("name"), str)
+        for teacher in vision.teachers
+    )
+    if not named or len(vision.teachers) > _MOST_PREFIX_TOKENS:
+        raise ValueError(
+            f"config.json: {args}.teachers must be a list of at most "
+            f"{_MOST_PREFIX_TOKENS} objects with a name."
+        )
+
+
+def _check_size(path: str, value: Any, least: int, largest: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not least <= value <= largest:
+        raise ValueError(
+            f"config.json: {path} = {value!r} is not supported; it must be a whole "
+            f"number from {least} to {largest}."
+        )
+
+
 def check_servable(
     config: PreTrainedConfig, preprocessor_config: dict[str, Any] | None = None
 ) -> None:
@@ -190,6 +269,7 @@ def check_servable(
     Raises:
         ValueError: Names the file, the key, the value found and what is supported.
     """
+    check_sizes(config)
     vision = config.vision_config
     args = vision.args
 
@@ -218,15 +298,12 @@ def check_servable(
         )
 
     image_size, patch_size = config.force_image_size, vision.patch_size
-    ratio = config.downsample_ratio
-    if ratio not in (1, 0.5, 0.25):
-        refuse("downsample_ratio", ratio, "supported: 1, 0.5, 0.25")
-    unit = patch_size * round(1 / ratio)
-    if patch_size <= 0 or image_size <= 0 or image_size % unit:
+    unit = patch_size * round(1 / config.downsample_ratio)
+    if image_size % unit:
         refuse(
             "force_image_size",
             image_size,
-            "it must be a positive multiple of vision_config.patch_size / "
+            "it must be a multiple of vision_config.patch_size / "
             f"downsample_ratio = {unit} pixels",
         )
     if vision.cpe_max_size < image_size or vision.cpe_max_size % patch_size:

@@ -9,11 +9,13 @@ import math
 import re
 import sys
 from collections.abc import Hashable, Iterable, Mapping
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
 import torch.nn as nn
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import BatchFeature, PreTrainedConfig
 from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
@@ -416,15 +418,26 @@ class LlamaNemotronVLChatModel(
         """Load a checkpoint, or with later calls parts of one.
 
         Raises:
-            ValueError: Names a tensor that is missing, not known or misshapen.
-                What a quantised layer consists of depends on its method and is
-                checked by vLLM.
+            ValueError: Names a tensor that is missing, not known or misshapen,
+                or says that a file cannot be read. What a quantised layer
+                consists of depends on its method and is checked by vLLM.
         """
         if self.tile_reuse is not None:
             self.tile_reuse.clear()
         weights = self._load_conditioner(self._checked(weights))
         loader = AutoWeightsLoader(self)
-        return loader.load_weights(weights, mapper=self.hf_to_vllm_mapper)
+        try:
+            return loader.load_weights(weights, mapper=self.hf_to_vllm_mapper)
+        except SafetensorError as error:
+            raise ValueError(
+                f"A safetensors file of the checkpoint is damaged: {error}. "
+                "`nemotron-vl inspect` tells which; download it again."
+            ) from error
+        except UnpicklingError as error:
+            raise ValueError(
+                "A .bin or .pt file of the checkpoint holds more than tensors and "
+                "could run any code, so it is not read. Use safetensors files."
+            ) from error
 
     def _checked(
         self, weights: Iterable[tuple[str, torch.Tensor]]

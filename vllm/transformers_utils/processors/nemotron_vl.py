@@ -39,6 +39,7 @@ from .nemotron_vl_tiling import (
     TileGrid,
     choose_grid,
     image_settings,
+    tiles_problem,
     tokens_of_tile,
 )
 
@@ -61,10 +62,6 @@ _HUB_OPTIONS = (
     "force_download",
     "subfolder",
 )
-
-# Bounds `max_dynamic_patch`: the candidate grids grow with its square, and
-# the model card's limit is 12.
-_MAX_TILES = 256
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -482,16 +479,8 @@ def _check_bool(name: str, value: object) -> None:
 
 
 def _check_tiles(name: str, value: object, least: int) -> None:
-    if (
-        not isinstance(value, int)
-        or isinstance(value, bool)
-        or not least <= value <= _MAX_TILES
-    ):
-        raise VLLMValidationError(
-            f"{name} must be a whole number from {least} to {_MAX_TILES}, "
-            f"but is {value!r}.",
-            parameter="mm_processor_kwargs",
-        )
+    if problem := tiles_problem(name, value, least):
+        raise VLLMValidationError(problem, parameter="mm_processor_kwargs")
 
 
 AutoProcessor.register(NemotronVLConfig, NemotronVLProcessor, exist_ok=True)

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 # one that keeps more scores no higher (model card's tiling rule).
 _ENOUGH_AREA = 0.6
 
+# Of a grid: the candidates grow with its square, and the model card's limit is 12.
+MAX_TILES = 256
+
 IMAGE_SETTINGS = (
     "image_size",
     "min_dynamic_patch",
@@ -87,6 +90,16 @@ def _candidate_grids(fewest: int, most: int) -> list[tuple[int, int]]:
         if fewest <= columns * rows <= most
     }
     return sorted(grids, key=lambda grid: grid[0] * grid[1])
+
+
+def tiles_problem(name: str, value: object, least: int) -> str | None:
+    """What is wrong with a setting that counts tiles, as a sentence."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and least <= value <= MAX_TILES:  # type: ignore[operator]
+        return None
+    return (
+        f"{name} must be a whole number from {least} to {MAX_TILES}, but is {value!r}."
+    )
 
 
 def tokens_of_tile(image_size: int, patch_size: int, downsample_ratio: float) -> int:

@@ -126,12 +126,18 @@ def inspect(
 
     Raises:
         OSError: A file is missing.
-        ValueError: ``config.json`` is not of this model type.
+        ValueError: ``config.json`` is not of this model type or has sizes that
+            no model has; a safetensors file is damaged.
     """
-    from ....transformers_utils.config import NemotronVLConfig, check_servable
+    from ....transformers_utils.config import (
+        NemotronVLConfig,
+        check_servable,
+        check_sizes,
+    )
 
     raw = read_json(model, "config.json")
     config = NemotronVLConfig.from_dict(raw)
+    check_sizes(config)
     llm = config.llm_config
     headers = _read_headers(model)
     if not is_quantised(config):
@@ -151,31 +157,11 @@ def inspect(
     on_rank = partial(
         _on_rank, config=config, tp=tp, encoder_data_parallel=encoder_data_parallel
     )
+    share = partial(_quantised_share, config=config, tp=tp, on_rank=on_rank)
     parts = {}
     for part, prefix in PARTS.items():
         mine = {name: h for name, h in headers.items() if name.startswith(prefix)}
-        part_of = {n: w for n, w in _part_of(mine, known, quantised).items() if w}
-        # Layers by what they would be unquantised, everything else as it is.
-        shapes = {n: known.get(n, mine[n].shape) for n in mine if n not in part_of}
-        shapes |= {weight: known[weight] for weight in part_of.values()}
-        loaded = {
-            name: on_rank(name, shape)
-            for name, shape in shapes.items()
-            if name not in CONDITIONER_TENSORS and not name.endswith(IGNORED_SUFFIXES)
-        }
-        rank_bytes = 0
-        for name, header in mine.items():
-            if name in loaded and header.dtype in _FLOATS:
-                rank_bytes += loaded[name] * size
-            elif name in loaded or name in part_of:
-                share = _quantised_share(name, header.shape, config, tp, on_rank)
-                rank_bytes += int(header.num_bytes * share)
-        parts[part] = {
-            "parameters": sum(map(math.prod, shapes.values())),
-            "bytes": sum(header.num_bytes for header in mine.values()),
-            "rank_parameters": sum(loaded.values()),
-            "rank_bytes": rank_bytes,
-        }
+        parts[part] = _measure(mine, known, quantised, size, on_rank, share)
 
     tiler = Tiler.from_model(model)
     tile_tokens = tiler.tokens_per_tile
@@ -260,6 +246,47 @@ def _compare(
                 f"{known[name]}."
             )
     return problems
+
+
+def _measure(
+    headers: Mapping[str, Header],
+    known: Mapping[str, Shape],
+    quantised: bool,
+    size: int,
+    on_rank: Callable[[str, Shape], int],
+    share: Callable[[str, Shape], float],
+) -> dict[str, int]:
+    """Parameters and bytes of tensors, as stored and as loaded on a rank.
+
+    Args:
+        headers: Of the tensors.
+        known: The tensors of the unquantised checkpoint.
+        quantised: Whether some of them are parts of quantised layers.
+        size: Bytes of a value that is loaded unquantised.
+        on_rank: Parameters of a tensor as loaded.
+        share: Of the bytes of a quantised layer's tensor, that is loaded.
+    """
+    part_of = {n: w for n, w in _part_of(headers, known, quantised).items() if w}
+    # Layers by what they would be unquantised, everything else as it is.
+    shapes = {n: known.get(n, h.shape) for n, h in headers.items() if n not in part_of}
+    shapes |= {weight: known[weight] for weight in part_of.values()}
+    loaded = {
+        name: on_rank(name, shape)
+        for name, shape in shapes.items()
+        if name not in CONDITIONER_TENSORS and not name.endswith(IGNORED_SUFFIXES)
+    }
+    rank_bytes = 0
+    for name, header in headers.items():
+        if name in loaded and header.dtype in _FLOATS:
+            rank_bytes += loaded[name] * size
+        elif name in loaded or name in part_of:
+            rank_bytes += int(header.num_bytes * share(name, header.shape))
+    return {
+        "parameters": sum(map(math.prod, shapes.values())),
+        "bytes": sum(header.num_bytes for header in headers.values()),
+        "rank_parameters": sum(loaded.values()),
+        "rank_bytes": rank_bytes,
+    }
 
 
 def _part_of(

@@ -26,15 +26,21 @@ def read_headers(folder: Path) -> dict[str, Header]:
 
     Raises:
         FileNotFoundError: There are none.
+        ValueError: Names the file that is damaged.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     found = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "np") as opened:
-            for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                tensor = opened.get_slice(name)
-                found[name] = Header(tuple(tensor.get_shape()), tensor.get_dtype())
+        try:
+            with safe_open(file, "np") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                    tensor = opened.get_slice(name)
+                    found[name] = Header(tuple(tensor.get_shape()), tensor.get_dtype())
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file} is damaged: {error}. Download it again."
+            ) from error
     if not found:
         raise FileNotFoundError(f"{folder} holds no safetensors files.")
     return found

@@ -15,10 +15,12 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from ....transformers_utils.processors.nemotron_vl_tiling import (
+    MAX_TILES,
     RESIZE_RECIPES,
     TileGrid,
     choose_grid,
     image_settings,
+    tiles_problem,
     tokens_of_tile,
 )
 
@@ -47,27 +49,37 @@ class Tiler(NamedTuple):
         """Read the data files of a checkpoint (folder or hub name).
 
         Without one, the published checkpoint's settings hold.
+
+        Raises:
+            OSError: A file is missing.
+            ValueError: A file or a setting cannot be used.
         """
         config, preprocessor = _PUBLISHED, {}
         if model is not None:
             config = read_json(model, "config.json")
             preprocessor = read_json(model, "preprocessor_config.json")
         settings = image_settings(preprocessor, config)
-        size, dynamic = config["force_image_size"], settings.get("dynamic_image_size")
+        dynamic = settings.get("dynamic_image_size")
         fewest = settings.get("min_dynamic_patch", 1)
         most = max_tiles or settings.get("max_dynamic_patch", 12)
-        if most < fewest:
-            raise ValueError(f"--max-tiles is {most}, the model's least is {fewest}.")
+        problem = tiles_problem("min_dynamic_patch", fewest, least=1) or tiles_problem(
+            "--max-tiles" if max_tiles else "max_num_tiles", most, least=fewest
+        )
+        if problem:
+            raise ValueError(problem)
+        try:
+            size = config["force_image_size"]
+            tokens = tokens_of_tile(
+                size, config["vision_config"]["patch_size"], config["downsample_ratio"]
+            )
+        except (KeyError, TypeError, ZeroDivisionError) as error:
+            raise ValueError(f"config.json of {model}: {error!r}") from error
         return cls(
             image_size=size,
             min_tiles=1 if dynamic is False else fewest,
             max_tiles=1 if dynamic is False else most,
             use_thumbnail=settings.get("use_thumbnail", True),
-            tokens_per_tile=tokens_of_tile(
-                size,
-                config["vision_config"]["patch_size"],
-                config["downsample_ratio"],
-            ),
+            tokens_per_tile=tokens,
         )
 
     def grid_for(self, width: int, height: int, recipe: str) -> TileGrid:
@@ -108,7 +120,10 @@ def add_parser(subparsers) -> None:
         help="folder or hub name (default: the published checkpoint's settings)",
     )
     parser.add_argument(
-        "--max-tiles", type=_tiles, metavar="N", help="most tiles of a grid, 1 to 256"
+        "--max-tiles",
+        type=_tiles,
+        metavar="N",
+        help=f"most tiles of a grid, 1 to {MAX_TILES}",
     )
     parser.add_argument(
         "--recipe",
@@ -124,8 +139,10 @@ def add_parser(subparsers) -> None:
 
 
 def _tiles(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 256:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 256")
+    if not text.isdigit() or not 1 <= int(text) <= MAX_TILES:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number from 1 to {MAX_TILES}"
+        )
     return int(text)
 
 
@@ -169,7 +186,7 @@ def read_json(model: str, name: str) -> dict[str, Any]:
 
     Raises:
         OSError: The file is missing; names the model.
-        ValueError: It is not JSON.
+        ValueError: Names the file that holds no JSON object.
     """
     file = Path(model, name)
     if not Path(model).is_dir():
@@ -182,7 +199,13 @@ def read_json(model: str, name: str) -> dict[str, Any]:
                 f"{model} is no folder, and {name} could not be had from the hub: "
                 f"{error}"
             ) from error
-    return json.loads(file.read_text())
+    try:
+        content = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no JSON object.")
+    return content
 
 
 def _find_pictures(paths: Iterable[Path]) -> Iterable[Path]:
