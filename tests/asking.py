@@ -9,7 +9,8 @@ from PIL import Image
 from drawn_text import Question
 from reference.nemotron_vl import Reference
 
-# Of a server that is asked like that; the second gives the reference's pixels.
+# Of a server that is asked like that; the second gives the reference's pixels, the
+# third a status of 1 when the engine has died.
 SERVER_OPTIONS = [
     "--served-model-name=tiny",
     "--dtype=float32",
@@ -19,6 +20,10 @@ SERVER_OPTIONS = [
     '--limit-mm-per-prompt={"image": 2}',
 ]
 EXACT = '--mm-processor-kwargs={"resize": "exact"}'
+EXIT_STATUS = (
+    "--middleware=vllm_nemotron_vl.entrypoints.serve.middleware.exit_status"
+    ".ExitStatusMiddleware"
+)
 
 
 def data_url(data: bytes, kind: str = "image/png") -> str:

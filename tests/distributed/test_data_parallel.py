@@ -21,7 +21,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from asking import EXACT, SERVER_OPTIONS, chat_request, content, reference_text
+from asking import (
+    EXACT,
+    EXIT_STATUS,
+    SERVER_OPTIONS,
+    chat_request,
+    content,
+    reference_text,
+)
 from drawn_text import PILLOW_FONT, make_question
 from reference.nemotron_vl import Reference
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import (
@@ -227,6 +234,7 @@ def test_a_server_behind_the_router_is_killed_under_load(tiny, requests, tmp_pat
                     tiny,
                     *OPTIONS,
                     "--shutdown-timeout=60",
+                    EXIT_STATUS,
                     log=tmp_path / f"server{core}.txt",
                     env={"VLLM_CPU_OMP_THREADS_BIND": str(core)},
                 )

@@ -425,6 +425,38 @@ CASES |= {
 }
 
 
+# Odd ones that are answered; with a text where it follows from the request
+
+
+def animated(kind: str) -> dict:
+    frames = [draw_text(GOOD), draw_text("111-11")]
+    return file_of(saved(frames[0], kind, save_all=True, append_images=frames[1:]))
+
+
+WHOLE = saved(draw_text(GOOD), "PNG")
+ODD: dict[str, tuple[dict, str | None]] = {
+    "1x1": (file_of(saved(SMALL.resize((1, 1)), "PNG")), None),
+    "100,000x1": (file_of(saved(SMALL.resize((100_000, 1)), "PNG")), None),
+    "1x60,000": (file_of(saved(SMALL.resize((1, 60_000)), "PNG")), None),
+    "first frame of a GIF": (animated("GIF"), GOOD),
+    "first frame of a WebP": (animated("WEBP"), GOOD),
+    "first frame of an APNG": (animated("PNG"), GOOD),
+    "PNG named JPEG": (file_of(WHOLE, "image/jpeg"), GOOD),
+    "PNG named text": (file_of(WHOLE, "text/plain"), GOOD),
+    "PNG named SVG": (file_of(WHOLE, "image/svg+xml"), GOOD),
+    "bytes after the end": (file_of(WHOLE + b"<script>"), GOOD),
+    "picture of the system": (
+        {
+            "messages": [
+                {"role": "system", "content": [PICTURE, text_part("Look.")]},
+                {"role": "user", "content": [PICTURE, READ]},
+            ]
+        },
+        None,
+    ),
+}
+
+
 # The server
 
 
@@ -522,6 +554,15 @@ def test_good_requests_are_answered(server):
     assert good_answer(server) == GOOD
     page = post(server, Case(chat(image_part(f"{server.pages}/picture")), ""))
     assert page.json()["choices"][0]["message"]["content"] == GOOD
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_request_is_answered(server, name):
+    request, expected = ODD[name]
+    response = post(server, Case(request, ""))
+    assert response.status_code == 200, response.text
+    if expected is not None:
+        assert response.json()["choices"][0]["message"]["content"] == expected
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -7,6 +7,7 @@ reached.
 
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -15,12 +16,20 @@ from pathlib import Path
 import httpx
 import pytest
 
-from asking import EXACT, SERVER_OPTIONS, chat_request, content, reference_text
+from asking import (
+    EXACT,
+    EXIT_STATUS,
+    SERVER_OPTIONS,
+    chat_request,
+    content,
+    reference_text,
+)
 from drawn_text import PILLOW_FONT, make_question
 from reference.nemotron_vl import Reference
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving_process
 
 TOKENS = 12
+MANY = 960  # as many as fit; seconds of work
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +47,8 @@ def server(tiny, log):
         "VLLM_CACHE_ROOT": "/proc/nowhere",
         "XDG_CACHE_HOME": "/proc/nowhere",
     }
-    with serving_process(tiny, *SERVER_OPTIONS, EXACT, log=log, env=env) as server:
+    options = [*SERVER_OPTIONS, EXACT, EXIT_STATUS]
+    with serving_process(tiny, *options, log=log, env=env) as server:
         yield server
 
 
@@ -51,8 +61,41 @@ def job(tiny) -> tuple[dict, str]:
     return request, reference_text(reference, question, tokens=TOKENS)
 
 
+CHAT = "/v1/chat/completions"
+
+
 def answer(url: str, request: dict) -> str:
-    return content(httpx.post(f"{url}/v1/chat/completions", json=request, timeout=60))
+    return content(httpx.post(url + CHAT, json=request, timeout=60))
+
+
+def metric(url: str, name: str) -> int:
+    """A figure that the server counts."""
+    text = httpx.get(f"{url}/metrics").text
+    return int(float(re.search(rf"^vllm:{name}{{.*}} (\S+)$", text, re.M)[1]))
+
+
+def wait_until_idle(url: str) -> None:
+    end = time.monotonic() + 30
+    while metric(url, "num_requests_running"):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_the_request_of_a_client_that_goes_away_is_aborted(server, job, streamed):
+    _, url = server
+    long = job[0] | {"max_tokens": MANY, "stream": streamed}
+    wait_until_idle(url)
+    before = metric(url, "generation_tokens_total")
+    if streamed:
+        with httpx.stream("POST", url + CHAT, json=long, timeout=60) as response:
+            assert next(response.iter_lines()).startswith("data:")
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url + CHAT, json=long, timeout=httpx.Timeout(60, read=0.2))
+    assert answer(url, job[0]) == job[1]  # beside it
+    wait_until_idle(url)
+    assert metric(url, "generation_tokens_total") - before < MANY
 
 
 def test_no_caches_and_no_hub(server, job):
@@ -87,20 +130,30 @@ def processes(leader: int) -> dict[int, str]:
     return found
 
 
-def test_a_killed_worker_ends_the_server_which_says_why(server, job, log):
-    """The last one: it ends the server."""
-    process, url = server
+def kill_worker(process: subprocess.Popen) -> None:
     (worker,) = [p for p, name in processes(process.pid).items() if "Worker" in name]
     os.kill(worker, signal.SIGKILL)
+
+
+def test_a_killed_worker_ends_the_server_which_says_why(server, job, log):
+    """The last one of this server: it ends it."""
+    process, url = server
+    kill_worker(process)
     statuses = []
     end = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < end:
         try:
-            address = f"{url}/v1/chat/completions"
-            statuses.append(httpx.post(address, json=job[0], timeout=30).status_code)
+            statuses.append(httpx.post(url + CHAT, json=job[0]).status_code)
         except httpx.HTTPError:
             continue  # it has gone
-    # vLLM 0.32 ends with status 0: a supervisor must not ask for it.
-    assert process.poll() == 0
+    assert process.poll() == 1
     assert set(statuses) <= {500, 503}
     assert "died unexpectedly" in log.read_text()
+    assert "Exiting with status 1, for the engine has died." in log.read_text()
+
+
+def test_vllm_itself_exits_with_a_failure_where_it_has_two_api_servers(tiny, tmp_path):
+    options = [*SERVER_OPTIONS, "--api-server-count=2"]
+    with serving_process(tiny, *options, log=tmp_path / "log.txt") as (process, _):
+        kill_worker(process)
+        assert process.wait(60) == 1
