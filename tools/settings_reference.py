@@ -74,7 +74,13 @@ def help_of(*words: str) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         main([*words, "--help"])
-    return f"\n```text\n{output.getvalue().rstrip()}\n```\n"
+    # Before Python 3.13 a short option has its argument, too.
+    text = re.sub(
+        r"-(\w)( \w+)(, --[\w-]+\2 *)",
+        lambda option: f"-{option[1]}{option[3]}{' ' * len(option[2])}",
+        output.getvalue(),
+    )
+    return f"\n```text\n{text.rstrip()}\n```\n"
 
 
 def page() -> str:

@@ -5,12 +5,15 @@ It runs with folders for caches that cannot be written and a hub that cannot be
 reached.
 """
 
+import contextlib
+import json
 import os
 import random
 import re
 import signal
 import subprocess
 import time
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -81,21 +84,31 @@ def wait_until_idle(url: str) -> None:
         time.sleep(0.2)
 
 
+def leave_early(url: str, request: dict) -> None:
+    """Ask, and close the connection before the answer is there."""
+    with contextlib.closing(HTTPConnection(url.removeprefix("http://"))) as asked:
+        kind = {"Content-Type": "application/json"}
+        asked.request("POST", CHAT, json.dumps(request), kind)
+        if request["stream"]:
+            assert asked.getresponse().readline().startswith(b"data:")
+        else:
+            time.sleep(0.3)
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 def test_the_request_of_a_client_that_goes_away_is_aborted(server, job, streamed):
     _, url = server
-    long = job[0] | {"max_tokens": MANY, "stream": streamed}
-    wait_until_idle(url)
-    before = metric(url, "generation_tokens_total")
-    if streamed:
-        with httpx.stream("POST", url + CHAT, json=long, timeout=60) as response:
-            assert next(response.iter_lines()).startswith("data:")
-    else:
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(url + CHAT, json=long, timeout=httpx.Timeout(60, read=0.2))
-    assert answer(url, job[0]) == job[1]  # beside it
-    wait_until_idle(url)
-    assert metric(url, "generation_tokens_total") - before < MANY
+    made = 0
+    for _ in range(5):  # on a busy machine this process may go too late, or too soon
+        wait_until_idle(url)
+        before = metric(url, "generation_tokens_total")
+        leave_early(url, job[0] | {"max_tokens": MANY, "stream": streamed})
+        wait_until_idle(url)
+        made = metric(url, "generation_tokens_total") - before
+        if 0 < made < MANY:
+            break
+    assert 0 < made < MANY
+    assert answer(url, job[0]) == job[1]
 
 
 def test_no_caches_and_no_hub(server, job):
