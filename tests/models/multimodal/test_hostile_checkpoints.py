@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from safetensors.torch import load_file, save_file
 from vllm.exceptions import VLLMValidationError
 
-from hostile import Code
+from hostile import Code, bounded_memory
 from loading import make_config
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import inspect
 
@@ -30,15 +30,8 @@ def folder(checkpoint, tmp_path) -> Path:
 @pytest.fixture(autouse=True)
 def bounded():
     """No test takes much memory."""
-    status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-    def megabytes(field: str) -> float:
-        return int(status.read_text().split(f"{field}:")[1].split()[0]) / 1000
-
-    before = megabytes("VmRSS")
-    forget.write_text("5")
-    yield
-    assert megabytes("VmHWM") - before < MEGABYTES
+    with bounded_memory(MEGABYTES):
+        yield
 
 
 # Files of tensors
