@@ -5,22 +5,26 @@ cd "$(dirname "$0")/../requirements"
 uv=$(command -v ../.venv/bin/uv || command -v uv)
 export UV_CUSTOM_COMPILE_COMMAND="tools/compile_requirements.sh"
 
-compile() { # NAME [OPTION...]: without --check NAME.txt, with it a copy
-  local name=$1 out=$1.txt
-  shift
+compile() { # IN LOCK [OPTION...]: without --check LOCK is written, with it a copy
+  local in=$1 lock=$2 out=$2
+  shift 2
   if [ -n "${check:-}" ]; then
-    out=$check/$name.txt
-    cp "$name.txt" "$out"
+    out=$check/$(basename "$lock")
+    cp "$lock" "$out"
   fi
-  "$uv" pip compile --quiet --universal --python-version 3.11 "$@" "$name.in" -o "$out"
-  [ -z "${check:-}" ] || diff -u "$name.txt" "$out"
+  "$uv" pip compile --quiet --universal --python-version 3.11 "$@" "$in" -o "$out"
+  [ -z "${check:-}" ] || diff -u "$lock" "$out"
 }
 
 if [ "${1:-}" = --check ]; then
   check=$(mktemp -d)
   trap 'rm -rf "$check"' EXIT
 fi
-compile cpu --override cpu-overrides.txt
-compile cuda
-compile test --override cpu-overrides.txt
-compile lint
+compile cpu.in cpu.txt --override cpu-overrides.txt
+compile cuda.in cuda.txt
+compile test.in test.txt --override cpu-overrides.txt
+compile lint.in lint.txt
+# Releases beside the one of test.in: the same tools, with what differs overridden.
+for differs in releases/*.in; do
+  compile test.in "${differs%.in}.txt" --override cpu-overrides.txt --override "$differs"
+done

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs this project beside vLLM for CPU into a virtual environment:
-#   tools/install.sh VENV [--serve]
-# Without --serve the tools for tests and lint come too.
+#   tools/install.sh VENV [--serve | LOCK]
+# Without --serve the tools for tests and lint come too; LOCK is another lock than
+# requirements/test.txt, for another release of vLLM.
 set -euo pipefail
 venv=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/.."
@@ -17,7 +18,8 @@ if [ "${2:-}" = --serve ]; then
   "$uv" pip install --no-deps -r requirements/cpu.txt
   "$uv" pip install --no-deps . ./tools/vllm_metadata
 else
-  "$uv" pip install --no-deps -r requirements/test.txt -r requirements/lint.txt
+  "$uv" pip install --no-deps -r requirements/lint.txt
+  "$uv" pip install --no-deps -r "${2:-requirements/test.txt}"
   "$uv" pip install --no-deps -e . ./tools/vllm_metadata
 fi
 
