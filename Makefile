@@ -7,6 +7,10 @@ MODEL ?= vllm/assets/nemotron_vl_tiny
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
 
+# The first process to import a module writes its byte code; without it each of the
+# three processes of an engine compiles torch and vLLM anew, for 20 s.
+unexport PYTHONDONTWRITEBYTECODE
+
 demo test bench: export HF_HUB_OFFLINE = 1
 
 .PHONY: demo test lint bench serve requirements

