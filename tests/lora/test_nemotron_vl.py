@@ -94,6 +94,17 @@ def test_each_adapter_answers_as_merged(llm, plain, trained, questions):
             assert generate(llm, question, [request]) == [merged], part
 
 
+def test_an_adapter_of_the_bare_llama_is_the_decoders(
+    llm, trained, questions, tmp_path
+):
+    """Trained on the decoder alone, without ``language_model.`` in its names."""
+    folder, reference = trained["language"]
+    bare = changed(folder, tmp_path / "bare", renamed(".language_model.", "."))
+    request = LoRARequest("bare", len(trained) + 1, str(bare))
+    expected = answer_of(reference, questions[0])
+    assert generate(llm, questions[0], [request]) == [expected]
+
+
 @pytest.mark.parametrize("parts", [("language", "tower"), ("connector", "all")])
 def test_two_adapters_in_one_batch(llm, trained, questions, parts):
     """Not with a third request without adapter: vLLM's LoRA kernels for CPUs

@@ -1,5 +1,6 @@
 """The entry point: what it changes in vLLM, and what it leaves alone."""
 
+import json
 import subprocess
 import sys
 from importlib.metadata import distribution, entry_points
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vllm_nemotron_vl.plugins import nemotron_vl as plugin
+from vllm_nemotron_vl.plugins import nemotron_vl_contract
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,41 +113,144 @@ def test_importing_the_plugin_imports_neither_torch_nor_vllm():
     assert result.stdout.strip() == "[]"
 
 
+LOAD = """
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+from vllm.engine.arg_utils import EngineArgs
+ours, other = {checkpoint!r}, {other!r}
+for checkpoint, code in ((ours, False), (ours, True), (other, False)):
+    try:
+        options = dict(skip_tokenizer_init=True, trust_remote_code=code)
+        config = EngineArgs(model=checkpoint, **options).create_model_config()
+        print("serves", config.architecture)
+    except ValueError as error:
+        print(" ".join(str(error).split()))
+"""
+
+
+@pytest.fixture(scope="module")
+def other_model(checkpoint, tmp_path_factory) -> Path:
+    """A checkpoint of another architecture: the decoder alone."""
+    folder = tmp_path_factory.mktemp("llama")
+    llm = json.loads((checkpoint / "config.json").read_text())["llm_config"]
+    llm |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    (folder / "config.json").write_text(json.dumps(llm))
+    return folder
+
+
+def load(vllm_is: str, checkpoint: Path, other: Path) -> list[str]:
+    """What vLLM says of a checkpoint of ours, without and with remote code
+    allowed, and of another model."""
+    load = LOAD.format(checkpoint=str(checkpoint), other=str(other))
+    result = run_python(f"import sys, vllm\n{vllm_is}\n{load}")
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-3:]
+
+
 @pytest.mark.parametrize(
-    "hide",
+    ("vllm_is", "lacks"),
     [
-        "sys.modules['vllm'] = None",
-        "sys.modules['vllm.renderers.registry'] = None",
+        pytest.param(
+            # As a release that nobody has tried: a class of its own has moved.
+            "vllm.__version__ = '9.9.0'\n"
+            "from vllm_nemotron_vl.plugins import nemotron_vl_contract as contract\n"
+            "module = 'vllm.model_executor.models.internvl'\n"
+            "contract.HOOKS[module, 'InternVLChatModel'] += ('gone',)\n",
+            "it lacks vllm.model_executor.models.internvl.InternVLChatModel.gone",
+            id="an untested release without a method",
+        ),
+        pytest.param(
+            "sys.modules['vllm.renderers.registry'] = None",
+            "vllm.renderers.registry",
+            id="a tested release that is damaged",
+        ),
     ],
 )
-def test_an_unusable_vllm_is_one_line_and_no_crash(hide):
+def test_what_does_not_fit_is_refused_by_name_and_nothing_else_is(
+    checkpoint, other_model, vllm_is, lacks
+):
+    """Nor does vLLM's own model take over, which would run remote code."""
+    *refusals, served = load(vllm_is, checkpoint, other_model)
+    for refused in refusals:
+        assert "cannot serve Llama_Nemotron_Nano_VL with vLLM" in refused
+        assert lacks in refused
+        assert f'Install "vllm{plugin.tested_range()}".' in refused
+    assert served == "serves LlamaForCausalLM"
+
+
+def test_without_vllm_it_says_so_and_does_not_raise():
     result = run_python(
-        f"import sys\n{hide}\n"
+        "import sys; sys.modules['vllm'] = None\n"
         "from vllm_nemotron_vl.plugins.nemotron_vl import register\nregister()\n"
     )
     assert result.returncode == 0, result.stderr
-    lines = [line for line in result.stderr.splitlines() if "vllm-nemotron-vl" in line]
-    assert len(lines) == 1
-    assert "needs vLLM >=0.32,<0.33" in lines[0]
+    (line,) = [x for x in result.stderr.splitlines() if "vllm-nemotron-vl" in x]
+    assert "cannot serve Llama_Nemotron_Nano_VL" in line
 
 
-def test_an_untested_vllm_is_one_line_and_works():
+def test_an_untested_vllm_that_fits_is_one_warning_and_serves():
     result = run_python(
-        "import vllm; vllm.__version__ = '0.33.0'\n"
+        "import vllm; vllm.__version__ = '9.9.0'\n"
         "from vllm_nemotron_vl.plugins.nemotron_vl import register\nregister()\n"
         "print(vllm.ModelRegistry.models['Llama_Nemotron_Nano_VL'].module_name)"
     )
     (warning,) = [x for x in result.stderr.splitlines() if "was tested with" in x]
-    assert "tested with vLLM >=0.32,<0.33, not with the installed 0.33.0" in warning
+    assert f"vLLM {plugin.tested_range()}, not with the installed 9.9.0" in warning
     assert result.stdout.startswith("vllm_nemotron_vl.")
 
 
-@pytest.mark.parametrize("found", ["0.31.9", "0.33.0", "1.0", "dev"])
+def fake_release(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("takes", "lacks"),
+    [
+        ("from vllm.moved import old", ["vllm.moved.old"]),
+        ("from vllm.moved import new", []),
+        ("from vllm.moved import Aliased, starred, lazy_if", []),
+        ("from vllm import moved", []),
+        ("from vllm.gone import anything", ["vllm.gone.anything"]),
+        (
+            "try:\n from vllm.moved import old\n"
+            "except ImportError:\n from vllm.moved import new as old",
+            [],
+        ),
+        (
+            "try:\n from vllm.moved import old\n"
+            "except ImportError:\n from vllm.moved import older",
+            ["vllm.moved.old"],
+        ),
+        ("def late():\n    from vllm.moved import old", ["vllm.moved.old"]),
+    ],
+)
+def test_the_contract_reads_what_is_taken_and_what_there_is(
+    tmp_path, monkeypatch, takes, lacks
+):
+    monkeypatch.setattr(nemotron_vl_contract, "HOOKS", {})
+    vllm = fake_release(
+        tmp_path / "vllm",
+        {
+            "__init__.py": "",
+            "moved/__init__.py": "from .part import *\nimport os as Aliased\n"
+            "new: int = 1\nif new:\n    lazy_if = 2\n",
+            "moved/part.py": "starred = 1\n",
+        },
+    )
+    package = fake_release(tmp_path / "package", {"ours.py": takes})
+    assert nemotron_vl_contract.missing(vllm, package) == lacks
+
+
+@pytest.mark.parametrize("found", ["0.30.9", "0.34.0", "1.0", "dev"])
 def test_outside_the_tested_range(found):
     assert not plugin.is_tested(found)
 
 
-@pytest.mark.parametrize("found", ["0.32.0", "0.32.0+cpu", "0.32.5.post1"])
+@pytest.mark.parametrize("found", ["0.31.0", "0.32.0+cpu", "0.33.5.post1"])
 def test_inside_the_tested_range(found):
     assert plugin.is_tested(found)
 

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entry point of the plugin group ``vllm.general_plugins``."""
 
+import logging
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 ARCHITECTURE = "Llama_Nemotron_Nano_VL"
 
 # vLLM releases that the tests ran against: from the first, below the second.
-TESTED_VLLM = ((0, 32), (0, 33))
+TESTED_VLLM = ((0, 31), (0, 34))
 
 # Selects our renderer; the tokenizer itself is the one of mode "hf".
 TOKENIZER_MODE = "nemotron_vl"
@@ -21,35 +23,37 @@ def register() -> None:
     """Make vLLM serve the architecture with this package's model.
 
     vLLM calls it in each of its processes. It imports no model code and may
-    be called again. Without a usable vLLM, or with a release that was not
-    tested, it logs one line that says so.
+    be called again. With a vLLM that it does not fit, checkpoints of this
+    architecture are refused with a sentence, and every other model is served.
     """
+    installed = ""
     try:
         import vllm
-        from vllm import ModelRegistry
-        from vllm.logger import init_logger
-        from vllm.model_executor.models.config import MODELS_CONFIG_MAP
-        from vllm.renderers.registry import RENDERER_REGISTRY
-        from vllm.tokenizers.registry import (
-            _MODEL_TYPES_WITH_INCORRECT_TOKENIZER_CLASS,
-            TokenizerRegistry,
-        )
-        from vllm.transformers_utils.chat_templates.registry import (
-            register_chat_template_fallback_path,
-        )
 
-        from ..model_executor.models.config import NemotronVLModelConfig
-        from ..transformers_utils.config import register_nemotron_vl_config
+        installed = vllm.__version__
+        if not is_tested(installed) and (sentence := refusal(installed)):
+            return _refuse(sentence)
+        _register()
     except (ImportError, AttributeError) as error:
-        import logging
+        _refuse(_sentence(installed, str(error)))
 
-        logging.getLogger(__name__).error(
-            "vllm-nemotron-vl %s needs vLLM %s, which cannot be used here: %s",
-            plugin_version(),
-            tested_range(),
-            error,
-        )
-        return
+
+def _register() -> None:
+    import vllm
+    from vllm import ModelRegistry
+    from vllm.logger import init_logger
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.renderers.registry import RENDERER_REGISTRY
+    from vllm.tokenizers.registry import (
+        _MODEL_TYPES_WITH_INCORRECT_TOKENIZER_CLASS,
+        TokenizerRegistry,
+    )
+    from vllm.transformers_utils.chat_templates.registry import (
+        register_chat_template_fallback_path,
+    )
+
+    from ..model_executor.models.config import NemotronVLModelConfig
+    from ..transformers_utils.config import register_nemotron_vl_config
 
     if MODELS_CONFIG_MAP.get(ARCHITECTURE) is NemotronVLModelConfig:
         return
@@ -72,7 +76,8 @@ def register() -> None:
     )
     if not is_tested(vllm.__version__):
         logger.warning(
-            "vllm-nemotron-vl %s was tested with vLLM %s, not with the installed %s.",
+            "vllm-nemotron-vl %s was tested with vLLM %s, not with the installed "
+            "%s, which has all that it takes from vLLM.",
             plugin_version(),
             tested_range(),
             vllm.__version__,
@@ -83,6 +88,52 @@ def register() -> None:
         ARCHITECTURE,
         _MODEL,
     )
+
+
+def refusal(vllm_version: str) -> str | None:
+    """Why this package cannot serve with the installed vLLM, in one sentence.
+
+    Reads vLLM's source files and imports none of them.
+
+    Args:
+        vllm_version: Such as ``0.33.0``, for the sentence.
+
+    Returns:
+        ``None`` if vLLM has all that is taken from it.
+    """
+    from .nemotron_vl_contract import missing
+
+    spec = find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        return _sentence(vllm_version, "it is not installed")
+    if not (lacks := missing(Path(spec.submodule_search_locations[0]))):
+        return None
+    shown = ", ".join(lacks[:3]) + (f" and {len(lacks) - 3} more" * (len(lacks) > 3))
+    return _sentence(vllm_version, f"it lacks {shown}")
+
+
+def _sentence(vllm_version: str, problem: str) -> str:
+    return (
+        f"vllm-nemotron-vl {plugin_version()} cannot serve {ARCHITECTURE} with vLLM "
+        f'{vllm_version}: {problem}. Install "vllm{tested_range()}".'
+    )
+
+
+def _refuse(sentence: str) -> None:
+    """Refuse checkpoints of this architecture; vLLM's own model for them, which
+    would run code of the checkpoint, does not take over.
+    """
+    from transformers import AutoConfig, PreTrainedConfig
+
+    class RefusedConfig(PreTrainedConfig):
+        model_type = ARCHITECTURE
+
+        @classmethod
+        def from_dict(cls, *args, **kwargs):
+            raise ValueError(sentence)
+
+    AutoConfig.register(ARCHITECTURE, RefusedConfig, exist_ok=True)
+    logging.getLogger("vllm.plugins.nemotron_vl").error(sentence)
 
 
 def plugin_version() -> str:

@@ -149,9 +149,11 @@ def test_pixels_are_conditioned_once_from_uint8_or_float(model):
     mean = torch.tensor(vision.norm_mean).bfloat16().float()
     std = torch.tensor(vision.norm_std).bfloat16().float()
     expected = (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    torch.testing.assert_close(model._condition(pixels), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(
-        model._condition(pixels / 255), expected, rtol=1e-5, atol=1e-5
+        model.input_conditioner(pixels), expected, rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        model.input_conditioner(pixels / 255), expected, rtol=1e-5, atol=1e-5
     )
 
 
@@ -165,7 +167,7 @@ def test_the_checkpoints_own_statistics_win(load_model, edit):
         )
     )
     pixels = tiles(1)
-    torch.testing.assert_close(model._condition(pixels), pixels / 255 * 4 - 2)
+    torch.testing.assert_close(model.input_conditioner(pixels), pixels / 255 * 4 - 2)
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

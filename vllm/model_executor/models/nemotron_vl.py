@@ -21,7 +21,6 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
-from vllm.model_executor.layers.fusion.mm_input_norm import FusedMMInputNorm
 from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.interfaces import (
@@ -62,12 +61,15 @@ from ...transformers_utils.processors.nemotron_vl_tiling import (
     IMAGE_SETTINGS,
     image_settings,
 )
+from .nemotron_vl_conditioner import InputConditioner
 from .nemotron_vl_layout import (
     CONDITIONER_TENSORS,
     IGNORED_SUFFIXES,
+    LANGUAGE_MODEL,
     TOWER,
     checkpoint_tensors,
     is_quantised,
+    num_prefix_tokens,
     quantised_weight,
     tower_tensors,
 )
@@ -204,8 +206,8 @@ class LlamaNemotronVLChatModel(
         model_config = vllm_config.model_config
         vision_config = self.config.vision_config
         self.dtype = cast(torch.dtype, model_config.dtype)
-        self.input_norm = FusedMMInputNorm(
-            vision_config.norm_mean, vision_config.norm_std, rescale_factor=1 / 255
+        self.input_conditioner = InputConditioner(
+            vision_config.norm_mean, vision_config.norm_std, self.dtype
         )
         encoder_config = EncoderConfig.from_vllm_config(vllm_config)
         lora_config = vllm_config.lora_config
@@ -289,15 +291,25 @@ class LlamaNemotronVLChatModel(
         layers = [
             re.escape(name.removesuffix(".weight"))
             for name in checkpoint_tensors(self.config)
-            if encoder or name.startswith("language_model.")
+            if encoder or name.startswith(LANGUAGE_MODEL)
+        ]
+        # Adapters of the bare Llama have its names.
+        text_names = [
+            name.removeprefix(re.escape(LANGUAGE_MODEL))
+            for name in layers
+            if name.startswith(re.escape(LANGUAGE_MODEL))
         ]
         reason = "not in the model"
         if not encoder:
             reason += "'s language part; others need --enable-tower-connector-lora"
-        unknown = re.compile(rf"^(?!(?:{'|'.join(layers)})\.lora_)(.*)\.lora_")
+        known = "|".join(layers + text_names)
+        unknown = re.compile(rf"^(?!(?:{known})\.lora_)(.*)\.lora_")
         # vLLM refuses the new name, for its last part is none of a layer.
         return type(self).hf_to_vllm_mapper | WeightsMapper(
-            orig_to_new_regex={unknown: rf"'\1' ({reason}).lora_"}
+            orig_to_new_regex={unknown: rf"'\1' ({reason}).lora_"},
+            orig_to_new_prefix={
+                part: LANGUAGE_MODEL + part for part in ("model.", "lm_head.")
+            },
         )
 
     def _make_tile_reuse(self, megabytes: int) -> TileReuse:
@@ -355,19 +367,12 @@ class LlamaNemotronVLChatModel(
         parts = pixel_values.split(self.max_encoder_tiles)
         if len(parts) > 1:
             return torch.cat([self._encode_tiles(part) for part in parts])
-        features = self.vision_model(self._condition(pixel_values))
+        features = self.vision_model(self.input_conditioner(pixel_values))
         tiles, patches, _ = features.shape
         side = round(patches**0.5)
         features = features.reshape(tiles, side, side, -1)
         features = self.pixel_shuffle(features, scale_factor=self.downsample_ratio)
         return self.mlp1(features.flatten(1, 2))
-
-    def _condition(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Subtract the mean and divide by the deviation, computed in float32."""
-        if pixel_values.dtype != torch.uint8:
-            pixel_values = pixel_values.float() * 255
-        flat = self.input_norm(pixel_values.flatten(1), self.dtype)
-        return flat.view(pixel_values.shape)
 
     def get_mm_lora_token_counts(
         self,
@@ -378,7 +383,8 @@ class LlamaNemotronVLChatModel(
     ) -> tuple[int, int | None]:
         """Tokens that the tower and the connector see for so many embeddings."""
         tiles = num_mm_embeds // self.num_image_token
-        prefix_tokens = self.vision_model.num_prefix_tokens
+        # Asked for on each pipeline rank, and only the first may have the tower.
+        prefix_tokens = num_prefix_tokens(self.config.vision_config)
         tower_tokens = tiles * (self.patch_tokens + prefix_tokens)
         return tower_tokens, tiles * self.num_image_token
 
@@ -424,7 +430,7 @@ class LlamaNemotronVLChatModel(
         """
         if self.tile_reuse is not None:
             self.tile_reuse.clear()
-        weights = self._load_conditioner(self._checked(weights))
+        weights = self.input_conditioner.take(self._checked(weights))
         loader = AutoWeightsLoader(self)
         try:
             return loader.load_weights(weights, mapper=self.hf_to_vllm_mapper)
@@ -472,22 +478,3 @@ class LlamaNemotronVLChatModel(
                 f"{shown}. Download its safetensors files again."
             )
         self._expects_whole_checkpoint = False
-
-    def _load_conditioner(
-        self, weights: Iterable[tuple[str, torch.Tensor]]
-    ) -> Iterable[tuple[str, torch.Tensor]]:
-        """Take the pixel statistics out of the tensors, if there are any."""
-        vision_config = self.config.vision_config
-        mean = torch.tensor(vision_config.norm_mean)
-        std = torch.tensor(vision_config.norm_std)
-        for name, tensor in weights:
-            if name not in CONDITIONER_TENSORS:
-                yield name, tensor
-                continue
-            if name.endswith("norm_mean"):
-                mean = tensor.flatten().float()
-            else:
-                std = tensor.flatten().float()
-            self.input_norm.load_state_dict(
-                {"weight": 1 / (255 * std), "bias": -mean / std}
-            )

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 Shape = tuple[int, ...]
 
 TOWER = "vision_model.radio_model."
+LANGUAGE_MODEL = "language_model."
 
 # Buffers that a checkpoint may or may not carry and whose values follow from
 # the configuration: which class tokens form C-RADIO's summary, and the rotary

@@ -22,17 +22,17 @@ from transformers import AutoProcessor, BatchFeature, TokenizersBackend
 from transformers.utils import TensorType
 from vllm import envs
 from vllm.exceptions import VLLMValidationError
-from vllm.multimodal.image import convert_image_mode, open_image
 from vllm.multimodal.media import MediaWithBytes
 from vllm.multimodal.parse import ModalityDataItems, MultiModalDataParser
 from vllm.multimodal.processing import PromptUpdateDetails
 from vllm.tokenizers.hf import HfTokenizer
-from vllm.transformers_utils.processors.internvl import (
-    InternVLImageProcessor,
-    InternVLProcessor,
-)
 
 from ..config import NemotronVLConfig
+from .nemotron_vl_compat import (
+    InternVLChatImageProcessor,
+    InternVLChatProcessor,
+    open_image,
+)
 from .nemotron_vl_tiling import (
     IMAGE_SETTINGS,
     RESIZE_RECIPES,
@@ -96,11 +96,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
         elif image.mode == "F":
             levels = np.nan_to_num(np.asarray(image)).clip(0, 1)
             image = Image.fromarray(np.rint(levels * 255).astype(np.uint8))
-        return convert_image_mode(image, "RGB")
+        return _on_white(image)
     except Exception as error:  # Pillow raises all kinds for damaged files
         raise VLLMValidationError(
             f"The image cannot be decoded: {error}", parameter="image"
         ) from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    image = image.convert("RGBA")
+    page = Image.new("RGB", image.size, "white")
+    page.paste(image, mask=image.getchannel("A"))
+    return page
 
 
 class NemotronVLDataParser(MultiModalDataParser):
@@ -230,7 +239,7 @@ def _resizer(image: Image.Image, recipe: str) -> Callable[[torch.Tensor], None]:
     return resize
 
 
-class NemotronVLImageProcessor(InternVLImageProcessor):
+class NemotronVLImageProcessor(InternVLChatImageProcessor):
     """Cuts pictures into square uint8 tiles.
 
     Args:
@@ -393,7 +402,7 @@ def tile_digest(tile: torch.Tensor) -> bytes:
     return blake3(tile.numpy().data, key=_DIGEST_KEY).digest(length=_DIGEST_BYTES)
 
 
-class NemotronVLProcessor(InternVLProcessor):
+class NemotronVLProcessor(InternVLChatProcessor):
     """Joins tokenizer and image processor.
 
     ``<image>`` is at once the placeholder of a picture in the prompt and the

@@ -15,12 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from vllm.exceptions import VLLMValidationError
-from vllm.multimodal.image import open_image
 
 from vllm_nemotron_vl.transformers_utils.config import NemotronVLConfig, check_servable
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
     to_rgb,
+)
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_compat import (
+    open_image,
 )
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
     IMAGE_SETTINGS,

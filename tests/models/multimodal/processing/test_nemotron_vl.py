@@ -384,10 +384,15 @@ def half_transparent(mode: str) -> Image.Image:
         indexed.paste(0, (0, 0, 8, 4))
         indexed.info["transparency"] = 0
         return indexed
+    if mode == "RGB":  # a PNG that declares one of its colours transparent
+        picture = Image.new("RGB", (8, 8), (40, 40, 40))
+        picture.paste((0, 0, 0), (0, 0, 8, 4))
+        picture.info["transparency"] = (0, 0, 0)
+        return picture
     return picture.convert(mode)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
 def test_transparent_pixels_lie_on_white(mode):
     assert np.array_equal(to_rgb(half_transparent(mode)), white_where_transparent())
 

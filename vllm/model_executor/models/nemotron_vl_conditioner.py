@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""C-RADIO's input conditioner: the mean and the deviation of the pixels."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn as nn
+from vllm.model_executor.layers.fusion.mm_input_norm import fused_mm_input_norm_triton
+from vllm.triton_utils import HAS_TRITON
+
+from .nemotron_vl_layout import CONDITIONER_TENSORS
+
+_LEVELS = 255  # of a uint8 pixel
+
+
+class InputConditioner(nn.Module):
+    """Subtracts the mean of each channel and divides by its deviation.
+
+    The statistics are float32 buffers whatever the dtype of the model, and so
+    is the arithmetic. On GPUs it is one pass of vLLM's Triton kernel.
+
+    Args:
+        mean: Of each channel, for pixels in 0..1.
+        std: Standard deviation of each channel.
+        dtype: Of the conditioned pixels.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.dtype = dtype
+        # Not of the state, which vLLM fills at random for dummy weights.
+        for name in ("scale", "shift"):
+            buffer = torch.empty(len(mean), dtype=torch.float32)
+            self.register_buffer(name, buffer, persistent=False)
+        self._set(torch.tensor(mean, device="cpu"), torch.tensor(std, device="cpu"))
+
+    def _set(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        self.mean, self.std = mean, std
+        self.scale.copy_(1 / (_LEVELS * std))
+        self.shift.copy_(-mean / std)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Condition tiles.
+
+        Args:
+            pixel_values: ``(tiles, channels, height, width)``, uint8 or float
+                in 0..1.
+
+        Returns:
+            The same shape, in the conditioner's dtype.
+        """
+        if pixel_values.dtype != torch.uint8:
+            pixel_values = pixel_values.float() * _LEVELS
+        if HAS_TRITON and pixel_values.is_cuda:
+            out = torch.empty_like(
+                pixel_values, dtype=self.dtype, memory_format=torch.contiguous_format
+            )
+            planes, flat = pixel_values.flatten(2), out.flatten(2)
+            fused_mm_input_norm_triton(planes, flat, self.scale, self.shift)
+            return out
+        scale, shift = self.scale.view(-1, 1, 1), self.shift.view(-1, 1, 1)
+        return (pixel_values * scale + shift).to(self.dtype)
+
+    def take(
+        self, weights: Iterable[tuple[str, torch.Tensor]]
+    ) -> Iterable[tuple[str, torch.Tensor]]:
+        """Load the statistics that are among a checkpoint's tensors.
+
+        Yields:
+            All other tensors, with their names.
+        """
+        for name, tensor in weights:
+            if name not in CONDITIONER_TENSORS:
+                yield name, tensor
+                continue
+            statistic = tensor.flatten().float().cpu()
+            if name.endswith("norm_mean"):
+                self._set(statistic, self.std)
+            else:
+                self._set(self.mean, statistic)

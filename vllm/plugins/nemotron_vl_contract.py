@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether an installed vLLM has what this package takes from it.
+
+What is taken is read from this package's own imports, what there is from vLLM's
+source files. Nothing is imported, so that a name that has moved ends no process.
+``tools/vllm_contract.py`` of the source tree looks at far more.
+"""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+# Methods that vLLM calls and the model overrides, or the other way round.
+HOOKS = {
+    ("vllm.model_executor.models.internvl", "InternVLChatModel"): (
+        "_init_mlp1",
+        "_init_vision_model",
+        "_parse_and_validate_image_input",
+        "_patch_quant_config",
+        "extract_feature",
+        "pixel_shuffle",
+    ),
+    ("vllm.model_executor.models.internvl", "BaseInternVLMultiModalProcessor"): (
+        "_get_image_fields_config",
+    ),
+    ("vllm.multimodal.parse", "MultiModalDataParser"): ("_parse_image_data",),
+    ("vllm.renderers.base", "BaseRenderer"): (
+        "_process_tokens",
+        "_process_tokens_async",
+    ),
+}
+
+Import = tuple[str, str]  # module and name
+
+
+def missing(vllm: Path, package: Path | None = None) -> list[str]:
+    """What this package needs and a vLLM lacks.
+
+    Args:
+        vllm: Folder of vLLM's package.
+        package: Folder of this package.
+
+    Returns:
+        Such as ``vllm.multimodal.image.open_image``, sorted.
+    """
+    package = package or Path(__file__).parents[1]
+    source = _Source(vllm)
+    lacks: set[str] = set()
+    for file in package.rglob("*.py"):
+        for choices in _imports(ast.parse(file.read_bytes())):
+            if not any(all(map(source.has, choice)) for choice in choices):
+                lacks |= {".".join(name) for name in choices[0] if not source.has(name)}
+    for (module, name), methods in HOOKS.items():
+        there = source.methods(module, name)
+        lacks |= {f"{module}.{name}.{m}" for m in methods if m not in there}
+    return sorted(lacks)
+
+
+def _imports(tree: ast.AST) -> Iterator[list[list[Import]]]:
+    """Choices of imports of vLLM, one of which must hold."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Try) and any(map(_is_fallback, node.handlers)):
+            bodies = [node.body, *(handler.body for handler in node.handlers)]
+            yield [_names(body) for body in bodies]
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield [_names([node])]
+        else:
+            yield from _imports(node)
+
+
+def _is_fallback(handler: ast.ExceptHandler) -> bool:
+    return isinstance(handler.type, ast.Name) and handler.type.id == "ImportError"
+
+
+def _names(body: list[ast.stmt]) -> list[Import]:
+    found = []
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            found += [(node.module or "", alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [(alias.name, "") for alias in node.names]
+    return [name for name in found if name[0].split(".")[0] == "vllm"]
+
+
+class _Source:
+    """vLLM's source files, parsed as they are asked for."""
+
+    def __init__(self, vllm: Path) -> None:
+        self.top = vllm
+        self.tree = cache(self._tree)
+
+    def has(self, name: Import) -> bool:
+        """Whether a module exists and defines a name, or has a module of it."""
+        module, attribute = name
+        tree = self.tree(module)
+        if tree is None or not attribute:
+            return tree is not None
+        return attribute in self._defined(tree, module) or (
+            self.tree(f"{module}.{attribute}") is not None
+        )
+
+    def methods(self, module: str, name: str) -> set[str]:
+        tree = self.tree(module)
+        for node in tree.body if tree else []:
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                functions = ast.FunctionDef | ast.AsyncFunctionDef
+                return {m.name for m in node.body if isinstance(m, functions)}
+        return set()
+
+    def _tree(self, module: str) -> ast.Module | None:
+        place = self.top.joinpath(*module.split(".")[1:])
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file.is_file():
+                return ast.parse(file.read_bytes())
+        return None
+
+    def _defined(self, tree: ast.Module, module: str) -> set[str]:
+        names: set[str] = set()
+        todo: list[ast.stmt] = [*tree.body]
+        while todo:
+            node = todo.pop()
+            match node:
+                case ast.If() | ast.Try():
+                    todo += [n for n in ast.walk(node) if isinstance(n, ast.stmt)][1:]
+                case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                    names.add(node.name)
+                case ast.ImportFrom(names=[ast.alias(name="*")], level=1):
+                    # Of a package, whose modules are below it.
+                    part = f"{module}.{node.module}"
+                    if (inner := self.tree(part)) is not None:
+                        names |= self._defined(inner, part)
+                case ast.Import() | ast.ImportFrom():
+                    names |= {alias.asname or alias.name for alias in node.names}
+                case ast.Assign() | ast.AnnAssign():
+                    targets = ast.walk(node)
+                    names |= {n.id for n in targets if isinstance(n, ast.Name)}
+        return names
