@@ -47,10 +47,12 @@ TABLE = """\
 """
 
 
-@pytest.fixture
-def checkout(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
     """vLLM's source as the installed one is, by links, with what a checkout has
-    besides; two runs of the tool over it."""
+    besides; two runs of the tool over it. `make test-releases` has one of each
+    release that is served."""
+    tmp_path = tmp_path_factory.mktemp("checkout")
     installed = Path(vllm.__file__).parent
     for file in installed.rglob("*"):
         if file.is_file() and "__pycache__" not in file.parts:
@@ -110,9 +112,9 @@ def test_the_tree_works_laid_over_vllm(checkout, checkpoint, tmp_path):
         capture_output=True,
         text=True,
         timeout=300,
-        cwd=tmp_path,
+        cwd=checkout,
         env={
-            "PYTHONPATH": str(tmp_path),
+            "PYTHONPATH": str(checkout),
             "PATH": "/usr/bin:/bin",
             "VLLM_PLUGINS": "",
             "HF_HUB_OFFLINE": "1",
@@ -123,11 +125,11 @@ def test_the_tree_works_laid_over_vllm(checkout, checkpoint, tmp_path):
     lines = [line for line in result.stdout.splitlines() if "INFO" not in line]
     module = "vllm.model_executor.models.nemotron_vl"
     assert lines[-8:] == [
-        str(tmp_path / "vllm" / "__init__.py"),
+        str(checkout / "vllm" / "__init__.py"),
         module,
         f"vllm.model_executor.models.internvl {module}",
         "True True",
-        "vllm.transformers_utils.config",
+        "vllm.transformers_utils.configs.nemotron_vl",
         "vllm.transformers_utils.processors.nemotron_vl",
         "LlamaNemotronVLForEmbedding",
         "[]",
