@@ -25,7 +25,7 @@ from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
     Shape,
     checkpoint_tensors,
 )
-from vllm_nemotron_vl.transformers_utils.config import NemotronVLConfig
+from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl import NemotronVLConfig
 
 Tensors = dict[str, tuple[str, Shape]]
 

@@ -10,9 +10,11 @@ from vllm.transformers_utils.config import _CONFIG_ATTRS_MAPPING, get_config
 from vllm.transformers_utils.configs.radio import RadioConfig
 
 from vllm_nemotron_vl.plugins.nemotron_vl import register
-from vllm_nemotron_vl.transformers_utils.config import (
+from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl import (
     NemotronVLConfig,
     NemotronVLVisionConfig,
+)
+from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl_checks import (
     check_servable,
 )
 

@@ -16,7 +16,7 @@ from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
     CONDITIONER_TENSORS,
     checkpoint_tensors,
 )
-from vllm_nemotron_vl.transformers_utils.config import NemotronVLConfig
+from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl import NemotronVLConfig
 
 # Names and shapes of nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1, as published.
 PUBLISHED = {

@@ -2,11 +2,16 @@
 """vLLM's hook for checking and completing this model's configuration."""
 
 from vllm.config import ModelConfig, VllmConfig
+from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.platforms import current_platform
 
 from ...config.nemotron_vl import EncoderConfig
+from ...config.nemotron_vl_cpu import slow_dtype
 from ...plugins.nemotron_vl import TOKENIZER_MODE
-from ...transformers_utils.config import check_servable
+from ...transformers_utils.configs.nemotron_vl_checks import check_servable
+
+logger = init_logger("vllm.model_executor.models.config")
 
 
 class NemotronVLModelConfig(VerifyAndUpdateConfig):
@@ -41,3 +46,6 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
         )
         if problems:
             raise ValueError(" ".join(problems))
+        slow = slow_dtype(str(model_config.dtype).removeprefix("torch."))
+        if slow and current_platform.is_cpu():
+            logger.warning(slow)

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensor names and shapes of a ``Llama_Nemotron_Nano_VL`` checkpoint.
 
-Derived from its configuration alone; imports neither torch nor vLLM.
+Derived from its configuration alone; imports neither torch nor transformers
+nor vLLM.
 """
 
 from collections.abc import Mapping
-
-from transformers import PreTrainedConfig
+from typing import Any
 
 Shape = tuple[int, ...]
+
+# A `NemotronVLConfig` or a part of it, or what `plain_config` makes of the same file.
+Config = Any
 
 TOWER = "vision_model.radio_model."
 LANGUAGE_MODEL = "language_model."
@@ -27,14 +30,14 @@ CONDITIONER_TENSORS: dict[str, Shape] = {
 }
 
 
-def num_class_tokens(vision_config: PreTrainedConfig) -> int:
+def num_class_tokens(vision_config: Config) -> int:
     """Class tokens of the tower: one per distinct teacher, or one."""
     if not vision_config.cls_token_per_teacher:
         return 1
     return len({teacher["name"] for teacher in vision_config.teachers})
 
 
-def num_prefix_tokens(vision_config: PreTrainedConfig) -> int:
+def num_prefix_tokens(vision_config: Config) -> int:
     """Class and register tokens before the patches.
 
     Registers fill the count up to the next multiple of ``register_multiple``;
@@ -45,7 +48,7 @@ def num_prefix_tokens(vision_config: PreTrainedConfig) -> int:
     return tokens + multiple - tokens % multiple if multiple else tokens
 
 
-def tower_tensors(config: PreTrainedConfig) -> dict[str, Shape]:
+def tower_tensors(config: Config) -> dict[str, Shape]:
     """Tensors of the C-RADIO tower, without the optional input conditioner."""
     vision = config.vision_config
     width, hidden, patch = (
@@ -71,7 +74,7 @@ def tower_tensors(config: PreTrainedConfig) -> dict[str, Shape]:
     return shapes
 
 
-def connector_tensors(config: PreTrainedConfig) -> dict[str, Shape]:
+def connector_tensors(config: Config) -> dict[str, Shape]:
     """Tensors of the connector (``mlp1``): LayerNorm, Linear, GELU, Linear."""
     merged = config.vit_hidden_size * round(1 / config.downsample_ratio) ** 2
     inner = config.projector_hidden_size
@@ -83,13 +86,13 @@ def connector_tensors(config: PreTrainedConfig) -> dict[str, Shape]:
     }
 
 
-def head_size(llm: PreTrainedConfig) -> int:
+def head_size(llm: Config) -> int:
     """Width of an attention head of the Llama decoder."""
     explicit = getattr(llm, "head_dim", None)
     return explicit or llm.hidden_size // llm.num_attention_heads
 
 
-def language_model_tensors(config: PreTrainedConfig) -> dict[str, Shape]:
+def language_model_tensors(config: Config) -> dict[str, Shape]:
     """Tensors of the Llama decoder under ``language_model.``."""
     llm = config.llm_config
     width, hidden, vocab = llm.hidden_size, llm.intermediate_size, llm.vocab_size
@@ -119,7 +122,7 @@ def language_model_tensors(config: PreTrainedConfig) -> dict[str, Shape]:
     return shapes
 
 
-def checkpoint_tensors(config: PreTrainedConfig) -> dict[str, Shape]:
+def checkpoint_tensors(config: Config) -> dict[str, Shape]:
     """Every tensor that an unquantised checkpoint must have, with its shape."""
     return {
         **tower_tensors(config),
@@ -128,9 +131,7 @@ def checkpoint_tensors(config: PreTrainedConfig) -> dict[str, Shape]:
     }
 
 
-def indivisible(
-    config: PreTrainedConfig, tp: int, encoder_data_parallel: bool
-) -> list[str]:
+def indivisible(config: Config, tp: int, encoder_data_parallel: bool) -> list[str]:
     """Sentences about sizes that tensor parallel does not divide.
 
     The tower's heads are not among them: where they cannot be shared out, vLLM
@@ -163,7 +164,7 @@ def indivisible(
     return problems
 
 
-def is_quantised(config: PreTrainedConfig) -> bool:
+def is_quantised(config: Config) -> bool:
     """Whether a configuration says that the tensors are quantised."""
     return getattr(config, "quantization_config", None) is not None
 

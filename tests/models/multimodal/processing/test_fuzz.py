@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from vllm.exceptions import VLLMValidationError
 
-from vllm_nemotron_vl.transformers_utils.config import NemotronVLConfig, check_servable
+from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl import NemotronVLConfig
+from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl_checks import (
+    check_servable,
+)
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
     to_rgb,

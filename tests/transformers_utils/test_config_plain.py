@@ -1,0 +1,152 @@
+"""Attributes read without transformers and vLLM are those of the classes."""
+
+import copy
+import json
+from operator import attrgetter
+
+import pytest
+from vllm.transformers_utils.configs.radio import VIT_TIMM_DIM_BY_NAME
+
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+    make_checkpoint,
+)
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
+    checkpoint_tensors,
+    head_size,
+    indivisible,
+    num_prefix_tokens,
+)
+from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl import NemotronVLConfig
+from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl_checks import (
+    _LARGEST,
+    TOWER_DIMS,
+    check_servable,
+)
+from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl_plain import plain_config
+
+TOWERS = [name.removesuffix("_patch16_224") for name in TOWER_DIMS]
+READ = (
+    *_LARGEST,
+    "ps_version",
+    "vit_hidden_size",
+    "vision_config.model_name",
+    "vision_config.image_size",
+    "vision_config.qkv_bias",
+    "vision_config.norm_mean",
+    "vision_config.norm_std",
+    "vision_config.cpe_max_size",
+    "vision_config.register_multiple",
+    "vision_config.teachers",
+    "vision_config.cls_token_per_teacher",
+    "llm_config.attention_bias",
+    "llm_config.mlp_bias",
+    "llm_config.tie_word_embeddings",
+)
+
+
+def read(folder) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+def refusal(build, values: dict) -> str | None:
+    """Why a configuration cannot be served."""
+    try:
+        check_servable(build(copy.deepcopy(values)))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def assert_both_read_the_same(values: dict) -> None:
+    plain = plain_config(copy.deepcopy(values))
+    config = NemotronVLConfig.from_dict(copy.deepcopy(values))
+    for path in READ:
+        assert attrgetter(path)(plain) == attrgetter(path)(config), path
+    assert checkpoint_tensors(plain) == checkpoint_tensors(config)
+    assert head_size(plain.llm_config) == head_size(config.llm_config)
+    prefixes = map(num_prefix_tokens, (plain.vision_config, config.vision_config))
+    assert len({*prefixes}) == 1
+    for ranks in (2, 3, 8):
+        assert indivisible(plain, ranks, False) == indivisible(config, ranks, False)
+    assert refusal(plain_config, values) == refusal(NemotronVLConfig.from_dict, values)
+
+
+def test_the_towers_are_vllms():
+    assert {name: VIT_TIMM_DIM_BY_NAME[name] for name in TOWER_DIMS} == TOWER_DIMS
+
+
+def test_the_embedded_checkpoint(tiny):
+    assert_both_read_the_same(read(tiny))
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_every_tower(tmp_path, tower):
+    make_checkpoint(tmp_path, tower=tower, tower_layers=1, layers=1)
+    values = read(tmp_path)
+    assert_both_read_the_same(values)
+    del values["vision_config"]["num_hidden_layers"]
+    assert_both_read_the_same(values)
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        ["ps_version", "image_tag_type", "tie_word_embeddings"],
+        ["llm_config.head_dim"],
+        ["llm_config.num_key_value_heads"],
+        ["llm_config.vocab_size", "llm_config.max_position_embeddings"],
+        ["llm_config.num_hidden_layers", "llm_config.intermediate_size"],
+        ["llm_config.hidden_size", "llm_config.num_attention_heads"],
+        ["llm_config.attention_bias", "llm_config.mlp_bias"],
+        ["llm_config.tie_word_embeddings"],
+        ["vision_config.args.register_multiple"],
+        ["vision_config.args.teachers", "vision_config.args.cls_token_per_teacher"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("null", [False, True], ids=["left out", "null"])
+def test_incomplete_files(checkpoint, left_out, null):
+    values = read(checkpoint)
+    for path in left_out:
+        *parents, last = path.split(".")
+        section = values
+        for key in parents:
+            section = section[key]
+        del section[last]
+        if null:
+            section[last] = None
+    expected = refusal(NemotronVLConfig.from_dict, values)
+    assert refusal(plain_config, values) == expected
+    if expected is None:
+        assert_both_read_the_same(values)
+    assert null or expected is None
+
+
+WRONG = (None, True, 3, -1, 10**18, 0.5, "x", [1], {"a": 1}, [])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *_LARGEST,
+        *("downsample_ratio", "vit_hidden_size", "ps_version", "image_tag_type"),
+        *("llm_config", "vision_config", "vision_config.args", "quantization_config"),
+        *("vision_config.args.model", "vision_config.args.cpe_max_size"),
+        *("vision_config.args.teachers", "vision_config.args.register_multiple"),
+        *("vision_config.vitdet_window_size", "vision_config.adaptor_names"),
+        *("llm_config.attention_bias", "llm_config.mlp_bias", "llm_config.hidden_act"),
+        *("llm_config.tie_word_embeddings", "llm_config.rms_norm_eps"),
+        "llm_config.quantization_config",
+    ],
+)
+def test_wrong_values_get_one_sentence(checkpoint, path):
+    values = read(checkpoint)
+    *parents, last = path.split(".")
+    for wrong in WRONG:
+        changed = copy.deepcopy(values)
+        section = changed
+        for key in parents:
+            section = section[key]
+        section[last] = wrong
+        expected = refusal(NemotronVLConfig.from_dict, changed)
+        assert refusal(plain_config, changed) == expected, wrong
