@@ -3,12 +3,16 @@
 import json
 import shutil
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import vllm
 
+from vllm_nemotron_vl.config import nemotron_vl_cpu
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl import doctor
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
+from vllm_nemotron_vl.plugins import nemotron_vl as plugin
 
 
 def states(findings) -> dict[str, str]:
@@ -21,7 +25,7 @@ def test_this_installation_is_sound(capsys):
     assert not [f for f in findings if f["state"] == doctor.PROBLEM]
     found = {finding["what"]: finding["found"] for finding in findings}
     assert "vllm_nemotron_vl.model_executor.models.nemotron_vl" in found["plugin"]
-    assert found["vLLM"].startswith("0.32.")
+    assert found["vLLM"].startswith(vllm.__version__)
 
 
 @pytest.fixture
@@ -33,6 +37,7 @@ def seen() -> dict:
         "vllm": "0.32.0",
         "platform": "cpu",
         "model": "vllm_nemotron_vl.model_executor.models.nemotron_vl",
+        "kernels": ["cpu_attention_with_kv_cache", "cpu_gemm_wna16"],
     }
 
 
@@ -63,14 +68,86 @@ def test_the_in_tree_model_in_its_place(diagnose):
 
 
 @pytest.mark.parametrize(
-    ("version", "status", "state"),
-    [("0.31.2", 1, "problem"), ("0.33.0", 0, "warning"), ("0.32.1", 0, "ok")],
+    "tested",
+    [plugin.TESTED_VLLM[0], (plugin.TESTED_VLLM[1][0], plugin.TESTED_VLLM[1][1] - 1)],
 )
-def test_other_releases_of_vllm(diagnose, version, status, state):
-    found, printed = diagnose(vllm=version)
-    assert found == status
-    assert f"{state:<8} vLLM" in printed
-    assert ('-> pip install "vllm>=0.32,<0.33"' in printed) == (state != "ok")
+def test_tested_releases_of_vllm(diagnose, tested):
+    status, printed = diagnose(vllm="{}.{}.1".format(*tested))
+    assert status == 0
+    assert "ok       vLLM" in printed
+    assert "pip install" not in printed
+
+
+def test_a_release_that_was_not_tested(diagnose):
+    status, printed = diagnose(vllm="{}.{}.0".format(*plugin.TESTED_VLLM[1]))
+    assert status == 0
+    assert "warning  vLLM" in printed
+    assert f'-> pip install "vllm{plugin.tested_range()}"' in printed
+
+
+@pytest.fixture
+def doctored(tmp_path, monkeypatch) -> None:
+    """vLLM by links, of a release to come that lacks a class."""
+    installed = Path(vllm.__file__).parent
+    changes = {
+        "_version.py": lambda text: text.replace(vllm.__version__, "9.0.0"),
+        "model_executor/models/internvl.py": lambda text: text.replace(
+            "InternVLChatModel", "Renamed"
+        ),
+    }
+    link_folder(installed, tmp_path / "vllm", changes)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+def link_folder(source: Path, target: Path, changes: dict) -> None:
+    target.mkdir()
+    inner = {Path(name).parts[0] for name in changes}
+    for entry in source.iterdir():
+        below = {
+            name.partition("/")[2]: change
+            for name, change in changes.items()
+            if name.startswith(entry.name + "/")
+        }
+        if below:
+            link_folder(entry, target / entry.name, below)
+        elif entry.name in inner:
+            (target / entry.name).write_text(changes[entry.name](entry.read_text()))
+        else:
+            (target / entry.name).symlink_to(entry)
+
+
+def test_a_release_that_lacks_something(doctored, capsys):
+    """The plugin's own sentence."""
+    assert main(["doctor", "--json"]) == 1
+    findings = json.loads(capsys.readouterr().out)
+    for what in ("vLLM", "plugin"):
+        (found,) = [f for f in findings if f["what"] == what]
+        assert found["state"] == doctor.PROBLEM
+        assert "cannot serve Llama_Nemotron_Nano_VL with vLLM 9.0.0" in found["found"]
+        assert "vllm.model_executor.models.internvl.InternVLChatModel" in found["found"]
+        assert plugin.tested_range() in found["mend"]
+
+
+def test_a_processor_without_a_kernel_for_gptq(diagnose):
+    status, printed = diagnose(kernels=["cpu_attention_with_kv_cache"])
+    assert status == 0
+    assert "no cpu_gemm_wna16 for this processor: GPTQ and AWQ do not run" in printed
+    assert "cpu_gemm_wna16" not in diagnose()[1]
+    assert "cpu_gemm_wna16" not in diagnose(cuda="13.0", kernels=[])[1]
+
+
+def test_kernels_that_are_not_loaded(diagnose):
+    status, printed = diagnose(kernels=[])
+    assert status == 1
+    assert "problem  kernels" in printed
+
+
+@pytest.mark.parametrize("flags", [{"avx2"}, {"avx2", "avx512_bf16"}])
+def test_a_type_that_would_be_faster(diagnose, monkeypatch, flags):
+    monkeypatch.setattr(nemotron_vl_cpu, "processor_flags", lambda: frozenset(flags))
+    status, printed = diagnose()
+    assert status == 0
+    assert ("-> vllm serve --dtype float32" in printed) == (len(flags) == 1)
 
 
 def test_no_distribution_named_vllm(diagnose, monkeypatch):

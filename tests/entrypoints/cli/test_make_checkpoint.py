@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl import make_checkpoint as module
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl import random_weights
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
     CONDITIONER_TENSORS,
@@ -135,7 +136,7 @@ def test_the_seed_decides_the_weights(tmp_path):
 
 
 def test_large_checkpoints_come_in_shards(tmp_path, monkeypatch, checkpoint):
-    monkeypatch.setattr(module, "_SHARD_BYTES", 4 * 2**20)
+    monkeypatch.setattr(random_weights, "_SHARD_BYTES", 4 * 2**20)
     module.make_checkpoint(tmp_path)
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())

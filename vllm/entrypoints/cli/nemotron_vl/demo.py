@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 from ....assets.nemotron_vl import draw_text, tiny_checkpoint
 from ....transformers_utils.processors.nemotron_vl_tiling import RESIZE_RECIPES
 from .server import serving
@@ -20,11 +22,6 @@ class _Question(NamedTuple):
     truth: str
 
 
-_PICTURES = {
-    "price_tag": draw_text("$12.50", paper="wheat"),
-    "licence_plate": draw_text("640-27", ink="white", paper="darkslategray"),
-    "receipt": draw_text("3.10", "12.40", "15.50", paper="whitesmoke"),
-}
 _QUESTIONS = (
     _Question(["price_tag"], "Read the text.", "$12.50"),
     _Question(["licence_plate"], "Read the text.", "640-27"),
@@ -64,11 +61,12 @@ def _run(args: argparse.Namespace) -> int:
 
     args.out.mkdir(parents=True, exist_ok=True)
     tiler = Tiler.from_model(model)
+    pictures = _draw()
     grids = {
         name: tiler.grid_for(*picture.size, RESIZE_RECIPES[0])
-        for name, picture in _PICTURES.items()
+        for name, picture in pictures.items()
     }
-    for name, picture in _PICTURES.items():
+    for name, picture in pictures.items():
         picture.save(args.out / f"{name}.png")
         sheet = draw_tiles(picture, grids[name], tiler.image_size)
         sheet.save(args.out / f"{name}_tiles.png")
@@ -81,7 +79,7 @@ def _run(args: argparse.Namespace) -> int:
         client = OpenAI(base_url=f"{url}/v1", api_key="none")
         for question in _QUESTIONS:
             start = time.perf_counter()
-            answer = _ask(client, model, question)
+            answer = _ask(client, model, question, pictures)
             milliseconds = 1000 * (time.perf_counter() - start)
             tiles = sum(grids[name].num_tiles for name in question.pictures)
             is_right = answer == question.truth
@@ -96,11 +94,21 @@ def _run(args: argparse.Namespace) -> int:
     return 0 if right == len(_QUESTIONS) else 1
 
 
-def _ask(client, model: str, question: _Question) -> str:
+def _draw() -> dict[str, Image.Image]:
+    return {
+        "price_tag": draw_text("$12.50", paper="wheat"),
+        "licence_plate": draw_text("640-27", ink="white", paper="darkslategray"),
+        "receipt": draw_text("3.10", "12.40", "15.50", paper="whitesmoke"),
+    }
+
+
+def _ask(
+    client, model: str, question: _Question, pictures: dict[str, Image.Image]
+) -> str:
     content: list[dict] = []
     for name in question.pictures:
         file = io.BytesIO()
-        _PICTURES[name].save(file, "PNG")
+        pictures[name].save(file, "PNG")
         data = base64.b64encode(file.getvalue()).decode()
         url = f"data:image/png;base64,{data}"
         content.append({"type": "image_url", "image_url": {"url": url}})

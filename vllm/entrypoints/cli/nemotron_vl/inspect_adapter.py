@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ....model_executor.models.nemotron_vl_layout import Shape
-from .safetensors_headers import read_headers
+from .checkpoint_files import headers_of_folder
 
 _PREFIX = "base_model.model."
 _SHOWN = 3  # sentences about one adapter
@@ -28,7 +28,7 @@ def inspect_adapter(
         OSError: A file is missing.
     """
     config = json.loads(Path(folder, "adapter_config.json").read_text())
-    headers = read_headers(Path(folder))
+    headers = headers_of_folder(Path(folder))
     rank = config.get("r")
     problems = []
     layers = set()

@@ -8,41 +8,34 @@ from the hub; no weights.
 import argparse
 import contextlib
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ....model_executor.models.nemotron_vl_layout import (
-    CONDITIONER_TENSORS,
-    IGNORED_SUFFIXES,
-    TOWER,
-    Shape,
     checkpoint_tensors,
     head_size,
     indivisible,
     is_quantised,
-    quantised_weight,
 )
+from ....transformers_utils.configs.nemotron_vl_checks import (
+    check_servable,
+    check_sizes,
+)
+from ....transformers_utils.configs.nemotron_vl_plain import plain_config
+from .checkpoint_files import read_headers, read_json
 from .inspect_adapter import inspect_adapter
-from .safetensors_headers import Header, read_headers
-from .tiles import MARKERS, Tiler, read_json
+from .sizing import (
+    PARTS,
+    compare,
+    has_fp8_cache,
+    measure,
+    parameters_on_rank,
+    share_on_rank,
+)
+from .tiler import MARKERS, Tiler
 
-PARTS = {
-    "vision tower": "vision_model.",
-    "connector": "mlp1.",
-    "language model": "language_model.",
-}
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_FLOATS = ("F64", "F32", "F16", "BF16")
-
-# vLLM pads the vocabulary to a multiple of this before it is shared out.
-_VOCABULARY_UNIT = 64
-
-# Layers whose outputs, and whose inputs, tensor parallel divides.
-_BY_OUTPUT = ("attn.qkv", "mlp.fc1", "mlp1.1", "q_proj", "gate_proj", "up_proj")
-_BY_INPUT = ("attn.proj", "mlp.fc2", "mlp1.3", "o_proj", "down_proj")
 
 
 def add_parser(subparsers) -> None:
@@ -129,23 +122,17 @@ def inspect(
         ValueError: ``config.json`` is not of this model type or has sizes that
             no model has; a safetensors file is damaged.
     """
-    from ....transformers_utils.config import (
-        NemotronVLConfig,
-        check_servable,
-        check_sizes,
-    )
-
     raw = read_json(model, "config.json")
-    config = NemotronVLConfig.from_dict(raw)
+    config = plain_config(raw)
     check_sizes(config)
     llm = config.llm_config
-    headers = _read_headers(model)
+    headers = read_headers(model)
     if not is_quantised(config):
         with contextlib.suppress(OSError):  # ModelOpt's own file
             config.quantization_config = read_json(model, "hf_quant_config.json")
     quantised = is_quantised(config) or is_quantised(llm)
     known = checkpoint_tensors(config)
-    problems = _compare(headers, known, quantised)
+    problems = compare(headers, known, quantised)
     try:
         check_servable(config, read_json(model, "preprocessor_config.json"))
     except ValueError as error:
@@ -155,13 +142,16 @@ def inspect(
     dtype = dtype or str(raw.get("torch_dtype") or raw.get("dtype") or "bfloat16")
     size = _BYTES.get(dtype, 2)
     on_rank = partial(
-        _on_rank, config=config, tp=tp, encoder_data_parallel=encoder_data_parallel
+        parameters_on_rank,
+        config=config,
+        tp=tp,
+        encoder_data_parallel=encoder_data_parallel,
     )
-    share = partial(_quantised_share, config=config, tp=tp, on_rank=on_rank)
+    share = partial(share_on_rank, config=config, tp=tp, on_rank=on_rank)
     parts = {}
     for part, prefix in PARTS.items():
         mine = {name: h for name, h in headers.items() if name.startswith(prefix)}
-        parts[part] = _measure(mine, known, quantised, size, on_rank, share)
+        parts[part] = measure(mine, known, quantised, size, on_rank, share)
 
     tiler = Tiler.from_model(model)
     tile_tokens = tiler.tokens_per_tile
@@ -175,7 +165,7 @@ def inspect(
             f"{llm.max_position_embeddings} tokens."
         )
     kv_heads = max(1, llm.num_key_value_heads // tp)
-    kv_size = 1 if _has_fp8_cache(config) else size
+    kv_size = 1 if has_fp8_cache(config) else size
     kv_bytes = 2 * llm.num_hidden_layers * kv_heads * head_size(llm) * kv_size
     found_adapters = []
     for folder in adapters:
@@ -203,163 +193,6 @@ def inspect(
         "adapters": found_adapters,
         "problems": problems,
     }
-
-
-def _read_headers(model: str) -> dict[str, Header]:
-    if Path(model).is_dir():
-        return read_headers(Path(model))
-    from huggingface_hub import get_safetensors_metadata
-
-    files = get_safetensors_metadata(model).files_metadata.values()
-    return {
-        name: Header(tuple(info.shape), info.dtype)
-        for file in files
-        for name, info in file.tensors.items()
-    }
-
-
-def _compare(
-    headers: Mapping[str, Header], required: dict[str, Shape], quantised: bool
-) -> list[str]:
-    """Sentences about tensors that are missing, unknown or misshapen."""
-    problems = []
-    known = required | CONDITIONER_TENSORS
-    part_of = _part_of(headers, known, quantised)
-    there = {*headers, *part_of.values()}
-    if missing := [name for name in required if name not in there]:
-        problems.append(f"{len(missing)} tensors are missing: {_some(missing)}.")
-    unknown = [
-        name
-        for name in headers
-        if name not in known
-        and name not in part_of
-        and not name.endswith(IGNORED_SUFFIXES)
-    ]
-    if unknown:
-        problems.append(f"{len(unknown)} tensors are not known: {_some(unknown)}.")
-    for name, header in headers.items():
-        if quantised and header.dtype not in _FLOATS:
-            continue
-        if name in known and math.prod(header.shape) != math.prod(known[name]):
-            problems.append(
-                f"{name} has the shape {header.shape}, config.json implies "
-                f"{known[name]}."
-            )
-    return problems
-
-
-def _measure(
-    headers: Mapping[str, Header],
-    known: Mapping[str, Shape],
-    quantised: bool,
-    size: int,
-    on_rank: Callable[[str, Shape], int],
-    share: Callable[[str, Shape], float],
-) -> dict[str, int]:
-    """Parameters and bytes of tensors, as stored and as loaded on a rank.
-
-    Args:
-        headers: Of the tensors.
-        known: The tensors of the unquantised checkpoint.
-        quantised: Whether some of them are parts of quantised layers.
-        size: Bytes of a value that is loaded unquantised.
-        on_rank: Parameters of a tensor as loaded.
-        share: Of the bytes of a quantised layer's tensor, that is loaded.
-    """
-    part_of = {n: w for n, w in _part_of(headers, known, quantised).items() if w}
-    # Layers by what they would be unquantised, everything else as it is.
-    shapes = {n: known.get(n, h.shape) for n, h in headers.items() if n not in part_of}
-    shapes |= {weight: known[weight] for weight in part_of.values()}
-    loaded = {
-        name: on_rank(name, shape)
-        for name, shape in shapes.items()
-        if name not in CONDITIONER_TENSORS and not name.endswith(IGNORED_SUFFIXES)
-    }
-    rank_bytes = 0
-    for name, header in headers.items():
-        if name in loaded and header.dtype in _FLOATS:
-            rank_bytes += loaded[name] * size
-        elif name in loaded or name in part_of:
-            rank_bytes += int(header.num_bytes * share(name, header.shape))
-    return {
-        "parameters": sum(map(math.prod, shapes.values())),
-        "bytes": sum(header.num_bytes for header in headers.values()),
-        "rank_parameters": sum(loaded.values()),
-        "rank_bytes": rank_bytes,
-    }
-
-
-def _part_of(
-    headers: Iterable[str], known: Mapping[str, Shape], quantised: bool
-) -> dict[str, str]:
-    """Tensors of quantised layers and of the KV cache, see `quantised_weight`."""
-    found = {name: quantised_weight(name, known) for name in headers if quantised}
-    return {name: weight for name, weight in found.items() if weight is not None}
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-def _on_rank(
-    name: str, shape: Shape, config: Any, tp: int, encoder_data_parallel: bool
-) -> int:
-    """Parameters of a tensor as vLLM loads it on one of ``tp`` ranks."""
-    llm, vision = config.llm_config, config.vision_config
-    if name.endswith("pos_embed"):  # resized to a tile's grid when loaded
-        side = config.force_image_size // vision.patch_size
-        return side * side * shape[-1]
-    if name.endswith(("embed_tokens.weight", "lm_head.weight")):
-        padded = math.ceil(shape[0] / _VOCABULARY_UNIT) * _VOCABULARY_UNIT
-        return padded // tp * shape[1]
-    size = math.prod(shape)
-    if not name.startswith("language_model.") and encoder_data_parallel:
-        return size
-    if name.startswith(TOWER) and ".attn." in name and vision.num_attention_heads % tp:
-        return size  # vLLM gives each rank all heads then
-    layer, _, kind = name.rpartition(".")
-    if layer.endswith(("k_proj", "v_proj")):
-        kv_heads = llm.num_key_value_heads
-        return size // kv_heads * max(1, kv_heads // tp)
-    if layer.endswith(_BY_OUTPUT) or (layer.endswith(_BY_INPUT) and kind == "weight"):
-        return size // tp
-    return size
-
-
-def _quantised_share(
-    name: str, shape: Shape, config: Any, tp: int, on_rank: Callable[[str, Shape], int]
-) -> float:
-    """Share of a quantised layer's tensor that one of ``tp`` ranks has."""
-    layer = name.rpartition(".")[0]
-    if name.endswith(".g_idx") and not _quantisation(config).get("desc_act"):
-        return 0  # the order of the groups is the inputs'
-    if math.prod(shape) == 1:
-        return 1  # one scale for the layer
-    if layer.endswith(_BY_INPUT) and 1 in (shape[0], shape[-1]):
-        return 1  # scales of the outputs, which are not divided
-    weight = f"{layer}.weight"
-    units = 1 << 20  # any size that the ranks divide
-    if layer.endswith(("k_proj", "v_proj")):
-        units = config.llm_config.num_key_value_heads
-    units *= tp
-    return on_rank(weight, (units,)) / units
-
-
-def _quantisation(config: Any) -> dict[str, Any]:
-    """The quantisation of the whole checkpoint or of its language model."""
-    for part in (config, config.llm_config):
-        if is_quantised(part):
-            found = part.quantization_config
-            return found.get("quantization", found)  # ModelOpt's own file nests it
-    return {}
-
-
-def _has_fp8_cache(config: Any) -> bool:
-    """Whether the checkpoint asks for a KV cache of 8 bits."""
-    found = _quantisation(config)
-    if (found.get("kv_cache_scheme") or {}).get("num_bits") == 8:
-        return True
-    return str(found.get("kv_cache_quant_algo")).upper() == "FP8"
 
 
 def _describe(found: dict[str, Any]) -> str:

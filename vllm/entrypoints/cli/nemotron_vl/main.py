@@ -8,8 +8,8 @@ from importlib import import_module
 
 from ....plugins.nemotron_vl import plugin_version
 
-# Modules by command. Only that of the given command is imported: most need
-# PyTorch and vLLM, which takes seconds.
+# Modules by command. Their arguments are read without PyTorch, transformers and
+# vLLM, whose imports take seconds: a command imports them when it runs.
 COMMANDS = {
     "demo": "demo",
     "doctor": "doctor",

@@ -7,59 +7,21 @@ drawn from a seed, so that everything but the answers can be tried.
 """
 
 import argparse
-import json
-import zlib
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from tokenizers import AddedToken, Regex, Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
-from tokenizers.processors import TemplateProcessing
-from tokenizers.trainers import BpeTrainer
-
-from ....model_executor.models.nemotron_vl_layout import (
-    CONDITIONER_TENSORS,
-    Shape,
-    checkpoint_tensors,
-)
-from ....transformers_utils.config import (
-    NEMOTRON_VL_MODEL_TYPE,
-    VIT_TIMM_DIM_BY_NAME,
-    NemotronVLConfig,
+from ....model_executor.models.nemotron_vl_layout import checkpoint_tensors
+from ....transformers_utils.configs.nemotron_vl_checks import (
+    MODEL_TYPE,
+    TOWER_DIMS,
     check_servable,
 )
+from ....transformers_utils.configs.nemotron_vl_plain import plain_config
+from .checkpoint_files import write_json
 
-_TOWERS = [name.removesuffix("_patch16_224") for name in VIT_TIMM_DIM_BY_NAME]
-_TEMPLATE = "transformers_utils/chat_templates/template_nemotron_vl.jinja"
-_SHARD_BYTES = 4 * 2**30
-
-_BOS, _EOS = "<|begin_of_text|>", "<|eot_id|>"
-_IMAGE_TOKENS = ("<image>", "<img>", "</img>")
-_SPECIAL_TOKENS = (
-    _BOS,
-    "<|end_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    _EOS,
-    *_IMAGE_TOKENS,
-)
-
-# Llama 3 splits words, runs of at most three digits, punctuation and spaces.
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-# Gives the tokenizer a few merges; the bytes alone would do.
-_TOKENIZER_TEXT = (
-    "system user assistant Read the text in this image. What is the total of "
-    "the invoice? Describe the picture. How many characters are there? The "
-    "table shows the value of each item and the sum of all items in the list."
-)
+_TOWERS = [name.removesuffix("_patch16_224") for name in TOWER_DIMS]
 
 
 def add_parser(subparsers) -> None:
@@ -94,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
     options = {k: v for k, v in vars(args).items() if k not in ("out", "run")}
     config = make_checkpoint(args.out, **options)
     tensors = checkpoint_tensors(config)
-    count = sum(torch.Size(shape).numel() for shape in tensors.values())
+    count = sum(math.prod(shape) for shape in tensors.values())
     print(f"{args.out}: {len(tensors)} tensors, {count / 1e6:.1f} M parameters")
     return 0
 
@@ -118,7 +80,7 @@ def make_checkpoint(
     dtype: str = "bfloat16",
     seed: int = 0,
     vision_options: dict[str, Any] | None = None,
-) -> NemotronVLConfig:
+) -> SimpleNamespace:
     """Write a checkpoint that vLLM, and the reference in the tests, can load.
 
     Args:
@@ -142,7 +104,7 @@ def make_checkpoint(
             ``hidden_size`` for a tower unlike C-RADIO's.
 
     Returns:
-        The checkpoint's configuration.
+        The checkpoint's configuration, see `plain_config`.
 
     Raises:
         ValueError: The sizes do not fit each other.
@@ -157,13 +119,17 @@ def make_checkpoint(
             f"and that of --kv-heads {kv_heads}."
         )
 
-    tokenizer = _train_tokenizer()
-    bos, eos = tokenizer.token_to_id(_BOS), tokenizer.token_to_id(_EOS)
+    # Not before they are needed: PyTorch takes seconds.
+    from .random_weights import write_weights
+    from .small_tokenizer import BOS, EOS, train_tokenizer, write_tokenizer
+
+    tokenizer = train_tokenizer()
+    bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     vision_config = _vision_config(tower, tower_layers, cpe_max_size, dtype)
     vision_config |= vision_options or {}
     values: dict[str, Any] = {
         "architectures": ["Llama_Nemotron_Nano_VL"],
-        "model_type": NEMOTRON_VL_MODEL_TYPE,
+        "model_type": MODEL_TYPE,
         "auto_map": {
             "AutoConfig": "configuration.Llama_Nemotron_Nano_VL_Config",
             "AutoModel": "modeling.Llama_Nemotron_Nano_VL",
@@ -181,7 +147,7 @@ def make_checkpoint(
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
         "vit_hidden_size": vision_config.get(
-            "hidden_size", VIT_TIMM_DIM_BY_NAME[f"{tower}_patch16_224"][0]
+            "hidden_size", TOWER_DIMS[f"{tower}_patch16_224"][0]
         ),
         "vision_config": vision_config,
         "llm_config": {
@@ -219,18 +185,18 @@ def make_checkpoint(
         "max_num_tiles": max_tiles,
         "use_thumbnail": True,
     }
-    config = NemotronVLConfig.from_dict(values)
+    config = plain_config(values)
     check_servable(config, preprocessor_config)
 
     out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / "config.json", values)
-    _write_json(out / "preprocessor_config.json", preprocessor_config)
-    _write_json(
+    write_json(out / "config.json", values)
+    write_json(out / "preprocessor_config.json", preprocessor_config)
+    write_json(
         out / "generation_config.json",
         {"bos_token_id": bos, "eos_token_id": [eos], "do_sample": False},
     )
-    _write_tokenizer(out, tokenizer, context)
-    _write_weights(out, config, getattr(torch, dtype), seed)
+    write_tokenizer(out, tokenizer, context)
+    write_weights(out, config, dtype, seed)
     return config
 
 
@@ -275,98 +241,3 @@ def _vision_config(
         "version": "c-radio_v2-h",
         "vitdet_window_size": None,
     }
-
-
-def _train_tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = Sequence(
-        [
-            Split(Regex(_LLAMA3_SPLIT), behavior="isolated"),
-            ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = ByteLevelDecoder()
-    trainer = BpeTrainer(
-        vocab_size=384,
-        initial_alphabet=ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([_TOKENIZER_TEXT], trainer)
-    tokenizer.add_special_tokens(
-        [AddedToken(token, normalized=False) for token in _SPECIAL_TOKENS]
-    )
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{_BOS} $A",
-        pair=f"{_BOS} $A $B",
-        special_tokens=[(_BOS, tokenizer.token_to_id(_BOS))],
-    )
-    return tokenizer
-
-
-def _write_tokenizer(out: Path, tokenizer: Tokenizer, context: int) -> None:
-    tokenizer.save(str(out / "tokenizer.json"))
-    template = Path(__file__).parents[3] / _TEMPLATE
-    _write_json(
-        out / "tokenizer_config.json",
-        {
-            "added_tokens_decoder": {
-                str(tokenizer.token_to_id(token)): {"content": token, "special": True}
-                for token in _SPECIAL_TOKENS
-            },
-            "bos_token": _BOS,
-            "chat_template": template.read_text(),
-            "clean_up_tokenization_spaces": False,
-            "eos_token": _EOS,
-            "model_max_length": context,
-            "tokenizer_class": "PreTrainedTokenizerFast",
-        },
-    )
-
-
-def _write_weights(
-    out: Path, config: NemotronVLConfig, dtype: torch.dtype, seed: int
-) -> None:
-    shapes = checkpoint_tensors(config) | CONDITIONER_TENSORS
-    sizes = {name: torch.Size(s).numel() * dtype.itemsize for name, s in shapes.items()}
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, size in sizes.items():
-        if filled and filled + size > _SHARD_BYTES:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-
-    index: dict[str, str] = {}
-    for number, names in enumerate(shards, 1):
-        file = "model.safetensors"
-        if len(shards) > 1:
-            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {
-            name: _draw(name, shapes[name], config, seed).to(dtype) for name in names
-        }
-        save_file(tensors, out / file, metadata={"format": "pt"})
-        index |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        _write_json(
-            out / "model.safetensors.index.json",
-            {"metadata": {"total_size": sum(sizes.values())}, "weight_map": index},
-        )
-
-
-def _draw(name: str, shape: Shape, config: NemotronVLConfig, seed: int) -> torch.Tensor:
-    """Values of one tensor; they depend on its name and the seed only."""
-    if name.endswith("norm_mean"):
-        return torch.tensor(config.vision_config.norm_mean).reshape(shape)
-    if name.endswith("norm_std"):
-        return torch.tensor(config.vision_config.norm_std).reshape(shape)
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-    noise = torch.randn(shape, generator=generator)
-    if len(shape) == 1:  # a bias, or the scale of a norm
-        scale = "norm" in name or name == "mlp1.0.weight"
-        return 0.02 * noise + (scale and name.endswith("weight"))
-    return noise * shape[-1] ** -0.5
-
-
-def _write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n")

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
@@ -18,92 +18,11 @@ from ....transformers_utils.processors.nemotron_vl_tiling import (
     MAX_TILES,
     RESIZE_RECIPES,
     TileGrid,
-    choose_grid,
-    image_settings,
-    tiles_problem,
-    tokens_of_tile,
 )
+from .tiler import Tiler
 
-# Of nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1, so that it need not be at hand.
-_PUBLISHED: dict[str, Any] = {
-    "force_image_size": 512,
-    "downsample_ratio": 0.5,
-    "vision_config": {"patch_size": 16},
-}
-MARKERS = 2  # <img> and </img>
 _LEAST_SIDE = 256  # of a drawn tile, in pixels
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
-
-class Tiler(NamedTuple):
-    """What a checkpoint and the command line say about tiling."""
-
-    image_size: int
-    min_tiles: int
-    max_tiles: int
-    use_thumbnail: bool
-    tokens_per_tile: int
-
-    @classmethod
-    def from_model(cls, model: str | None, max_tiles: int | None = None) -> "Tiler":
-        """Read the data files of a checkpoint (folder or hub name).
-
-        Without one, the published checkpoint's settings hold.
-
-        Raises:
-            OSError: A file is missing.
-            ValueError: A file or a setting cannot be used.
-        """
-        config, preprocessor = _PUBLISHED, {}
-        if model is not None:
-            config = read_json(model, "config.json")
-            preprocessor = read_json(model, "preprocessor_config.json")
-        settings = image_settings(preprocessor, config)
-        dynamic = settings.get("dynamic_image_size")
-        fewest = settings.get("min_dynamic_patch", 1)
-        most = max_tiles or settings.get("max_dynamic_patch", 12)
-        problem = tiles_problem("min_dynamic_patch", fewest, least=1) or tiles_problem(
-            "--max-tiles" if max_tiles else "max_num_tiles", most, least=fewest
-        )
-        if problem:
-            raise ValueError(problem)
-        try:
-            size = config["force_image_size"]
-            tokens = tokens_of_tile(
-                size, config["vision_config"]["patch_size"], config["downsample_ratio"]
-            )
-        except (KeyError, TypeError, ZeroDivisionError) as error:
-            raise ValueError(f"config.json of {model}: {error!r}") from error
-        return cls(
-            image_size=size,
-            min_tiles=1 if dynamic is False else fewest,
-            max_tiles=1 if dynamic is False else most,
-            use_thumbnail=settings.get("use_thumbnail", True),
-            tokens_per_tile=tokens,
-        )
-
-    def grid_for(self, width: int, height: int, recipe: str) -> TileGrid:
-        return choose_grid(
-            width,
-            height,
-            image_size=self.image_size,
-            min_tiles=self.min_tiles,
-            max_tiles=self.max_tiles,
-            use_thumbnail=self.use_thumbnail,
-            resize=recipe,
-        )
-
-    def describe(self, width: int, height: int, recipe: str) -> dict[str, Any]:
-        """What becomes of a picture of ``width`` x ``height`` pixels."""
-        grid = self.grid_for(width, height, recipe)
-        return {
-            "columns": grid.columns,
-            "rows": grid.rows,
-            "resized": [grid.columns * self.image_size, grid.rows * self.image_size],
-            "thumbnail": grid.thumbnail,
-            "tiles": grid.num_tiles,
-            "prompt_tokens": grid.num_tiles * self.tokens_per_tile + MARKERS,
-        }
 
 
 def add_parser(subparsers) -> None:
@@ -179,33 +98,6 @@ def _run(args: argparse.Namespace) -> int:
     for row in errors:
         print(f"nemotron-vl: {row['picture']}: {row['error']}", file=sys.stderr)
     return 1 if errors else 0
-
-
-def read_json(model: str, name: str) -> dict[str, Any]:
-    """Content of a data file of a checkpoint, from its folder or the hub.
-
-    Raises:
-        OSError: The file is missing; names the model.
-        ValueError: Names the file that holds no JSON object.
-    """
-    file = Path(model, name)
-    if not Path(model).is_dir():
-        from huggingface_hub import hf_hub_download
-
-        try:
-            file = Path(hf_hub_download(model, name))
-        except OSError as error:
-            raise OSError(
-                f"{model} is no folder, and {name} could not be had from the hub: "
-                f"{error}"
-            ) from error
-    try:
-        content = json.loads(file.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no JSON object.")
-    return content
 
 
 def _find_pictures(paths: Iterable[Path]) -> Iterable[Path]:

@@ -1,0 +1,74 @@
+"""What each command imports: PyTorch, transformers and vLLM take seconds."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import COMMANDS
+
+HEAVY = {"torch", "transformers", "vllm", "numba"}
+CODE = """
+import contextlib, io, json, sys
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
+with contextlib.redirect_stdout(io.StringIO()):
+    try:
+        status = main(sys.argv[1:])
+    except SystemExit as end:
+        status = end.code
+print(json.dumps([status, sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+
+
+def imported(*arguments: str) -> set[str]:
+    """Top packages in a process that ran the command."""
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *arguments], capture_output=True, text=True
+    )
+    status, names = json.loads(done.stdout)
+    assert not status, done.stderr
+    return set(names)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)],
+    ids=" ".join,
+)
+def test_help(arguments):
+    assert not imported(*arguments) & {*HEAVY, "numpy", "openai", "huggingface_hub"}
+
+
+def test_tiles(tiny, tmp_path):
+    Image.new("RGB", (600, 400)).save(tmp_path / "photo.png")
+    assert not imported("tiles", str(tmp_path / "photo.png")) & HEAVY
+    out = str(tmp_path / "tiles.png")
+    options = ("--model", str(tiny), "-o", out)
+    assert not imported("tiles", str(tmp_path / "photo.png"), *options) & HEAVY
+
+
+def test_inspect(tiny, tmp_path):
+    weight = "base_model.model.mlp1.1"
+    outputs, inputs = (
+        json.loads((tiny / "config.json").read_text())[k]
+        for k in ("projector_hidden_size", "vit_hidden_size")
+    )
+    adapter = {
+        f"{weight}.lora_A.weight": torch.zeros(2, 4 * inputs),
+        f"{weight}.lora_B.weight": torch.zeros(outputs, 2),
+    }
+    save_file(adapter, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2}))
+    options = ("--tp", "2", "--lora", str(tmp_path))
+    assert not imported("inspect", str(tiny), *options) & HEAVY
+
+
+def test_make_checkpoint_does_without_vllm(tmp_path):
+    small = ("--layers", "1", "--tower-layers", "1")
+    names = imported("make-checkpoint", str(tmp_path / "out"), *small)
+    assert "torch" in names  # so that the names are those of the process
+    assert not names & {"transformers", "vllm"}

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data files of a checkpoint: JSON, and the headers of safetensors files.
+
+A checkpoint is a folder or a name on the hub. No weights are read.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ....model_executor.models.nemotron_vl_layout import Shape
+
+_STORED_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32}
+
+
+class Header(NamedTuple):
+    """What a safetensors file says about a tensor."""
+
+    shape: Shape
+    dtype: str
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * _STORED_BITS.get(self.dtype, 8) // 8
+
+
+def read_json(model: str, name: str) -> dict[str, Any]:
+    """Content of a data file of a checkpoint, from its folder or the hub.
+
+    Raises:
+        OSError: The file is missing; names the model.
+        ValueError: Names the file that holds no JSON object.
+    """
+    file = Path(model, name)
+    if not Path(model).is_dir():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            file = Path(hf_hub_download(model, name))
+        except OSError as error:
+            raise OSError(
+                f"{model} is no folder, and {name} could not be had from the hub: "
+                f"{error}"
+            ) from error
+    try:
+        content = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no JSON object.")
+    return content
+
+
+def read_headers(model: str) -> dict[str, Header]:
+    """Headers of all safetensors files of a checkpoint.
+
+    Raises:
+        FileNotFoundError: There are none.
+        ValueError: Names the file that is damaged.
+    """
+    if Path(model).is_dir():
+        return headers_of_folder(Path(model))
+    from huggingface_hub import get_safetensors_metadata
+
+    files = get_safetensors_metadata(model).files_metadata.values()
+    return {
+        name: Header(tuple(info.shape), info.dtype)
+        for file in files
+        for name, info in file.tensors.items()
+    }
+
+
+def headers_of_folder(folder: Path) -> dict[str, Header]:
+    """Headers of all safetensors files of a folder.
+
+    Raises:
+        FileNotFoundError: There are none.
+        ValueError: Names the file that is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "np") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                    tensor = opened.get_slice(name)
+                    found[name] = Header(tuple(tensor.get_shape()), tensor.get_dtype())
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file} is damaged: {error}. Download it again."
+            ) from error
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no safetensors files.")
+    return found
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a data file as a checkpoint has it."""
+    file.write_text(json.dumps(value, indent=2) + "\n")
