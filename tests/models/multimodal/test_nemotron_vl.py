@@ -327,7 +327,9 @@ def test_without_images_the_tower_is_not_kept(load_model, checkpoint):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("options", [{}, {"cpe_max_size": 512, "tile_size": 128}])
-def test_the_inspect_command_tells_what_is_loaded(load_model, tmp_path, dtype, options):
+def test_the_inspect_command_tells_what_is_loaded(
+    load_model, native_products, tmp_path, dtype, options
+):
     make_checkpoint(tmp_path / "ckpt", **options)
     model = load_model(tmp_path / "ckpt", dtype, pack_weights=False)
     found = inspect(str(tmp_path / "ckpt"), dtype=dtype)

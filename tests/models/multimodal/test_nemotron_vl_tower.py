@@ -4,6 +4,9 @@ import pytest
 import torch
 from vllm.model_executor.layers.attention.mm_encoder_attention import MMEncoderAttention
 
+from loading import make_config
+from vllm_nemotron_vl.config import nemotron_vl_cpu
+from vllm_nemotron_vl.model_executor.models import config
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_tower import HeadwiseAttention
 
 
@@ -44,20 +47,56 @@ def test_its_error_is_at_most_that_of_attention_in_bfloat16():
     assert (found - expected).norm() <= (plain - expected).norm()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kind"),
-    [
-        ("bfloat16", HeadwiseAttention),
-        ("float16", MMEncoderAttention),
-        ("float32", MMEncoderAttention),
-    ],
-)
-def test_only_bfloat16_on_a_cpu_leaves_vllms_attention(
-    load_model, checkpoint, dtype, kind
+NATIVE = {"bfloat16": "avx512_bf16", "float16": "avx512_fp16"}
+
+
+@pytest.fixture(params=["native", "emulated"])
+def processor(request, monkeypatch):
+    """A CPU with instructions for 16 bits, and one without."""
+    flags = frozenset(NATIVE.values() if request.param == "native" else ["avx2"])
+    monkeypatch.setattr(nemotron_vl_cpu, "processor_flags", lambda: flags)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_tower_and_connector_compute_in_what_the_cpu_has(
+    load_model, checkpoint, processor, dtype
 ):
     model = load_model(checkpoint, dtype)
-    layers = model.vision_model.model.encoder.layers
-    assert {type(layer.attn.attn) for layer in layers} == {kind}
+    expected = torch.float32 if processor == "emulated" else getattr(torch, dtype)
+    for part in (model.vision_model, model.mlp1):
+        assert {tensor.dtype for tensor in part.parameters()} == {expected}
+    assert model.input_conditioner.dtype == expected
+    kinds = {type(layer.attn.attn) for layer in model.vision_model.model.encoder.layers}
+    headwise = processor == "native" and dtype == "bfloat16"
+    assert kinds == {HeadwiseAttention if headwise else MMEncoderAttention}
+    for name, tensor in model.language_model.named_parameters():
+        assert tensor.dtype == getattr(torch, dtype), name
+    tile = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    assert model.extract_feature(tile).dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_where_products_are_emulated_features_are_those_of_float32(
+    load_model, checkpoint, monkeypatch, dtype
+):
+    flags = frozenset(["avx2"])
+    monkeypatch.setattr(nemotron_vl_cpu, "processor_flags", lambda: flags)
+    tiles = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    exact = load_model(checkpoint, "float32").extract_feature(tiles)
+    found = load_model(checkpoint, dtype).extract_feature(tiles)
+    # The checkpoint's weights are float32 and are not rounded either.
+    assert torch.equal(found, exact.to(found.dtype))
+
+
+def test_one_line_tells_of_a_faster_dtype(checkpoint, processor, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(config.logger, "warning", said.append)
+    for dtype in ("bfloat16", "float16", "float32"):
+        make_config(checkpoint, dtype)
+    slow = [f"products of {dtype}" for dtype in NATIVE if processor == "emulated"]
+    assert len(said) == len(slow)
+    assert all(dtype in line for dtype, line in zip(slow, said, strict=True))
 
 
 def test_a_cpu_encodes_one_tile_at_a_time(load_model, checkpoint):

@@ -78,7 +78,7 @@ def check_pixels(processor, reference, pictures) -> None:
 
 def check_tower(model, reference, count: int) -> None:
     pixels = tiles(count, model.config.force_image_size)
-    found = model.vision_model(model._condition(pixels))
+    found = model.vision_model(model.input_conditioner(pixels))
     expected = reference.tower(reference.condition(pixels))
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
@@ -98,7 +98,7 @@ def test_pixels_are_identical(processor, reference, pictures):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("ps_version", ["v1", "v2"])
-def test_tower_and_connector(load_model, tmp_path, ps_version, dtype):
+def test_tower_and_connector(load_model, native_products, tmp_path, ps_version, dtype):
     make_checkpoint(tmp_path / "ckpt", ps_version=ps_version, tile_size=128)
     model = load_model(tmp_path / "ckpt", str(dtype).removeprefix("torch."))
     reference = Reference.load(tmp_path / "ckpt", dtype)
@@ -117,7 +117,7 @@ def test_vit_huge_at_512_pixels(load_model, tmp_path, dtype):
         cpe_max_size=2048,
     )
     model = load_model(tmp_path / "ckpt", str(dtype).removeprefix("torch."))
-    check_tower(model, Reference.load(tmp_path / "ckpt", dtype), 1)
+    check_tower(model, Reference.load(tmp_path / "ckpt", model.encoder_dtype), 1)
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,10 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.tokenizers.hf import HfTokenizer
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from ...config.nemotron_vl import EncoderConfig
-from ...transformers_utils.config import NemotronVLConfig
+from ...transformers_utils.configs.nemotron_vl import NemotronVLConfig
 from ...transformers_utils.processors.nemotron_vl import (
     NO_REUSE,
     NemotronVLDataParser,
@@ -75,7 +76,7 @@ from .nemotron_vl_layout import (
 )
 from .nemotron_vl_quant import resolve_names
 from .nemotron_vl_reuse import TileReuse
-from .nemotron_vl_tower import NemotronVLRadioModel
+from .nemotron_vl_tower import NemotronVLRadioModel, encoder_dtype
 
 logger = init_logger("vllm.model_executor.models.nemotron_vl")
 
@@ -207,7 +208,7 @@ class LlamaNemotronVLChatModel(
         vision_config = self.config.vision_config
         self.dtype = cast(torch.dtype, model_config.dtype)
         self.input_conditioner = InputConditioner(
-            vision_config.norm_mean, vision_config.norm_std, self.dtype
+            vision_config.norm_mean, vision_config.norm_std, self.encoder_dtype
         )
         encoder_config = EncoderConfig.from_vllm_config(vllm_config)
         lora_config = vllm_config.lora_config
@@ -246,10 +247,14 @@ class LlamaNemotronVLChatModel(
         # Called by InternVL before it builds the parts.
         super()._patch_quant_config(config, quant_config)
         self.encoder_quant_config = quant_config
-        if quant_config is None:
-            return
         if is_quantised(config.text_config) and not is_quantised(config):
             self.encoder_quant_config = None  # it is of the language model alone
+        # The engine's, for which vLLM chooses the kernels of quantised layers.
+        self.encoder_dtype = torch.get_default_dtype()
+        if self.encoder_quant_config is None:
+            self.encoder_dtype = encoder_dtype(self.encoder_dtype)
+        if quant_config is None:
+            return
         names = [name.rpartition(".")[0] for name in tower_tensors(config)]
         mapper = self.hf_to_vllm_mapper
         renamed = zip(names, mapper.apply_list(names), strict=True)
@@ -262,7 +267,10 @@ class LlamaNemotronVLChatModel(
         *,
         prefix: str,
     ) -> nn.Module:
-        return NemotronVLRadioModel(config, self.encoder_quant_config, prefix=prefix)
+        with set_default_torch_dtype(self.encoder_dtype):
+            return NemotronVLRadioModel(
+                config, self.encoder_quant_config, prefix=prefix
+            )
 
     def _init_mlp1(self, config: PreTrainedConfig) -> nn.Module:
         merged = config.vit_hidden_size * round(1 / self.downsample_ratio) ** 2
@@ -271,15 +279,14 @@ class LlamaNemotronVLChatModel(
             disable_tp=is_vit_use_data_parallel(),
             return_bias=False,
         )
-        inner = config.projector_hidden_size
-        return nn.Sequential(
-            nn.LayerNorm(merged),
-            ColumnParallelLinear(merged, inner, prefix="mlp1.1", **options),
-            nn.GELU(),
-            RowParallelLinear(
-                inner, config.text_config.hidden_size, prefix="mlp1.3", **options
-            ),
-        )
+        inner, outer = config.projector_hidden_size, config.text_config.hidden_size
+        with set_default_torch_dtype(self.encoder_dtype):
+            return nn.Sequential(
+                nn.LayerNorm(merged),
+                ColumnParallelLinear(merged, inner, prefix="mlp1.1", **options),
+                nn.GELU(),
+                RowParallelLinear(inner, outer, prefix="mlp1.3", **options),
+            )
 
     def _adapter_mapper(self, encoder: bool) -> WeightsMapper:
         """The mapper of the weights, which also makes vLLM refuse adapters with
@@ -372,7 +379,7 @@ class LlamaNemotronVLChatModel(
         side = round(patches**0.5)
         features = features.reshape(tiles, side, side, -1)
         features = self.pixel_shuffle(features, scale_factor=self.downsample_ratio)
-        return self.mlp1(features.flatten(1, 2))
+        return self.mlp1(features.flatten(1, 2)).to(self.dtype)
 
     def get_mm_lora_token_counts(
         self,

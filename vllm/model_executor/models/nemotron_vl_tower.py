@@ -14,12 +14,27 @@ from vllm.model_executor.models.radio import RadioModel
 from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
 from vllm.platforms import current_platform
 
+from ...config.nemotron_vl_cpu import has_native_products
+
 # Below this many tokens, one call for all heads is faster (measured).
 _FEW_TOKENS = 128
 
 
+def encoder_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type that the tower and the connector compute in.
+
+    It is that of the engine, or float32 where a CPU would emulate its products.
+
+    Args:
+        dtype: Of the engine.
+    """
+    if not current_platform.is_cpu() or has_native_products(str(dtype)[6:]):
+        return dtype
+    return torch.float32
+
+
 class HeadwiseAttention(nn.Module):
-    """Attention in bfloat16 on CPUs, as matrix products head by head.
+    """Attention in bfloat16 on CPUs that multiply it, head by head.
 
     oneDNN's products run at their full rate where torch's fused attention runs
     at a fifth of it, and the scores of one head stay in the cache.
@@ -95,7 +110,8 @@ class NemotronVLRadioModel(RadioModel):
                 delattr(layer, name)
                 layer.register_buffer(name, ones, persistent=False)
             attention = layer.attn.attn
-            if current_platform.is_cpu() and attention.dtype == torch.bfloat16:
+            native = current_platform.is_cpu() and has_native_products("bfloat16")
+            if native and attention.dtype == torch.bfloat16:
                 layer.attn.attn = HeadwiseAttention(
                     attention.num_heads, attention.head_size, attention.scale
                 )
