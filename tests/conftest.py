@@ -18,6 +18,9 @@ from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
     make_checkpoint,
 )
 
+# Set by model_runner_v2/test_model_runner_v2.py, which runs tests once more.
+RUNNER_V2 = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
+
 ENGINE_OPTIONS = dict(
     enforce_eager=True,
     max_model_len=2048,
@@ -57,6 +60,11 @@ def page() -> Image.Image:
     return Image.fromarray(skimage.data.page())
 
 
+def _is_runner_v2(worker) -> bool:
+    classes = type(worker.model_runner).__mro__
+    return "vllm.v1.worker.gpu.model_runner" in {c.__module__ for c in classes}
+
+
 def _engines():
     """A function that starts engines, which end when the generator goes on."""
     from vllm import LLM
@@ -65,6 +73,7 @@ def _engines():
 
     def start(model: Path, **options) -> LLM:
         engines.append(LLM(str(model), **{**ENGINE_OPTIONS, **options}))
+        assert set(engines[-1].collective_rpc(_is_runner_v2)) == {RUNNER_V2}
         return engines[-1]
 
     yield start

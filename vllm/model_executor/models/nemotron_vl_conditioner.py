@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.nn as nn
 from vllm.model_executor.layers.fusion.mm_input_norm import fused_mm_input_norm_triton
+from vllm.platforms import current_platform
 from vllm.triton_utils import HAS_TRITON
 
 from .nemotron_vl_layout import CONDITIONER_TENSORS
@@ -56,7 +57,7 @@ class InputConditioner(nn.Module):
         """
         if pixel_values.dtype != torch.uint8:
             pixel_values = pixel_values.float() * _LEVELS
-        if HAS_TRITON and pixel_values.is_cuda:
+        if HAS_TRITON and current_platform.is_cuda_alike():
             out = torch.empty_like(
                 pixel_values, dtype=self.dtype, memory_format=torch.contiguous_format
             )
