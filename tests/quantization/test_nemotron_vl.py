@@ -26,6 +26,7 @@ from evaluate_tiny import answer_with_engine, answer_with_reference, draw_questi
 from loading import load, make_config, start_ranks
 from reference.nemotron_vl import Reference
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import PARTS, inspect
+from vllm_nemotron_vl.model_executor.models import config as model_config
 
 QUANTIZE = Path(__file__).parents[2] / "examples" / "quantize.py"
 SCHEMES = {
@@ -35,6 +36,18 @@ SCHEMES = {
     "awq": ["--scheme=awq"],
 }
 COUNT = 300
+
+
+@pytest.fixture
+def lacks_int4_kernel(monkeypatch):
+    """As with a build of vLLM that lacks the kernel of GPTQ and AWQ."""
+    monkeypatch.setattr(model_config, "has_int4_kernel", lambda: False)
+
+
+@pytest.fixture
+def loads_int4(monkeypatch):
+    """Layers are built and loaded, which needs no kernel, and not run."""
+    monkeypatch.setattr(model_config, "has_int4_kernel", lambda: True)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +102,22 @@ def accuracy(questions, answers) -> float:
 def test_reads_within_two_points(
     start_llm, quantised, reference, questions, expected, scheme, dtype
 ):
+    if scheme in ("gptq", "awq") and not model_config.has_int4_kernel():
+        pytest.skip(f"This build of vLLM lacks {model_config.INT4_KERNEL}.")
     llm = start_llm(quantised(scheme), dtype=dtype)
     answers = answer_with_engine(llm, reference, questions)
     assert abs(accuracy(questions, answers) - accuracy(questions, expected)) <= 2
+
+
+@pytest.mark.parametrize(("scheme", "name"), [("gptq", "GPTQ"), ("awq", "AWQ")])
+def test_without_its_kernel_it_is_refused(quantised, lacks_int4_kernel, scheme, name):
+    with pytest.raises(ValueError, match=f"no kernel for {name} .cpu_gemm_wna16"):
+        make_config(quantised(scheme), "float16")
+
+
+def test_without_that_kernel_others_are_served(quantised, tiny, lacks_int4_kernel):
+    for folder in (tiny, quantised("int8")):
+        make_config(folder, "float32")
 
 
 # Which layers
@@ -148,6 +174,7 @@ INT8 = "CompressedTensorsLinearMethod"
         ("awq", expect("AutoAWQMarlinLinearMethod")),
     ],
 )
+@pytest.mark.usefixtures("loads_int4")
 def test_layers_are_quantised_as_the_checkpoint_says(
     quantised, scheme, methods_of_parts
 ):
@@ -219,6 +246,7 @@ def test_targets_have_the_names_of_the_checkpoint(tiny, with_quantisation):
 
 
 @pytest.mark.parametrize("scheme", ["gptq", "awq", "int8"])
+@pytest.mark.usefixtures("loads_int4")
 def test_a_quantised_language_model_leaves_the_rest_alone(
     quantised, with_quantisation, scheme
 ):
@@ -318,6 +346,7 @@ def test_nvfp4_is_refused_by_vllm_on_a_cpu(tiny, with_quantisation):
         ("awq", "float16"),
     ],
 )
+@pytest.mark.usefixtures("loads_int4")
 def test_inspect_tells_the_bytes_that_are_loaded(quantised, scheme, dtype):
     folder = quantised(scheme)
     model = load(make_config(folder, dtype), pack_weights=False)
@@ -341,6 +370,7 @@ def test_inspect_tells_the_bytes_that_are_loaded(quantised, scheme, dtype):
         ("int8 everywhere", "mlp1.3.weight", "mlp1.3.weight"),
     ],
 )
+@pytest.mark.usefixtures("loads_int4")
 def test_an_incomplete_one_is_refused(quantised, tmp_path, scheme, change, message):
     folder = tmp_path / "checkpoint"
     shutil.copytree(quantised(scheme), folder)

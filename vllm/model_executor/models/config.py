@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's hook for checking and completing this model's configuration."""
 
+import torch
 from vllm.config import ModelConfig, VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
@@ -12,6 +13,25 @@ from ...plugins.nemotron_vl import TOKENIZER_MODE
 from ...transformers_utils.configs.nemotron_vl_checks import check_servable
 
 logger = init_logger("vllm.model_executor.models.config")
+
+# vLLM's product with weights of 4 bits on CPUs; its build for AVX2 lacks it.
+INT4_KERNEL = "cpu_gemm_wna16"
+
+
+def has_int4_kernel() -> bool:
+    """Whether this build of vLLM for CPUs can run GPTQ and AWQ checkpoints."""
+    current_platform.import_kernels()
+    return hasattr(torch.ops._C, INT4_KERNEL)
+
+
+def _check_kernel(quantization: str | None) -> None:
+    names = [name for name in ("gptq", "awq") if name in (quantization or "")]
+    if names and current_platform.is_cpu() and not has_int4_kernel():
+        raise ValueError(
+            f"vLLM's build for this CPU has no kernel for {names[0].upper()} "
+            f"({INT4_KERNEL}), which needs AVX-512. Serve an INT8 or an unquantised "
+            "checkpoint here."
+        )
 
 
 class NemotronVLModelConfig(VerifyAndUpdateConfig):
@@ -30,15 +50,18 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """Check ``additional_config`` and the ranks before a process is started.
+        """Check ``additional_config``, the quantisation and the ranks before a
+        process is started.
 
         Raises:
-            ValueError: Names the setting, or the size that cannot be shared out.
+            ValueError: Names the setting, the kernel that is missing, or the size
+                that cannot be shared out.
         """
         from .nemotron_vl_layout import indivisible
 
         EncoderConfig.from_vllm_config(vllm_config)
         model_config = vllm_config.model_config
+        _check_kernel(model_config.quantization)
         problems = indivisible(
             model_config.hf_config,
             vllm_config.parallel_config.tensor_parallel_size,
