@@ -2,7 +2,7 @@
 """Names of picture processing that moved between the vLLM releases served."""
 
 try:
-    from vllm.transformers_utils.processors.internvl import (
+    from vllm.transformers_utils.processors.internvl import (  # type: ignore
         InternVLChatImageProcessor,
         InternVLChatProcessor,
     )

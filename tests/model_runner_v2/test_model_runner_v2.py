@@ -1,0 +1,68 @@
+"""Tests once more on vLLM's Model Runner V2, its default on GPUs.
+
+V2 needs Triton. ``triton_cpu`` holds a backend that lets Triton's interpreter run
+its kernels on the CPU. Each group of tests runs in a pytest of its own, for vLLM
+looks for Triton when it is imported; ``conftest.py`` makes sure that its engines
+run V2, as it makes sure that those of all other tests run V1.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GENERATION = "tests/models/multimodal/generation"
+SHORT = [
+    f"{GENERATION}/test_scheduling.py",
+    "tests/models/multimodal/test_nemotron_vl_conditioner.py",
+]
+LONG = [
+    pytest.param([f"{GENERATION}/test_nemotron_vl.py"], id="generation"),
+    pytest.param([f"{GENERATION}/test_reading.py"], id="reading"),
+    pytest.param(["tests/lora/test_nemotron_vl.py"], id="adapters"),
+    pytest.param(["tests/distributed/test_nemotron_vl.py"], id="parallel"),
+    pytest.param(["tests/models/multimodal/test_nemotron_vl_reuse.py"], id="reuse"),
+]
+
+
+def run_on_v2(tests: list[str]) -> str:
+    """The report of a pytest whose engines run V2."""
+    rig = Path(__file__).parent / "triton_cpu"
+    paths = [str(rig), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "TRITON_INTERPRET": "1",
+        "VLLM_USE_V2_MODEL_RUNNER": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *tests],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-20000:]
+    return done.stdout
+
+
+def check(report: str) -> None:
+    """At least one test ran; what V2 cannot do is skipped by name."""
+    print(report)
+    assert re.search(r"\d+ passed", report)
+
+
+def test_pictures_cut_by_the_scheduler_and_the_input_kernel():
+    report = run_on_v2(SHORT)
+    check(report)
+    assert "skipped" not in report
+
+
+@pytest.mark.releases
+@pytest.mark.parametrize("tests", LONG)
+def test_on_v2(tests):
+    check(run_on_v2(tests))

@@ -1,0 +1,47 @@
+"""The conditioner's two forms: PyTorch, and vLLM's Triton kernel on GPUs."""
+
+import pytest
+import torch
+from vllm.platforms import current_platform
+from vllm.triton_utils import HAS_TRITON
+
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_conditioner import (
+    InputConditioner,
+)
+
+MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
+
+
+def pixels(tiles: int, height: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(tiles)
+    shape = (tiles, 3, height, width)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.skipif(
+    not HAS_TRITON, reason="vLLM finds no usable Triton on this machine"
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 64, 64), (3, 64, 64), (2, 7, 5), (1, 512, 512)])
+def test_the_kernel_equals_the_native_form(monkeypatch, dtype, shape):
+    conditioner = InputConditioner(MEAN, STD, dtype)
+    cases = [
+        pixels(*shape),
+        pixels(*shape) / 255,
+        (pixels(*shape) / 255).to(dtype),
+        pixels(*shape).transpose(2, 3),  # not contiguous
+    ]
+    native = [conditioner(case) for case in cases]
+    monkeypatch.setattr(current_platform, "is_cuda_alike", lambda: True)
+    for case, expected in zip(cases, native, strict=True):
+        found = conditioner(case)
+        assert found.dtype == dtype
+        assert found.shape == case.shape
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_statistics_are_float32_and_no_part_of_the_state():
+    """vLLM fills the state at random for dummy weights."""
+    conditioner = InputConditioner(MEAN, STD, torch.bfloat16)
+    assert conditioner.scale.dtype == conditioner.shift.dtype == torch.float32
+    assert not conditioner.state_dict()
