@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
+from vllm_nemotron_vl.config import nemotron_vl_cpu
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
     make_checkpoint,
 )
@@ -42,6 +43,20 @@ def checkpoint(tmp_path_factory) -> Path:
 def tiny() -> Path:
     """The embedded checkpoint: it reads, 64-pixel tiles of 4 tokens."""
     return Path(tiny_checkpoint())
+
+
+@pytest.fixture
+def native_products(monkeypatch):
+    """Models are loaded as on a CPU that multiplies bfloat16 and float16 itself."""
+    flags = frozenset(["avx512_bf16", "avx512_fp16"])
+    monkeypatch.setattr(nemotron_vl_cpu, "processor_flags", lambda: flags)
+
+
+@pytest.fixture
+def emulated_products(monkeypatch):
+    """Models are loaded as on a CPU that emulates the products of both."""
+    flags = frozenset(["avx2"])
+    monkeypatch.setattr(nemotron_vl_cpu, "processor_flags", lambda: flags)
 
 
 @pytest.fixture(scope="session")

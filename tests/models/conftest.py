@@ -6,15 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from vllm_nemotron_vl.config import nemotron_vl_cpu
-
-
-@pytest.fixture
-def native_products(monkeypatch):
-    """Models are loaded as on a CPU that multiplies bfloat16 and float16 itself."""
-    flags = frozenset(["avx512_bf16", "avx512_fp16"])
-    monkeypatch.setattr(nemotron_vl_cpu, "processor_flags", lambda: flags)
-
 
 @pytest.fixture(scope="session")
 def load_model():

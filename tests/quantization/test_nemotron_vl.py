@@ -152,6 +152,16 @@ PLAIN = UnquantizedLinearMethod.__name__
 BLOCKS = 4  # of the tower and of the decoder; each has four linear layers here
 
 
+@pytest.mark.parametrize(
+    ("scheme", "dtype"),
+    [("int8", torch.float32), ("int8 everywhere", torch.bfloat16)],
+)
+def test_an_encoder_that_is_not_quantised_computes_in_what_the_cpu_has(
+    quantised, emulated_products, scheme, dtype
+):
+    assert build(quantised(scheme)).encoder_dtype == dtype
+
+
 def expect(language: str, tower=PLAIN, connector=PLAIN, head="") -> dict[str, Counter]:
     decoder = Counter({language: 4 * BLOCKS})
     decoder[head or "UnquantizedEmbeddingMethod"] += 1
@@ -346,7 +356,7 @@ def test_nvfp4_is_refused_by_vllm_on_a_cpu(tiny, with_quantisation):
         ("awq", "float16"),
     ],
 )
-@pytest.mark.usefixtures("loads_int4")
+@pytest.mark.usefixtures("loads_int4", "native_products")
 def test_inspect_tells_the_bytes_that_are_loaded(quantised, scheme, dtype):
     folder = quantised(scheme)
     model = load(make_config(folder, dtype), pack_weights=False)

@@ -68,13 +68,14 @@ from .nemotron_vl_layout import (
     IGNORED_SUFFIXES,
     LANGUAGE_MODEL,
     TOWER,
+    TOWER_LINEAR,
     checkpoint_tensors,
     is_quantised,
     num_prefix_tokens,
     quantised_weight,
     tower_tensors,
 )
-from .nemotron_vl_quant import resolve_names
+from .nemotron_vl_quant import quantises, resolve_names
 from .nemotron_vl_reuse import TileReuse
 from .nemotron_vl_tower import NemotronVLRadioModel, encoder_dtype
 
@@ -249,16 +250,15 @@ class LlamaNemotronVLChatModel(
         self.encoder_quant_config = quant_config
         if is_quantised(config.text_config) and not is_quantised(config):
             self.encoder_quant_config = None  # it is of the language model alone
+        names = [name.rpartition(".")[0] for name in tower_tensors(config)]
+        renamed = self.hf_to_vllm_mapper.apply_list(names)
+        if quant_config is not None:
+            resolve_names(quant_config, dict(zip(names, renamed, strict=True)))
+        linear = [name for name in renamed if name.endswith(TOWER_LINEAR)]
         # The engine's, for which vLLM chooses the kernels of quantised layers.
         self.encoder_dtype = torch.get_default_dtype()
-        if self.encoder_quant_config is None:
+        if not quantises(self.encoder_quant_config, [*linear, "mlp1.1", "mlp1.3"]):
             self.encoder_dtype = encoder_dtype(self.encoder_dtype)
-        if quant_config is None:
-            return
-        names = [name.rpartition(".")[0] for name in tower_tensors(config)]
-        mapper = self.hf_to_vllm_mapper
-        renamed = zip(names, mapper.apply_list(names), strict=True)
-        resolve_names(quant_config, dict(renamed))
 
     def _init_vision_model(
         self,

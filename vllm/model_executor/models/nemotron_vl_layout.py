@@ -16,6 +16,9 @@ Config = Any
 TOWER = "vision_model.radio_model."
 LANGUAGE_MODEL = "language_model."
 
+# Linear layers of a block of the tower.
+TOWER_LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
 # Buffers that a checkpoint may or may not carry and whose values follow from
 # the configuration: which class tokens form C-RADIO's summary, and the rotary
 # frequencies that old Llama exports saved.

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.layers.quantization.online.base import (
     OnlineQuantizationConfig,
@@ -53,6 +54,18 @@ def resolve_names(quant_config: QuantizationConfig, renamed: Mapping[str, str]) 
     for pattern in [*schemes]:
         for name in _matches([pattern], renamed, partial=False):
             schemes.setdefault(name, schemes[pattern])
+
+
+def quantises(quant_config: QuantizationConfig | None, layers: Iterable[str]) -> bool:
+    """Whether a configuration quantises one of some linear layers, by vLLM's names."""
+    return any(
+        not isinstance(
+            # Has no weights yet, so its sizes do not matter.
+            LinearBase(64, 64, quant_config=quant_config, prefix=name).quant_method,
+            UnquantizedLinearMethod,
+        )
+        for name in layers
+    )
 
 
 def _matches(
