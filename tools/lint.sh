@@ -16,6 +16,9 @@ hadolint docker/Dockerfile*
 NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 tools/compile_requirements.sh --check
 
+# What is taken of vLLM is in each release served.
+tools/vllm_contract.py
+
 # Without __init__.py the folder cannot shadow the installed vllm.
 if [ -e vllm/__init__.py ]; then
   echo "vllm/__init__.py must not exist" >&2

@@ -180,10 +180,9 @@ def check(tmp_path, capsys):
                 file.writestr(f"vllm/{name}", text.replace(old, new) if old else text)
             metadata = f"Name: vllm\nRequires-Dist: {requires}\n"
             file.writestr("vllm-0.99.0.dist-info/METADATA", metadata)
-        status = vllm_contract.main(
-            [str(wheel), "--package", str(package), "--no-table", "--json"]
-            + ["--reviewed", str(tmp_path / "reviewed.json"), *options]
-        )
+        arguments = ["--package", str(package), "--no-table", "--json", *options]
+        arguments += ["--reviewed", str(tmp_path / "reviewed.json")]
+        status = vllm_contract.main([str(wheel), *arguments])
         return status, json.loads(capsys.readouterr().out)
 
     return run

