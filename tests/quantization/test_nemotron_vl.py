@@ -115,6 +115,19 @@ def test_without_its_kernel_it_is_refused(quantised, lacks_int4_kernel, scheme, 
         make_config(quantised(scheme), "float16")
 
 
+@pytest.mark.parametrize("nested", [False, True], ids=["whole", "language model"])
+def test_without_it_4_bits_of_compressed_tensors_are_refused(
+    tiny, with_quantisation, lacks_int4_kernel, nested
+):
+    config = int8_config(format="pack-quantized")
+    scheme = config["config_groups"]["group_0"]
+    scheme["weights"] |= {"num_bits": 4, "strategy": "group", "group_size": 32}
+    scheme["input_activations"] = None
+    folder = with_quantisation(tiny, config, nested)
+    with pytest.raises(ValueError, match="no kernel for 4-bit compressed-tensors"):
+        make_config(folder, "float16")
+
+
 def test_without_that_kernel_others_are_served(quantised, tiny, lacks_int4_kernel):
     for folder in (tiny, quantised("int8")):
         make_config(folder, "float32")

@@ -24,14 +24,30 @@ def has_int4_kernel() -> bool:
     return hasattr(torch.ops._C, INT4_KERNEL)
 
 
-def _check_kernel(quantization: str | None) -> None:
-    names = [name for name in ("gptq", "awq") if name in (quantization or "")]
-    if names and current_platform.is_cpu() and not has_int4_kernel():
+def _check_kernel(model_config: ModelConfig) -> None:
+    scheme = _int4_scheme(model_config)
+    if scheme and current_platform.is_cpu() and not has_int4_kernel():
         raise ValueError(
-            f"vLLM's build for this CPU has no kernel for {names[0].upper()} "
-            f"({INT4_KERNEL}), which needs AVX-512. Serve an INT8 or an unquantised "
-            "checkpoint here."
+            f"vLLM's build for this CPU has no kernel for {scheme} ({INT4_KERNEL}); on "
+            "x86 it needs AVX-512. Serve an INT8 or an unquantised checkpoint here."
         )
+
+
+def _int4_scheme(model_config: ModelConfig) -> str | None:
+    """The scheme of a checkpoint that only this kernel multiplies with on CPUs."""
+    method = model_config.quantization or ""
+    for name in ("gptq", "awq"):
+        if name in method:
+            return name.upper()
+    if method == "compressed-tensors":
+        for config in (model_config.hf_config, model_config.hf_text_config):
+            quantisation = getattr(config, "quantization_config", None) or {}
+            for group in quantisation.get("config_groups", {}).values():
+                weights = group.get("weights") or {}
+                kind = weights.get("num_bits"), weights.get("type", "int")
+                if kind == (4, "int") and not group.get("input_activations"):
+                    return "4-bit compressed-tensors"
+    return None
 
 
 class NemotronVLModelConfig(VerifyAndUpdateConfig):
@@ -61,7 +77,7 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
 
         EncoderConfig.from_vllm_config(vllm_config)
         model_config = vllm_config.model_config
-        _check_kernel(model_config.quantization)
+        _check_kernel(model_config)
         problems = indivisible(
             model_config.hf_config,
             vllm_config.parallel_config.tensor_parallel_size,
