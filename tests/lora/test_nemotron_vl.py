@@ -95,7 +95,7 @@ def test_each_adapter_answers_as_merged(llm, plain, trained, questions):
 
 
 def test_an_adapter_of_the_bare_llama_is_the_decoders(
-    llm, trained, questions, tmp_path
+    llm, tiny, trained, questions, tmp_path
 ):
     """Trained on the decoder alone, without ``language_model.`` in its names."""
     folder, reference = trained["language"]
@@ -103,6 +103,9 @@ def test_an_adapter_of_the_bare_llama_is_the_decoders(
     request = LoRARequest("bare", len(trained) + 1, str(bare))
     expected = answer_of(reference, questions[0])
     assert generate(llm, questions[0], [request]) == [expected]
+    report = inspect(str(tiny), adapters=[str(bare)])
+    assert not report["problems"]
+    assert not report["adapters"][0]["needs_tower_connector_lora"]
 
 
 @pytest.mark.parametrize("parts", [("language", "tower"), ("connector", "all")])

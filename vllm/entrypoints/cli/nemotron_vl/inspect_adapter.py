@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ....model_executor.models.nemotron_vl_layout import Shape
+from ....model_executor.models.nemotron_vl_layout import LANGUAGE_MODEL, Shape
 from .checkpoint_files import headers_of_folder
 
 _PREFIX = "base_model.model."
@@ -35,7 +35,9 @@ def inspect_adapter(
     for name, header in headers.items():
         layer, _, kind = name.removeprefix(_PREFIX).partition(".lora_")
         layers.add(layer)
-        weight = known.get(f"{layer}.weight")
+        weight = known.get(f"{layer}.weight") or known.get(  # of the bare Llama
+            f"{LANGUAGE_MODEL}{layer}.weight"
+        )
         if weight is None or kind not in ("A.weight", "B.weight"):
             problems.append(f"adapter {folder}: {name} is of no layer of the model.")
             continue
