@@ -110,7 +110,8 @@ def make_eagle3_draft(folder: Path, checkpoint: Path, token: int) -> None:
         "architectures": ["LlamaForCausalLMEagle3"],
         "num_hidden_layers": 1,
         "draft_vocab_size": 1,
-        "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 2]},
+        # Model Runner V2 does not look for it in "eagle_config", as V1 does.
+        "eagle_aux_hidden_state_layer_ids": [0, 1, 2],
     }
     (folder / "config.json").write_text(json.dumps(llm))
 
