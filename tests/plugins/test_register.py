@@ -178,6 +178,29 @@ def test_what_does_not_fit_is_refused_by_name_and_nothing_else_is(
     assert served == "serves LlamaForCausalLM"
 
 
+def test_a_seam_that_has_changed_refuses_this_architecture_alone(monkeypatch):
+    """Whatever `register` raised would end every process of vLLM."""
+
+    def changed():
+        raise TypeError("register() got an unexpected argument")
+
+    said: list[str] = []
+    monkeypatch.setattr(plugin, "_register", changed)
+    monkeypatch.setattr(plugin, "_refuse", said.append)
+    plugin.register()
+    assert "TypeError: register() got an unexpected argument" in said[0]
+
+
+def test_laid_over_vllm_it_is_part_of_it_whatever_its_version(monkeypatch):
+    registered: list[bool] = []
+    monkeypatch.setattr("vllm.__version__", "dev")
+    monkeypatch.setattr(plugin, "_PACKAGE", "vllm")
+    monkeypatch.setattr(plugin, "refusal", lambda version: pytest.fail(version))
+    monkeypatch.setattr(plugin, "_register", lambda: registered.append(True))
+    plugin.register()
+    assert registered
+
+
 def test_without_vllm_it_says_so_and_does_not_raise():
     result = run_python(
         "import sys; sys.modules['vllm'] = None\n"

@@ -31,11 +31,12 @@ def register() -> None:
         import vllm
 
         installed = vllm.__version__
-        if not is_tested(installed) and (sentence := refusal(installed)):
+        untested = _PACKAGE != "vllm" and not is_tested(installed)
+        if untested and (sentence := refusal(installed)):
             return _refuse(sentence)
         _register()
-    except (ImportError, AttributeError) as error:
-        _refuse(_sentence(installed, str(error)))
+    except Exception as error:  # anything else would end every vLLM process
+        _refuse(_sentence(installed, f"{type(error).__name__}: {error}"))
 
 
 def _register() -> None:
@@ -123,16 +124,20 @@ def _refuse(sentence: str) -> None:
     """Refuse checkpoints of this architecture; vLLM's own model for them, which
     would run code of the checkpoint, does not take over.
     """
-    from transformers import AutoConfig, PreTrainedConfig
+    import transformers
 
-    class RefusedConfig(PreTrainedConfig):
+    # Its name before transformers 5 has one capital letter less.
+    base = getattr(transformers, "PreTrainedConfig", None)
+    base = base or transformers.PretrainedConfig  # type: ignore[attr-defined]
+
+    class RefusedConfig(base):  # type: ignore[misc, valid-type]
         model_type = ARCHITECTURE
 
         @classmethod
         def from_dict(cls, *args, **kwargs):
             raise ValueError(sentence)
 
-    AutoConfig.register(ARCHITECTURE, RefusedConfig, exist_ok=True)
+    transformers.AutoConfig.register(ARCHITECTURE, RefusedConfig, exist_ok=True)
     logging.getLogger("vllm.plugins.nemotron_vl").error(sentence)
 
 

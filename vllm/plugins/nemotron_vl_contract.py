@@ -96,17 +96,29 @@ class _Source:
         tree = self.tree(module)
         if tree is None or not attribute:
             return tree is not None
-        return attribute in self._defined(tree, module) or (
+        defined = self._defined(tree, module)
+        return not defined.isdisjoint({attribute, "__getattr__"}) or (
             self.tree(f"{module}.{attribute}") is not None
         )
 
     def methods(self, module: str, name: str) -> set[str]:
+        """Methods of a class and of its bases in vLLM."""
+        found: set[str] = set()
         tree = self.tree(module)
         for node in tree.body if tree else []:
             if isinstance(node, ast.ClassDef) and node.name == name:
                 functions = ast.FunctionDef | ast.AsyncFunctionDef
-                return {m.name for m in node.body if isinstance(m, functions)}
-        return set()
+                found |= {m.name for m in node.body if isinstance(m, functions)}
+                for base in map(ast.unparse, node.bases):
+                    found |= self.methods(module, base.partition("[")[0])
+            elif isinstance(node, ast.ImportFrom) and name in {
+                alias.asname or alias.name for alias in node.names
+            }:
+                parents = module.split(".")[: -node.level] if node.level else []
+                origin = ".".join([*parents, *filter(None, [node.module])])
+                if origin.startswith("vllm.") and origin != module:
+                    found |= self.methods(origin, name)
+        return found
 
     def _tree(self, module: str) -> ast.Module | None:
         place = self.top.joinpath(*module.split(".")[1:])

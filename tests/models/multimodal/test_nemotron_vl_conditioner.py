@@ -4,6 +4,7 @@ import pytest
 import torch
 from vllm.platforms import current_platform
 from vllm.triton_utils import HAS_TRITON
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_conditioner import (
     InputConditioner,
@@ -42,6 +43,9 @@ def test_the_kernel_equals_the_native_form(monkeypatch, dtype, shape):
 
 def test_the_statistics_are_float32_and_no_part_of_the_state():
     """vLLM fills the state at random for dummy weights."""
-    conditioner = InputConditioner(MEAN, STD, torch.bfloat16)
+    with set_default_torch_dtype(torch.bfloat16):  # as vLLM builds models
+        conditioner = InputConditioner(MEAN, STD, torch.bfloat16)
+    scale = 1 / (255 * torch.tensor(STD, dtype=torch.float64))
+    assert torch.allclose(conditioner.scale.double(), scale, rtol=1e-6)
     assert conditioner.scale.dtype == conditioner.shift.dtype == torch.float32
     assert not conditioner.state_dict()

@@ -42,7 +42,7 @@ def _int4_scheme(model_config: ModelConfig) -> str | None:
     if method == "compressed-tensors":
         for config in (model_config.hf_config, model_config.hf_text_config):
             quantisation = getattr(config, "quantization_config", None) or {}
-            for group in quantisation.get("config_groups", {}).values():
+            for group in (quantisation.get("config_groups") or {}).values():
                 weights = group.get("weights") or {}
                 kind = weights.get("num_bits"), weights.get("type", "int")
                 if kind == (4, "int") and not group.get("input_activations"):

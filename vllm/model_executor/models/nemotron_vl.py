@@ -38,7 +38,11 @@ from vllm.model_executor.models.internvl import (
     BaseInternVLProcessingInfo,
     InternVLChatModel,
 )
-from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
+from vllm.model_executor.models.utils import (
+    AutoWeightsLoader,
+    StageMissingLayer,
+    WeightsMapper,
+)
 from vllm.model_executor.models.vision import (
     is_vit_use_data_parallel,
     run_dp_sharded_vision_model,
@@ -218,6 +222,10 @@ class LlamaNemotronVLChatModel(
             self.hf_to_vllm_mapper = self._adapter_mapper(
                 lora_config.enable_tower_connector_lora
             )
+            if isinstance(self.vision_model, StageMissingLayer):
+                # Adapters have layers of the encoder, which another rank applies.
+                skipped = ["vision_model.", "mlp1."]
+                self.lora_skip_prefixes = skipped  # type: ignore[misc]
         self.max_encoder_tiles = encoder_config.max_encoder_tiles
         self.tile_reuse: TileReuse | None = None
         if lora_config is None or not lora_config.enable_tower_connector_lora:
@@ -257,8 +265,11 @@ class LlamaNemotronVLChatModel(
         linear = [name for name in renamed if name.endswith(TOWER_LINEAR)]
         # The engine's, for which vLLM chooses the kernels of quantised layers.
         self.encoder_dtype = torch.get_default_dtype()
-        if not quantises(self.encoder_quant_config, [*linear, "mlp1.1", "mlp1.3"]):
-            self.encoder_dtype = encoder_dtype(self.encoder_dtype)
+        faster = encoder_dtype(self.encoder_dtype)
+        if faster != self.encoder_dtype and not quantises(
+            self.encoder_quant_config, [*linear, "mlp1.1", "mlp1.3"]
+        ):
+            self.encoder_dtype = faster
 
     def _init_vision_model(
         self,

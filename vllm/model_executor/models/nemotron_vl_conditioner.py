@@ -5,13 +5,23 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn as nn
-from vllm.model_executor.layers.fusion.mm_input_norm import fused_mm_input_norm_triton
 from vllm.platforms import current_platform
 from vllm.triton_utils import HAS_TRITON
 
 from .nemotron_vl_layout import CONDITIONER_TENSORS
 
+try:
+    from vllm.model_executor.layers.fusion.mm_input_norm import (
+        fused_mm_input_norm_triton,
+    )
+except ImportError:  # a faster form only
+    fused_mm_input_norm_triton = None  # type: ignore[assignment]
+
 _LEVELS = 255  # of a uint8 pixel
+
+
+def _float32(values: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
 
 
 class InputConditioner(nn.Module):
@@ -38,7 +48,7 @@ class InputConditioner(nn.Module):
         for name in ("scale", "shift"):
             buffer = torch.empty(len(mean), dtype=torch.float32)
             self.register_buffer(name, buffer, persistent=False)
-        self._set(torch.tensor(mean, device="cpu"), torch.tensor(std, device="cpu"))
+        self._set(_float32(mean), _float32(std))
 
     def _set(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         self.mean, self.std = mean, std
@@ -57,12 +67,13 @@ class InputConditioner(nn.Module):
         """
         if pixel_values.dtype != torch.uint8:
             pixel_values = pixel_values.float() * _LEVELS
-        if HAS_TRITON and current_platform.is_cuda_alike():
+        fused = fused_mm_input_norm_triton
+        if fused is not None and HAS_TRITON and current_platform.is_cuda_alike():
             out = torch.empty_like(
                 pixel_values, dtype=self.dtype, memory_format=torch.contiguous_format
             )
             planes, flat = pixel_values.flatten(2), out.flatten(2)
-            fused_mm_input_norm_triton(planes, flat, self.scale, self.shift)
+            fused(planes, flat, self.scale, self.shift)
             return out
         scale, shift = self.scale.view(-1, 1, 1), self.shift.view(-1, 1, 1)
         return (pixel_values * scale + shift).to(self.dtype)
