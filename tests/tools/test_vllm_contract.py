@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import vllm_contract
+from contract.by_hand import ATTRIBUTES
 from contract.report import Contract, Reviewed, release
 from vllm_nemotron_vl.plugins.nemotron_vl import TESTED_VLLM
 from vllm_nemotron_vl.plugins.nemotron_vl_contract import HOOKS
@@ -95,6 +96,12 @@ _MODELS = "vllm.model_executor.models"
             "mm_encoder_tp_mode",
             "vllm.config.multimodal.MultiModalConfig.mm_encoder_tp_mode",
         ),
+        (
+            "model_executor/models/interfaces.py",
+            "supports_mm_device_do_normalize",
+            f"{_MODELS}.internvl.InternVLChatModel.supports_mm_device_do_normalize",
+        ),
+        ("_custom_ops.py", "cpu_gemm_wna16", "vllm._custom_ops.cpu_gemm_wna16"),
     ],
 )
 def test_one_renamed_symbol_is_named_alone(tmp_path, path, name, missing):
@@ -265,6 +272,13 @@ def test_digests_are_kept_and_no_source():
     reviewed = Reviewed(vllm_contract.REVIEWED)
     digests = {d for known in reviewed.symbols.values() for d in known.values()}
     assert all(re.fullmatch(r"-|[0-9a-f]{12}", digest) for digest in digests)
+
+
+@pytest.mark.parametrize("path", ATTRIBUTES)
+def test_what_is_listed_by_hand_is_read_by_that_file(path):
+    text = (ROOT / "vllm" / path).read_text()
+    for attribute in ATTRIBUTES[path]:
+        assert re.search(rf"\b{attribute.rpartition('.')[2]}\b", text), attribute
 
 
 def test_the_hooks_checked_at_run_time_are_derived_here_too():

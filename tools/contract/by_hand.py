@@ -1,17 +1,23 @@
 """What is taken of vLLM without a name or a type that tells so.
 
-Dotted names of attributes that are read from objects of unknown type, of modules
-that keep tensors under a name in their state dict, and of what works for this
-package without being called by it.
+Dotted names of attributes, fields and operators that are read from objects of
+unknown type, of modules that keep tensors under a name in their state dict, and of
+what works for this package without being called by it.
 """
 
 _ENGINE = "vllm.v1.engine"
+_INTERNVL = "vllm.model_executor.models.internvl"
 _RADIO = "vllm.model_executor.models.radio"
 _QUANTISATION = "vllm.model_executor.layers.quantization"
 _ATTENTION = "vllm.model_executor.layers.attention.mm_encoder_attention"
 
 # Attributes, by the file of this package that reads them.
 ATTRIBUTES = {
+    "entrypoints/cli/nemotron_vl/doctor.py": [
+        "vllm._custom_ops.cpu_attention_with_kv_cache",
+        "vllm.model_executor.models.registry._LazyRegisteredModel.module_name",
+        "vllm.platforms.interface.Platform.device_name",
+    ],
     "entrypoints/serve/middleware/exit_status.py": [
         f"{_ENGINE}.async_llm.AsyncLLM.engine_core",
         f"{_ENGINE}.core_client.MPClient.resources",
@@ -19,6 +25,15 @@ ATTRIBUTES = {
         f"{_ENGINE}.core_client.BackgroundResources.engine_dead",
         f"{_ENGINE}.utils.CoreEngineProcManager.manager_stopped",
         f"{_ENGINE}.utils.CoreEngineProcManager.failed_proc_name",
+    ],
+    "model_executor/models/config.py": ["vllm._custom_ops.cpu_gemm_wna16"],
+    "model_executor/models/nemotron_vl.py": [
+        "vllm.config.multimodal.MultiModalConfig.mm_device_do_normalize",
+        f"{_INTERNVL}.InternVLImageEmbeddingInputs.data",
+        f"{_INTERNVL}.InternVLImagePixelInputs.num_patches",
+        f"{_INTERNVL}.InternVLImagePixelInputs.pixel_values_flat",
+        "vllm.v1.worker.encoder_cudagraph_defs.EncoderCudaGraphConfig.modalities",
+        "vllm.v1.worker.encoder_cudagraph_defs.EncoderCudaGraphCaptureInputs.values",
     ],
     "model_executor/models/nemotron_vl_tower.py": [
         f"{_RADIO}.RadioModel.model",
@@ -37,6 +52,9 @@ ATTRIBUTES = {
         f"{_ATTENTION}.MMEncoderAttention.dtype",
     ],
     "model_executor/models/nemotron_vl_quant.py": [
+        "vllm.config.quantization.QuantizationConfigArgs.targets",
+        f"{_QUANTISATION}.online.base.OnlineQuantizationConfig.args",
+        f"{_QUANTISATION}.online.base.OnlineQuantizationConfig.ignored_layers",
         f"{_QUANTISATION}.base_config.QuantizationConfig.online_quantization_config",
         f"{_QUANTISATION}.compressed_tensors.compressed_tensors"
         ".CompressedTensorsConfig.ignore",
@@ -45,6 +63,11 @@ ATTRIBUTES = {
         f"{_QUANTISATION}.fp8.Fp8Config.ignored_layers",
         f"{_QUANTISATION}.modelopt.ModelOptQuantConfigBase.exclude_modules",
         f"{_QUANTISATION}.auto_awq.AutoAWQConfig.modules_to_not_convert",
+    ],
+    "renderers/nemotron_vl.py": [
+        "vllm.inputs.TokensPrompt.multi_modal_data",
+        "vllm.inputs.TokensPrompt.prompt_token_ids",
+        "vllm.tokenizers.protocol.TokenizerLike.get_vocab",
     ],
 }
 
@@ -56,6 +79,8 @@ STATE = {
 
 # Functions, and classes with all their methods, whose results this package takes.
 BEHAVIOUR = [
+    # Gives the middleware ``app.state.engine_client``.
+    "vllm.entrypoints.launchers.api_server.app_state.init_app_state",
     "vllm.lora.utils.parse_fine_tuned_lora_name",
     "vllm.multimodal.image.convert_image_mode",
     "vllm.multimodal.media.image.ImageMediaIO",

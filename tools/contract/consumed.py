@@ -9,7 +9,14 @@ from itertools import pairwise
 from contract.by_hand import ATTRIBUTES, BEHAVIOUR, STATE
 from contract.signatures import call_problem, override_problem
 from contract.sources import Scope, Sources, Symbol, Value, is_class
-from contract.trees import Function, assigned, assignments, methods
+from contract.trees import (
+    Function,
+    assigned,
+    assignments,
+    methods,
+    statements,
+    targets,
+)
 from vllm_nemotron_vl.plugins.nemotron_vl_contract import _imports, _names
 
 OURS, VLLM = "vllm_nemotron_vl", "vllm"
@@ -208,6 +215,11 @@ class Consumed:
 
     def _overrides(self, cls: Symbol) -> None:
         assert isinstance(cls.node, ast.ClassDef)
+        for node in statements(cls.node.body):  # flags, mappings
+            for target in targets(node):
+                for base in self.bases(cls) if isinstance(target, ast.Name) else ():
+                    found = self.sources.get(base, target.id)
+                    self._use(f"{base.dotted}.{target.id}", found, node.lineno)
         for name, ours in methods(cls.node).items():
             for base in self.bases(cls):
                 theirs = self.sources.get(base, name)
