@@ -47,7 +47,7 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < RANKS:
         sys.exit(f"{RANKS} cores are needed, one for each rank.")
-    tiles, rounds = ([13], 3) if args.quick else (args.tiles, 7)
+    tiles, rounds = ([4], 3) if args.quick else (args.tiles, 7)
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         for dtype in args.dtype:
