@@ -6,6 +6,7 @@ into it.
 """
 
 import json
+import os
 import pickle
 import random
 import re
@@ -158,6 +159,8 @@ def client(tiny, trained, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
         with serving(tiny, *options, log=log) as url:
+            asked = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
+            assert ("Using V2 Model Runner" in log.read_text()) == asked
             yield httpx.Client(base_url=f"{url}/v1", timeout=60)
 
 
