@@ -229,7 +229,7 @@ def problems(folder: Path) -> None:
 
 # vLLM reads these files before it knows the model; its errors are left as they are.
 TEXTS = {"no JSON": "{]", "a list": "[1]", "nested": '{"a":' * 100_000, "empty": ""}
-VLLMS = (OSError, ValueError, AttributeError, RecursionError)
+VLLMS = (OSError, ValueError, AttributeError, TypeError, RecursionError)
 
 
 @pytest.mark.parametrize("name", TEXTS)
