@@ -24,6 +24,8 @@ from pathlib import Path
 
 from environments import BUILD, ROOT, Environment, locks
 
+from vllm_nemotron_vl.config.nemotron_vl_cpu import processor_flags
+
 DOCS = ROOT / "docs" / "releases.md"
 
 # What starts engines, or does not depend on vLLM.
@@ -155,7 +157,7 @@ def read_report(report: Path) -> Result:
 
 def processor() -> str:
     """What of this machine decides how vLLM runs."""
-    flags = set(Path("/proc/cpuinfo").read_text().split())
+    flags = processor_flags()
     kinds = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 with bfloat16"}
     kinds |= {"avx512f": "AVX-512", "avx2": "AVX2"}
     kind = next((name for flag, name in kinds.items() if flag in flags), "no AVX2")

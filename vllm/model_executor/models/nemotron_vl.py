@@ -307,20 +307,20 @@ class LlamaNemotronVLChatModel(
             encoder: Adapters may have layers of the tower and the connector.
         """
         layers = [
-            re.escape(name.removesuffix(".weight"))
+            name.removesuffix(".weight")
             for name in checkpoint_tensors(self.config)
             if encoder or name.startswith(LANGUAGE_MODEL)
         ]
         # Adapters of the bare Llama have its names.
-        text_names = [
-            name.removeprefix(re.escape(LANGUAGE_MODEL))
+        layers += [
+            name.removeprefix(LANGUAGE_MODEL)
             for name in layers
-            if name.startswith(re.escape(LANGUAGE_MODEL))
+            if name.startswith(LANGUAGE_MODEL)
         ]
         reason = "not in the model"
         if not encoder:
             reason += "'s language part; others need --enable-tower-connector-lora"
-        known = "|".join(layers + text_names)
+        known = "|".join(map(re.escape, layers))
         unknown = re.compile(rf"^(?!(?:{known})\.lora_)(.*)\.lora_")
         # vLLM refuses the new name, for its last part is none of a layer.
         return type(self).hf_to_vllm_mapper | WeightsMapper(
