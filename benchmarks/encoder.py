@@ -36,8 +36,8 @@ from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.model_executor.models.radio import RadioModel
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from loading import load, make_config
 from reference.nemotron_vl import TOWERS, Reference
+from support.loading import load, make_config
 from vllm_nemotron_vl.config.nemotron_vl_cpu import has_native_products
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
     make_checkpoint,

@@ -85,7 +85,7 @@ def measure(
     os.environ["VLLM_DIST_IDENT"] = folder.name  # of vLLM's shared memory
     from vllm.distributed import init_distributed_environment, initialize_model_parallel
 
-    from loading import load, make_config
+    from support.loading import load, make_config
 
     models = {}
     for mode in ("data", "weights"):

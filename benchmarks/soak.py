@@ -29,9 +29,9 @@ sys.path += [str(Path(__file__).parents[1] / name) for name in ("tests", "tools"
 
 import httpx
 
-from asking import chat_request, reference_text
 from drawn_text import PILLOW_FONT, make_question
 from reference.nemotron_vl import Reference
+from support.chat import chat_request, reference_text
 from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving_process
 

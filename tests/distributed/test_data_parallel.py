@@ -21,7 +21,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from asking import (
+from drawn_text import PILLOW_FONT, make_question
+from reference.nemotron_vl import Reference
+from support.chat import (
     EXACT,
     EXIT_STATUS,
     SERVER_OPTIONS,
@@ -29,8 +31,6 @@ from asking import (
     content,
     reference_text,
 )
-from drawn_text import PILLOW_FONT, make_question
-from reference.nemotron_vl import Reference
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import (
     free_port,
     running,

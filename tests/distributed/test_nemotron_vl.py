@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from vllm import SamplingParams
 
-from loading import make_config
 from reference.nemotron_vl import Reference
+from support.loading import make_config
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import PARTS, inspect
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
     make_checkpoint,

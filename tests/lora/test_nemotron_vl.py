@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
-from asking import EXACT, SERVER_OPTIONS, chat_request, content, reference_text
 from drawn_text import PILLOW_FONT, make_question
-from hostile import Code
 from lora.train_adapters import LANGUAGE, TARGETS, train
 from reference.nemotron_vl import Reference
+from support.chat import EXACT, SERVER_OPTIONS, chat_request, content, reference_text
+from support.hostile import Code
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import inspect
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving
 

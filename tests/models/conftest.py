@@ -12,7 +12,7 @@ def load_model():
     """Load a checkpoint as a worker would, on one rank."""
     from vllm.config import set_current_vllm_config
 
-    from loading import load, make_config
+    from support.loading import load, make_config
 
     contexts = contextlib.ExitStack()
 

@@ -23,8 +23,8 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from drawn_text import PILLOW_FONT
 from evaluate_tiny import answer_with_engine, answer_with_reference, draw_questions
-from loading import load, make_config, start_ranks
 from reference.nemotron_vl import Reference
+from support.loading import load, make_config, start_ranks
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import PARTS, inspect
 from vllm_nemotron_vl.model_executor.models import config as model_config
 

@@ -24,8 +24,8 @@ from PIL import Image
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
 
-from asking import SERVER_OPTIONS, data_url
-from hostile import bounded_memory
+from support.chat import SERVER_OPTIONS, data_url
+from support.hostile import bounded_memory
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving_process
 

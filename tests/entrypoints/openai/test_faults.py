@@ -19,7 +19,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from asking import (
+from drawn_text import PILLOW_FONT, make_question
+from reference.nemotron_vl import Reference
+from support.chat import (
     EXACT,
     EXIT_STATUS,
     SERVER_OPTIONS,
@@ -27,8 +29,6 @@ from asking import (
     content,
     reference_text,
 )
-from drawn_text import PILLOW_FONT, make_question
-from reference.nemotron_vl import Reference
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving_process
 
 TOKENS = 12

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from asking import data_url, picture_part
+from support.chat import data_url, picture_part
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving
 
 MODEL = "tiny"

@@ -14,8 +14,8 @@ from jinja2 import TemplateError
 from safetensors.torch import load_file, save_file
 from vllm.exceptions import VLLMValidationError
 
-from hostile import Code, bounded_memory
-from loading import make_config
+from support.hostile import Code, bounded_memory
+from support.loading import make_config
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import inspect
 
 MEGABYTES = 600

@@ -4,7 +4,7 @@ import pytest
 import torch
 from vllm.model_executor.layers.attention.mm_encoder_attention import MMEncoderAttention
 
-from loading import make_config
+from support.loading import make_config
 from vllm_nemotron_vl.model_executor.models import config
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_tower import HeadwiseAttention
 
