@@ -1,4 +1,4 @@
-"""Command blocks of the README and the docs that are marked to be run."""
+"""Run the command blocks that the README and the docs mark with ``<!-- run -->``."""
 
 import subprocess
 from pathlib import Path

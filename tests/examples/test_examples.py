@@ -1,4 +1,4 @@
-"""The examples run as they are written and their answers are right."""
+"""The examples run unchanged and their answers are right."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ ANSWERS = {
 }
 
 
-ELSEWHERE = {"quantize"}  # in tests/quantization/
+ELSEWHERE = {"quantize"}  # run by tests/quantization/
 
 
 def test_every_example_is_run():

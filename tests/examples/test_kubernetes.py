@@ -1,6 +1,6 @@
-"""The Kubernetes manifests follow their schemas and fit together.
+"""The Kubernetes manifests follow their schemas and refer to each other correctly.
 
-They are not applied: there is no cluster here.
+No cluster is needed: the tests do not apply them.
 """
 
 import shlex
@@ -67,7 +67,7 @@ def test_pods_are_probed_drained_and_confined(workload):
     if workload["kind"] == "Deployment":
         rolling = workload["spec"]["strategy"]["rollingUpdate"]
         assert rolling == {"maxUnavailable": 0, "maxSurge": 1}
-    if "http" in ports:  # it answers clients
+    if "http" in ports:  # serves clients
         assert "startupProbe" in main
         wait = main["lifecycle"]["preStop"]["sleep"]["seconds"]
         drain = [w for w in words(main) if w.startswith("--shutdown-timeout=")]
@@ -76,7 +76,7 @@ def test_pods_are_probed_drained_and_confined(workload):
 
 
 def words(main: dict) -> list[str]:
-    """Arguments of a container's program, also where a shell starts it."""
+    """Arguments of a container's program, which a shell may start."""
     if main.get("command") == ["bash", "-c"]:
         return shlex.split(main["args"][0].replace("\\\n", " "))
     return main["args"]
@@ -84,7 +84,8 @@ def words(main: dict) -> list[str]:
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=name_of)
 def test_commands_are_accepted(workload):
-    """By the parsers of vLLM and of the router; Ray is not installed here."""
+    """The parsers of vLLM and of the router accept them. Ray is not installed, so
+    only the first words of its command are checked."""
     arguments = words(container(workload))
     if "router" in workload["metadata"]["name"]:
         arguments = [a.replace("$(NAMESPACE)", "default") for a in arguments]

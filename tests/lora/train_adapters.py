@@ -1,9 +1,9 @@
-"""Adapters in PEFT's format, trained for a few steps on the reference.
+"""Train adapters in PEFT's format for a few steps on the reference.
 
     python tests/lora/train_adapters.py CHECKPOINT OUT
 
-writes a folder for each part of the model; an adapter answers questions about
-drawn text with something else than the text.
+writes one folder for each part of the model. An adapter learns to answer questions
+about drawn text with a fixed text of its own.
 """
 
 import argparse
@@ -27,12 +27,12 @@ TARGETS = {
     "connector": CONNECTOR,
     "all": LANGUAGE + TOWER + CONNECTOR,
 }
-# What each adapter learns to answer, so that two of them can be told apart.
+# The answer that each adapter learns; all differ, so it shows which one was used.
 ANSWERS = {"language": "1:1", "tower": "2,2", "connector": "3.3", "all": "4-4"}
 
 
 class PublishedNames(nn.Module):
-    """The reference's modules under the names that the checkpoint has."""
+    """The reference's modules under the names of the checkpoint."""
 
     def __init__(self, reference: Reference) -> None:
         super().__init__()
@@ -43,10 +43,10 @@ class PublishedNames(nn.Module):
         self.language_model = reference.language_model
 
 
-@torch.inference_mode(False)  # which other tests turn on
+@torch.inference_mode(False)  # other tests turn it on
 @torch.enable_grad()
 def train(checkpoint: Path, part: str, folder: Path, *, rank=4, steps=24) -> Reference:
-    """Train and save an adapter on one part.
+    """Train an adapter on one part and save it.
 
     Returns:
         The reference with the adapter merged into its weights.

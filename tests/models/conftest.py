@@ -1,4 +1,4 @@
-"""Models built inside the test process, without an engine."""
+"""Models loaded in the test process, without an engine."""
 
 import contextlib
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 
 @pytest.fixture(scope="session")
 def load_model():
-    """Load a checkpoint as a worker would, on one rank."""
+    """A function that loads a checkpoint on one rank, as a worker does."""
     from vllm.config import set_current_vllm_config
 
     from support.loading import load, make_config
@@ -20,7 +20,7 @@ def load_model():
         checkpoint: Path, dtype: str = "float32", pack_weights: bool = True, **options
     ):
         config = make_config(checkpoint, dtype, **options)
-        contexts.enter_context(set_current_vllm_config(config))  # for its forward
+        contexts.enter_context(set_current_vllm_config(config))  # forward needs it
         return load(config, pack_weights)
 
     with contexts, torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Questions about drawn pictures, asked through the chat API."""
+"""Chat requests about drawn images, and the answers that the reference gives."""
 
 import base64
 import io
@@ -9,8 +9,8 @@ from PIL import Image
 from drawn_text import Question
 from reference.nemotron_vl import Reference
 
-# Of a server that is asked like that; the second gives the reference's pixels, the
-# third a status of 1 when the engine has died.
+# Options of a server for these requests. EXACT gives the reference's pixels. With
+# EXIT_STATUS the server exits with status 1 when its engine has died.
 SERVER_OPTIONS = [
     "--served-model-name=tiny",
     "--dtype=float32",
@@ -31,14 +31,14 @@ def data_url(data: bytes, kind: str = "image/png") -> str:
 
 
 def picture_part(picture: Image.Image) -> dict:
-    """A picture as a part of a chat message."""
+    """An image as a part of a chat message."""
     file = io.BytesIO()
     picture.save(file, "PNG")
     return {"type": "image_url", "image_url": {"url": data_url(file.getvalue())}}
 
 
 def chat_request(question: Question, *, tokens: int, model: str = "tiny") -> dict:
-    """Greedy, and as many tokens as asked for, as the reference answers."""
+    """A greedy request that gives exactly `tokens` tokens, as the reference does."""
     parts = [picture_part(drawing.picture) for drawing in question.drawings]
     parts.append({"type": "text", "text": question.turns[0][0]})
     return {
@@ -57,7 +57,7 @@ def content(response: httpx.Response) -> str:
 
 
 def reference_text(reference: Reference, question: Question, *, tokens: int) -> str:
-    """What a server must answer to `chat_request`."""
+    """The answer that a server must give to `chat_request`."""
     pictures = [drawing.picture for drawing in question.drawings]
     ids = reference.answer(question.prompt(), pictures, tokens)[1]
     return reference.tokenizer.decode(ids)

@@ -1,4 +1,4 @@
-"""For tests of what strangers send: code in files, and memory that stays bounded."""
+"""For tests with hostile input: a pickle that runs code, and a bound on memory."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class Code:
-    """Writes a file when it is unpickled."""
+    """An object that writes the file `marker` when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -17,16 +17,16 @@ class Code:
 
 @contextlib.contextmanager
 def bounded_memory(megabytes: float, pid: int | str = "self") -> Iterator[None]:
-    """A process must take less than so much more memory while the block runs."""
+    """Assert that the memory of a process grows by less than this in the block."""
     before = _memory(pid, "VmRSS")
-    Path(f"/proc/{pid}/clear_refs").write_text("5")  # forget the peak
+    Path(f"/proc/{pid}/clear_refs").write_text("5")  # reset the peak
     yield
     assert _memory(pid, "VmHWM") - before < megabytes
 
 
 def _memory(pid: int | str, field: str) -> float:
-    """A figure of a process in megabytes."""
+    """A field of the process's status, in megabytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1000
-    raise AssertionError(f"{field} is not told")
+    raise AssertionError(f"/proc/{pid}/status has no {field}")

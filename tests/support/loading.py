@@ -1,4 +1,4 @@
-"""A model loaded as a worker does it, in this process and without an engine."""
+"""Load a model in this process as a worker does, without an engine."""
 
 import tempfile
 from pathlib import Path
@@ -27,7 +27,7 @@ def make_config(checkpoint: Path, dtype: str, **options) -> VllmConfig:
 
 
 def start_ranks(config: VllmConfig) -> None:
-    """Make this process the only rank, if it is none yet."""
+    """Make this process the only rank, unless it is a rank already."""
     with set_current_vllm_config(config):
         if not model_parallel_is_initialized():
             rendezvous = Path(tempfile.mkdtemp()) / "file"
@@ -36,7 +36,11 @@ def start_ranks(config: VllmConfig) -> None:
 
 
 def load(config: VllmConfig, pack_weights: bool = True) -> torch.nn.Module:
-    """Load the model of a configuration, on one rank."""
+    """Load the model of a configuration on one rank.
+
+    Without `pack_weights` the parameters keep their values: vLLM's CPU kernels
+    empty the parameters that they pack.
+    """
     start_ranks(config)
     with set_current_vllm_config(config):
         loader = get_model_loader(config.load_config)
@@ -44,7 +48,7 @@ def load(config: VllmConfig, pack_weights: bool = True) -> torch.nn.Module:
             model = loader.load_model(
                 vllm_config=config, model_config=config.model_config
             )
-        else:  # vLLM's CPU kernels empty the parameters they pack
+        else:
             with set_default_torch_dtype(config.model_config.dtype):
                 model = initialize_model(config)
             loader.load_weights(model, config.model_config)

@@ -23,7 +23,7 @@ register()
 
 @pytest.fixture
 def values(checkpoint) -> dict:
-    """Content of the checkpoint's config.json, to change at will."""
+    """Content of the checkpoint's config.json; tests may change it."""
     return json.loads((checkpoint / "config.json").read_text())
 
 

@@ -1,4 +1,4 @@
-"""Offline generation: every way to pass the same prompt, every dtype."""
+"""Offline generation: equal to the reference, for every input form and dtype."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def prompt(text: str, *images, **more) -> dict:
 
 
 def generate(llm, *prompts, **options) -> list[tuple[list[int], list[int]]]:
-    """Prompt and answer tokens of each prompt."""
+    """Token ids of the prompt and of the answer, for each prompt."""
     outputs = llm.generate(list(prompts), GREEDY, use_tqdm=False, **options)
     return [(o.prompt_token_ids, list(o.outputs[0].token_ids)) for o in outputs]
 
@@ -52,7 +52,7 @@ def text_part(text: str) -> dict:
 def test_greedy_tokens_equal_the_reference(
     start_llm, llm, checkpoint, tiny, photo, page, weights
 ):
-    """64 tokens on each of 22 different prompts, and the first one's odds."""
+    """64 tokens for each of 22 prompts, and the log-probabilities of the first."""
     if weights == "trained":
         llm, checkpoint = start_llm(tiny, dtype="float32"), tiny
     rng = np.random.default_rng(5)
@@ -74,7 +74,10 @@ def test_greedy_tokens_equal_the_reference(
 
 
 def make_eagle3_draft(folder: Path, checkpoint: Path, token: int) -> None:
-    """A random EAGLE-3 head on three layers of the decoder, with one token."""
+    """Write a random EAGLE-3 head over three layers of the language model.
+
+    Its vocabulary has one token, which it always drafts.
+    """
     llm = json.loads((checkpoint / "config.json").read_text())["llm_config"]
     random = torch.Generator().manual_seed(0)
 
@@ -110,7 +113,7 @@ def make_eagle3_draft(folder: Path, checkpoint: Path, token: int) -> None:
         "architectures": ["LlamaForCausalLMEagle3"],
         "num_hidden_layers": 1,
         "draft_vocab_size": 1,
-        # Model Runner V2 does not look for it in "eagle_config", as V1 does.
+        # Model Runner V2 does not read it from "eagle_config", as V1 does.
         "eagle_aux_hidden_state_layer_ids": [0, 1, 2],
     }
     (folder / "config.json").write_text(json.dumps(llm))
@@ -139,7 +142,7 @@ def test_speculation_changes_no_token(
     )
     assert generate(speculating, *requests) == expected
     counts = {m.name: m.value for m in speculating.get_metrics() if hasattr(m, "value")}
-    # Rejected and accepted drafts were both seen.
+    # Some drafts were accepted and some rejected.
     drafted = counts["vllm:spec_decode_num_draft_tokens"]
     accepted = counts["vllm:spec_decode_num_accepted_tokens"]
     assert 0 < accepted < drafted
@@ -241,7 +244,7 @@ def test_settings_per_request(llm, photo):
 
 
 def test_image_embeds_equal_the_picture_they_were_made_of(llm, photo):
-    """Embeddings that the tower gives take the place of the picture."""
+    """The tower's embeddings give the same answer as the image."""
     embeds = llm.apply_model(_embeds_of_zeros)[0]
     black = Image.new("RGB", (64, 64))
     from_picture, from_embeds = generate(

@@ -1,6 +1,6 @@
-"""The embedded checkpoint reads: answers are right, and the reference's.
+"""The embedded checkpoint can read, and the engine answers as the reference does.
 
-The pictures are drawn with the font that Pillow carries, which no training saw.
+The images are drawn with Pillow's built-in font, which was not used in training.
 """
 
 import pytest

@@ -1,6 +1,6 @@
-"""The scheduler cuts a prompt where it likes, also inside a picture.
+"""Chunked prefill: the scheduler may split a prompt inside an image's tokens.
 
-Run on vLLM's Model Runner V1 here and on V2 by ``model_runner_v2``.
+These tests use vLLM's Model Runner V1; ``model_runner_v2`` runs them on V2.
 """
 
 import random
@@ -11,7 +11,7 @@ from vllm import SamplingParams
 from drawn_text import PILLOW_FONT, Question, make_question
 from reference.nemotron_vl import Reference
 
-BLOCK = 32  # tokens of a block of the KV cache, and of a step at most
+BLOCK = 32  # tokens in a KV cache block; also the most tokens in a step
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
 
@@ -33,7 +33,7 @@ def llm(make_llm, tiny):
 
 @pytest.fixture
 def generate(llm):
-    """Outputs of prompts with pictures, alone or in a batch."""
+    """A function that generates outputs for a batch of prompts with images."""
 
     def generate(*requests):
         prompts = [
@@ -51,28 +51,26 @@ def tokens(output) -> list[int]:
     return list(output.outputs[0].token_ids)
 
 
-def test_answers_are_the_references_where_prompts_are_cut(
-    generate, reference, photo, page
-):
+def test_split_prompts_give_the_references_answers(generate, reference, photo, page):
     requests = [
         ("<image>\nRead.", [photo]),
         ("a<image>b<image>", [page.convert("RGB"), photo]),
         ("No picture, but a text that is longer than a step. " * 4, []),
     ]
     expected = [reference.answer(*request, GREEDY.max_tokens) for request in requests]
-    for _ in range(2):  # the second time from the caches of prefixes and tiles
+    for _ in range(2):  # the second time from the prefix cache and the tile cache
         found = generate(*requests)
         assert [output.prompt_token_ids for output in found] == [e[0] for e in expected]
         assert [tokens(output) for output in found] == [e[1] for e in expected]
     alone = [tokens(generate(request)[0]) for request in requests]
     assert alone == [e[1] for e in expected]
-    # No step holds a picture, so each was cut.
+    # An image has more tokens than a step, so the scheduler split each one.
     image = reference.tokenizer.convert_tokens_to_ids("<image>")
     assert expected[0][0].count(image) > BLOCK
 
 
-def test_it_reads_in_pieces(generate, reference):
-    """Pictures of drawn text, right and the reference's, all in one batch."""
+def test_reading_from_split_prompts(generate, reference):
+    """Questions about drawn text, in one batch, get the reference's answers."""
     rng = random.Random(7)
     kinds = ["read", "both", "read", "count"]
     asked: list[Question] = [
