@@ -25,7 +25,7 @@ import torch
 import torch.multiprocessing
 from vllm.config import set_current_vllm_config
 
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
 )
 

@@ -46,7 +46,7 @@ from vllm.transformers_utils.processors.nemotron_vl import (
 )
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
 )
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (

@@ -26,7 +26,7 @@ from openai import AsyncOpenAI
 from PIL import Image, ImageDraw
 
 from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving
+from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
 
 CLIENTS = (1, 4, 16)
 SIDES: dict[str, dict] = {  # what their requests say

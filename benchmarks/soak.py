@@ -33,7 +33,7 @@ from drawn_text import PILLOW_FONT, make_question
 from reference.nemotron_vl import Reference
 from support.chat import chat_request, reference_text
 from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving_process
+from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving_process
 
 CLIENTS = (1, 2, 4, 8, 16, 32)
 STEADY = 8

@@ -39,12 +39,14 @@ from record_session import record
 from vllm import LLM, SamplingParams
 from vllm.plugins import load_general_plugins
 
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
 )
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_reuse import TileReuse
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
+)
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_digest import (
     tile_digest,
 )
 

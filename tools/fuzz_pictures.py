@@ -24,10 +24,8 @@ with atheris.instrument_imports(include=["PIL"]):
 
 from vllm.exceptions import VLLMValidationError
 
-from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl
-from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_compat import (
-    open_image,
-)
+from vllm_nemotron_vl.multimodal import nemotron_vl
+from vllm_nemotron_vl.multimodal.nemotron_vl import open_image
 
 atheris.instrument_func(nemotron_vl.to_rgb)
 _MOST_PIXELS = 10**6  # larger ones are allowed, but slow

@@ -1,7 +1,7 @@
-"""Several engines and several servers give the answers of one.
+"""Several engines or several servers give the same answers as one engine.
 
-Engines of one server share the requests (vLLM's data parallel), on one host and
-on two; independent servers stand behind vllm-router.
+With vLLM's data parallel, the engines of one server share its requests, on one host
+and on two. With vllm-router, independent servers share them.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from support.chat import (
     content,
     reference_text,
 )
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import (
+from vllm_nemotron_vl.entrypoints.nemotron_vl.server import (
     free_port,
     running,
     serving,
@@ -45,7 +45,7 @@ OPTIONS = [*SERVER_OPTIONS, EXACT]
 
 @pytest.fixture(scope="module")
 def requests(tiny) -> list[dict]:
-    """Chat requests with one and with two pictures."""
+    """Chat requests with one image and with two, and their answers."""
     reference = Reference.load(tiny)
     rng = random.Random(4)
     kinds = ["read", "read", "both", "lines", "both", "count"]
@@ -60,7 +60,7 @@ def requests(tiny) -> list[dict]:
 
 
 def answers(url: str, requests: list[dict]) -> list[str]:
-    """All requests at once, each twice."""
+    """Send all requests at once, each twice."""
 
     def ask(job: dict) -> str:
         address = f"{url}/v1/chat/completions"
@@ -71,7 +71,7 @@ def answers(url: str, requests: list[dict]) -> list[str]:
 
 
 def served_by_engine(metrics: str) -> Counter:
-    """Finished requests of each engine, from the text of ``/metrics``."""
+    """Count the finished requests of each engine in the text of ``/metrics``."""
     counts: Counter[str] = Counter()
     for line in metrics.splitlines():
         if line.startswith("vllm:request_success_total{"):
@@ -110,7 +110,7 @@ def _can_make_hosts() -> bool:
 
 @pytest.fixture
 def hosts():
-    """Two network namespaces with a cable between them: name to address."""
+    """Two network namespaces joined by a virtual cable, with their addresses."""
     if not _can_make_hosts():
         pytest.skip("network namespaces need root and iproute2 (ip netns)")
     names = {f"nemotron-{i}-{os.getpid()}": f"10.77.0.{i}" for i in (1, 2)}
@@ -158,7 +158,7 @@ def test_engines_on_two_hosts(tiny, requests, hosts, tmp_path):
         f"--data-parallel-address={address}",
         "--data-parallel-rpc-port=13345",
     ]
-    url = "http://127.0.0.1:8000"  # of the first host
+    url = "http://127.0.0.1:8000"  # on the first host
     commands = [
         on(first, BIN / "vllm", "serve", tiny, *options, "--host=127.0.0.1"),
         on(
@@ -223,7 +223,7 @@ def test_engines_on_two_hosts(tiny, requests, hosts, tmp_path):
 
 
 def test_a_server_behind_the_router_is_killed_under_load(tiny, requests, tmp_path):
-    """Every request is answered rightly or fails in a way that a client may retry."""
+    """Each request gets the right answer or a status that a client may retry."""
     clients, seconds = 4, 12
     with contextlib.ExitStack() as stack:
         servers, urls = [], []
@@ -269,21 +269,21 @@ def test_a_server_behind_the_router_is_killed_under_load(tiny, requests, tmp_pat
         with ThreadPoolExecutor(clients) as threads:
             running_clients = [threads.submit(client, n) for n in range(clients)]
             time.sleep(seconds / 2)
-            assert found, "no request was answered before"
+            assert found, "no request was answered before the server was killed"
             os.killpg(servers[1].pid, signal.SIGKILL)
             killed.set()
             for future in running_clients:
-                future.result(timeout=60)  # none hangs: a timeout is an error
+                future.result(timeout=60)  # fails if a request hangs
 
         statuses = Counter(status for status, *_ in found)
         assert statuses.keys() <= {200, 502, 503}, statuses
         assert all(text == answer for status, text, answer, _ in found if status == 200)
         late = [status for status, *_, late in found if late]
         assert late.count(200) > 10
-        # The router has taken the dead server out by then.
+        # By then the router sends nothing to the dead server.
         assert set(late[-10:]) == {200}
 
-        # A server that is told to end answers what it has, then ends.
+        # After SIGTERM a server finishes its requests, then exits.
         long = {**requests[0]["request"], "max_tokens": 800, "stream": True}
         address = f"{urls[0]}/v1/chat/completions"
         with httpx.stream("POST", address, json=long, timeout=60) as response:

@@ -1,4 +1,4 @@
-"""Two ranks give the reference's tokens, and data-parallel shards the tiles."""
+"""Two ranks give the reference's tokens; in mode "data" they share out the tiles."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,8 +9,8 @@ from vllm import SamplingParams
 
 from reference.nemotron_vl import Reference
 from support.loading import make_config
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import PARTS, inspect
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
+from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
 )
 
@@ -21,7 +21,7 @@ REUSE = {"nemotron_vl": {"tile_cache_mb": 1, "max_encoder_tiles": 16}}
 
 
 def changed(photo: Image.Image) -> Image.Image:
-    """Another corner: one tile and the thumbnail differ."""
+    """Change a corner, so that only one tile and the thumbnail differ."""
     copy = photo.copy()
     copy.paste("red", (0, 0, 20, 20))
     return copy
@@ -29,7 +29,7 @@ def changed(photo: Image.Image) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def prompts(photo, page):
-    """One picture, two of them, none, and one that shares tiles with the first."""
+    """One image, two images, none, and an image that shares tiles with the first."""
     page = page.convert("RGB")
     return [
         ("<image>\nRead.", [photo]),
@@ -78,7 +78,11 @@ def _slots(model) -> int:
 
 
 def _count_parameters(model) -> dict[str, int]:
-    """Parameters by part; vLLM's CPU kernels empty those of linear layers."""
+    """Count the parameters of each part.
+
+    Weights of linear layers are computed from the layer's sizes, because vLLM's
+    CPU kernels empty the weights that they pack.
+    """
     from vllm.model_executor.layers.linear import LinearBase
 
     counts: Counter[str] = Counter()
@@ -109,13 +113,13 @@ def test_tensor_and_encoder_data_parallel(
     llm.apply_model(_count_tiles)
     assert answers(llm, prompts[:1]) == expected[:1]
     (first, second) = llm.apply_model(_tiles_seen)
-    # The photo has 13 tiles; data parallel pads them to 14 and halves them.
+    # The photo has 13 tiles. Mode "data" pads them to 14 and gives each rank 7.
     assert first == second == ([13] if mode == "weights" else [7])
     assert answers(llm, prompts) == expected
-    # 13 tiles of the photo, 11 of the page, 2 of the changed photo.
+    # 13 tiles of the photo, 11 of the page and 2 of the changed photo.
     counts, elsewhere = llm.apply_model(_reuse)
     assert (counts["encoded"], counts["cached"]) == (13 + 11 + 2, 11)
-    assert not elsewhere  # one rank counts
+    assert not elsewhere  # only the first rank counts
 
     told = inspect(str(tiny), tp=2, encoder_data_parallel=mode == "data")
     expected_counts = {p: told["parts"][p]["rank_parameters"] for p in PARTS}
@@ -128,16 +132,19 @@ def test_pipeline_parallel(start_llm, tiny, prompts, expected, monkeypatch):
         tiny,
         dtype="float32",
         pipeline_parallel_size=2,
-        enforce_eager=False,  # vLLM's CPU runner has no pipelines in eager mode
+        enforce_eager=False,  # in eager mode vLLM's CPU runner has no pipelines
         additional_config=REUSE,
     )
     assert answers(llm, prompts) == expected
-    # The cache is where pictures are encoded: a tile is 4 x 256 float32 values.
+    # Only the first stage encodes images and has a cache. A tile takes 4 x 256
+    # float32 values.
     assert llm.apply_model(_slots) == [1_000_000 // (4 * 4 * 256), 0]
 
 
-def test_heads_that_two_ranks_do_not_divide(start_llm, tmp_path, prompts, monkeypatch):
-    """Three heads in the tower are on both ranks, and so is the one of the keys."""
+def test_heads_that_do_not_divide_by_two_ranks(
+    start_llm, tmp_path, prompts, monkeypatch
+):
+    """Both ranks hold all three heads of the tower, and the only key-value head."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     folder = tmp_path / "odd"
     vision = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
@@ -163,13 +170,15 @@ def test_heads_that_two_ranks_do_not_divide(start_llm, tmp_path, prompts, monkey
     ],
     ids=["connector", "decoder", "heads"],
 )
-def test_what_two_ranks_cannot_share_is_refused(tmp_path, sizes, options, sentence):
+def test_sizes_that_do_not_divide_by_two_ranks_are_refused(
+    tmp_path, sizes, options, sentence
+):
     make_checkpoint(tmp_path / "odd", **{"hidden_size": 192, **sizes})
     with pytest.raises(ValueError, match=sentence):
         make_config(tmp_path / "odd", "float32", tensor_parallel_size=2, **options)
 
 
-def test_the_whole_connector_may_have_any_width(tmp_path):
+def test_a_replicated_connector_may_have_any_width(tmp_path):
     make_checkpoint(tmp_path / "odd", projector_hidden_size=255)
     options = dict(tensor_parallel_size=2, mm_encoder_tp_mode="data")
     assert make_config(tmp_path / "odd", "float32", **options)

@@ -1,8 +1,8 @@
-"""Adapters on the language model, the tower and the connector.
+"""LoRA adapters on the language model, the tower and the connector.
 
-They are trained by ``train_adapters.py`` with PEFT, under the names that the
-checkpoint has. Each answer must be that of the reference with the adapter merged
-into it.
+``train_adapters.py`` trains them with PEFT under the checkpoint's layer names.
+Each answer must equal that of the reference with the adapter merged into its
+weights.
 """
 
 import json
@@ -27,8 +27,8 @@ from lora.train_adapters import LANGUAGE, TARGETS, train
 from reference.nemotron_vl import Reference
 from support.chat import EXACT, SERVER_OPTIONS, chat_request, content, reference_text
 from support.hostile import Code
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import inspect
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving
+from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import inspect
+from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
 
 TOKENS = 12
 OPTIONS = dict(max_lora_rank=8, max_loras=2)
@@ -36,7 +36,7 @@ OPTIONS = dict(max_lora_rank=8, max_loras=2)
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory) -> dict[str, tuple[Path, Reference]]:
-    """Folders of adapters and the reference with each of them merged."""
+    """For each part: an adapter's folder, and the reference with it merged."""
     folder = tmp_path_factory.mktemp("adapters")
     return {part: (folder / part, train(tiny, part, folder / part)) for part in TARGETS}
 
@@ -59,7 +59,7 @@ def answer_of(reference: Reference, question) -> list[int]:
 
 
 def generate(llm, question, requests) -> list[list[int]]:
-    """The answers under each adapter, in one batch."""
+    """Answers to one question in one batch, each with its own LoRA request."""
     pictures = [drawing.picture for drawing in question.drawings]
     prompt = {"prompt": question.prompt(), "multi_modal_data": {"image": pictures}}
     outputs = llm.generate(
@@ -78,7 +78,7 @@ def llm(make_llm, tiny):
         dtype="float32",
         enable_lora=True,
         enable_tower_connector_lora=True,
-        # vLLM caches processed pictures without regard to the adapter.
+        # The key of vLLM's processor cache does not include the adapter.
         mm_processor_cache_gb=0,
         **OPTIONS,
     )
@@ -95,10 +95,10 @@ def test_each_adapter_answers_as_merged(llm, plain, trained, questions):
             assert generate(llm, question, [request]) == [merged], part
 
 
-def test_an_adapter_of_the_bare_llama_is_the_decoders(
+def test_an_adapter_of_llama_alone_applies_to_the_language_model(
     llm, tiny, trained, questions, tmp_path
 ):
-    """Trained on the decoder alone, without ``language_model.`` in its names."""
+    """Its layer names have no ``language_model.``."""
     folder, reference = trained["language"]
     bare = changed(folder, tmp_path / "bare", renamed(".language_model.", "."))
     request = LoRARequest("bare", len(trained) + 1, str(bare))
@@ -111,8 +111,9 @@ def test_an_adapter_of_the_bare_llama_is_the_decoders(
 
 @pytest.mark.parametrize("parts", [("language", "tower"), ("connector", "all")])
 def test_two_adapters_in_one_batch(llm, trained, questions, parts):
-    """Not with a third request without adapter: vLLM's LoRA kernels for CPUs
-    give it one, as they read its index, -1, as that of the last adapter."""
+    """The batch has no request without an adapter. On CPUs, vLLM's LoRA kernels
+    would apply the last adapter to it, because they read its index, -1, as the
+    last one."""
     numbers = {part: number for number, part in enumerate(trained, 1)}
     requests = [LoRARequest(p, numbers[p], str(trained[p][0])) for p in parts]
     for question in questions:
@@ -120,7 +121,9 @@ def test_two_adapters_in_one_batch(llm, trained, questions, parts):
         assert generate(llm, question, requests) == expected
 
 
-def test_without_tower_adapters_they_are_refused(start_llm, tiny, trained, questions):
+def test_tower_and_connector_adapters_need_their_option(
+    start_llm, tiny, trained, questions
+):
     llm = start_llm(tiny, dtype="float32", enable_lora=True, **OPTIONS)
     folder, reference = trained["language"]
     language = LoRARequest("language", 1, str(folder))
@@ -138,7 +141,7 @@ def test_without_tower_adapters_they_are_refused(start_llm, tiny, trained, quest
     ]
 
 
-# Through a server.
+# A server
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +219,7 @@ def changed(
     change: Callable[[dict], dict] = lambda tensors: tensors,
     **config,
 ) -> Path:
-    """A copy of an adapter with other tensors or settings."""
+    """Copy an adapter with changed tensors or settings."""
     shutil.copytree(source, folder)
     file = folder / "adapter_model.safetensors"
     save_file(change(load_file(file)), file)
@@ -263,7 +266,7 @@ def test_bad_adapters_are_refused(client, trained, questions, tmp_path, name):
     source, changes, causes = BAD[name]
     folder = changed(trained[source][0], tmp_path / "adapter", **changes)
     refusal = load(client, "bad", folder)
-    assert refusal.status_code == 500  # vLLM has no other for what its worker refuses
+    assert refusal.status_code == 500  # vLLM's status for all refusals of a worker
     for cause in causes:
         assert cause in refusal.json()["error"]["message"]
     for part in ("language", "tower"):
@@ -271,7 +274,7 @@ def test_bad_adapters_are_refused(client, trained, questions, tmp_path, name):
         assert reply(client, part, questions[0]) == expected
 
 
-def test_an_adapter_that_holds_code_is_not_run(client, trained, questions, tmp_path):
+def test_code_in_an_adapter_is_not_run(client, trained, questions, tmp_path):
     folder = changed(trained["language"][0], tmp_path / "adapter")
     (folder / "adapter_model.safetensors").unlink()
     marker = tmp_path / "was_run"
@@ -303,7 +306,7 @@ def test_inspect_finds_what_is_wrong_with_an_adapter(tiny, trained, tmp_path):
     assert "rank 2" in inspect(str(tiny), adapters=[str(rank)])["problems"][0]
 
 
-def test_the_adapters_have_the_names_of_the_checkpoint(trained):
+def test_adapters_use_the_names_of_the_checkpoint(trained):
     tensors = load_file(trained["all"][0] / "adapter_model.safetensors")
     for layer in (
         "vision_model.radio_model.model.blocks.0.attn.qkv",

@@ -95,7 +95,7 @@ def test_registry_docs_plugin_and_tests_are_there(checkout):
     }
     tests = checkout / "tests/models/multimodal/nemotron_vl"
     code = (tests / "lora/test_nemotron_vl.py").read_text()
-    assert "from vllm.entrypoints.cli.nemotron_vl.inspect_model import" in code
+    assert "from vllm.entrypoints.nemotron_vl.inspection import" in code
     for file in tests.rglob("*.py"):
         compile(file.read_text(), file, "exec")
         assert "vllm_nemotron_vl" not in file.read_text()

@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from releases.environments import locks, minor, pinned
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl import doctor
+from vllm_nemotron_vl.entrypoints.nemotron_vl import diagnosis as doctor
 from vllm_nemotron_vl.plugins import nemotron_vl as plugin
 
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,6 @@
-"""Quantised checkpoints: which layers are quantised, and that they still read.
+"""Quantised checkpoints: which layers are quantised, and how well they read.
 
-``examples/quantize.py`` makes them from the embedded checkpoint.
+``examples/quantize.py`` makes the checkpoints from the embedded one.
 """
 
 import json
@@ -25,7 +25,7 @@ from drawn_text import PILLOW_FONT
 from evaluate_tiny import answer_with_engine, answer_with_reference, draw_questions
 from reference.nemotron_vl import Reference
 from support.loading import load, make_config, start_ranks
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import PARTS, inspect
+from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
 from vllm_nemotron_vl.model_executor.models import config as model_config
 
 QUANTIZE = Path(__file__).parents[2] / "examples" / "quantize.py"
@@ -40,13 +40,13 @@ COUNT = 300
 
 @pytest.fixture
 def lacks_int4_kernel(monkeypatch):
-    """As with a build of vLLM that lacks the kernel of GPTQ and AWQ."""
+    """Act like a build of vLLM without the kernel that GPTQ and AWQ need."""
     monkeypatch.setattr(model_config, "has_int4_kernel", lambda: False)
 
 
 @pytest.fixture
 def loads_int4(monkeypatch):
-    """Layers are built and loaded, which needs no kernel, and not run."""
+    """Allow GPTQ and AWQ without their kernel: the test loads layers and runs none."""
     monkeypatch.setattr(model_config, "has_int4_kernel", lambda: True)
 
 
@@ -66,7 +66,7 @@ def quantised(tiny, tmp_path_factory):
     return make
 
 
-# Reading
+# Accuracy
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +110,15 @@ def test_reads_within_two_points(
 
 
 @pytest.mark.parametrize(("scheme", "name"), [("gptq", "GPTQ"), ("awq", "AWQ")])
-def test_without_its_kernel_it_is_refused(quantised, lacks_int4_kernel, scheme, name):
+def test_gptq_and_awq_are_refused_without_their_kernel(
+    quantised, lacks_int4_kernel, scheme, name
+):
     with pytest.raises(ValueError, match=f"no kernel for {name} .cpu_gemm_wna16"):
         make_config(quantised(scheme), "float16")
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["whole", "language model"])
-def test_without_it_4_bits_of_compressed_tensors_are_refused(
+def test_4_bit_compressed_tensors_are_refused_without_the_kernel(
     tiny, with_quantisation, lacks_int4_kernel, nested
 ):
     config = int8_config(format="pack-quantized")
@@ -128,16 +130,18 @@ def test_without_it_4_bits_of_compressed_tensors_are_refused(
         make_config(folder, "float16")
 
 
-def test_without_that_kernel_others_are_served(quantised, tiny, lacks_int4_kernel):
+def test_other_checkpoints_are_served_without_the_kernel(
+    quantised, tiny, lacks_int4_kernel
+):
     for folder in (tiny, quantised("int8")):
         make_config(folder, "float32")
 
 
-# Which layers
+# Which layers are quantised
 
 
 def build(folder: Path, dtype: str = "bfloat16", **options) -> torch.nn.Module:
-    """The model without weights."""
+    """Build the model without loading weights."""
     config = make_config(folder, dtype, **options)
     start_ranks(config)
     with (
@@ -149,7 +153,7 @@ def build(folder: Path, dtype: str = "bfloat16", **options) -> torch.nn.Module:
 
 
 def methods(model: torch.nn.Module) -> dict[str, Counter]:
-    """How often each method of a linear layer is chosen in each part."""
+    """Count the quantisation methods of the linear layers of each part."""
     found: dict[str, Counter] = {part: Counter() for part in PARTS}
     for name, module in model.named_modules():
         method = getattr(module, "quant_method", None)
@@ -162,16 +166,17 @@ def methods(model: torch.nn.Module) -> dict[str, Counter]:
 
 
 PLAIN = UnquantizedLinearMethod.__name__
-BLOCKS = 4  # of the tower and of the decoder; each has four linear layers here
+BLOCKS = 4  # in the tower and in the language model; each has four linear layers
 
 
 @pytest.mark.parametrize(
     ("scheme", "dtype"),
     [("int8", torch.float32), ("int8 everywhere", torch.bfloat16)],
 )
-def test_an_encoder_that_is_not_quantised_computes_in_what_the_cpu_has(
+def test_the_encoder_computes_in_float32_unless_it_is_quantised(
     quantised, emulated_products, scheme, dtype
 ):
+    """On a CPU that emulates bfloat16 products."""
     assert build(quantised(scheme)).encoder_dtype == dtype
 
 
@@ -206,7 +211,7 @@ def test_layers_are_quantised_as_the_checkpoint_says(
 
 @pytest.fixture
 def with_quantisation(tmp_path):
-    """A copy of a checkpoint with another ``quantization_config``."""
+    """Copy a checkpoint with another ``quantization_config``."""
 
     def write(source: Path, quantisation: dict, nested: bool = False) -> Path:
         folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "checkpoint"
@@ -248,7 +253,7 @@ def int8_config(**changes) -> dict:
     ],
     ids=["part", "path", "blocks", "layer"],
 )
-def test_the_tower_is_ignored_by_its_names_in_the_checkpoint(
+def test_ignore_lists_use_the_names_of_the_checkpoint(
     tiny, with_quantisation, ignore, quantised_blocks
 ):
     config = int8_config(ignore=[*ignore, "language_model.lm_head"])
@@ -260,7 +265,7 @@ def test_the_tower_is_ignored_by_its_names_in_the_checkpoint(
     assert (type(first).__name__ == PLAIN) == (quantised_blocks < BLOCKS)
 
 
-def test_targets_have_the_names_of_the_checkpoint(tiny, with_quantisation):
+def test_targets_use_the_names_of_the_checkpoint(tiny, with_quantisation):
     config = int8_config(targets=[r"re:.*radio_model.*mlp\.fc.*", "mlp1.3"])
     found = methods(build(with_quantisation(tiny, config)))
     assert found["vision tower"] == {PLAIN: 2 * BLOCKS, INT8: 2 * BLOCKS}
@@ -273,7 +278,8 @@ def test_targets_have_the_names_of_the_checkpoint(tiny, with_quantisation):
 def test_a_quantised_language_model_leaves_the_rest_alone(
     quantised, with_quantisation, scheme
 ):
-    """Its configuration in ``llm_config`` says nothing of tower and connector."""
+    """Its ``quantization_config`` in ``llm_config`` does not apply to the tower and
+    the connector."""
     source = quantised(scheme)
     config = json.loads((source / "config.json").read_text())["quantization_config"]
     config.pop("modules_to_not_convert", None)
@@ -285,17 +291,17 @@ def test_a_quantised_language_model_leaves_the_rest_alone(
 
 
 @pytest.mark.parametrize("quantization", ["fp8", "fp8_per_channel"])
-def test_quantising_while_loading_is_for_the_language_model(tiny, quantization):
+def test_online_quantisation_applies_to_the_language_model_only(tiny, quantization):
     method = {
         "fp8": "Fp8PerTensorOnlineLinearMethod",
         "fp8_per_channel": "Fp8PtpcOnlineLinearMethod",
     }[quantization]
     assert methods(build(tiny, quantization=quantization)) == expect(method)
-    # Not the next engine's either: vLLM shares what a short name stands for.
+    # Again, because vLLM shares one object between engines for such a short name.
     assert methods(build(tiny, quantization=quantization)) == expect(method)
 
 
-def test_who_lists_layers_for_loading_decides(tiny):
+def test_online_quantisation_obeys_an_explicit_ignore_list(tiny):
     options = dict(
         quantization="fp8_per_tensor",
         quantization_config={"ignore": ["*.radio_model.*blocks.0.*", "mlp1.1"]},
@@ -310,7 +316,7 @@ def test_who_lists_layers_for_loading_decides(tiny):
 
 
 def nvfp4_config(ignore: list[str]) -> dict:
-    """ModelOpt's entry of config.json: NVFP4 in groups of 16, KV cache in FP8."""
+    """ModelOpt's entry in config.json: NVFP4 in groups of 16, FP8 KV cache."""
     four = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
     return {
         "quant_method": "modelopt",
@@ -334,7 +340,7 @@ def nvfp4_config(ignore: list[str]) -> dict:
     ids=["parts", "paths", "wildcards", "connector quantised"],
 )
 def test_nvfp4_with_an_fp8_cache(tiny, with_quantisation, ignore, connector):
-    """No kernel for it runs on a CPU, so the choice of a kernel is skipped."""
+    """CPUs have no kernel for NVFP4, so the test skips the choice of one."""
     folder = with_quantisation(tiny, nvfp4_config(ignore))
     with mock.patch.object(modelopt, "init_nvfp4_linear_kernel"):
         model = build(folder)
@@ -370,7 +376,7 @@ def test_nvfp4_is_refused_by_vllm_on_a_cpu(tiny, with_quantisation):
     ],
 )
 @pytest.mark.usefixtures("loads_int4", "native_products")
-def test_inspect_tells_the_bytes_that_are_loaded(quantised, scheme, dtype):
+def test_inspect_reports_the_bytes_that_are_loaded(quantised, scheme, dtype):
     folder = quantised(scheme)
     model = load(make_config(folder, dtype), pack_weights=False)
     told = inspect(str(folder), dtype=dtype)
@@ -378,7 +384,7 @@ def test_inspect_tells_the_bytes_that_are_loaded(quantised, scheme, dtype):
         mine = [
             parameter
             for name, parameter in model.named_parameters()
-            if name.startswith(prefix) and ".self_attn.attn." not in name  # scales
+            if name.startswith(prefix) and ".self_attn.attn." not in name  # KV scales
         ]
         assert told["parts"][part]["rank_bytes"] == sum(p.nbytes for p in mine)
     assert not told["problems"]
@@ -394,7 +400,9 @@ def test_inspect_tells_the_bytes_that_are_loaded(quantised, scheme, dtype):
     ],
 )
 @pytest.mark.usefixtures("loads_int4")
-def test_an_incomplete_one_is_refused(quantised, tmp_path, scheme, change, message):
+def test_incomplete_checkpoints_are_refused(
+    quantised, tmp_path, scheme, change, message
+):
     folder = tmp_path / "checkpoint"
     shutil.copytree(quantised(scheme), folder)
     tensors = load_file(folder / "model.safetensors")

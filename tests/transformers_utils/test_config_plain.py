@@ -1,4 +1,4 @@
-"""Attributes read without transformers and vLLM are those of the classes."""
+"""The plain configuration, read without transformers, equals the class."""
 
 import copy
 import json
@@ -7,14 +7,14 @@ from operator import attrgetter
 import pytest
 from vllm.transformers_utils.configs.radio import VIT_TIMM_DIM_BY_NAME
 
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
 )
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
     checkpoint_tensors,
     head_size,
-    indivisible,
     num_prefix_tokens,
+    tensor_parallel_problems,
 )
 from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl import NemotronVLConfig
 from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl_checks import (
@@ -49,7 +49,7 @@ def read(folder) -> dict:
 
 
 def refusal(build, values: dict) -> str | None:
-    """Why a configuration cannot be served."""
+    """Why a configuration cannot be served, or None."""
     try:
         check_servable(build(copy.deepcopy(values)))
     except ValueError as error:
@@ -67,11 +67,13 @@ def assert_both_read_the_same(values: dict) -> None:
     prefixes = map(num_prefix_tokens, (plain.vision_config, config.vision_config))
     assert len({*prefixes}) == 1
     for ranks in (2, 3, 8):
-        assert indivisible(plain, ranks, False) == indivisible(config, ranks, False)
+        assert tensor_parallel_problems(
+            plain, ranks, False
+        ) == tensor_parallel_problems(config, ranks, False)
     assert refusal(plain_config, values) == refusal(NemotronVLConfig.from_dict, values)
 
 
-def test_the_towers_are_vllms():
+def test_tower_sizes_equal_vllms():
     assert {name: VIT_TIMM_DIM_BY_NAME[name] for name in TOWER_DIMS} == TOWER_DIMS
 
 
@@ -139,7 +141,7 @@ WRONG = (None, True, 3, -1, 10**18, 0.5, "x", [1], {"a": 1}, [])
         "llm_config.quantization_config",
     ],
 )
-def test_wrong_values_get_one_sentence(checkpoint, path):
+def test_wrong_values_get_the_same_message(checkpoint, path):
     values = read(checkpoint)
     *parents, last = path.split(".")
     for wrong in WRONG:

@@ -13,7 +13,7 @@ _ATTENTION = "vllm.model_executor.layers.attention.mm_encoder_attention"
 
 # Attributes, by the file of this package that reads them.
 ATTRIBUTES = {
-    "entrypoints/cli/nemotron_vl/doctor.py": [
+    "entrypoints/nemotron_vl/diagnosis.py": [
         "vllm._custom_ops.cpu_attention_with_kv_cache",
         "vllm.model_executor.models.registry._LazyRegisteredModel.module_name",
         "vllm.platforms.interface.Platform.device_name",
@@ -51,7 +51,7 @@ ATTRIBUTES = {
         f"{_ATTENTION}.MMEncoderAttention.scale",
         f"{_ATTENTION}.MMEncoderAttention.dtype",
     ],
-    "model_executor/models/nemotron_vl_quant.py": [
+    "model_executor/models/nemotron_vl_layer_names.py": [
         "vllm.config.quantization.QuantizationConfigArgs.targets",
         f"{_QUANTISATION}.online.base.OnlineQuantizationConfig.args",
         f"{_QUANTISATION}.online.base.OnlineQuantizationConfig.ignored_layers",

@@ -2,17 +2,16 @@
 """Entry point of the plugin group ``vllm.general_plugins``."""
 
 import logging
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-ARCHITECTURE = "Llama_Nemotron_Nano_VL"
-
-# vLLM releases that the tests ran against: from the first, below the second.
-TESTED_VLLM = ((0, 31), (0, 34))
-
-# Selects our renderer; the tokenizer itself is the one of mode "hf".
-TOKENIZER_MODE = "nemotron_vl"
+from ..config.nemotron_vl_names import (
+    ARCHITECTURE,
+    TOKENIZER_MODE,
+    is_tested,
+    plugin_version,
+    tested_range,
+)
 
 # "vllm_nemotron_vl", or "vllm" where the tree lies over a vLLM checkout.
 _PACKAGE = __name__.removesuffix(".plugins.nemotron_vl")
@@ -139,29 +138,3 @@ def _refuse(sentence: str) -> None:
 
     transformers.AutoConfig.register(ARCHITECTURE, RefusedConfig, exist_ok=True)
     logging.getLogger("vllm.plugins.nemotron_vl").error(sentence)
-
-
-def plugin_version() -> str:
-    """Version of the installed distribution."""
-    try:
-        return version("vllm-nemotron-vl")
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
-def tested_range() -> str:
-    """The tested vLLM releases as a requirement, such as ``>=0.32,<0.33``."""
-    first, end = (".".join(map(str, release)) for release in TESTED_VLLM)
-    return f">={first},<{end}"
-
-
-def is_tested(vllm_version: str) -> bool:
-    """Whether a vLLM version lies in the tested range."""
-    from packaging.version import InvalidVersion, Version
-
-    try:
-        release = Version(vllm_version).release
-    except InvalidVersion:
-        return False
-    first, end = TESTED_VLLM
-    return first <= release < end

@@ -1,4 +1,4 @@
-"""`nemotron-vl demo` serves the embedded checkpoint and marks its answers."""
+"""`nemotron-vl demo` serves the embedded checkpoint and checks its answers."""
 
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
 

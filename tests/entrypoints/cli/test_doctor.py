@@ -1,4 +1,4 @@
-"""What `nemotron-vl doctor` finds in a sound installation and in broken ones."""
+"""What `nemotron-vl doctor` reports on a sound installation and on broken ones."""
 
 import json
 import shutil
@@ -10,8 +10,8 @@ import pytest
 import vllm
 
 from vllm_nemotron_vl.config import nemotron_vl_cpu
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl import doctor
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
+from vllm_nemotron_vl.entrypoints.nemotron_vl import diagnosis as doctor
 from vllm_nemotron_vl.plugins import nemotron_vl as plugin
 
 
@@ -30,7 +30,7 @@ def test_this_installation_is_sound(capsys):
 
 @pytest.fixture
 def seen() -> dict:
-    """What a process of vLLM's sees in a sound installation."""
+    """What a vLLM process sees in a sound installation."""
     return {
         "torch": "2.13.0",
         "cuda": None,
@@ -43,7 +43,7 @@ def seen() -> dict:
 
 @pytest.fixture
 def diagnose(monkeypatch, capsys, seen):
-    """Run the command in a changed installation; status and printed lines."""
+    """Run the command on a changed installation; give its status and its output."""
 
     def run(**changes) -> tuple[int, str]:
         monkeypatch.setattr(doctor, "_look", lambda: {**seen, **changes})
@@ -61,7 +61,7 @@ def test_a_switched_off_plugin(diagnose, monkeypatch):
     assert "-> unset VLLM_PLUGINS, or add nemotron_vl to it" in printed
 
 
-def test_the_in_tree_model_in_its_place(diagnose):
+def test_the_in_tree_model_is_used_instead(diagnose):
     status, printed = diagnose(model="vllm.model_executor.models.nemotron_vl")
     assert status == 1
     assert "is served by vllm.model_executor.models.nemotron_vl" in printed
@@ -87,7 +87,7 @@ def test_a_release_that_was_not_tested(diagnose):
 
 @pytest.fixture
 def doctored(tmp_path, monkeypatch) -> None:
-    """vLLM by links, of a release to come that lacks a class."""
+    """A copy of vLLM, made of links, that claims to be 9.0.0 and lacks a class."""
     installed = Path(vllm.__file__).parent
     changes = {
         "_version.py": lambda text: text.replace(vllm.__version__, "9.0.0"),
@@ -117,7 +117,7 @@ def link_folder(source: Path, target: Path, changes: dict) -> None:
 
 
 def test_a_release_that_lacks_something(doctored, capsys):
-    """The plugin's own sentence."""
+    """The report quotes the plugin's own refusal."""
     assert main(["doctor", "--json"]) == 1
     findings = json.loads(capsys.readouterr().out)
     for what in ("vLLM", "plugin"):
@@ -143,7 +143,7 @@ def test_kernels_that_are_not_loaded(diagnose):
 
 
 @pytest.mark.parametrize("flags", [{"avx2"}, {"avx2", "avx512_bf16"}])
-def test_a_type_that_would_be_faster(diagnose, monkeypatch, flags):
+def test_a_faster_dtype_is_recommended(diagnose, monkeypatch, flags):
     monkeypatch.setattr(nemotron_vl_cpu, "processor_flags", lambda: frozenset(flags))
     status, printed = diagnose()
     assert status == 0
@@ -160,7 +160,7 @@ def test_no_distribution_named_vllm(diagnose, monkeypatch):
     assert "-> pip install ./tools/vllm_metadata" in printed
 
 
-def test_a_small_debian(diagnose, monkeypatch, tmp_path):
+def test_missing_system_packages(diagnose, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor.ctypes.util, "find_library", lambda name: None)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     paths = {"purelib": str(tmp_path), "include": str(tmp_path)}

@@ -1,4 +1,4 @@
-"""What each command imports: PyTorch, transformers and vLLM take seconds."""
+"""Commands import PyTorch, transformers and vLLM only if needed: it takes seconds."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ print(json.dumps([status, sorted({name.partition(".")[0] for name in sys.modules
 
 
 def imported(*arguments: str) -> set[str]:
-    """Top packages in a process that ran the command."""
+    """Names of the packages in a process that ran the command."""
     done = subprocess.run(
         [sys.executable, "-c", CODE, *arguments], capture_output=True, text=True
     )
@@ -67,8 +67,8 @@ def test_inspect(tiny, tmp_path):
     assert not imported("inspect", str(tiny), *options) & HEAVY
 
 
-def test_make_checkpoint_does_without_vllm(tmp_path):
+def test_make_checkpoint_imports_no_vllm(tmp_path):
     small = ("--layers", "1", "--tower-layers", "1")
     names = imported("make-checkpoint", str(tmp_path / "out"), *small)
-    assert "torch" in names  # so that the names are those of the process
+    assert "torch" in names  # proves that the names come from that process
     assert not names & {"transformers", "vllm"}

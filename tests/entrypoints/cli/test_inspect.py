@@ -1,6 +1,6 @@
-"""What the command tells from headers.
+"""What `nemotron-vl inspect` reports from the headers of a checkpoint.
 
-That it is what an engine loads is tested with the model and with two ranks.
+The tests of the model and of two ranks compare its report with what is loaded.
 """
 
 import json
@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import PARTS, inspect
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
+from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
 
 
 def test_stored_sizes_are_those_of_the_file(tiny):
@@ -22,7 +22,7 @@ def test_stored_sizes_are_those_of_the_file(tiny):
         assert found["parts"][part]["parameters"] == sum(t.numel() for t in mine)
 
 
-def test_what_pictures_take(tiny):
+def test_the_cost_of_images(tiny):
     found = inspect(str(tiny), max_model_len=1000)
     assert found["tokens_per_tile"] == 4
     assert found["largest_picture"] == {
@@ -39,7 +39,7 @@ def test_what_pictures_take(tiny):
 
 @pytest.fixture
 def broken(checkpoint, tmp_path):
-    """The random checkpoint with a tensor less, one more and one misshapen."""
+    """The random checkpoint with one tensor missing, one unknown and one misshapen."""
     for file in checkpoint.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     tensors = load_file(checkpoint / "model.safetensors")
@@ -58,7 +58,7 @@ def test_a_broken_checkpoint_is_described(broken, capsys):
     assert "mlp1.1.bias has the shape (7,), config.json implies (256,)" in printed
 
 
-def test_what_cannot_be_shared_out_is_named(checkpoint, capsys):
+def test_sizes_that_ranks_cannot_share_are_named(checkpoint, capsys):
     assert main(["inspect", str(checkpoint), "--tp", "3", "--json"]) == 1
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert problems == [

@@ -10,16 +10,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl import make_checkpoint as module
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl import random_weights
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
+from vllm_nemotron_vl.entrypoints.nemotron_vl import random_checkpoint as module
+from vllm_nemotron_vl.entrypoints.nemotron_vl import random_weights
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
     CONDITIONER_TENSORS,
     checkpoint_tensors,
 )
 from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl import NemotronVLConfig
 
-# Names and shapes of nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1, as published.
+# Names and shapes in the published nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1.
 PUBLISHED = {
     "vision_model.radio_model.model.patch_generator.cls_token.token": (8, 1280),
     "vision_model.radio_model.model.patch_generator.pos_embed": (1, 16384, 1280),
@@ -53,7 +53,7 @@ def test_the_layout_at_the_published_sizes():
     for name, shape in PUBLISHED.items():
         assert tensors[name] == shape
     blocks = {re.sub(r"\.\d+\.", ".N.", n) for n in tensors if ".blocks." in n}
-    assert len(blocks) == 12  # no layer scale
+    assert len(blocks) == 12  # none of them layer scale
     assert len(tensors) == 3 + 32 * 12 + 6 + 3 + 32 * 9
 
 

@@ -1,4 +1,4 @@
-"""`nemotron-vl tiles` tells how pictures are cut, without an engine."""
+"""`nemotron-vl tiles` shows how images are cut into tiles, without an engine."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.tiler import Tiler
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.tiles import draw_tiles
+from vllm_nemotron_vl.entrypoints.nemotron_vl.tile_drawing import draw_tiles
+from vllm_nemotron_vl.entrypoints.nemotron_vl.tiler import Tiler
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
     NemotronVLProcessor,
@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("recipe", ["fast", "exact", "hf"])
 @pytest.mark.parametrize("size", [(64, 64), (65, 64), (200, 90), (1700, 2200)])
-def test_the_numbers_are_the_processors(checkpoint, tmp_path, capsys, recipe, size):
+def test_the_numbers_equal_the_processors(checkpoint, tmp_path, capsys, recipe, size):
     picture = Image.new("RGB", size)
     picture.save(tmp_path / "p.png")
     options = ["--model", str(checkpoint), "--max-tiles", "6", "--json"]
@@ -47,7 +47,7 @@ def test_the_numbers_are_the_processors(checkpoint, tmp_path, capsys, recipe, si
     assert cut["resized"] == [64 * grid.columns, 64 * grid.rows]
 
 
-def test_without_a_model_the_published_settings_hold(folder, capsys):
+def test_the_default_settings_are_the_published_ones(folder, capsys):
     assert main(["tiles", str(folder / "photo.jpg"), "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert found["recipes"]["fast"] == {
@@ -70,7 +70,7 @@ def test_a_folder_is_a_table_of_pictures_as_displayed(folder, capsys):
     assert "2200x1700  fast, exact, hf  4x3   2048x1536  12 + thumbnail" in rows[1]
 
 
-def test_one_bad_picture_leaves_the_others(folder, capsys):
+def test_a_bad_picture_does_not_stop_the_others(folder, capsys):
     bad = folder / "broken.png"
     bad.write_text("no picture")
     assert main(["tiles", str(folder)]) == 1

@@ -1,7 +1,7 @@
-"""Bad requests get a sentence with status 4xx and harm nobody else.
+"""Bad requests get status 4xx and a message, and do not disturb other requests.
 
 Each case is sent to one server together with a good request, whose answer must
-be right; the server must not take long nor much memory, and must stay up.
+be right. The server must answer soon, use little memory and stay up.
 """
 
 import base64
@@ -27,7 +27,7 @@ from vllm.exceptions import VLLMClientError
 from support.chat import SERVER_OPTIONS, data_url
 from support.hostile import bounded_memory
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving_process
+from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving_process
 
 SECONDS, MEGABYTES = 20, 900
 GOOD = "640-27"
@@ -36,11 +36,11 @@ GOOD = "640-27"
 class Server(NamedTuple):
     url: str
     pid: int
-    media: Path  # files below it may be read
-    pages: str  # an HTTP server that may be asked
+    media: Path  # the server may read the files below
+    pages: str  # URL of an HTTP server that it may fetch from
 
 
-# What is sent
+# Requests
 
 
 def saved(image: Image.Image, kind: str, **options) -> bytes:
@@ -71,7 +71,7 @@ def file_of(data: bytes, kind: str = "image/png") -> dict:
 
 class Case(NamedTuple):
     request: dict | Callable[[Server], dict]
-    cause: str  # what the message must say, in lower case
+    cause: str  # the message must contain it, in lower case; "|" separates alternatives
     statuses: tuple[int, ...] = (400,)
     path: str = "/v1/chat/completions"
 
@@ -79,7 +79,7 @@ class Case(NamedTuple):
 CASES: dict[str, Case] = {}
 UNREADABLE = "image"
 
-# Malformed files of the formats that Pillow can write and vLLM opens
+# Malformed files in the formats that Pillow writes and vLLM opens
 
 SMALL = Image.linear_gradient("L").resize((60, 40))
 MODES = {"MSP": "1", "XBM": "1", "BLP": "P", "GIF": "P"}
@@ -88,7 +88,7 @@ FORMATS = (
     *("JPEG2000", "MPO", "MSP", "PCX", "PNG", "PPM", "QOI", "SGI", "SPIDER"),
     *("TGA", "TIFF", "WEBP", "XBM"),
 )
-# Pillow reads these without a complaint: the rest of the picture is black.
+# Pillow reads these without an error and leaves the rest of the image black.
 READ_ANYWAY = {("JPEG2000", "half"), ("QOI", "zeros"), ("SGI", "zeros")}
 
 for fmt in FORMATS:
@@ -105,7 +105,7 @@ for fmt in FORMATS:
             kind = f"image/{fmt.lower()}"
             CASES[f"{fmt} {damage}"] = Case(file_of(data, kind), UNREADABLE)
 
-# Decompression bombs: a header that promises 50,000 x 50,000 pixels
+# Decompression bombs: the header declares 50,000 x 50,000 pixels
 
 SIDE = 50_000
 
@@ -116,7 +116,7 @@ def png_chunk(name: bytes, data: bytes) -> bytes:
 
 
 def png_bomb(side: int) -> bytes:
-    """One bit a pixel, and pixels that compress a thousandfold."""
+    """One bit per pixel; the pixel data compress a thousandfold."""
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     rows = zlib.compress(bytes(10_000_000), 9)
     chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
@@ -124,7 +124,7 @@ def png_bomb(side: int) -> bytes:
 
 
 def webp_bomb(side: int) -> bytes:
-    """A canvas of 16,383 at most, in VP8L's header."""
+    """The VP8L header allows at most 16,383 pixels a side."""
     side = min(side, 16_383)
     bits = (side - 1) | (side - 1) << 14
     payload = b"\x2f" + struct.pack("<I", bits) + bytes(32)
@@ -133,7 +133,7 @@ def webp_bomb(side: int) -> bytes:
 
 
 def patched(kind: str, at: int, layout: str, **options) -> bytes:
-    """A small file whose sizes at an offset are huge."""
+    """A small file whose header, at this offset, declares huge sides."""
     data = bytearray(saved(SMALL.convert("RGB"), kind, **options))
     struct.pack_into(layout, data, at, SIDE, SIDE)
     return bytes(data)
@@ -147,7 +147,7 @@ def jpeg_bomb() -> bytes:
 
 
 def tiff_bomb() -> bytes:
-    """An image file directory with a width and a height."""
+    """An image file directory that declares a width and a height."""
     entries = [(256, 4, SIDE), (257, 4, SIDE), (258, 3, 8), (259, 3, 1), (262, 3, 1)]
     entries += [(273, 4, 8), (277, 3, 1), (278, 4, SIDE), (279, 4, 8)]
     packed = b"".join(struct.pack("<HHII", tag, t, 1, v) for tag, t, v in entries)
@@ -175,7 +175,7 @@ BOMBS = {
 }
 CASES |= {f"bomb {name}": Case(file_of(data), "image") for name, data in BOMBS.items()}
 
-# What is no picture
+# Files that are not images
 
 NO_PICTURES = {
     "nothing": b"",
@@ -213,7 +213,7 @@ DATA_URLS = {
 }
 CASES |= {f"data URL: {n}": Case(chat(image_part(u)), "") for n, u in DATA_URLS.items()}
 
-# Addresses
+# URLs
 
 URLS = {
     "empty": "",
@@ -327,7 +327,7 @@ CASES |= {
     "negative tokens": Case(chat(max_tokens=-1), ""),
 }
 
-# Tokens that users type
+# Special tokens typed by users
 
 TYPED = {
     "placeholder": "<image>",
@@ -426,7 +426,7 @@ CASES |= {
 }
 
 
-# Odd ones that are answered; with a text where it follows from the request
+# Odd requests that are answered, with the answer where it is known
 
 
 def animated(kind: str) -> dict:
@@ -462,7 +462,7 @@ ODD: dict[str, tuple[dict, str | None]] = {
 
 
 class Pages(http.server.BaseHTTPRequestHandler):
-    """Answers as its path says; ``asked`` has the paths."""
+    """A web server whose answer depends on the path; ``asked`` records the paths."""
 
     asked: list[str] = []
 
@@ -489,7 +489,7 @@ class Pages(http.server.BaseHTTPRequestHandler):
             else:
                 self.wfile.write(b"<title>a page</title>")
         except OSError:
-            pass  # the client has gone
+            pass  # the client has disconnected
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -516,7 +516,7 @@ def server(tiny, tmp_path_factory):
     env = {
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "VLLM_IMAGE_FETCH_TIMEOUT": "3",
-        "VLLM_MEDIA_FETCH_MAX_RETRIES": "1",  # each of them waits four times longer
+        "VLLM_MEDIA_FETCH_MAX_RETRIES": "1",  # each retry waits four times longer
     }
     log = folder / "log.txt"
     with serving_process(tiny, *options, log=log, env=env) as (process, url):
@@ -605,7 +605,7 @@ def test_there_are_many_offline_cases():
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_offline_it_is_an_error_that_names_the_cause(llm, name):
+def test_a_bad_offline_request_raises_an_error_with_the_cause(llm, name):
     request = CASES[name].request
     assert isinstance(request, dict)
     sampling = SamplingParams(temperature=0, max_tokens=12)
@@ -620,12 +620,12 @@ def test_offline_it_is_an_error_that_names_the_cause(llm, name):
 
 
 @pytest.mark.parametrize("size", [(20_000, 20_000), (200_000_000, 1)])
-def test_offline_pictures_are_measured_before_they_are_decoded(llm, size):
+def test_offline_images_are_measured_before_they_are_decoded(llm, size):
     bomb = io.BytesIO(png_bomb(30_000))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as many programs do
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # many programs do this
         picture = Image.open(bomb)
-        picture.load = lambda: pytest.fail("it was decoded")  # type: ignore
+        picture.load = lambda: pytest.fail("the image was decoded")  # type: ignore
         picture._size = size
         prompt = {"prompt": "<image>", "multi_modal_data": {"image": picture}}
         with pytest.raises(VLLMClientError, match="VLLM_MAX_IMAGE_PIXELS"):

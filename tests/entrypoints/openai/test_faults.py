@@ -1,8 +1,7 @@
-"""What a server does when something around it fails; the outcomes are in
-docs/troubleshooting.md.
+"""What a server does when something around it fails.
 
-It runs with folders for caches that cannot be written and a hub that cannot be
-reached.
+docs/troubleshooting.md lists the outcomes. The server runs with cache folders that
+it cannot write to and a hub that it cannot reach.
 """
 
 import contextlib
@@ -29,10 +28,10 @@ from support.chat import (
     content,
     reference_text,
 )
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving_process
+from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving_process
 
 TOKENS = 12
-MANY = 960  # as many as fit; seconds of work
+MANY = 960  # tokens: close to the context length, and seconds of work
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def log(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tiny, log):
-    """Process and URL."""
+    """The process of a server and its URL."""
     env = {
         "HF_HUB_OFFLINE": "0",
         "HF_ENDPOINT": "http://127.0.0.1:9",
@@ -57,7 +56,7 @@ def server(tiny, log):
 
 @pytest.fixture(scope="module")
 def job(tiny) -> tuple[dict, str]:
-    """A request and its answer."""
+    """A request and its expected answer."""
     reference = Reference.load(tiny)
     question = make_question(random.Random(8), PILLOW_FONT, reference, "read")
     request = chat_request(question, tokens=TOKENS)
@@ -72,7 +71,7 @@ def answer(url: str, request: dict) -> str:
 
 
 def metric(url: str, name: str) -> int:
-    """A figure that the server counts."""
+    """The value of a metric of the server."""
     text = httpx.get(f"{url}/metrics").text
     return int(float(re.search(rf"^vllm:{name}{{.*}} (\S+)$", text, re.M)[1]))
 
@@ -85,7 +84,7 @@ def wait_until_idle(url: str) -> None:
 
 
 def leave_early(url: str, request: dict) -> None:
-    """Ask, and close the connection before the answer is there."""
+    """Send a request and disconnect before the answer is complete."""
     with contextlib.closing(HTTPConnection(url.removeprefix("http://"))) as asked:
         kind = {"Content-Type": "application/json"}
         asked.request("POST", CHAT, json.dumps(request), kind)
@@ -96,10 +95,11 @@ def leave_early(url: str, request: dict) -> None:
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_the_request_of_a_client_that_goes_away_is_aborted(server, job, streamed):
+def test_a_request_is_aborted_when_its_client_disconnects(server, job, streamed):
     _, url = server
     made = 0
-    for _ in range(5):  # on a busy machine this process may go too late, or too soon
+    # On a busy machine the client may disconnect too late or too soon: try again.
+    for _ in range(5):
         wait_until_idle(url)
         before = metric(url, "generation_tokens_total")
         leave_early(url, job[0] | {"max_tokens": MANY, "stream": streamed})
@@ -111,7 +111,7 @@ def test_the_request_of_a_client_that_goes_away_is_aborted(server, job, streamed
     assert answer(url, job[0]) == job[1]
 
 
-def test_no_caches_and_no_hub(server, job):
+def test_requests_are_answered_without_caches_or_a_hub(server, job):
     request, expected = job
     assert answer(server[1], request) == expected
 
@@ -132,7 +132,7 @@ def test_full_shared_memory_is_named_at_start(tiny, tmp_path):
 
 
 def processes(leader: int) -> dict[int, str]:
-    """Processes of a group and their names."""
+    """Process ids and command lines of a process group."""
     found = {}
     for folder in Path("/proc").iterdir():
         try:
@@ -148,8 +148,8 @@ def kill_worker(process: subprocess.Popen) -> None:
     os.kill(worker, signal.SIGKILL)
 
 
-def test_a_killed_worker_ends_the_server_which_says_why(server, job, log):
-    """The last one of this server: it ends it."""
+def test_a_killed_worker_ends_the_server_and_the_log_says_why(server, job, log):
+    """This test must be the last one with this server, because the server exits."""
     process, url = server
     kill_worker(process)
     statuses = []
@@ -158,14 +158,14 @@ def test_a_killed_worker_ends_the_server_which_says_why(server, job, log):
         try:
             statuses.append(httpx.post(url + CHAT, json=job[0]).status_code)
         except httpx.HTTPError:
-            continue  # it has gone
+            continue  # the server has exited
     assert process.poll() == 1
     assert set(statuses) <= {500, 503}
     assert "died unexpectedly" in log.read_text()
     assert "Exiting with status 1, for the engine has died." in log.read_text()
 
 
-def test_vllm_itself_exits_with_a_failure_where_it_has_two_api_servers(tiny, tmp_path):
+def test_vllm_itself_exits_with_a_failure_if_it_has_two_api_servers(tiny, tmp_path):
     options = [*SERVER_OPTIONS, "--api-server-count=2"]
     with serving_process(tiny, *options, log=tmp_path / "log.txt") as (process, _):
         kill_worker(process)

@@ -1,4 +1,4 @@
-"""A real server and a real client."""
+"""A server and the OpenAI client."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from support.chat import data_url, picture_part
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving
+from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
 
 MODEL = "tiny"
 
@@ -198,8 +198,8 @@ def test_a_placeholder_in_a_completion_is_refused(client, checkpoint, prompt):
         client.completions.create(model=MODEL, prompt=prompt, max_tokens=4)
 
 
-def test_bad_requests_harm_no_good_ones_beside_them(client, photo, page):
-    """Good requests sent at the same time as bad ones get their own answers."""
+def test_bad_requests_do_not_disturb_good_ones(client, photo, page):
+    """Good requests sent at the same time as bad ones get their usual answers."""
     from concurrent.futures import ThreadPoolExecutor
 
     expected = {
@@ -230,8 +230,8 @@ def test_bad_requests_harm_no_good_ones_beside_them(client, photo, page):
         assert all(job.result() for job in results)
 
 
-def test_the_log_counts_tiles_by_what_happened_to_them(client, log):
-    """Pages that differ in one corner, over more than the log's interval."""
+def test_the_log_counts_tiles_by_outcome(client, log):
+    """Sends pages that differ in one corner, over more than one log interval."""
     page = Image.new("RGB", (64 * 3, 64 * 4), "white")
     for corner in ("red", "green", "blue"):
         page.paste(corner, (0, 0, 9, 9))
@@ -243,5 +243,5 @@ def test_the_log_counts_tiles_by_what_happened_to_them(client, log):
     )
     received, encoded, repeated, cached = map(int, lines[-1])
     assert received == encoded + repeated + cached
-    assert repeated >= 10  # white tiles of the first page
-    assert cached >= 11  # white tiles of a later one
+    assert repeated >= 10  # the white tiles of the first page
+    assert cached >= 11  # the white tiles of a later page

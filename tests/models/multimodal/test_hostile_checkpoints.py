@@ -16,7 +16,7 @@ from vllm.exceptions import VLLMValidationError
 
 from support.hostile import Code, bounded_memory
 from support.loading import make_config
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import inspect
+from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import inspect
 
 MEGABYTES = 600
 

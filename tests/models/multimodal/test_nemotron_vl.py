@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from vllm.model_executor.models import interfaces
 
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import PARTS, inspect
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
+from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
 )
 from vllm_nemotron_vl.model_executor.models.nemotron_vl import LlamaNemotronVLChatModel

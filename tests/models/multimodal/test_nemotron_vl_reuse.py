@@ -15,6 +15,8 @@ from vllm_nemotron_vl.config.nemotron_vl import EncoderConfig
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_reuse import TileReuse
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
+)
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_digest import (
     tile_digest,
 )
 
@@ -257,7 +259,7 @@ def test_blank_tiles_of_a_page_have_the_same_digest():
 def test_another_process_has_other_digests():
     code = (
         "import torch; from vllm_nemotron_vl.transformers_utils.processors."
-        "nemotron_vl import tile_digest; "
+        "nemotron_vl_digest import tile_digest; "
         "print(tile_digest(torch.zeros(3, 64, 64, dtype=torch.uint8)).hex())"
     )
     run = subprocess.run(

@@ -16,7 +16,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from reference.nemotron_vl import RadioTower, Reference
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
 )
 

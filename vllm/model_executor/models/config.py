@@ -9,7 +9,7 @@ from vllm.platforms import current_platform
 
 from ...config.nemotron_vl import EncoderConfig
 from ...config.nemotron_vl_cpu import slow_dtype
-from ...plugins.nemotron_vl import TOKENIZER_MODE
+from ...config.nemotron_vl_names import TOKENIZER_MODE
 from ...transformers_utils.configs.nemotron_vl_checks import check_servable
 
 logger = init_logger("vllm.model_executor.models.config")
@@ -73,12 +73,12 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
             ValueError: Names the setting, the kernel that is missing, or the size
                 that cannot be shared out.
         """
-        from .nemotron_vl_layout import indivisible
+        from .nemotron_vl_layout import tensor_parallel_problems
 
         EncoderConfig.from_vllm_config(vllm_config)
         model_config = vllm_config.model_config
         _check_kernel(model_config)
-        problems = indivisible(
+        problems = tensor_parallel_problems(
             model_config.hf_config,
             vllm_config.parallel_config.tensor_parallel_size,
             model_config.get_multimodal_config().mm_encoder_tp_mode == "data",

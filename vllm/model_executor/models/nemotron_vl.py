@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """``Llama_Nemotron_Nano_VL``: C-RADIO tower, pixel shuffle, MLP connector, Llama.
 
-Built on vLLM's InternVL model and native C-RADIO tower; only what this
-checkpoint does differently is here.
+Built on vLLM's InternVL model and native C-RADIO tower. This file holds only what
+differs for this checkpoint.
 """
 
 import math
-import re
 import sys
-from collections.abc import Hashable, Iterable, Mapping
-from pickle import UnpicklingError
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
 import torch.nn as nn
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import BatchFeature, PreTrainedConfig
 from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
@@ -38,11 +35,7 @@ from vllm.model_executor.models.internvl import (
     BaseInternVLProcessingInfo,
     InternVLChatModel,
 )
-from vllm.model_executor.models.utils import (
-    AutoWeightsLoader,
-    StageMissingLayer,
-    WeightsMapper,
-)
+from vllm.model_executor.models.utils import AutoWeightsLoader, StageMissingLayer
 from vllm.model_executor.models.vision import (
     is_vit_use_data_parallel,
     run_dp_sharded_vision_model,
@@ -54,34 +47,35 @@ from vllm.tokenizers.hf import HfTokenizer
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from ...config.nemotron_vl import EncoderConfig
+from ...multimodal.nemotron_vl import NemotronVLDataParser
 from ...transformers_utils.configs.nemotron_vl import NemotronVLConfig
 from ...transformers_utils.processors.nemotron_vl import (
-    NO_REUSE,
-    NemotronVLDataParser,
     NemotronVLImageProcessor,
     NemotronVLProcessor,
     image_seq_length,
 )
+from ...transformers_utils.processors.nemotron_vl_digest import NO_REUSE
 from ...transformers_utils.processors.nemotron_vl_tiling import (
     IMAGE_SETTINGS,
     image_settings,
 )
 from .nemotron_vl_conditioner import InputConditioner
+from .nemotron_vl_layer_names import (
+    HF_TO_VLLM,
+    adapter_mapper,
+    keep_encoder_precision,
+    quantises,
+    resolve_patterns,
+)
 from .nemotron_vl_layout import (
-    CONDITIONER_TENSORS,
-    IGNORED_SUFFIXES,
-    LANGUAGE_MODEL,
-    TOWER,
     TOWER_LINEAR,
-    checkpoint_tensors,
     is_quantised,
     num_prefix_tokens,
-    quantised_weight,
     tower_tensors,
 )
-from .nemotron_vl_quant import quantises, resolve_names
 from .nemotron_vl_reuse import TileReuse
 from .nemotron_vl_tower import NemotronVLRadioModel, encoder_dtype
+from .nemotron_vl_weights import checked, unreadable_files_explained
 
 logger = init_logger("vllm.model_executor.models.nemotron_vl")
 
@@ -129,22 +123,23 @@ class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
     def get_mm_max_tokens_per_item(
         self, seq_len: int, mm_counts: Mapping[str, int]
     ) -> Mapping[str, int]:
-        """Known from the settings, so that no dummy picture is processed."""
+        """Computed from the settings; vLLM would process a dummy image for it."""
         return {"image": self.get_max_image_tokens()}
 
 
 class NemotronVLDummyInputsBuilder(
     BaseInternVLDummyInputsBuilder[NemotronVLProcessingInfo]
 ):
-    """Pictures for warming up and profiling.
+    """Images for the warm-up and for memory profiling.
 
-    They are a pixel narrower than their tiles, so that the processor compiles
-    its resampling, and their equal tiles must all be encoded.
+    They are one pixel narrower than their grid. The processor must resize them
+    and so compiles its resampling before the first request.
     """
 
     def _get_dummy_images(self, *, width: int, **kwargs: Any) -> list[Image.Image]:
         images = super()._get_dummy_images(width=width - 1, **kwargs)
         for image in images:
+            # Their tiles are equal; profiling must encode each of them.
             image.info[NO_REUSE] = True
         return images
 
@@ -181,20 +176,13 @@ class LlamaNemotronVLChatModel(
 ):
     """Llama-3.1-Nemotron-Nano-VL: images and text in, text out."""
 
-    # vLLM caches these flags by a hash of this file alone, so they are stated
-    # here although most are inherited.
+    # Most of these flags are inherited, too. vLLM caches a model's flags until
+    # the model's own file changes, so a change in a base class would be missed.
     supports_encoder_tp_data = True
     supports_mm_device_do_normalize = True
     supports_tower_connector_lora = True
 
-    hf_to_vllm_mapper = WeightsMapper(
-        orig_to_new_prefix={
-            # Tells which class tokens form C-RADIO's summary, which is unused.
-            TOWER + "summary_idxs": None,
-            TOWER + "model.blocks.": "vision_model.model.encoder.layers.",
-            TOWER + "model.": "vision_model.model.",
-        }
-    )
+    hf_to_vllm_mapper = HF_TO_VLLM
     packed_modules_mapping = {
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
@@ -218,12 +206,12 @@ class LlamaNemotronVLChatModel(
         encoder_config = EncoderConfig.from_vllm_config(vllm_config)
         lora_config = vllm_config.lora_config
         if lora_config is not None:
-            # vLLM looks up the names of an adapter's layers in the instance.
-            self.hf_to_vllm_mapper = self._adapter_mapper(
-                lora_config.enable_tower_connector_lora
+            # vLLM maps the names of an adapter's layers with the instance's mapper.
+            self.hf_to_vllm_mapper = adapter_mapper(
+                self.config, lora_config.enable_tower_connector_lora
             )
             if isinstance(self.vision_model, StageMissingLayer):
-                # Adapters have layers of the encoder, which another rank applies.
+                # The first pipeline rank applies an adapter's encoder layers.
                 skipped = ["vision_model.", "mlp1."]
                 self.lora_skip_prefixes = skipped  # type: ignore[misc]
         self.max_encoder_tiles = encoder_config.max_encoder_tiles
@@ -231,39 +219,42 @@ class LlamaNemotronVLChatModel(
         if lora_config is None or not lora_config.enable_tower_connector_lora:
             self.tile_reuse = self._make_tile_reuse(encoder_config.tile_cache_mb)
         else:
-            # vLLM assigns adapters to all tiles that it sent, in one forward.
+            # vLLM assigns adapters for one forward with all tiles of a batch, so
+            # tiles may be neither left out nor split.
             self.max_encoder_tiles = sys.maxsize
             if encoder_config != EncoderConfig():
                 logger.warning_once(
                     "The settings of the encoder in additional_config have no "
                     "effect with --enable-tower-connector-lora."
                 )
-        # With dummy weights, tensors come one by one or never.
+        # Only dummy weights may be incomplete.
         self._expects_whole_checkpoint = vllm_config.load_config.load_format != "dummy"
         if vllm_config.speculative_config is not None:
-            # A multimodal draft model asks the configuration for it.
+            # A multimodal draft model reads the token's id from the configuration.
             tokenizer = cached_tokenizer_from_config(model_config)
             self.config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
 
     def _mark_tower_model(self, vllm_config: VllmConfig, modalities, **kwargs):
-        # InternVL also counts video, which would keep the tower in memory
-        # when images are switched off.
+        # InternVL marks the tower for images and videos. With images switched off,
+        # the tower would stay in memory for the videos.
         return super()._mark_tower_model(vllm_config, "image", **kwargs)
 
     def _patch_quant_config(
         self, config: PreTrainedConfig, quant_config: QuantizationConfig | None
     ) -> None:
-        # Called by InternVL before it builds the parts.
+        # InternVL calls this before it builds the parts.
         super()._patch_quant_config(config, quant_config)
         self.encoder_quant_config = quant_config
         if is_quantised(config.text_config) and not is_quantised(config):
-            self.encoder_quant_config = None  # it is of the language model alone
+            self.encoder_quant_config = None  # only the language model is quantised
         names = [name.rpartition(".")[0] for name in tower_tensors(config)]
         renamed = self.hf_to_vllm_mapper.apply_list(names)
         if quant_config is not None:
-            resolve_names(quant_config, dict(zip(names, renamed, strict=True)))
+            keep_encoder_precision(quant_config)
+            resolve_patterns(quant_config, dict(zip(names, renamed, strict=True)))
         linear = [name for name in renamed if name.endswith(TOWER_LINEAR)]
-        # The engine's, for which vLLM chooses the kernels of quantised layers.
+        # vLLM chooses the kernels of quantised layers for the engine's dtype, so a
+        # quantised encoder keeps it.
         self.encoder_dtype = torch.get_default_dtype()
         faster = encoder_dtype(self.encoder_dtype)
         if faster != self.encoder_dtype and not quantises(
@@ -299,46 +290,14 @@ class LlamaNemotronVLChatModel(
                 RowParallelLinear(inner, outer, prefix="mlp1.3", **options),
             )
 
-    def _adapter_mapper(self, encoder: bool) -> WeightsMapper:
-        """The mapper of the weights, which also makes vLLM refuse adapters with
-        layers that they could not be applied to; it would leave them out.
-
-        Args:
-            encoder: Adapters may have layers of the tower and the connector.
-        """
-        layers = [
-            name.removesuffix(".weight")
-            for name in checkpoint_tensors(self.config)
-            if encoder or name.startswith(LANGUAGE_MODEL)
-        ]
-        # Adapters of the bare Llama have its names.
-        layers += [
-            name.removeprefix(LANGUAGE_MODEL)
-            for name in layers
-            if name.startswith(LANGUAGE_MODEL)
-        ]
-        reason = "not in the model"
-        if not encoder:
-            reason += "'s language part; others need --enable-tower-connector-lora"
-        known = "|".join(map(re.escape, layers))
-        unknown = re.compile(rf"^(?!(?:{known})\.lora_)(.*)\.lora_")
-        # vLLM refuses the new name, for its last part is none of a layer.
-        return type(self).hf_to_vllm_mapper | WeightsMapper(
-            orig_to_new_regex={unknown: rf"'\1' ({reason}).lora_"},
-            orig_to_new_prefix={
-                part: LANGUAGE_MODEL + part for part in ("model.", "lm_head.")
-            },
-        )
-
     def _make_tile_reuse(self, megabytes: int) -> TileReuse:
-        """Reuse of equal tiles, with its cache's memory taken now, before vLLM
-        measures what is left."""
+        """Allocates the cache now, before vLLM measures the memory that is left."""
         shape = (self.num_image_token, self.config.text_config.hidden_size)
         slots = int(megabytes * 1e6 / (math.prod(shape) * self.dtype.itemsize))
         if megabytes and not slots:
             logger.warning_once("tile_cache_mb=%d does not hold a tile.", megabytes)
         if not get_pp_group().is_first_rank:
-            slots = 0  # pictures are encoded in the first stage
+            slots = 0  # only the first stage encodes images
         return TileReuse(
             self.extract_feature,
             torch.empty((slots, *shape), dtype=self.dtype),
@@ -346,12 +305,11 @@ class LlamaNemotronVLChatModel(
         )
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
-        """Embeddings of pictures, ``(tokens, hidden_size)`` for each.
+        """Embeddings of images, ``(tokens, hidden_size)`` for each.
 
         Args:
-            kwargs: The fields of vLLM's InternVL model and ``tile_digests``,
-                which `TileReuse` tells equal tiles by; without it all tiles
-                are encoded.
+            kwargs: The fields of vLLM's InternVL model, and ``tile_digests`` for
+                `TileReuse`. Without digests all tiles are encoded.
         """
         images = self._parse_and_validate_image_input(**kwargs)
         if images is None:
@@ -399,9 +357,9 @@ class LlamaNemotronVLChatModel(
         mm_kwargs: MultiModalKwargsItem | None,
         num_mm_embeds: int,
     ) -> tuple[int, int | None]:
-        """Tokens that the tower and the connector see for so many embeddings."""
+        """Tokens in the tower and in the connector for a number of embeddings."""
         tiles = num_mm_embeds // self.num_image_token
-        # Asked for on each pipeline rank, and only the first may have the tower.
+        # From the configuration: later pipeline ranks have no tower to ask.
         prefix_tokens = num_prefix_tokens(self.config.vision_config)
         tower_tokens = tiles * (self.patch_tokens + prefix_tokens)
         return tower_tokens, tiles * self.num_image_token
@@ -411,27 +369,10 @@ class LlamaNemotronVLChatModel(
         config.modalities = ["image"]
         return config
 
-    def prepare_encoder_cudagraph_capture_inputs(
-        self,
-        token_budget: int,
-        max_batch_size: int,
-        max_frames_per_batch: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        path: str = "default",
-        axis_keys: tuple[Hashable, ...] | None = None,
-    ):
-        inputs = super().prepare_encoder_cudagraph_capture_inputs(
-            token_budget,
-            max_batch_size,
-            max_frames_per_batch,
-            device,
-            dtype,
-            path,
-            axis_keys,
-        )
+    def prepare_encoder_cudagraph_capture_inputs(self, *args: Any, **kwargs: Any):
+        inputs = super().prepare_encoder_cudagraph_capture_inputs(*args, **kwargs)
         if self.multimodal_config.mm_device_do_normalize:
-            # The graph reads what the processor ships.
+            # The processor then sends uint8 pixels, so the graph must read them.
             inputs.values = {
                 name: torch.zeros_like(pixels, dtype=torch.uint8)
                 for name, pixels in inputs.values.items()
@@ -439,60 +380,19 @@ class LlamaNemotronVLChatModel(
         return inputs
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a checkpoint, or with later calls parts of one.
+        """Load a checkpoint. Later calls may load a part of one.
 
         Raises:
-            ValueError: Names a tensor that is missing, not known or misshapen,
-                or says that a file cannot be read. What a quantised layer
-                consists of depends on its method and is checked by vLLM.
+            ValueError: Names a tensor that is missing, unknown or of a wrong
+                shape, or says that a file cannot be read.
         """
         if self.tile_reuse is not None:
             self.tile_reuse.clear()
-        weights = self.input_conditioner.take(self._checked(weights))
-        loader = AutoWeightsLoader(self)
-        try:
-            return loader.load_weights(weights, mapper=self.hf_to_vllm_mapper)
-        except SafetensorError as error:
-            raise ValueError(
-                f"A safetensors file of the checkpoint is damaged: {error}. "
-                "`nemotron-vl inspect` tells which; download it again."
-            ) from error
-        except UnpicklingError as error:
-            raise ValueError(
-                "A .bin or .pt file of the checkpoint holds more than tensors and "
-                "could run any code, so it is not read. Use safetensors files."
-            ) from error
-
-    def _checked(
-        self, weights: Iterable[tuple[str, torch.Tensor]]
-    ) -> Iterable[tuple[str, torch.Tensor]]:
-        """Pass tensors on, comparing them with what the configuration implies."""
-        required = checkpoint_tensors(self.config)
-        known = required | CONDITIONER_TENSORS
-        missing = dict(required)
-        quantised = is_quantised(self.config) or is_quantised(self.config.llm_config)
-        for name, tensor in weights:
-            part_of = quantised_weight(name, known) if quantised else None
-            if part_of is not None:
-                missing.pop(part_of, None)
-            elif name in known:
-                packed = quantised and not tensor.is_floating_point()
-                if tensor.shape != known[name] and not packed:
-                    raise ValueError(
-                        f"Tensor {name!r} of the checkpoint has the shape "
-                        f"{tuple(tensor.shape)}, but config.json implies {known[name]}."
-                    )
-            elif not name.endswith(IGNORED_SUFFIXES):
-                raise ValueError(
-                    f"Tensor {name!r} of the checkpoint is not part of the model "
-                    "that config.json describes."
-                )
-            missing.pop(name, None)
-            yield name, tensor
-        if missing and self._expects_whole_checkpoint:
-            shown = ", ".join([*missing][:5]) + (", ..." if len(missing) > 5 else "")
-            raise ValueError(
-                f"The checkpoint lacks {len(missing)} of {len(required)} tensors: "
-                f"{shown}. Download its safetensors files again."
+        weights = checked(weights, self.config, complete=self._expects_whole_checkpoint)
+        weights = self.input_conditioner.load_statistics(weights)
+        with unreadable_files_explained():
+            loaded = AutoWeightsLoader(self).load_weights(
+                weights, mapper=self.hf_to_vllm_mapper
             )
         self._expects_whole_checkpoint = False
+        return loaded

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""C-RADIO's input conditioner: the mean and the deviation of the pixels."""
+"""C-RADIO's input conditioner: mean and standard deviation of the pixels."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,7 +14,7 @@ try:
     from vllm.model_executor.layers.fusion.mm_input_norm import (
         fused_mm_input_norm_triton,
     )
-except ImportError:  # a faster form only
+except ImportError:  # only faster; `forward` computes the same without it
     fused_mm_input_norm_triton = None  # type: ignore[assignment]
 
 _LEVELS = 255  # of a uint8 pixel
@@ -25,10 +25,10 @@ def _float32(values: Sequence[float]) -> torch.Tensor:
 
 
 class InputConditioner(nn.Module):
-    """Subtracts the mean of each channel and divides by its deviation.
+    """Subtracts the mean of each channel and divides by its standard deviation.
 
-    The statistics are float32 buffers whatever the dtype of the model, and so
-    is the arithmetic. On GPUs it is one pass of vLLM's Triton kernel.
+    Statistics and arithmetic are float32, whatever the dtype of the model. On
+    GPUs vLLM's Triton kernel does it in one pass.
 
     Args:
         mean: Of each channel, for pixels in 0..1.
@@ -44,7 +44,7 @@ class InputConditioner(nn.Module):
     ) -> None:
         super().__init__()
         self.dtype = dtype
-        # Not of the state, which vLLM fills at random for dummy weights.
+        # Not persistent: vLLM fills all of the state at random for dummy weights.
         for name in ("scale", "shift"):
             buffer = torch.empty(len(mean), dtype=torch.float32)
             self.register_buffer(name, buffer, persistent=False)
@@ -78,7 +78,7 @@ class InputConditioner(nn.Module):
         scale, shift = self.scale.view(-1, 1, 1), self.shift.view(-1, 1, 1)
         return (pixel_values * scale + shift).to(self.dtype)
 
-    def take(
+    def load_statistics(
         self, weights: Iterable[tuple[str, torch.Tensor]]
     ) -> Iterable[tuple[str, torch.Tensor]]:
         """Load the statistics that are among a checkpoint's tensors.

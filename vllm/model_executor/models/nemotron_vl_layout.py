@@ -134,7 +134,9 @@ def checkpoint_tensors(config: Config) -> dict[str, Shape]:
     }
 
 
-def indivisible(config: Config, tp: int, encoder_data_parallel: bool) -> list[str]:
+def tensor_parallel_problems(
+    config: Config, tp: int, encoder_data_parallel: bool
+) -> list[str]:
     """Sentences about sizes that tensor parallel does not divide.
 
     The tower's heads are not among them: where they cannot be shared out, vLLM

@@ -11,7 +11,8 @@ from typing import Any
 from transformers import LlamaConfig, PreTrainedConfig
 from vllm.transformers_utils.configs.radio import RadioConfig
 
-from .nemotron_vl_checks import MODEL_TYPE, TOWER_ARGS, TOWER_DIMS, check_values
+from ...config.nemotron_vl_names import MODEL_TYPE
+from .nemotron_vl_checks import TOWER_ARGS, TOWER_DIMS, check_values
 
 # Any known name serves where transformers builds a configuration without
 # arguments to find out which values differ from the defaults.

@@ -8,7 +8,7 @@ imports PyTorch, transformers or vLLM, whose imports take seconds.
 from operator import attrgetter
 from typing import Any
 
-MODEL_TYPE = "Llama_Nemotron_Nano_VL"
+from ...config.nemotron_vl_names import MODEL_TYPE
 
 # Width, blocks, heads and MLP width of the ViTs that C-RADIO's `args.model` may
 # name, by timm's names. Others were not tried.

@@ -71,8 +71,8 @@ def _resample(image: Image.Image, out: np.ndarray) -> None:
     height, width = rows * height, columns * width
     along_rows = _weights(image.width, width)
     along_columns = _weights(image.height, height)
-    if columns_first(image, width, height):
-        pixels = interleaved(image)
+    if pillow_resizes_columns_first(image, width, height):
+        pixels = rgbx_pixels(image)
         between = np.empty((height, *pixels.shape[1:]), np.uint8)
         _along_columns(_lines(pixels), *along_columns, _one_part(between))
         _along_rows(between, *along_rows, out)
@@ -101,7 +101,7 @@ def doubled(image: Image.Image) -> np.ndarray:
     return out
 
 
-def columns_first(image: Image.Image, width: int, height: int) -> bool:
+def pillow_resizes_columns_first(image: Image.Image, width: int, height: int) -> bool:
     """Whether Pillow (since 13) resizes along columns before it does along rows.
 
     Values are clipped between the passes, so their order shows at sharp edges.
@@ -118,7 +118,7 @@ def _one_part(pixels: np.ndarray) -> np.ndarray:
     return pixels.reshape(len(pixels), 1, 1, 1, -1)
 
 
-def interleaved(image: Image.Image) -> np.ndarray:
+def rgbx_pixels(image: Image.Image) -> np.ndarray:
     """Pixels of an RGB picture, channels last; never write to them.
 
     Returns:
@@ -139,7 +139,7 @@ def _bands(image: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
     height = max(_ROWS, _BAND // (4 * image.width) // _ROWS * _ROWS)
     for top in range(0, image.height, height):
         bottom = min(top + height, image.height)
-        yield top, interleaved(image.crop((0, top, image.width, bottom)))
+        yield top, rgbx_pixels(image.crop((0, top, image.width, bottom)))
 
 
 class _ArrowArray(ctypes.Structure):

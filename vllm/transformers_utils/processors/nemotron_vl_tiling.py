@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ``Llama_Nemotron_Nano_VL`` cuts a picture, from its size and the settings.
+"""How ``Llama_Nemotron_Nano_VL`` cuts an image, from its size and the settings.
 
 The tiling rule is that of the checkpoint's model card and of vLLM's in-tree
-implementation. Nothing here needs PyTorch or vLLM, whose imports take seconds.
+model. Nothing here imports PyTorch or vLLM, which takes seconds.
 """
 
-from functools import cache, lru_cache
-from itertools import product
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-# A grid that keeps less than this share of the picture's area scores lower;
-# one that keeps more scores no higher (model card's tiling rule).
+# A grid scores lower where it keeps less than this share of the image's area, and
+# no higher where it keeps more (the model card's tiling rule).
 _ENOUGH_AREA = 0.6
 
-# Of a grid: the candidates grow with its square, and the model card's limit is 12.
+# Of a grid. It bounds the time to choose one; the model card's own limit is 12.
 MAX_TILES = 256
 
 IMAGE_SETTINGS = (
@@ -25,16 +24,12 @@ IMAGE_SETTINGS = (
     "resize",
 )
 
-# How pictures are resampled:
-# "fast": bicubic on uint8 by torch; within 2/255 of "exact" on every value;
-# "exact": bicubic by PIL; bit-identical to vLLM's in-tree implementation;
-# "hf": what the checkpoint's own image_processing.py does; doubles the picture
-#     (PIL, bilinear) before the grid is chosen, then antialiased bilinear.
+# How images are resampled; nemotron_vl_recipes.py describes each.
 RESIZE_RECIPES = ("fast", "exact", "hf")
 
 
 class TileGrid(NamedTuple):
-    """How a picture is cut: ``rows`` x ``columns`` tiles and maybe a thumbnail."""
+    """A grid of ``rows`` x ``columns`` tiles, with or without a thumbnail."""
 
     columns: int
     rows: int
@@ -76,18 +71,20 @@ def choose_grid(
     return TileGrid(columns, rows, use_thumbnail and columns * rows > 1)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _candidate_grids(fewest: int, most: int) -> list[tuple[int, int]]:
     """All grids of ``fewest`` to ``most`` tiles, the smallest first.
 
-    Which of two equally good grids is taken depends on their order; a set that
-    is filled as vLLM fills its own has the same one.
+    Of two equally good grids of one size the first is taken. vLLM keeps them in a
+    set, whose order depends on the order of insertion, so this loop inserts them
+    in the same order.
     """
     grids = {
         (columns, rows)
         for longest in range(fewest, most + 1)
-        for columns, rows in product(range(1, longest + 1), repeat=2)
-        if fewest <= columns * rows <= most
+        for columns in range(1, longest + 1)
+        for rows in range(1, min(longest, most // columns) + 1)
+        if columns * rows >= fewest
     }
     return sorted(grids, key=lambda grid: grid[0] * grid[1])
 

@@ -16,16 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from vllm.exceptions import VLLMValidationError
 
+from vllm_nemotron_vl.multimodal.nemotron_vl import open_image, to_rgb
 from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl import NemotronVLConfig
 from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl_checks import (
     check_servable,
 )
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
-    to_rgb,
-)
-from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_compat import (
-    open_image,
 )
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
     IMAGE_SETTINGS,

@@ -24,10 +24,10 @@ from vllm.transformers_utils.processors.nemotron_vl import (
     image_to_pixel_values_nemotron_vl,
 )
 
+from vllm_nemotron_vl.multimodal.nemotron_vl import to_rgb
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
     NemotronVLProcessor,
-    to_rgb,
 )
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
     _candidate_grids,

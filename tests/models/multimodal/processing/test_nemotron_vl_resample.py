@@ -71,7 +71,7 @@ def test_doubled_values_are_pillows(size):
 
 @pytest.mark.parametrize("size", [(30, 20), (2600, 2500)])
 def test_pixels_outlive_their_picture(size):
-    pixels = resampling.interleaved(noise(size))
+    pixels = resampling.rgbx_pixels(noise(size))
     gc.collect()
     other = [noise(size, 1) for _ in range(3)]  # takes freed memory
     assert np.array_equal(pixels[..., :3], np.asarray(noise(size)))
@@ -80,7 +80,7 @@ def test_pixels_outlive_their_picture(size):
 
 def test_another_pillows_values_come_from_pillow_itself(monkeypatch):
     """A release may change its rounding or the order of the passes."""
-    monkeypatch.setattr(resampling, "columns_first", lambda *_: False)
+    monkeypatch.setattr(resampling, "pillow_resizes_columns_first", lambda *_: False)
     fresh = resampling.agrees_with_pillow.__wrapped__
     assert not fresh()
     monkeypatch.setattr(resampling, "agrees_with_pillow", fresh)

@@ -12,8 +12,9 @@ from PIL import Image
 
 from ....assets.nemotron_vl import draw_text, tiny_checkpoint
 from ....transformers_utils.processors.nemotron_vl_tiling import RESIZE_RECIPES
-from .server import serving
-from .tiles import Tiler, draw_tiles
+from ...nemotron_vl.server import serving
+from ...nemotron_vl.tile_drawing import draw_tiles
+from ...nemotron_vl.tiler import Tiler
 
 
 class _Question(NamedTuple):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from ....plugins.nemotron_vl import plugin_version
+from ....config.nemotron_vl_names import plugin_version
 
 # Modules by command. Their arguments are read without PyTorch, transformers and
 # vLLM, whose imports take seconds: a command imports them when it runs.

@@ -11,17 +11,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from ....transformers_utils.processors.nemotron_vl_tiling import (
     MAX_TILES,
     RESIZE_RECIPES,
-    TileGrid,
 )
-from .tiler import Tiler
+from ...nemotron_vl.tile_drawing import draw_tiles
+from ...nemotron_vl.tiler import Tiler
 
-_LEAST_SIDE = 256  # of a drawn tile, in pixels
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -78,7 +77,7 @@ def _run(args: argparse.Namespace) -> int:
     for file in tqdm(files, unit="picture", disable=None if files[1:] else True):
         row: dict[str, Any] = {"picture": str(file)}
         try:
-            width, height = _size(file)
+            width, height = _displayed_size(file)
             row |= {"width": width, "height": height} | {
                 "recipes": {r: tiler.describe(width, height, r) for r in recipes}
             }
@@ -110,7 +109,7 @@ def _find_pictures(paths: Iterable[Path]) -> Iterable[Path]:
         yield from sorted(f for f in path.rglob("*") if f.suffix.lower() in known)
 
 
-def _size(file: Path) -> tuple[int, int]:
+def _displayed_size(file: Path) -> tuple[int, int]:
     """Width and height as displayed."""
     with Image.open(file) as picture:
         width, height = picture.size
@@ -140,36 +139,3 @@ def _print_table(found: list[dict[str, Any]]) -> None:
     for row in rows:
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         print("  ".join(padded).rstrip())
-
-
-def draw_tiles(picture: Image.Image, grid: TileGrid, side: int) -> Image.Image:
-    """The picture as the model gets it: numbered tiles, then the thumbnail.
-
-    Args:
-        picture: RGB.
-        grid: How it is cut.
-        side: Of a tile in pixels; small tiles are drawn enlarged.
-    """
-    zoom = -(-_LEAST_SIDE // side)
-    drawn, gap = side * zoom, side * zoom // 8
-    parts = [(picture.resize((grid.columns * side, grid.rows * side)), 0)]
-    width = grid.columns * drawn
-    if grid.thumbnail:
-        parts.append((picture.resize((side, side)), width + gap))
-        width += gap + drawn
-    sheet = Image.new("RGB", (width, grid.rows * drawn), "white")
-    pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(drawn // 10)
-    number = 0
-    for part, left in parts:
-        zoomed = (part.width * zoom, part.height * zoom)
-        sheet.paste(part.resize(zoomed, Image.Resampling.NEAREST), (left, 0))
-        for top in range(0, zoomed[1], drawn):
-            for x in range(left, left + zoomed[0], drawn):
-                number += 1
-                pen.rectangle((x, top, x + drawn - 1, top + drawn - 1), outline="red")
-                label = (x + drawn // 20, top + drawn // 20)
-                box = pen.textbbox(label, str(number), font)
-                pen.rectangle((box[0] - 3, box[1] - 3, box[2] + 3, box[3] + 3), "red")
-                pen.text(label, str(number), "white", font)
-    return sheet

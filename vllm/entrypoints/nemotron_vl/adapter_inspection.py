@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ....model_executor.models.nemotron_vl_layout import LANGUAGE_MODEL, Shape
+from ...model_executor.models.nemotron_vl_layout import LANGUAGE_MODEL, Shape
 from .checkpoint_files import headers_of_folder
 
 _PREFIX = "base_model.model."

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ....model_executor.models.nemotron_vl_layout import Shape
+from ...model_executor.models.nemotron_vl_layout import Shape
 
 _STORED_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32}
 

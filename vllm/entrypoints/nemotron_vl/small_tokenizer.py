@@ -69,7 +69,7 @@ def train_tokenizer() -> Tokenizer:
 def write_tokenizer(out: Path, tokenizer: Tokenizer, context: int) -> None:
     """Write the tokenizer's files, with the chat template, into a folder."""
     tokenizer.save(str(out / "tokenizer.json"))
-    template = Path(__file__).parents[3] / _TEMPLATE
+    template = Path(__file__).parents[2] / _TEMPLATE
     write_json(
         out / "tokenizer_config.json",
         {

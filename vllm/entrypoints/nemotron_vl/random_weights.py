@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ....model_executor.models.nemotron_vl_layout import (
+from ...model_executor.models.nemotron_vl_layout import (
     CONDITIONER_TENSORS,
     Config,
     Shape,

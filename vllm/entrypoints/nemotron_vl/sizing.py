@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ....model_executor.models.nemotron_vl_layout import (
+from ...model_executor.models.nemotron_vl_layout import (
     CONDITIONER_TENSORS,
     IGNORED_SUFFIXES,
     TOWER,

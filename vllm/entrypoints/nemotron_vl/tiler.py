@@ -3,7 +3,7 @@
 
 from typing import Any, NamedTuple
 
-from ....transformers_utils.processors.nemotron_vl_tiling import (
+from ...transformers_utils.processors.nemotron_vl_tiling import (
     TileGrid,
     choose_grid,
     image_settings,

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint holds and what an engine needs for it, from its headers.
+
+Reads the configuration and the headers of the safetensors files, locally or
+from the hub; no weights.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from ...model_executor.models.nemotron_vl_layout import (
+    checkpoint_tensors,
+    head_size,
+    is_quantised,
+    tensor_parallel_problems,
+)
+from ...transformers_utils.configs.nemotron_vl_checks import check_servable, check_sizes
+from ...transformers_utils.configs.nemotron_vl_plain import plain_config
+from .adapter_inspection import inspect_adapter
+from .checkpoint_files import read_headers, read_json
+from .sizing import (
+    PARTS,
+    compare,
+    has_fp8_cache,
+    measure,
+    parameters_on_rank,
+    share_on_rank,
+)
+from .tiler import MARKERS, Tiler
+
+BYTES_OF_DTYPE = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def inspect(
+    model: str,
+    *,
+    tp: int = 1,
+    encoder_data_parallel: bool = False,
+    dtype: str | None = None,
+    max_model_len: int | None = None,
+    adapters: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What a checkpoint holds and what an engine takes for it.
+
+    Args:
+        model: Folder or name on the hub.
+        tp: Ranks of tensor parallel.
+        encoder_data_parallel: Each rank has the whole tower and connector.
+        dtype: Type of the engine's weights and KV cache.
+        max_model_len: Context in tokens; the checkpoint's by default.
+        adapters: Folders of LoRA adapters in PEFT's format.
+
+    Returns:
+        ``parts`` with ``parameters`` and ``bytes`` as stored and
+        ``rank_parameters`` and ``rank_bytes`` as loaded (before a kernel packs
+        them); ``kv_bytes_per_token`` of a rank; what pictures take;
+        ``adapters``; ``problems``, sentences. The scales and zero points of a
+        quantised checkpoint count as bytes only.
+
+    Raises:
+        OSError: A file is missing.
+        ValueError: ``config.json`` is not of this model type or has sizes that
+            no model has; a safetensors file is damaged.
+    """
+    raw = read_json(model, "config.json")
+    config = plain_config(raw)
+    check_sizes(config)
+    llm = config.llm_config
+    headers = read_headers(model)
+    if not is_quantised(config):
+        with contextlib.suppress(OSError):  # ModelOpt's own file
+            config.quantization_config = read_json(model, "hf_quant_config.json")
+    quantised = is_quantised(config) or is_quantised(llm)
+    known = checkpoint_tensors(config)
+    problems = compare(headers, known, quantised)
+    try:
+        check_servable(config, read_json(model, "preprocessor_config.json"))
+    except ValueError as error:
+        problems.append(str(error))
+    problems += tensor_parallel_problems(config, tp, encoder_data_parallel)
+
+    dtype = dtype or str(raw.get("torch_dtype") or raw.get("dtype") or "bfloat16")
+    size = BYTES_OF_DTYPE.get(dtype, 2)
+    on_rank = partial(
+        parameters_on_rank,
+        config=config,
+        tp=tp,
+        encoder_data_parallel=encoder_data_parallel,
+    )
+    share = partial(share_on_rank, config=config, tp=tp, on_rank=on_rank)
+    parts = {}
+    for part, prefix in PARTS.items():
+        mine = {name: h for name, h in headers.items() if name.startswith(prefix)}
+        parts[part] = measure(mine, known, quantised, size, on_rank, share)
+
+    tiler = Tiler.from_model(model)
+    tile_tokens = tiler.tokens_per_tile
+    tiles = tiler.max_tiles + (tiler.use_thumbnail and tiler.max_tiles > 1)
+    picture_tokens = tiles * tile_tokens + MARKERS
+    picture_bytes = tiles * 3 * config.force_image_size**2
+    context = max_model_len or llm.max_position_embeddings
+    if context > llm.max_position_embeddings:
+        problems.append(
+            f"--max-model-len {context} is more than the checkpoint's context of "
+            f"{llm.max_position_embeddings} tokens."
+        )
+    kv_heads = max(1, llm.num_key_value_heads // tp)
+    kv_size = 1 if has_fp8_cache(config) else size
+    kv_bytes = 2 * llm.num_hidden_layers * kv_heads * head_size(llm) * kv_size
+    found_adapters = []
+    for folder in adapters:
+        found, wrong = inspect_adapter(folder, known)
+        found_adapters.append(found)
+        problems += wrong
+    return {
+        "model": model,
+        "dtype": dtype,
+        "tp": tp,
+        "quantised": quantised,
+        "parts": parts,
+        "kv_bytes_per_token": kv_bytes,
+        "context": context,
+        "kv_bytes_of_context": kv_bytes * context,
+        "tokens_per_tile": tile_tokens,
+        "largest_picture": {
+            "tiles": tiles,
+            "tokens": picture_tokens,
+            "bytes": picture_bytes,
+        },
+        "pictures_in_context": context // picture_tokens,
+        "pictures_per_gib_of_processor_cache": 2**30 // picture_bytes,
+        "tile_cache_bytes_per_tile": tile_tokens * llm.hidden_size * size,
+        "adapters": found_adapters,
+        "problems": problems,
+    }

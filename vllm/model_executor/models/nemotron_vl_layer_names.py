@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of layers: those of the checkpoint and those of vLLM.
+
+The checkpoint's names are in its tensors, in its quantisation configuration and
+in LoRA adapters made for it. All three are mapped to vLLM's names here.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.layers.quantization.online.base import (
+    OnlineQuantizationConfig,
+)
+from vllm.model_executor.models.utils import WeightsMapper
+
+from .nemotron_vl_layout import LANGUAGE_MODEL, TOWER, Config, checkpoint_tensors
+
+HF_TO_VLLM = WeightsMapper(
+    orig_to_new_prefix={
+        # The class tokens of C-RADIO's summary, which this model does not use.
+        TOWER + "summary_idxs": None,
+        TOWER + "model.blocks.": "vision_model.model.encoder.layers.",
+        TOWER + "model.": "vision_model.model.",
+    }
+)
+
+# Attributes of vLLM's configurations that list layers to leave unquantised, and
+# whether an entry may be a part of a name.
+_IGNORE_LISTS = {
+    "ignore": False,  # compressed-tensors
+    "ignored_layers": False,  # FP8, and all methods that quantise while loading
+    "exclude_modules": True,  # ModelOpt
+    "modules_to_not_convert": True,  # AWQ
+}
+
+_ENCODER_LAYERS = ["vision_model.*", "mlp1.*"]
+
+
+def adapter_mapper(config: Config, encoder: bool) -> WeightsMapper:
+    """The mapper for an engine that serves LoRA adapters.
+
+    vLLM silently leaves out layers of an adapter that the model does not have.
+    This mapper renames such a layer to a sentence. vLLM finds no module of this
+    name, refuses the adapter and quotes the sentence.
+
+    Args:
+        config: The composite configuration.
+        encoder: Whether adapters may have layers of the tower and the connector.
+    """
+    layers = [
+        name.removesuffix(".weight")
+        for name in checkpoint_tensors(config)
+        if encoder or name.startswith(LANGUAGE_MODEL)
+    ]
+    # Adapters made for a Llama without the vision parts have these names.
+    layers += [
+        name.removeprefix(LANGUAGE_MODEL)
+        for name in layers
+        if name.startswith(LANGUAGE_MODEL)
+    ]
+    reason = "not in the model"
+    if not encoder:
+        reason += "'s language part; others need --enable-tower-connector-lora"
+    known = "|".join(map(re.escape, layers))
+    unknown = re.compile(rf"^(?!(?:{known})\.lora_)(.*)\.lora_")
+    return HF_TO_VLLM | WeightsMapper(
+        orig_to_new_regex={unknown: rf"'\1' ({reason}).lora_"},
+        orig_to_new_prefix={
+            part: LANGUAGE_MODEL + part for part in ("model.", "lm_head.")
+        },
+    )
+
+
+def keep_encoder_precision(quant_config: QuantizationConfig) -> None:
+    """Leave the tower and the connector unquantised where vLLM quantises.
+
+    This concerns checkpoints that are quantised while they are loaded
+    (``--quantization fp8``): small print is read better in full precision. An
+    ignore list or targets given by the user are kept as they are.
+
+    Args:
+        quant_config: vLLM's configuration; changed in place.
+    """
+    nested = getattr(quant_config, "online_quantization_config", None)
+    for online in (quant_config, nested):
+        if not isinstance(online, OnlineQuantizationConfig):
+            continue
+        if not online.ignored_layers and online.args.targets is None:
+            online.ignored_layers = _ENCODER_LAYERS
+
+
+def resolve_patterns(
+    quant_config: QuantizationConfig, renamed: Mapping[str, str]
+) -> None:
+    """Make the patterns of a quantisation configuration match.
+
+    vLLM renames the entries of a configuration by the prefixes of
+    `HF_TO_VLLM`. A pattern such as ``*attn.qkv`` or ``re:...`` does not start
+    with one of them and stays as it is. It is matched here with the names of
+    the checkpoint, and vLLM's names of all matching layers are added.
+
+    Args:
+        quant_config: vLLM's configuration; changed in place.
+        renamed: Names of layers in the checkpoint, with vLLM's names.
+    """
+    nested = getattr(quant_config, "online_quantization_config", None)
+    if isinstance(nested, OnlineQuantizationConfig):
+        resolve_patterns(nested, renamed)
+    for attribute, partial in _IGNORE_LISTS.items():
+        if patterns := getattr(quant_config, attribute, None):
+            found = _matches(patterns, renamed, partial)
+            # A new list: all engines share those of vLLM's shorthands.
+            setattr(quant_config, attribute, [*patterns, *found])
+    schemes = getattr(quant_config, "target_scheme_map", {})  # compressed-tensors
+    for pattern in [*schemes]:
+        for name in _matches([pattern], renamed, partial=False):
+            schemes.setdefault(name, schemes[pattern])
+
+
+def quantises(quant_config: QuantizationConfig | None, layers: Iterable[str]) -> bool:
+    """Whether a configuration quantises one of some linear layers (vLLM's names)."""
+    return any(
+        not isinstance(
+            # It creates no weights, so its sizes do not matter.
+            LinearBase(64, 64, quant_config=quant_config, prefix=name).quant_method,
+            UnquantizedLinearMethod,
+        )
+        for name in layers
+    )
+
+
+def _matches(
+    patterns: Iterable[str], renamed: Mapping[str, str], partial: bool
+) -> list[str]:
+    return [
+        new
+        for old, new in renamed.items()
+        if any(_match(pattern, old, partial) for pattern in patterns)
+    ]
+
+
+def _match(pattern: str, name: str, partial: bool) -> bool:
+    if pattern.startswith("re:"):
+        return re.match(pattern[3:], name) is not None
+    return fnmatchcase(name, pattern) or (partial and pattern in name)

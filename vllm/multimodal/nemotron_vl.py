@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading of images: what a user passes becomes an 8-bit RGB image."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from vllm import envs
+from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.media import MediaWithBytes
+from vllm.multimodal.parse import ModalityDataItems, MultiModalDataParser
+
+try:
+    from vllm.multimodal.image import open_image
+except ImportError:  # vLLM < 0.32: its loader opens whatever Pillow opens
+    from PIL.Image import open as open_image
+
+_EXIF_ORIENTATION = 0x0112
+
+# The 8-bit level of each 16-bit level.
+_EIGHT_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to 8-bit RGB as it is displayed, with its EXIF rotation.
+
+    Transparent pixels are drawn on white. Grey levels of 16 and 32 bits are
+    scaled from 0..65535, float ones from 0..1. PIL would clip them to white.
+
+    Raises:
+        VLLMValidationError: The picture has no pixels, more than
+            ``VLLM_MAX_IMAGE_PIXELS`` or does not decode.
+    """
+    pixels, limit = image.width * image.height, envs.VLLM_MAX_IMAGE_PIXELS
+    if 0 < limit < pixels:  # before it is decoded
+        raise VLLMValidationError(
+            f"The image is {image.width}x{image.height} pixels; at most {limit} pixels "
+            "are allowed (VLLM_MAX_IMAGE_PIXELS).",
+            parameter="image",
+        )
+    if 0 in image.size:
+        raise VLLMValidationError(
+            f"The image is {image.width}x{image.height} pixels: it has no content.",
+            parameter="image",
+        )
+    try:
+        image.load()
+        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            levels = np.asarray(image).clip(0, 65535)
+            image = Image.fromarray(_EIGHT_BITS[levels])
+        elif image.mode == "F":
+            levels = np.nan_to_num(np.asarray(image)).clip(0, 1)
+            image = Image.fromarray(np.rint(levels * 255).astype(np.uint8))
+        return _on_white(image)
+    except Exception as error:  # Pillow raises all kinds for damaged files
+        raise VLLMValidationError(
+            f"The image cannot be decoded: {error}", parameter="image"
+        ) from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    image = image.convert("RGBA")
+    page = Image.new("RGB", image.size, "white")
+    page.paste(image, mask=image.getchannel("A"))
+    return page
+
+
+class NemotronVLDataParser(MultiModalDataParser):
+    """Reads what users pass as images, before vLLM hashes and caches it.
+
+    Unlike vLLM's parser it converts PIL images with `to_rgb`, and it accepts
+    uint8 arrays of height x width x channels or channels x height x width.
+    """
+
+    def _parse_image_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
+        if data is None or self.is_embeddings(data):
+            items = super()._parse_image_data(data)  # type: ignore[arg-type]
+            for item in [] if items is None else items.get_all():
+                _check_embeddings(item)
+            return items
+        pictures: list[Any] = [_to_picture(item) for item in _as_pictures(data)]
+        return super()._parse_image_data(pictures)
+
+    def count_images(self, data: Any) -> int:
+        """Number of items in what a user passes as images."""
+        if data is None:
+            return 0
+        return len(data if self.is_embeddings(data) else _as_pictures(data))
+
+
+def _check_embeddings(item: torch.Tensor) -> None:
+    """Refuse embeddings that are not finite: they would spoil a whole batch."""
+    if not len(item):
+        problem = "must have at least one row"
+    elif not item.is_floating_point():
+        problem = f"must be floating-point numbers, not {item.dtype}"
+    elif not item.isfinite().all():
+        problem = "must be finite numbers"
+    else:
+        return
+    raise VLLMValidationError(f"image_embeds {problem}.", parameter="image")
+
+
+def _as_pictures(data: Any) -> Sequence[Any]:
+    if isinstance(data, (list, tuple)):
+        return data
+    if isinstance(data, (np.ndarray, torch.Tensor)) and data.ndim == 4:
+        return list(data)
+    return [data]
+
+
+def _to_picture(item: Any) -> Image.Image | MediaWithBytes[Image.Image] | None:
+    if item is None:  # the caller knows that vLLM has this image in its cache
+        return None
+    if isinstance(item, MediaWithBytes):
+        return _with_all_levels(item)
+    if isinstance(item, Image.Image):
+        return to_rgb(item)
+    if not isinstance(item, (np.ndarray, torch.Tensor)):
+        raise VLLMValidationError(
+            "An image must be a PIL image or a uint8 array, not "
+            f"{type(item).__name__}.",
+            parameter="image",
+        )
+    array = np.asarray(item)
+    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4))
+    ):
+        raise VLLMValidationError(
+            "An image given as an array must be uint8 with 1, 3 or 4 channels, but "
+            f"is {item.dtype} of shape {tuple(item.shape)}.",
+            parameter="image",
+        )
+    array = array.squeeze(-1) if array.shape[-1] == 1 else array
+    return to_rgb(Image.fromarray(np.ascontiguousarray(array)))
+
+
+def _with_all_levels(
+    item: MediaWithBytes[Image.Image],
+) -> MediaWithBytes[Image.Image]:
+    """Decode 16-bit and float grey images again, with all their levels.
+
+    vLLM's loader converts them to RGB, which clips all levels above 255 to
+    white. Its result also holds the bytes of the file, which are read here.
+    """
+    with open_image(BytesIO(item.original_bytes)) as original:
+        if original.mode.startswith(("I", "F")):
+            return replace(item, media=to_rgb(original))
+    return replace(item, media=to_rgb(item.media))

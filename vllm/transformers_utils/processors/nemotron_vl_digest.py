@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Digests of tiles, by which the model recognises equal tiles."""
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from blake3 import blake3
+from PIL import Image
+
+DIGEST_BYTES = 16
+_KEY = os.urandom(32)
+
+# Key in the ``info`` of an image whose tiles must all be encoded.
+NO_REUSE = "nemotron_vl_no_reuse"
+
+
+def tile_digest(tile: torch.Tensor) -> bytes:
+    """128-bit digest of a contiguous uint8 tile, different in each process.
+
+    The key is random, so no client can make two tiles with the same digest.
+    """
+    return blake3(tile.numpy().data, key=_KEY).digest(length=DIGEST_BYTES)
+
+
+def tile_digests(
+    images: Iterable[Image.Image], tiles: Iterable[torch.Tensor]
+) -> torch.Tensor:
+    """Digests of the tiles of several images.
+
+    Args:
+        images: The images; tiles of those with `NO_REUSE` get zeros for a digest.
+        tiles: The tiles of each image, ``(tiles, 3, size, size)``, uint8.
+
+    Returns:
+        uint8 of shape ``(tiles of all images, 16)``.
+    """
+    digests = bytearray()
+    for image, its_tiles in zip(images, tiles, strict=True):
+        if NO_REUSE in image.info:
+            digests += bytes(DIGEST_BYTES * len(its_tiles))
+        else:
+            for tile in its_tiles:
+                digests += tile_digest(tile)
+    return torch.from_numpy(np.frombuffer(digests, np.uint8)).view(-1, DIGEST_BYTES)
