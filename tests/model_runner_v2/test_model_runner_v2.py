@@ -1,9 +1,9 @@
-"""Tests once more on vLLM's Model Runner V2, its default on GPUs.
+"""Run tests of other files again on vLLM's Model Runner V2, its default on GPUs.
 
-V2 needs Triton. ``triton_cpu`` holds a backend that lets Triton's interpreter run
-its kernels on the CPU. Each group of tests runs in a pytest of its own, for vLLM
-looks for Triton when it is imported; ``conftest.py`` makes sure that its engines
-run V2, as it makes sure that those of all other tests run V1.
+V2 needs Triton. The backend in ``triton_cpu`` lets Triton's interpreter run V2's
+kernels on the CPU. Each group of tests runs in a pytest process of its own, because
+vLLM looks for Triton when it is imported. ``conftest.py`` asserts that the engines
+there run V2, and that those of all other tests run V1.
 """
 
 import os
@@ -30,7 +30,7 @@ LONG = [
 
 
 def run_on_v2(tests: list[str]) -> str:
-    """The report of a pytest whose engines run V2."""
+    """Run tests in a pytest process whose engines use V2; give its report."""
     rig = Path(__file__).parent / "triton_cpu"
     paths = [str(rig), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
@@ -51,13 +51,13 @@ def run_on_v2(tests: list[str]) -> str:
 
 
 def check(report: str) -> None:
-    """Tests ran, and none is left out: what they ask for, V2 can do."""
+    """Assert that tests ran and none was skipped: V2 supports all they use."""
     print(report)
     assert re.search(r"\d+ passed", report)
     assert "skipped" not in report
 
 
-def test_pictures_cut_by_the_scheduler_and_the_input_kernel():
+def test_scheduling_and_the_conditioner_kernel():
     check(run_on_v2(SHORT))
 
 

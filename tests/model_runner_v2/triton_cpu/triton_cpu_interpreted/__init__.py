@@ -1,5 +1,5 @@
 """A Triton backend named ``cpu`` for ``TRITON_INTERPRET=1``; it compiles nothing.
 
-vLLM takes Triton for usable on a CPU when there is such a backend. It is found by
-the entry point beside this folder wherever that is on ``PYTHONPATH``.
+vLLM uses Triton on a CPU only if there is such a backend. Triton finds it by the
+entry point beside this folder, if the folder above is on ``PYTHONPATH``.
 """

@@ -18,4 +18,4 @@ class InterpretedDriver(DriverBase):
         return torch.device("cpu")
 
     def get_benchmarker(self):
-        raise NotImplementedError("nothing is tuned")
+        raise NotImplementedError("interpreted kernels are not benchmarked")
