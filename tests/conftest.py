@@ -1,4 +1,4 @@
-"""Shared by all tests: the environment, checkpoints and pictures."""
+"""Shared by all tests: environment variables, checkpoints, images and engines."""
 
 import gc
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-# Lets LLM.apply_model send a test's own function to the worker.
+# Allows LLM.apply_model to send functions of the tests to the workers.
 os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
 
 import pytest
@@ -15,11 +15,11 @@ from PIL import Image
 
 from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
 from vllm_nemotron_vl.config import nemotron_vl_cpu
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
 )
 
-# Set by model_runner_v2/test_model_runner_v2.py, which runs tests once more.
+# Set by model_runner_v2/test_model_runner_v2.py, which runs tests again on V2.
 RUNNER_V2 = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
 
 ENGINE_OPTIONS = dict(
@@ -27,13 +27,13 @@ ENGINE_OPTIONS = dict(
     max_model_len=2048,
     max_num_seqs=8,
     limit_mm_per_prompt={"image": 3},
-    mm_processor_kwargs={"resize": "exact"},  # as the reference does
+    mm_processor_kwargs={"resize": "exact"},  # the reference resizes this way
 )
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
-    """Random weights: 64-pixel tiles of 4 tokens, 12 tiles at most."""
+    """A checkpoint of random weights: 64-pixel tiles of 4 tokens, at most 12 tiles."""
     path = tmp_path_factory.mktemp("checkpoint") / "random"
     make_checkpoint(path)
     return path
@@ -41,27 +41,27 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny() -> Path:
-    """The embedded checkpoint: it reads, 64-pixel tiles of 4 tokens."""
+    """The embedded checkpoint, which can read: 64-pixel tiles of 4 tokens."""
     return Path(tiny_checkpoint())
 
 
 @pytest.fixture
 def native_products(monkeypatch):
-    """Models are loaded as on a CPU that multiplies bfloat16 and float16 itself."""
+    """Load models as on a CPU with bfloat16 and float16 instructions."""
     flags = frozenset(["avx512_bf16", "avx512_fp16"])
     monkeypatch.setattr(nemotron_vl_cpu, "processor_flags", lambda: flags)
 
 
 @pytest.fixture
 def emulated_products(monkeypatch):
-    """Models are loaded as on a CPU that emulates the products of both."""
+    """Load models as on a CPU that emulates bfloat16 and float16 products."""
     flags = frozenset(["avx2"])
     monkeypatch.setattr(nemotron_vl_cpu, "processor_flags", lambda: flags)
 
 
 @pytest.fixture(scope="session")
 def photo() -> Image.Image:
-    """A photograph of 600 x 400 pixels."""
+    """A photograph of 600x400 pixels."""
     import skimage.data
 
     return Image.fromarray(skimage.data.coffee())
@@ -69,7 +69,7 @@ def photo() -> Image.Image:
 
 @pytest.fixture(scope="session")
 def page() -> Image.Image:
-    """A scanned page of text, 384 x 191 grey pixels."""
+    """A scanned page of text of 384x191 grey pixels."""
     import skimage.data
 
     return Image.fromarray(skimage.data.page())
@@ -81,7 +81,7 @@ def _is_runner_v2(worker) -> bool:
 
 
 def _engines():
-    """A function that starts engines, which end when the generator goes on."""
+    """Yield a function that starts engines; shut them all down afterwards."""
     from vllm import LLM
 
     engines = []
@@ -99,11 +99,11 @@ def _engines():
 
 @pytest.fixture(scope="module")
 def make_llm():
-    """Start engines that live as long as the module."""
+    """Start engines that run until the module's tests are done."""
     yield from _engines()
 
 
 @pytest.fixture
 def start_llm():
-    """Start engines that live as long as the test."""
+    """Start engines that run until the test is done."""
     yield from _engines()

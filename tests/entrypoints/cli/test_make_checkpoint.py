@@ -53,7 +53,7 @@ def test_the_layout_at_the_published_sizes():
     for name, shape in PUBLISHED.items():
         assert tensors[name] == shape
     blocks = {re.sub(r"\.\d+\.", ".N.", n) for n in tensors if ".blocks." in n}
-    assert len(blocks) == 12  # none of them layer scale
+    assert len(blocks) == 12  # none is a layer scale
     assert len(tensors) == 3 + 32 * 12 + 6 + 3 + 32 * 9
 
 

@@ -1,5 +1,7 @@
-"""Checkpoints that are damaged or mean harm: refused with a sentence, nothing
-they carry is run, and memory stays bounded."""
+"""Damaged or hostile checkpoints are refused with a message.
+
+No code in them is run, and the memory used is bounded.
+"""
 
 import json
 import pickle
@@ -23,23 +25,23 @@ MEGABYTES = 600
 
 @pytest.fixture
 def folder(checkpoint, tmp_path) -> Path:
-    """A copy to spoil."""
+    """A copy of the checkpoint to damage."""
     return shutil.copytree(checkpoint, tmp_path / "spoiled")
 
 
 @pytest.fixture(autouse=True)
 def bounded():
-    """No test takes much memory."""
+    """Bound the memory that each test takes."""
     with bounded_memory(MEGABYTES):
         yield
 
 
-# Files of tensors
+# Weight files
 
 MARKER = "was_run"
 
 
-def test_the_code_would_run(tmp_path):
+def test_the_pickled_code_works(tmp_path):
     pickle.loads(pickle.dumps(Code(tmp_path / MARKER)))
     assert (tmp_path / MARKER).exists()
 
@@ -53,7 +55,7 @@ def pickled(name: str) -> Callable[[Path], object]:
 
 
 def contents(header: Any, data: bytes = b"", length: int | None = None):
-    """A safetensors file with this header in place of the weights."""
+    """Replace the weights by a safetensors file with this header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
 
     def spoil(folder: Path) -> None:
@@ -80,7 +82,7 @@ def replaced(data: bytes) -> Callable[[Path], object]:
 
 
 def sparse(folder: Path) -> None:
-    """A tensor of 8 GiB, of which the disk holds nothing."""
+    """A tensor of 8 GiB in a sparse file, which takes no disk space."""
     size = 1 << 33
     contents({"mlp1.0.bias": tensor([size // 4], 0, size)})(folder)
     with open(folder / "model.safetensors", "r+b") as file:
@@ -97,7 +99,7 @@ def with_tensor(name: str) -> Callable[[Path], object]:
 
 
 def index(content: Any) -> Callable[[Path], object]:
-    """An index, and outside of the folder the tensors that it may mean."""
+    """Write an index of shards, and one tensor to a file outside the folder."""
 
     def spoil(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
@@ -126,7 +128,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         contents({"a": tensor([1 << 32, 1 << 32], 0, 16)}, bytes(16)),
         DAMAGED,
     ),
-    "tensors over one another": (
+    "overlapping tensors": (
         contents({"a": tensor([4], 0, 16), "b": tensor([4], 8, 24)}, bytes(24)),
         DAMAGED,
     ),
@@ -137,7 +139,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "pointer of Git LFS": (replaced(LFS), DAMAGED),
     "gigabytes of a tensor": (sparse, "'mlp1.0.bias' .* config.json implies"),
     "path as a name": (with_tensor("../../x"), "'../../x' .* not part of the model"),
-    "index that leads out": (
+    "index that points outside": (
         index(
             {
                 "weight_map": {
@@ -153,7 +155,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_of_tensors_are_refused(load_model, folder, name):
+def test_bad_weight_files_are_refused(load_model, folder, name):
     spoil, cause = FILES[name]
     spoil(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=cause):
@@ -222,19 +224,19 @@ def test_absurd_values_are_refused_by_name(folder, case):
 
 
 def problems(folder: Path) -> None:
-    """What `inspect` finds, as an error."""
+    """Raise the problems that `inspect` finds."""
     if found := inspect(str(folder))["problems"]:
         raise ValueError(" ".join(found))
 
 
-# vLLM reads these files before it knows the model; its errors are left as they are.
+# vLLM reads these files before it knows the model, so the errors are vLLM's own.
 TEXTS = {"no JSON": "{]", "a list": "[1]", "nested": '{"a":' * 100_000, "empty": ""}
 VLLMS = (OSError, ValueError, AttributeError, TypeError, RecursionError)
 
 
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
-def test_files_that_are_no_objects_are_refused(folder, file, name):
+def test_files_without_a_json_object_are_refused(folder, file, name):
     (folder / file).write_text(TEXTS[name])
     with pytest.raises(VLLMS):
         make_config(folder, "float32")
@@ -255,7 +257,7 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_chat_template_runs_nothing(folder, name):
+def test_a_chat_template_runs_no_code(folder, name):
     from vllm.renderers.hf import safe_apply_chat_template
     from vllm.tokenizers import cached_tokenizer_from_config
 

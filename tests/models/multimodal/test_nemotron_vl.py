@@ -1,4 +1,4 @@
-"""The model class: weights, conditioning, connector and declared interfaces."""
+"""The model class: weights, pixel conditioning, connector, declared interfaces."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ TOWER = "vision_model.radio_model."
 
 @pytest.fixture
 def edit(checkpoint, tmp_path):
-    """Copy the checkpoint with changed tensors."""
+    """A function that copies the checkpoint without or with some tensors."""
 
     def change(**options):
         copy = tmp_path / "edited"
@@ -89,7 +89,7 @@ def test_an_unknown_tensor_is_named(load_model, edit):
         load_model(broken)
 
 
-def test_buffers_that_exports_differ_in_may_come_or_stay_away(load_model, edit, model):
+def test_buffers_that_only_some_exports_have_are_optional(load_model, edit, model):
     rotary = "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"
     other = load_model(
         edit(
@@ -100,12 +100,12 @@ def test_buffers_that_exports_differ_in_may_come_or_stay_away(load_model, edit, 
             },
         )
     )
-    # The checkpoint stores CLIP's statistics as bfloat16, the default is exact.
+    # The checkpoint stores CLIP's statistics in bfloat16; the defaults are exact.
     found, expected = (m.extract_feature(tiles(2)) for m in (other, model))
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
 
 
-def test_a_second_load_may_bring_a_part(load_model, edit, checkpoint):
+def test_a_second_load_may_be_partial(load_model, edit, checkpoint):
     model = load_model(edit())
     before = model.mlp1[3].bias.clone()
     model.load_weights([("mlp1.3.bias", torch.ones(256))])
@@ -113,8 +113,8 @@ def test_a_second_load_may_bring_a_part(load_model, edit, checkpoint):
     assert torch.equal(model.mlp1[3].bias, torch.ones(256))
 
 
-def test_no_parameter_is_left_to_chance(load_model, checkpoint):
-    """Every parameter has a tensor of the checkpoint in it, and no other."""
+def test_every_parameter_comes_from_the_checkpoint(load_model, checkpoint):
+    """Each parameter holds its tensors of the checkpoint, and each tensor is used."""
     model = load_model(checkpoint, pack_weights=False)
     stored = load_file(checkpoint / "model.safetensors")
     parts = LlamaNemotronVLChatModel.packed_modules_mapping
@@ -128,7 +128,7 @@ def test_no_parameter_is_left_to_chance(load_model, checkpoint):
                 names = [source.replace(packed, piece) for piece in pieces]
         tensor = torch.cat([stored[n].float() for n in names])
         if not name.endswith("pos_embed"):
-            rows = len(tensor)  # vLLM pads the vocabulary
+            rows = len(tensor)  # vLLM pads the vocabulary with more rows
             assert torch.equal(parameter[:rows].float(), tensor), name
         left -= set(names)
     assert left == {
@@ -137,7 +137,7 @@ def test_no_parameter_is_left_to_chance(load_model, checkpoint):
     }
 
 
-def test_the_position_grid_is_kept_at_the_size_of_a_tile(model):
+def test_positions_are_kept_at_the_size_of_a_tile(model):
     grid = model.vision_model.model.patch_generator
     assert grid.pos_embed.shape == (1, 16, 384)  # the checkpoint has 256 positions
 
@@ -145,7 +145,7 @@ def test_the_position_grid_is_kept_at_the_size_of_a_tile(model):
 def test_pixels_are_conditioned_once_from_uint8_or_float(model):
     pixels = tiles(2)
     vision = model.config.vision_config
-    # The checkpoint stores them as bfloat16.
+    # The checkpoint stores the statistics in bfloat16.
     mean = torch.tensor(vision.norm_mean).bfloat16().float()
     std = torch.tensor(vision.norm_std).bfloat16().float()
     expected = (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
@@ -174,7 +174,7 @@ def test_the_checkpoints_own_statistics_win(load_model, edit):
 def test_pixel_shuffle_puts_neighbours_into_one_token(load_model, tmp_path, version):
     make_checkpoint(tmp_path / "ckpt", ps_version=version)
     model = load_model(tmp_path / "ckpt")
-    grid = torch.arange(16.0).reshape(1, 4, 4, 1)  # patch number row by row
+    grid = torch.arange(16.0).reshape(1, 4, 4, 1)  # patches numbered row by row
     tokens = model.pixel_shuffle(grid).flatten(1, 2)[0].tolist()
     corners = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     assert [sorted(token) for token in tokens] == (
@@ -214,12 +214,13 @@ def test_declared_interfaces(model):
     ):
         assert supports(model), supports.__name__
     assert isinstance(model, interfaces.SupportsQuant)
+    # The class sets these itself: vLLM caches them by a hash of the class's file.
     for flag in (
         "supports_encoder_tp_data",
         "supports_mm_device_do_normalize",
         "supports_tower_connector_lora",
     ):
-        assert LlamaNemotronVLChatModel.__dict__[flag] is True  # see vLLM's cache
+        assert LlamaNemotronVLChatModel.__dict__[flag] is True
 
 
 def test_lora_and_quantisation_see_the_checkpoints_names():
@@ -232,8 +233,8 @@ def test_lora_and_quantisation_see_the_checkpoints_names():
     assert rename(name) == name
 
 
-def test_module_prefixes_are_the_modules_names(model):
-    """Quantisation and LoRA find a layer by the prefix it was built with."""
+def test_module_prefixes_equal_module_names(model):
+    """Quantisation and LoRA find a layer by the prefix that it was built with."""
     for name, module in model.named_modules():
         if prefix := getattr(module, "prefix", None):
             assert prefix == name
@@ -270,7 +271,7 @@ def test_lora_token_counts_are_those_of_the_layers(load_model, checkpoint, count
 
 @pytest.mark.parametrize("on_device", [True, False])
 def test_encoder_cuda_graph_shapes(load_model, checkpoint, on_device):
-    """The logic of the shapes; capturing needs a GPU."""
+    """Checks the shapes only, because capturing needs a GPU."""
     model = load_model(checkpoint, mm_device_do_normalize=on_device)
     config = model.get_encoder_cudagraph_config()
     assert config.modalities == ["image"]
@@ -279,7 +280,7 @@ def test_encoder_cuda_graph_shapes(load_model, checkpoint, on_device):
         18, 4, 0, torch.device("cpu"), torch.float32
     )
     pixels = inputs.values["pixel_values_flat"]
-    assert pixels.shape == (4, 3, 64, 64)  # 18 tokens are 4 whole tiles
+    assert pixels.shape == (4, 3, 64, 64)  # 18 tokens hold 4 whole tiles
     assert pixels.dtype == (torch.uint8 if on_device else torch.float32)
 
     mm_kwargs = {
@@ -298,7 +299,7 @@ def test_encoder_cuda_graph_shapes(load_model, checkpoint, on_device):
 
 
 def test_image_token_for_draft_models(load_model, checkpoint, monkeypatch):
-    """Set only where speculation is on: it costs a tokenizer in the worker."""
+    """Set only with speculative decoding, because a worker loads a tokenizer for it."""
     model = load_model(checkpoint)
     assert not hasattr(model.config, "image_token_index")
     vocabulary = json.loads((checkpoint / "tokenizer.json").read_text())
@@ -318,7 +319,7 @@ def test_only_images_have_a_placeholder():
         LlamaNemotronVLChatModel.get_placeholder_str("video", 1)
 
 
-def test_without_images_the_tower_is_not_kept(load_model, checkpoint):
+def test_the_tower_is_not_kept_without_images(load_model, checkpoint):
     model = load_model(checkpoint, limit_mm_per_prompt={"image": 0})
     names = [name for name, _ in model.named_parameters()]
     assert names
@@ -327,7 +328,7 @@ def test_without_images_the_tower_is_not_kept(load_model, checkpoint):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("options", [{}, {"cpe_max_size": 512, "tile_size": 128}])
-def test_the_inspect_command_tells_what_is_loaded(
+def test_the_inspect_command_reports_what_is_loaded(
     load_model, native_products, tmp_path, dtype, options
 ):
     make_checkpoint(tmp_path / "ckpt", **options)

@@ -1,4 +1,4 @@
-"""The conditioner's two forms: PyTorch, and vLLM's Triton kernel on GPUs."""
+"""The input conditioner in PyTorch and with vLLM's Triton kernel for GPUs."""
 
 import pytest
 import torch
@@ -41,8 +41,8 @@ def test_the_kernel_equals_the_native_form(monkeypatch, dtype, shape):
         torch.testing.assert_close(found, expected)
 
 
-def test_the_statistics_are_float32_and_no_part_of_the_state():
-    """vLLM fills the state at random for dummy weights."""
+def test_the_statistics_are_float32_and_not_in_the_state_dict():
+    """With dummy weights, vLLM fills the state dict with random values."""
     with set_default_torch_dtype(torch.bfloat16):  # as vLLM builds models
         conditioner = InputConditioner(MEAN, STD, torch.bfloat16)
     scale = 1 / (255 * torch.tensor(STD, dtype=torch.float64))

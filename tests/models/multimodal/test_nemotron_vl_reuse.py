@@ -1,4 +1,4 @@
-"""Equal tiles are encoded once, within a forward and across requests."""
+"""Equal tiles are encoded once, within a forward pass and across requests."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_digest import (
 
 
 def tiles(*kinds: int) -> torch.Tensor:
-    """Tiles of noise; equal numbers, equal tiles."""
+    """Tiles of noise; equal numbers give equal tiles."""
     made = [
         np.random.default_rng(kind).integers(0, 256, (3, 64, 64), np.uint8)
         for kind in kinds
@@ -36,7 +36,7 @@ def digests(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def picture(*kinds: int) -> dict[str, torch.Tensor]:
-    """What the model gets for one picture."""
+    """The model's inputs for one image."""
     pixels = tiles(*kinds)
     return {
         "pixel_values_flat": pixels,
@@ -52,7 +52,7 @@ def embed(model, *kinds: int) -> torch.Tensor:
 
 
 def counts(model) -> dict[str, int]:
-    """Tiles by outcome since the last call."""
+    """Number of tiles by outcome since the last call."""
     found = dict(model.tile_reuse.counts)
     model.tile_reuse.counts.clear()
     return found
@@ -65,7 +65,7 @@ def plain(load_model, checkpoint):
 
 @pytest.fixture
 def caching(load_model, checkpoint):
-    """Room for four tiles of 4 x 256 float32 values."""
+    """A model whose cache has room for four tiles of 4 x 256 float32 values."""
     config = {"nemotron_vl": {"tile_cache_mb": 1}}
     model = load_model(checkpoint, additional_config=config)
     assert model.tile_reuse.slots == 1_000_000 // (4 * 4 * 256)
@@ -78,7 +78,7 @@ def encode_all(model, *kinds: int) -> torch.Tensor:
 
 
 def record_sizes(model) -> list[int]:
-    """How many tiles go through the tower at once, from now on."""
+    """A list that grows by the number of tiles at each call of the tower."""
     sizes: list[int] = []
     model.vision_model.register_forward_pre_hook(
         lambda module, inputs: sizes.append(len(inputs[0]))
@@ -92,13 +92,13 @@ def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert error < 1e-6
 
 
-def test_equal_tiles_of_a_forward_are_encoded_once(plain):
+def test_equal_tiles_of_a_forward_pass_are_encoded_once(plain):
     kinds = (1, 2, 1, 3, 3, 3)
     assert_equal(embed(plain, *kinds), encode_all(plain, *kinds))
     assert counts(plain) == {"encoded": 3, "repeated": 3, "cached": 0}
 
 
-def test_without_a_cache_nothing_outlives_the_forward(plain):
+def test_without_a_cache_nothing_outlives_the_forward_pass(plain):
     for _ in range(2):
         embed(plain, 1, 2)
         assert counts(plain) == {"encoded": 2, "repeated": 0, "cached": 0}
@@ -124,7 +124,7 @@ def test_tiles_without_a_digest_are_all_encoded(plain):
 
 
 def test_digests_not_pixels_decide_what_is_equal(plain):
-    """So that a broken digest would be seen by the tests above."""
+    """Otherwise the tests above would not notice a broken digest."""
     fields = picture(1, 2)
     fields["tile_digests"][1] = fields["tile_digests"][0]
     (found,) = plain.embed_multimodal(**fields)
@@ -139,9 +139,9 @@ def test_tiles_of_earlier_requests_come_from_the_cache(caching):
     assert counts(caching) == {"encoded": 1, "repeated": 1, "cached": 2}
 
 
-def test_the_least_recently_used_tile_gives_way(caching):
+def test_the_least_recently_used_tile_is_evicted(caching):
     embed(caching, 1, 2, 3, 4)
-    embed(caching, 1)  # 2 is now the oldest
+    embed(caching, 1)  # 2 is now the least recently used
     embed(caching, 5)
     counts(caching)
     kinds = (1, 3, 4, 5)
@@ -159,7 +159,7 @@ def test_more_new_tiles_than_slots(caching):
     assert counts(caching) == {"encoded": 2, "repeated": 1, "cached": 4}
 
 
-def test_random_traffic_gives_what_encoding_gives(caching):
+def test_random_traffic_equals_plain_encoding(caching):
     rng = np.random.default_rng(0)
     for _ in range(50):
         kinds = rng.integers(0, 8, rng.integers(1, 9)).tolist()
@@ -185,10 +185,8 @@ def test_the_cache_has_the_models_dtype(load_model, checkpoint, dtype):
     assert counts(model) == {"encoded": 2, "repeated": 0, "cached": 2}
 
 
-def test_with_adapters_on_the_tower_all_tiles_go_through_it_at_once(
-    load_model, checkpoint
-):
-    """vLLM assigns adapters to the tokens of all tiles that it sent."""
+def test_adapters_on_the_tower_turn_reuse_and_splitting_off(load_model, checkpoint):
+    """vLLM assigns adapters to the tokens of all tiles that it passes in."""
     model = load_model(
         checkpoint,
         enable_lora=True,
@@ -202,7 +200,7 @@ def test_with_adapters_on_the_tower_all_tiles_go_through_it_at_once(
     assert_equal(found, encode_all(model, 1, 1, 2))
 
 
-def test_adapters_on_the_language_model_do_not(load_model, checkpoint):
+def test_adapters_on_the_language_model_keep_reuse(load_model, checkpoint):
     assert load_model(checkpoint, enable_lora=True).tile_reuse is not None
 
 
@@ -252,7 +250,7 @@ def test_blank_tiles_of_a_page_have_the_same_digest():
     page.putpixel((0, 0), (0, 0, 0))
     found = process(page)
     assert len(found) == 13
-    assert len(set(found)) == 3  # the corner, the thumbnail, eleven white tiles
+    assert len(set(found)) == 3  # the corner, the thumbnail and eleven white tiles
     assert all(map(any, found))
 
 
@@ -272,7 +270,7 @@ def test_another_process_has_other_digests():
 
 
 def test_profiling_encodes_every_tile(checkpoint):
-    """vLLM measures memory on one picture, repeated; reuse would hide it."""
+    """vLLM measures memory on copies of one image; reuse would encode only one."""
     config = EngineArgs(model=str(checkpoint)).create_model_config()
     processor = MULTIMODAL_REGISTRY.create_processor(config)
     dummy = processor.get_dummy_mm_inputs({"image": 1})
@@ -282,7 +280,7 @@ def test_profiling_encodes_every_tile(checkpoint):
 
 
 def test_counts_reach_a_multiprocess_metrics_folder(tmp_path):
-    """Where vLLM collects from all processes, it finds the worker's counter."""
+    """vLLM collects the metrics of all processes there, also those of a worker."""
     code = (
         "import torch; from vllm_nemotron_vl.model_executor.models."
         "nemotron_vl_reuse import TileReuse; "
@@ -323,7 +321,7 @@ def test_counts_are_logged_at_intervals(monkeypatch):
     assert lines[1] == "Tiles: 8 received, 4 encoded, 4 repeated, 0 cached."
 
 
-def test_another_rank_leaves_counting_to_the_first():
+def test_only_the_first_rank_counts():
     reuse = TileReuse(lambda x: x.float().mean(1), torch.empty(0, 64, 64), quiet=True)
     reuse(tiles(1, 1), digests(tiles(1, 1)))
     assert not reuse.counts

@@ -1,4 +1,4 @@
-"""Attention of the tower on CPUs."""
+"""The tower on CPUs: its attention, its dtype and its batch size."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from vllm_nemotron_vl.model_executor.models.nemotron_vl_tower import HeadwiseAtt
 
 
 def attend(query, key, value, heads: int, scale: float) -> torch.Tensor:
-    """In float64, as the formula reads."""
+    """Attention as the formula states it, in float64."""
     query, key, value = (
         x.double().unflatten(2, (heads, -1)).transpose(1, 2)
         for x in (query, key, value)
@@ -21,11 +21,11 @@ def attend(query, key, value, heads: int, scale: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("tokens", [1, 24, 127, 128, 300, 1032])
 @pytest.mark.parametrize(("heads", "head_size"), [(6, 64), (4, 80), (2, 72), (3, 33)])
-def test_headwise_attention_is_attention(tokens, heads, head_size):
+def test_headwise_attention_is_close_to_exact_attention(tokens, heads, head_size):
     generator = torch.Generator().manual_seed(tokens)
     shape = (2, tokens, 3 * heads * head_size)
     packed = torch.randn(shape, generator=generator).to(torch.bfloat16)
-    query, key, value = packed.chunk(3, dim=2)  # strided, as the tower gives them
+    query, key, value = packed.chunk(3, dim=2)  # strided, as in the tower
     scale = head_size**-0.5
     found = HeadwiseAttention(heads, head_size, scale)(query, key, value)
     expected = attend(query, key, value, heads, scale)
@@ -34,8 +34,8 @@ def test_headwise_attention_is_attention(tokens, heads, head_size):
     assert (found - expected).norm() / expected.norm() < 0.01
 
 
-def test_its_error_is_at_most_that_of_attention_in_bfloat16():
-    """timm's attention without fusion also rounds the scores."""
+def test_headwise_attention_is_no_less_exact_than_plain_bfloat16():
+    """Plain attention, such as timm's unfused one, also rounds the scores."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 1, 1032, 320, generator=generator).to(torch.bfloat16)
     expected = attend(q, k, v, 4, 80**-0.5)
@@ -48,13 +48,13 @@ def test_its_error_is_at_most_that_of_attention_in_bfloat16():
 
 @pytest.fixture(params=["native", "emulated"])
 def processor(request):
-    """A CPU with instructions for 16 bits, and one without."""
+    """A CPU with instructions for 16-bit products, and one without."""
     request.getfixturevalue(f"{request.param}_products")
     return request.param
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_tower_and_connector_compute_in_what_the_cpu_has(
+def test_tower_and_connector_compute_in_a_dtype_that_the_cpu_has(
     load_model, checkpoint, processor, dtype
 ):
     model = load_model(checkpoint, dtype)
@@ -72,17 +72,17 @@ def test_tower_and_connector_compute_in_what_the_cpu_has(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_where_products_are_emulated_features_are_those_of_float32(
+def test_features_equal_float32_where_products_are_emulated(
     load_model, checkpoint, emulated_products, dtype
 ):
     tiles = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     exact = load_model(checkpoint, "float32").extract_feature(tiles)
     found = load_model(checkpoint, dtype).extract_feature(tiles)
-    # The checkpoint's weights are float32 and are not rounded either.
+    # The encoder keeps its weights in float32, so they are not rounded either.
     assert torch.equal(found, exact.to(found.dtype))
 
 
-def test_one_line_tells_of_a_faster_dtype(checkpoint, processor, monkeypatch):
+def test_one_warning_recommends_a_faster_dtype(checkpoint, processor, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(config.logger, "warning", said.append)
     for dtype in ("bfloat16", "float16", "float32"):

@@ -1,7 +1,7 @@
-"""The model and its processing against the independent reference, part by part.
+"""Compare the model and its image processing with the independent reference.
 
-The mutations at the end break the reference on purpose: each must be seen by
-the comparison that guards it, so that nobody can loosen one unseen.
+The tests at the end break the reference on purpose. Each comparison must notice, so
+nobody can loosen it without a failing test.
 """
 
 import types
@@ -163,7 +163,7 @@ def _swapped_channels(self, picture):
         ("to_pixels", _swapped_channels),
     ],
 )
-def test_a_mutated_preprocessing_is_seen(
+def test_a_mutated_preprocessing_is_noticed(
     processor, reference, pictures, monkeypatch, method, mutant
 ):
     monkeypatch.setattr(reference, method, types.MethodType(mutant, reference))
@@ -183,7 +183,7 @@ def _unconditioned(self, pixels):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("count", [1, 13])
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_mutated_model_is_seen(
+def test_a_mutated_model_is_noticed(
     load_model, checkpoint, monkeypatch, mutation, count, dtype
 ):
     model = load_model(checkpoint, str(dtype).removeprefix("torch."))
@@ -200,7 +200,7 @@ def test_a_mutated_model_is_seen(
 
 
 def test_the_references_own_steps(reference):
-    """The reference is checked too, against what the architecture says."""
+    """Check the reference itself against the definition of the architecture."""
     assert reference.choose_grid(64, 64) == (1, 1)
     assert reference.choose_grid(10000, 10) == (12, 1)
     assert len(reference.tower.prefix) == 8  # 4 class and 4 register tokens

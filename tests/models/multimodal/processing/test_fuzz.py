@@ -1,7 +1,7 @@
-"""Arbitrary sizes, settings, configurations, prompts and files.
+"""Property tests with arbitrary sizes, settings, configurations, prompts and files.
 
-Invariants: tiles within bounds, as many image tokens as features, and no
-exceptions but the documented ones.
+The number of tiles is within its bounds, there are as many image tokens as features,
+and only documented exceptions are raised.
 """
 
 import copy
@@ -114,7 +114,7 @@ def config(checkpoint) -> dict:
 
 
 def places(value, path=()) -> list[tuple]:
-    """Paths of all keys of nested dicts."""
+    """Paths to all keys of nested dicts."""
     if not isinstance(value, dict):
         return []
     inner = [p for key, item in value.items() for p in places(item, (*path, key))]
@@ -124,7 +124,7 @@ def places(value, path=()) -> list[tuple]:
 @often
 @given(data=st.data())
 def test_configurations_work_or_are_refused(config, data):
-    """With a `ValueError` that says something."""
+    """Refused means a `ValueError` with a message."""
     changed = copy.deepcopy(config)
     for _ in range(data.draw(st.integers(1, 2))):
         *path, key = data.draw(st.sampled_from(places(config)))
@@ -222,7 +222,7 @@ def test_damaged_files_are_read_or_refused(kind, seed, changes, cut):
     for place in rng.integers(0, len(data), changes):
         data[place] = rng.integers(256)
     try:
-        # What vLLM's loader does first; it reports errors of any kind.
+        # vLLM's loader does this first and reports errors of any kind.
         image = open_image(io.BytesIO(bytes(data[: len(data) - cut])))
     except Exception:
         return

@@ -1,4 +1,4 @@
-"""Pictures and prompts to tiles and tokens."""
+"""From images and prompts to tiles and tokens."""
 
 import io
 import itertools
@@ -34,7 +34,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
     choose_grid,
 )
 
-TILE, TOKENS = 64, 4  # of the tiny checkpoint
+TILE, TOKENS = 64, 4  # pixels and tokens of a tile of the test checkpoints
 
 SIZES = [
     (1, 1),
@@ -72,7 +72,7 @@ def process(processor, prompt, images, cache=None, **kwargs):
 
 
 def pixels(result) -> torch.Tensor:
-    """All tiles of all images of a processed prompt."""
+    """All tiles of all images in a processed prompt."""
     items = result["mm_kwargs"]["image"]
     return torch.cat([item["pixel_values_flat"].data for item in items])
 
@@ -88,7 +88,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def grid_by_the_rule(width, height, tile, fewest, most) -> tuple[int, int]:
-    """The rule of the model card, as it reads."""
+    """The tiling rule as the model card states it."""
     grids = [
         (columns, rows)
         for columns, rows in itertools.product(range(1, most + 1), repeat=2)
@@ -104,7 +104,7 @@ def grid_by_the_rule(width, height, tile, fewest, most) -> tuple[int, int]:
     return best
 
 
-def test_the_classes_for_images_alone_are_the_base():
+def test_the_image_only_classes_are_inherited():
     from vllm_nemotron_vl.model_executor.models.nemotron_vl import (
         LlamaNemotronVLChatModel,
     )
@@ -289,7 +289,8 @@ def test_wrong_settings_are_named(processor, settings, message):
 @pytest.mark.parametrize("recipe", ["fast", "exact", "hf"])
 @pytest.mark.parametrize("most", [1, 12])
 def test_warming_up_compiles_the_resampling(make_processor, monkeypatch, recipe, most):
-    """vLLM does it while the server starts; the first request need not wait."""
+    """vLLM builds dummy inputs at startup, so the first request does not wait for
+    the compiler."""
     from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_resample
 
     called = set()
@@ -384,7 +385,7 @@ def half_transparent(mode: str) -> Image.Image:
         indexed.paste(0, (0, 0, 8, 4))
         indexed.info["transparency"] = 0
         return indexed
-    if mode == "RGB":  # a PNG that declares one of its colours transparent
+    if mode == "RGB":  # like a PNG that declares one colour transparent
         picture = Image.new("RGB", (8, 8), (40, 40, 40))
         picture.paste((0, 0, 0), (0, 0, 8, 4))
         picture.info["transparency"] = (0, 0, 0)
@@ -430,7 +431,7 @@ def test_black_and_white_pictures():
 def test_exif_rotation_is_applied(processor):
     upright = noise(200, 100)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be displayed turned by 90 degrees to the right
+    exif[0x0112] = 6  # display it rotated by 90 degrees clockwise
     file = io.BytesIO()
     upright.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
     result = process(processor, "<image>", [Image.open(file)])
@@ -439,7 +440,7 @@ def test_exif_rotation_is_applied(processor):
 
 @pytest.mark.parametrize("mode", ["I;16", "L"])
 def test_files_from_the_server_keep_16_bit_levels(processor, mode):
-    """vLLM's loader has made such a file white before the model sees it."""
+    """vLLM's loader makes such a file white, so its bytes are decoded again."""
     levels = RAMP.astype(np.uint16) * 257 if mode == "I;16" else RAMP
     file = io.BytesIO()
     Image.fromarray(levels).save(file, "PNG")
@@ -478,7 +479,7 @@ def test_arrays_are_pictures(processor, kind):
     ],
     ids=["empty", "float", "two channels", "path"],
 )
-def test_what_is_no_picture_is_named(processor, image, message):
+def test_invalid_images_are_named(processor, image, message):
     with pytest.raises(VLLMValidationError, match=message):
         process(processor, "<image>", [image])
 

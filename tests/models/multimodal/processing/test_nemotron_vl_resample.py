@@ -1,4 +1,4 @@
-"""Compiled resampling equals Pillow's, whatever the size."""
+"""The compiled resampling equals Pillow's at any size."""
 
 import gc
 
@@ -10,17 +10,17 @@ from vllm_nemotron_vl.transformers_utils.processors import (
     nemotron_vl_resample as resampling,
 )
 
-# Input size; columns, rows and side of the parts.
+# Size of the image; columns and rows of the tiles; side of a tile.
 CASES = [
     ((1700, 2200), (3, 4), 512),
-    ((1920, 1080), (4, 2), 512),  # along columns first
+    ((1920, 1080), (4, 2), 512),  # resampled along columns first
     ((640, 480), (4, 3), 512),
     ((1, 3000), (1, 12), 64),
     ((3000, 1), (12, 1), 64),
     ((1, 1), (1, 1), 64),
     ((64, 300), (1, 1), 64),  # one axis keeps its size
     ((300, 64), (1, 1), 64),
-    ((2600, 2500), (1, 1), 64),  # Pillow holds it in several pieces
+    ((2600, 2500), (1, 1), 64),  # Pillow stores it in several blocks
 ]
 
 
@@ -36,7 +36,7 @@ def resample(picture: Image.Image, grid: tuple[int, int], side: int) -> np.ndarr
 
 
 def cut(picture: Image.Image, grid: tuple[int, int], side: int) -> np.ndarray:
-    """Pillow's resized picture, part by part."""
+    """The tiles of the image as Pillow resizes it."""
     columns, rows = grid
     whole = np.asarray(picture.resize((columns * side, rows * side)))
     lines = [np.split(line, columns, axis=1) for line in np.split(whole, rows)]
@@ -44,13 +44,13 @@ def cut(picture: Image.Image, grid: tuple[int, int], side: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("size", "grid", "side"), CASES, ids=str)
-def test_values_are_pillows(size, grid, side):
+def test_values_equal_pillows(size, grid, side):
     assert resampling.agrees_with_pillow()
     picture = noise(size)
     assert np.array_equal(resample(picture, grid, side), cut(picture, grid, side))
 
 
-def test_values_are_pillows_for_random_sizes():
+def test_values_equal_pillows_at_random_sizes():
     rng = np.random.default_rng(1)
     for number in range(300):
         size = tuple(rng.integers(1, 300, 2).tolist())
@@ -62,7 +62,7 @@ def test_values_are_pillows_for_random_sizes():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (301, 77), (2600, 2500)])
-def test_doubled_values_are_pillows(size):
+def test_doubled_values_equal_pillows(size):
     picture = noise(size)
     twice = (2 * picture.width, 2 * picture.height)
     expected = np.asarray(picture.resize(twice, Image.Resampling.BILINEAR))
@@ -70,16 +70,16 @@ def test_doubled_values_are_pillows(size):
 
 
 @pytest.mark.parametrize("size", [(30, 20), (2600, 2500)])
-def test_pixels_outlive_their_picture(size):
+def test_pixels_outlive_their_image(size):
     pixels = resampling.rgbx_pixels(noise(size))
     gc.collect()
-    other = [noise(size, 1) for _ in range(3)]  # takes freed memory
+    other = [noise(size, 1) for _ in range(3)]  # would reuse freed memory
     assert np.array_equal(pixels[..., :3], np.asarray(noise(size)))
     del other
 
 
-def test_another_pillows_values_come_from_pillow_itself(monkeypatch):
-    """A release may change its rounding or the order of the passes."""
+def test_pillow_is_used_if_the_values_differ(monkeypatch):
+    """Another release of Pillow may change its rounding or the order of its passes."""
     monkeypatch.setattr(resampling, "pillow_resizes_columns_first", lambda *_: False)
     fresh = resampling.agrees_with_pillow.__wrapped__
     assert not fresh()
