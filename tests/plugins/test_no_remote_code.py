@@ -1,4 +1,4 @@
-"""No Python file of a checkpoint is imported, whatever is trusted."""
+"""No Python file of a checkpoint is imported, even with remote code trusted."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# What a published checkpoint's files could do at import.
+# Stands for every Python file of a checkpoint and records its import.
 CANARY = """
 import pathlib
 with open({canary!r}, "a") as file:
@@ -22,8 +22,8 @@ NemotronImageProcessor = NemotronProcessor = NemotronTokenizer = Anything
 RADIOConfig = RADIOModel = Anything
 """
 
-# Everything that reads a checkpoint: vLLM's engine, and transformers' Auto
-# classes as vLLM calls them.
+# Everything that reads a checkpoint: vLLM's engine, and transformers' Auto classes
+# as vLLM calls them.
 ENGINE = """
 import sys
 from PIL import Image
@@ -49,9 +49,9 @@ HUB_ID = "nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1"
 
 @pytest.fixture
 def baited(checkpoint, tmp_path) -> tuple[Path, Path]:
-    """A checkpoint whose every ``auto_map`` leads to a file with a canary.
+    """A checkpoint in which every ``auto_map`` names a file with a canary.
 
-    It lies in a folder and, as `HUB_ID`, in a Hugging Face cache, together with
+    It is in a folder and, as `HUB_ID`, in a Hugging Face cache. The cache also has
     the repository that ``vision_config.auto_map`` names.
     """
     canary = tmp_path / "canary.txt"
@@ -134,7 +134,7 @@ def test_engine_and_auto_classes_import_nothing(baited, tmp_path, trust):
 
 
 def test_asking_for_the_transformers_backend_imports_nothing(baited, tmp_path):
-    """It serves natively: there is no code for another backend to run."""
+    """The model is native, so the Transformers backend finds no code to run."""
     model, canary = baited
     code = ENGINE.format(trust=True, options="model_impl='transformers'")
     result = run(code, tmp_path, model)
@@ -142,8 +142,8 @@ def test_asking_for_the_transformers_backend_imports_nothing(baited, tmp_path):
     assert "answered" in result.stdout or "Cannot find model module" in result.stderr
 
 
-def test_the_canary_sings_without_the_plugin(baited, tmp_path):
-    """The bait is good: vLLM's in-tree model and AutoProcessor swallow it."""
+def test_the_bait_works_without_the_plugin(baited, tmp_path):
+    """The bait works: vLLM's in-tree model and AutoTokenizer run its code."""
     model, canary = baited
     code = "import os; os.environ['VLLM_PLUGINS'] = ''\n" + ENGINE
     run(code.format(trust=True, options=""), tmp_path, model)

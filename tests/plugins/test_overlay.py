@@ -1,4 +1,4 @@
-"""The tree laid over vLLM's own: the shape of a contribution upstream."""
+"""`tools/export_upstream.py` lays the tree over a vLLM checkout, and it works there."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ print(type(config.hf_config).__module__)
 processor = MULTIMODAL_REGISTRY.create_processor(config)
 print(type(processor.info.get_hf_processor()).__module__)
 
-# Files that vLLM has keep what it has in them.
+# Files of vLLM that ours are appended to keep their own definitions.
 print(ModelRegistry.models["LlamaNemotronVLModel"].load_model_cls().__name__)
 import sys
 print([m for m in sys.modules if m.startswith("vllm_nemotron_vl")])
@@ -49,9 +49,11 @@ TABLE = """\
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """vLLM's source as the installed one is, by links, with what a checkout has
-    besides; two runs of the tool over it. `make test-releases` has one of each
-    release that is served."""
+    """A checkout of vLLM on which the tool has run twice.
+
+    It has links to the installed vLLM's files, and further files that a checkout
+    has. `make test-releases` runs these tests on each release served.
+    """
     tmp_path = tmp_path_factory.mktemp("checkout")
     installed = Path(vllm.__file__).parent
     for file in installed.rglob("*"):
@@ -70,7 +72,7 @@ def checkout(tmp_path_factory) -> Path:
     return tmp_path
 
 
-def test_the_installed_vllm_is_not_written(checkout):
+def test_the_installed_vllm_is_not_changed(checkout):
     config = Path(vllm.__file__).parent / "transformers_utils/config.py"
     assert b"export_upstream" not in config.read_bytes()
     assert (
@@ -79,7 +81,7 @@ def test_the_installed_vllm_is_not_written(checkout):
     )
 
 
-def test_registry_docs_plugin_and_tests_are_there(checkout):
+def test_registry_docs_plugin_and_tests_are_added(checkout):
     registry = (checkout / "vllm/model_executor/models/registry.py").read_text()
     line = '"Llama_Nemotron_Nano_VL": ("nemotron_vl", "LlamaNemotronVLChatModel"),'
     assert registry.count(line) == 1

@@ -1,4 +1,4 @@
-"""The entry point: what it changes in vLLM, and what it leaves alone."""
+"""The plugin's entry point: what it changes in vLLM and what it leaves alone."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def run_python(code: str, **options) -> subprocess.CompletedProcess:
 
 
 def tree() -> list[Path]:
-    """Files that the project contributes, relative to the tree's top."""
+    """The files of the package, relative to the folder `vllm`."""
     top = ROOT / "vllm"
     files = [file.relative_to(top) for file in top.rglob("*") if file.is_file()]
     return [file for file in files if "__pycache__" not in file.parts]
@@ -130,7 +130,7 @@ for checkpoint, code in ((ours, False), (ours, True), (other, False)):
 
 @pytest.fixture(scope="module")
 def other_model(checkpoint, tmp_path_factory) -> Path:
-    """A checkpoint of another architecture: the decoder alone."""
+    """A checkpoint of another architecture: the language model alone."""
     folder = tmp_path_factory.mktemp("llama")
     llm = json.loads((checkpoint / "config.json").read_text())["llm_config"]
     llm |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
@@ -139,8 +139,8 @@ def other_model(checkpoint, tmp_path_factory) -> Path:
 
 
 def load(vllm_is: str, checkpoint: Path, other: Path) -> list[str]:
-    """What vLLM says of a checkpoint of ours, without and with remote code
-    allowed, and of another model."""
+    """vLLM's result for our checkpoint without and with remote code allowed, and for
+    another model."""
     load = LOAD.format(checkpoint=str(checkpoint), other=str(other))
     result = run_python(f"import sys, vllm\n{vllm_is}\n{load}")
     assert result.returncode == 0, result.stderr
@@ -151,7 +151,7 @@ def load(vllm_is: str, checkpoint: Path, other: Path) -> list[str]:
     ("vllm_is", "lacks"),
     [
         pytest.param(
-            # As a release that nobody has tried: a class of its own has moved.
+            # Like a release that was not tested, in which a method is missing.
             "vllm.__version__ = '9.9.0'\n"
             "from vllm_nemotron_vl.plugins import nemotron_vl_contract as contract\n"
             "module = 'vllm.model_executor.models.internvl'\n"
@@ -166,10 +166,10 @@ def load(vllm_is: str, checkpoint: Path, other: Path) -> list[str]:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name_and_nothing_else_is(
+def test_an_incompatible_vllm_refuses_this_architecture_alone(
     checkpoint, other_model, vllm_is, lacks
 ):
-    """Nor does vLLM's own model take over, which would run remote code."""
+    """vLLM's in-tree model, which would run remote code, does not take over."""
     *refusals, served = load(vllm_is, checkpoint, other_model)
     for refused in refusals:
         assert "cannot serve Llama_Nemotron_Nano_VL with vLLM" in refused
@@ -178,8 +178,8 @@ def test_what_does_not_fit_is_refused_by_name_and_nothing_else_is(
     assert served == "serves LlamaForCausalLM"
 
 
-def test_a_seam_that_has_changed_refuses_this_architecture_alone(monkeypatch):
-    """Whatever `register` raised would end every process of vLLM."""
+def test_a_failed_registration_refuses_this_architecture_alone(monkeypatch):
+    """An exception that left `register` would end every vLLM process."""
 
     def changed():
         raise TypeError("register() got an unexpected argument")
@@ -191,7 +191,7 @@ def test_a_seam_that_has_changed_refuses_this_architecture_alone(monkeypatch):
     assert "TypeError: register() got an unexpected argument" in said[0]
 
 
-def test_laid_over_vllm_it_is_part_of_it_whatever_its_version(monkeypatch):
+def test_laid_over_vllm_it_does_not_check_the_version(monkeypatch):
     registered: list[bool] = []
     monkeypatch.setattr("vllm.__version__", "dev")
     monkeypatch.setattr(plugin, "_PACKAGE", "vllm")
@@ -201,7 +201,7 @@ def test_laid_over_vllm_it_is_part_of_it_whatever_its_version(monkeypatch):
     assert registered
 
 
-def test_without_vllm_it_says_so_and_does_not_raise():
+def test_a_missing_vllm_is_logged_and_raises_nothing():
     result = run_python(
         "import sys; sys.modules['vllm'] = None\n"
         "from vllm_nemotron_vl.plugins.nemotron_vl import register\nregister()\n"
@@ -211,7 +211,7 @@ def test_without_vllm_it_says_so_and_does_not_raise():
     assert "cannot serve Llama_Nemotron_Nano_VL" in line
 
 
-def test_an_untested_vllm_that_fits_is_one_warning_and_serves():
+def test_an_untested_vllm_that_fits_serves_with_one_warning():
     result = run_python(
         "import vllm; vllm.__version__ = '9.9.0'\n"
         "from vllm_nemotron_vl.plugins.nemotron_vl import register\nregister()\n"
@@ -251,7 +251,7 @@ def fake_release(folder: Path, files: dict[str, str]) -> Path:
         ("def late():\n    from vllm.moved import old", ["vllm.moved.old"]),
     ],
 )
-def test_the_contract_reads_what_is_taken_and_what_there_is(
+def test_the_contract_compares_imports_with_definitions(
     tmp_path, monkeypatch, takes, lacks
 ):
     monkeypatch.setattr(nemotron_vl_contract, "HOOKS", {})
@@ -289,7 +289,7 @@ def test_the_plugin_can_be_switched_off(checkpoint):
 
 
 def test_the_chat_template_is_the_last_resort(checkpoint, tmp_path):
-    """A tokenizer's own template wins; without one ours is used."""
+    """The tokenizer's own template is used if it has one, otherwise the plugin's."""
     import json
 
     from vllm.engine.arg_utils import EngineArgs

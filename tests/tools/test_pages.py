@@ -1,4 +1,4 @@
-"""Pages that are made by commands are what the commands print."""
+"""Generated pages equal what their tools print."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import settings_reference
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_has_what_is_printed(tmp_path):
+def test_the_sizing_page_has_the_printed_table(tmp_path):
     command = [sys.executable, ROOT / "tools" / "sizing_table.py", tmp_path / "sizing"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "| language model | 8,0" in printed

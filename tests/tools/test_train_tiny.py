@@ -1,4 +1,4 @@
-"""The training of the tiny checkpoint: what is drawn, labelled, saved."""
+"""The training of the tiny checkpoint: what it draws, labels and saves."""
 
 import random
 import subprocess
@@ -53,8 +53,8 @@ def test_questions_fit_what_is_drawn(reference, kind):
             assert one.picture.tobytes() == other.picture.tobytes()
 
 
-def test_the_ink_is_where_the_characters_are_said_to_be(reference):
-    """Without distortion ink is darker or lighter inside the boxes than outside."""
+def test_the_box_of_each_character_has_ink(reference):
+    """Without distortion, each box has pixels darker or lighter than the background."""
     for seed in range(10):
         (drawing,) = question(reference, "lines", seed, effort=0.0).drawings
         levels = np.asarray(drawing.picture.convert("L"), np.int16)
@@ -65,8 +65,8 @@ def test_the_ink_is_where_the_characters_are_said_to_be(reference):
             assert inked[rows, columns].any(), (seed, c)
 
 
-def test_every_character_is_labelled_in_its_place(reference):
-    """Each patch and image token with a centre in it knows the character."""
+def test_each_character_is_labelled_at_its_place(reference):
+    """The patch and the image token at a character's centre have its label."""
     places = 0
     for seed in range(20):
         (drawing,) = question(reference, "read", seed).drawings
@@ -115,7 +115,7 @@ def test_training_resumes_and_writes_a_checkpoint(tmp_path):
     trained = Reference.load(tmp_path / "checkpoint")
     untrained = Reference.load(tmp_path / "untrained")
     for name, value in untrained.state_dict().items():
-        # A vector may keep its values: the weights are stored in bfloat16.
+        # Vectors may keep their values, because the weights are rounded to bfloat16.
         if value.ndim > 1:
             assert not torch.equal(value, trained.state_dict()[name]), name
 

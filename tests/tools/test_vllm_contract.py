@@ -1,4 +1,4 @@
-"""What this package takes of vLLM is found, and so is what a release lacks of it."""
+"""The contract tool finds what this package uses of vLLM and what a release lacks."""
 
 import io
 import json
@@ -15,16 +15,16 @@ import pytest
 import vllm_contract
 from contract.by_hand import ATTRIBUTES
 from contract.report import Contract, Reviewed, release
-from vllm_nemotron_vl.plugins.nemotron_vl import TESTED_VLLM
+from vllm_nemotron_vl.config.nemotron_vl_names import TESTED_VLLM
 from vllm_nemotron_vl.plugins.nemotron_vl_contract import HOOKS
 
 ROOT = Path(__file__).parents[2]
 INSTALLED = Path(find_spec("vllm").submodule_search_locations[0])
-BEFORE_033 = "3f91a5a"  # the last tree that 0.33 breaks
+BEFORE_033 = "3f91a5a"  # the last commit that does not work with 0.33
 
 
 def source(minor: str) -> Path:
-    """The files of a release, which `make lint` fetches."""
+    """The source of a release; `make lint` fetches it."""
     for folder in (ROOT / "build" / "vllm" / minor / "vllm", INSTALLED):
         if (folder / "_version.py").exists() and release(folder).version.startswith(
             f"{minor}."
@@ -34,7 +34,7 @@ def source(minor: str) -> Path:
 
 
 def doctored(folder: Path, path: str, old: str, new: str) -> Path:
-    """The installed vLLM with another name in one of its files."""
+    """A copy of the installed vLLM with one name changed in one of its files."""
     top = folder / "vllm"
     top.mkdir()
     original, copy = INSTALLED, top
@@ -175,7 +175,7 @@ class Ours(Exported):
 
 @pytest.fixture
 def check(tmp_path, capsys):
-    """Runs the command on a small package and a wheel of a small vLLM."""
+    """A function that runs the tool on a small package and a wheel of a small vLLM."""
     package = tmp_path / "package"
     package.mkdir()
     (package / "ours.py").write_text(CONSUMER)
@@ -199,7 +199,7 @@ def names(findings):
     return [finding["name"] for finding in findings]
 
 
-def test_reviewed_bodies_are_no_change_whatever_their_docstrings(check):
+def test_a_changed_docstring_is_no_change(check):
     status, report = check()
     assert status == 1 and not report["breaking"]
     assert "vllm.layers.Base.inner" in names(report["behavioural"])
@@ -268,20 +268,20 @@ def test_a_folder_without_vllm_is_a_wrong_call(tmp_path, capsys):
     assert "no vLLM" in capsys.readouterr().err
 
 
-def test_digests_are_kept_and_no_source():
+def test_digests_are_stored_and_no_source():
     reviewed = Reviewed(vllm_contract.REVIEWED)
     digests = {d for known in reviewed.symbols.values() for d in known.values()}
     assert all(re.fullmatch(r"-|[0-9a-f]{12}", digest) for digest in digests)
 
 
 @pytest.mark.parametrize("path", ATTRIBUTES)
-def test_what_is_listed_by_hand_is_read_by_that_file(path):
+def test_attributes_listed_by_hand_are_used_by_that_file(path):
     text = (ROOT / "vllm" / path).read_text()
     for attribute in ATTRIBUTES[path]:
         assert re.search(rf"\b{attribute.rpartition('.')[2]}\b", text), attribute
 
 
-def test_the_hooks_checked_at_run_time_are_derived_here_too():
+def test_the_tool_derives_the_hooks_checked_at_run_time():
     reviewed = Reviewed(vllm_contract.REVIEWED)
     uses = Contract(release(INSTALLED), ROOT / "vllm", reviewed).uses
     methods = {name.rpartition(".")[2] for name, use in uses.items() if use.needed}
