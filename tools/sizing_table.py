@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""The tables of docs/sizing.md: what `nemotron-vl inspect` tells of the real layout.
+"""Prints the tables of docs/sizing.md.
 
     python tools/sizing_table.py build/sizing
 
-writes checkpoints with the sizes of nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1 and
-without values (sparse files, which take no space), inspects them and prints
-Markdown. The vocabulary is that of Llama 3.1 and the three image tokens, in
-multiples of 64; the real files may pad it further.
+Writes checkpoints with the tensor sizes of nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1
+but without values (sparse files, which take no disk space), runs `nemotron-vl
+inspect` on them and prints the results in Markdown. The size of the vocabulary is an
+assumption: Llama 3.1's tokens and the three image tokens, rounded up to a multiple of
+64. The published files may pad it further.
 """
 
 import argparse
@@ -17,8 +18,8 @@ import struct
 import tempfile
 from pathlib import Path
 
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.inspect_model import inspect
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import inspect
+from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
 )
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
@@ -54,7 +55,7 @@ QUANTISATION = {
 
 
 def write_checkpoint(folder: Path, scheme: str) -> None:
-    """A folder with the real configuration and headers."""
+    """Write a checkpoint with the published sizes: configuration and headers."""
     with tempfile.TemporaryDirectory() as small:
         make_checkpoint(small + "/small")
         folder.mkdir(parents=True)
@@ -108,7 +109,7 @@ def quantised(layer: str, outputs: int, inputs: int, scheme: str) -> Tensors:
 
 
 def write_headers(file: Path, tensors: Tensors) -> None:
-    """A safetensors file whose values are a hole."""
+    """Write a safetensors file whose values are a hole in a sparse file."""
     header, end = {}, 0
     for name, (dtype, shape) in tensors.items():
         start, end = end, end + math.prod(shape) * BYTES[dtype]
@@ -127,7 +128,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="for the checkpoints, made anew")
+    parser.add_argument(
+        "folder", type=Path, help="for the checkpoints; replaced if it exists"
+    )
     args = parser.parse_args()
     shutil.rmtree(args.folder, ignore_errors=True)
     for scheme in SCHEMES:
@@ -139,34 +142,32 @@ def main() -> None:
         print(f"| {part} | {sizes['parameters']:,} | {gigabytes(sizes['bytes'])} |")
     picture = found["largest_picture"]
     print("\n| | |\n|---|---|")
-    print(f"| tokens of a tile | {found['tokens_per_tile']} |")
-    print(
-        f"| largest picture | {picture['tiles']} tiles, {picture['tokens']:,} tokens |"
-    )
-    print(f"| to the engine | {picture['bytes'] / 1e6:.1f} MB |")
+    print(f"| tokens per tile | {found['tokens_per_tile']} |")
+    print(f"| largest image | {picture['tiles']} tiles, {picture['tokens']:,} tokens |")
+    print(f"| its pixels, as sent to the engine | {picture['bytes'] / 1e6:.1f} MB |")
     fit = found["pictures_in_context"]
-    print(f"| such pictures in {found['context']:,} tokens | {fit} |")
+    print(f"| such images in a context of {found['context']:,} tokens | {fit} |")
     processed = found["pictures_per_gib_of_processor_cache"]
-    print(f"| such pictures in a GiB of the processor cache | {processed} |")
+    print(f"| such images in 1 GiB of the processor cache | {processed} |")
     cached = found["tile_cache_bytes_per_tile"] / 1e6
-    print(f"| tile cache | {cached:.1f} MB a tile |")
+    print(f"| tile cache | {cached:.1f} MB per tile |")
     print(
-        "\n| checkpoint | ranks | encoder | GB of weights on a rank "
-        "| KV bytes of a token | KV GB of 16,384 tokens |\n|---|---|---|---|---|---|"
+        "\n| checkpoint | ranks | encoder | GB of weights per rank "
+        "| KV bytes per token | KV GB for 16,384 tokens |\n|---|---|---|---|---|---|"
     )
     for scheme, title in SCHEMES.items():
         for tp in (1, 2, 4, 8):
             for shared in (False, True) if tp > 1 else (False,):
-                told = inspect(
+                report = inspect(
                     str(args.folder / scheme), tp=tp, encoder_data_parallel=shared
                 )
-                assert not told["problems"], told["problems"]
-                weights = sum(part["rank_bytes"] for part in told["parts"].values())
+                assert not report["problems"], report["problems"]
+                weights = sum(part["rank_bytes"] for part in report["parts"].values())
                 mode = {True: "data", False: "weights"}[shared] if tp > 1 else "one"
                 print(
                     f"| {title} | {tp} | {mode} | {gigabytes(weights)} | "
-                    f"{told['kv_bytes_per_token']:,} | "
-                    f"{gigabytes(told['kv_bytes_of_context'])} |"
+                    f"{report['kv_bytes_per_token']:,} | "
+                    f"{gigabytes(report['kv_bytes_of_context'])} |"
                 )
 
 
