@@ -1,12 +1,13 @@
-"""Vision tower: this package, timm's (the tests' reference) and vLLM's RadioModel.
+"""Compares this package's vision tower with timm's and with vLLM's RadioModel.
 
-All sides run in one process, in turns, on the same pixels; blocks of a ViT are
-alike, so a few stand for all. "products" are the matrix products of the blocks
-alone, with the same shapes: what the machine can do. A ratio is timm's time
-over the side's, as median and range of the rounds; "of products" is the share
-of a side's time that the products take. Types are the engine's: where the CPU
-would emulate its products, our side computes in float32, and a line says so.
-"decoder" is a layer of Llama-3.1-8B (4096 to 14336) on vLLM's product for CPUs.
+timm's tower is the tests' reference. All sides run in one process, in turns, on the
+same pixels. All blocks of a ViT are alike, so a few are measured. "products" are the
+blocks' matrix products alone, with the same shapes: the most that the machine can do.
+A ratio is timm's time over the side's, as median and range of the rounds. "of
+products" is the share of a side's time that the products take. A title gives the
+engine's type; where the CPU emulates products of it, our side computes in float32, and
+a line says so. "decoder" is a layer of Llama-3.1-8B's MLP (4096 to 14336) with vLLM's
+matrix product for CPUs.
 """
 
 import argparse
@@ -46,7 +47,7 @@ from vllm_nemotron_vl.model_executor.models.nemotron_vl_tower import encoder_dty
 
 TILE, PATCH, PREFIX = 512, 16, 8
 TOKENS = (TILE // PATCH) ** 2 + PREFIX
-ALONE = "timm"
+BASELINE = "timm"
 
 
 def main() -> None:
@@ -54,8 +55,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--blocks", type=int, default=1, help="blocks of the tower")
-    parser.add_argument("--quick", action="store_true", help="under a minute")
-    parser.add_argument("--json", action="store_true", help="figures as last line")
+    parser.add_argument("--quick", action="store_true", help="take under a minute")
+    parser.add_argument("--json", action="store_true", help="figures in the last line")
     args = parser.parse_args()
     emulated = not has_native_products("bfloat16")
     plan = Plan(args.blocks)
@@ -69,7 +70,7 @@ def main() -> None:
     if args.quick:
         figures = measure_all(1, plan)
     for number in [] if args.quick else [1, 2]:
-        # In a new process: vLLM's products keep to the threads of the first call.
+        # A new process each: vLLM's products keep the thread count of the first call.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             figures |= pool.submit(measure_all, number, plan).result()
@@ -78,7 +79,7 @@ def main() -> None:
 
 
 class Plan(NamedTuple):
-    """What is measured."""
+    """What to measure: sizes of towers, tile counts and types."""
 
     blocks: int
     rounds: int = 3
@@ -109,7 +110,7 @@ def measure_all(threads: int, plan: Plan) -> dict[str, dict]:
 
 
 def decoder_layer(rows: int, name: str) -> Callable[[], torch.Tensor]:
-    """A layer of the decoder's MLP, as vLLM multiplies on CPUs."""
+    """Return a call of an MLP layer of the language model, as vLLM runs it on CPUs."""
     dtype = getattr(torch, name)
     layer = nn.Linear(4096, 14336, bias=False, dtype=dtype).requires_grad_(False)
     dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
@@ -124,11 +125,11 @@ def measure(
     for count in counts:
         pixels = torch.randn(count, 3, TILE, TILE).to(dtype)
         calls = {side: partial(tower, pixels) for side, tower in sides.items()}
-        row = summarise(take_turns(calls, rounds), ALONE)
+        row = summarise(take_turns(calls, rounds), BASELINE)
         for side in row.values():
             side["of_products"] = row["products"]["ms"] / side["ms"]
         found[f"{count} tile(s)"] = row
-    print_table(f"{title} [ms]", found, ALONE)
+    print_table(f"{title} [ms]", found, BASELINE)
     for name, row in found.items():
         print(
             f"{name:>10}  of products: "
@@ -138,7 +139,7 @@ def measure(
 
 
 def make_sides(tower: str, dtype: torch.dtype, blocks: int) -> dict[str, Callable]:
-    """Towers with the weights of one checkpoint, and the products by themselves."""
+    """The sides: three towers of the same shape, and the products alone."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "checkpoint"
         make_checkpoint(
@@ -162,13 +163,13 @@ def make_sides(tower: str, dtype: torch.dtype, blocks: int) -> dict[str, Callabl
 
 
 def encode(model, pixels: torch.Tensor) -> torch.Tensor:
-    """Our tower as the model uses it: a few tiles at once, in its own dtype."""
+    """Run our tower as the model does: a few tiles at once, in the tower's dtype."""
     parts = pixels.to(model.encoder_dtype).split(model.max_encoder_tiles)
     return torch.cat([model.vision_model(part) for part in parts]).to(model.dtype)
 
 
 def make_plain(config: VllmConfig) -> RadioModel:
-    """vLLM's tower as it is, with random weights."""
+    """vLLM's unmodified tower with random weights."""
     vision = copy.deepcopy(config.model_config.hf_config.vision_config)
     with set_current_vllm_config(config):
         with set_default_torch_dtype(config.model_config.dtype):
@@ -180,7 +181,7 @@ def make_plain(config: VllmConfig) -> RadioModel:
 
 
 class Products:
-    """The matrix products of all blocks, and nothing else."""
+    """The matrix products of all blocks and nothing else."""
 
     def __init__(self, width: int, heads: int, blocks: int, dtype: torch.dtype):
         self.heads, self.blocks = heads, blocks

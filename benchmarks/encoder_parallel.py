@@ -1,10 +1,10 @@
-"""Vision tower on two ranks against one, each rank with one core.
+"""Compares the vision tower on two ranks with one rank; each rank has one core.
 
-"data" shares the tiles out (--mm-encoder-tp-mode data), "weights" the heads and
-the MLPs (vLLM's default); one rank encodes all tiles alone while the other waits.
-The two processes take all sides in turns on the same tiles; the connector is
-included. A ratio is a side's time over that of one rank, as median and range of
-the rounds: 0.5 is perfect.
+"data" divides the tiles among the ranks (--mm-encoder-tp-mode data), "weights" the
+heads and the MLPs (vLLM's default). For "one rank", one rank encodes all tiles while
+the other waits. The two processes run all sides in turns on the same tiles. The
+connector is included. A ratio is a side's time over that of one rank, as median and
+range of the rounds; 0.5 is perfect.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
 )
 
 RANKS = 2
-ALONE = "one rank"
+BASELINE = "one rank"
 
 
 def main() -> None:
@@ -41,12 +41,12 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=1, help="blocks of the tower")
     parser.add_argument("--tiles", type=int, nargs="+", default=[2, 5, 13])
     parser.add_argument("--dtype", nargs="+", default=["float32"])
-    parser.add_argument("--quick", action="store_true", help="under a minute")
-    parser.add_argument("--json", action="store_true", help="figures as last line")
+    parser.add_argument("--quick", action="store_true", help="take under a minute")
+    parser.add_argument("--json", action="store_true", help="figures in the last line")
     args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < RANKS:
-        sys.exit(f"{RANKS} cores are needed, one for each rank.")
+        sys.exit(f"This needs {RANKS} cores, one for each rank.")
     tiles, rounds = ([4], 3) if args.quick else (args.tiles, 7)
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -79,10 +79,10 @@ def measure(
     rounds: int,
     cores: list[int],
 ) -> None:
-    """What one rank does; the first one writes seconds for each side."""
+    """Run all sides on one rank; rank 0 writes the seconds of each side."""
     os.sched_setaffinity(0, {cores[rank]})
     torch.set_num_threads(1)
-    os.environ["VLLM_DIST_IDENT"] = folder.name  # of vLLM's shared memory
+    os.environ["VLLM_DIST_IDENT"] = folder.name  # names vLLM's shared memory
     from vllm.distributed import init_distributed_environment, initialize_model_parallel
 
     from support.loading import load, make_config
@@ -104,9 +104,9 @@ def measure(
             models[mode] = load(config)
     torch.manual_seed(0)  # the same tiles on both ranks
     pixels = torch.randint(0, 256, (max(counts), 3, 512, 512), dtype=torch.uint8)
-    whole = models["data"]  # each rank has all of its tower
+    whole = models["data"]  # each rank has a whole tower
     sides: dict[str, Callable] = {
-        ALONE: lambda tiles: whole._encode_tiles(tiles) if rank == 0 else None,
+        BASELINE: lambda tiles: whole._encode_tiles(tiles) if rank == 0 else None,
         **{mode: model.extract_feature for mode, model in models.items()},
     }
     times: dict[int, dict[str, list[float]]] = {}
@@ -119,7 +119,7 @@ def measure(
                     start = time.perf_counter()
                     encode(pixels[:count])
                     elapsed = time.perf_counter() - start
-                    if turn:  # the first one warms up
+                    if turn:  # turn 0 warms up
                         times[count][side].append(elapsed)
     if rank == 0:
         (folder / "times.json").write_text(json.dumps(times))
@@ -129,7 +129,7 @@ def print_ratios(title: str, times: dict[str, list[float]]) -> dict[str, dict]:
     figures = {}
     print(f"\n{title}\n\n| side | ms | of one rank's time |\n|---|---|---|")
     for side, found in times.items():
-        ratios = [a / b for a, b in zip(found, times[ALONE], strict=True)]
+        ratios = [a / b for a, b in zip(found, times[BASELINE], strict=True)]
         figures[side] = {
             "ms": 1000 * statistics.median(found),
             "ratio": statistics.median(ratios),

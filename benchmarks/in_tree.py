@@ -1,7 +1,7 @@
-"""vLLM's in-tree picture processing under this package's model.
+"""vLLM's in-tree image processing in front of this package's model.
 
-For the other side of a comparison. In-tree, settings come through the
-checkpoint's remote code; here they are those of this package.
+Benchmarks compare with it. In-tree, the settings come from the checkpoint's remote
+code; here they come from this package.
 """
 
 from vllm.model_executor.models.internvl import (
@@ -31,7 +31,7 @@ SETTINGS = (
 
 
 class InTreeProcessingInfo(NemotronVLProcessingInfo):
-    """Hands out vLLM's processors in place of ours."""
+    """Returns vLLM's processors instead of ours."""
 
     def get_hf_processor(self, **kwargs: object) -> LlamaNemotronNanoVLProcessor:
         ours = super().get_hf_processor(**kwargs)
@@ -52,7 +52,7 @@ def create_processor(model_config):
 
 
 class EitherProcessingInfo(InTreeProcessingInfo):
-    """In-tree processing for requests with the setting ``in_tree``, else ours."""
+    """In-tree processing for requests with the setting ``in_tree``, ours for others."""
 
     def get_hf_processor(self, *, in_tree: bool = False, **kwargs: object):
         if in_tree:
@@ -61,7 +61,7 @@ class EitherProcessingInfo(InTreeProcessingInfo):
 
 
 def register() -> None:
-    """Plugin for vLLM: each request chooses its processing."""
+    """Plugin for vLLM that lets each request choose its processing."""
     MULTIMODAL_REGISTRY.register_processor(
         NemotronVLMultiModalProcessor,
         info=EitherProcessingInfo,

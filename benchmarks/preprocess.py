@@ -1,16 +1,16 @@
-"""Picture processing per picture: vLLM in-tree, transformers and this package.
+"""Compares image processing: vLLM in-tree, transformers and this package.
 
-All sides run in this process, in turns, on the same pictures:
+All sides run in this process, in turns, on the same images. Measured are
 
 - the processor call, with one thread and with all of torch's threads;
-- bytes of its tensors, and how much memory the call takes at its peak;
-- several calls at once, as requests of a server;
-- pictures that are not plain RGB;
-- how far "fast" pixels are from the exact ones on photographs and scans;
-- the way from JPEG bytes to tensors in another process: decode, hash, process,
+- the bytes of its tensors and the peak memory of the call;
+- several calls at once, like the requests of a server;
+- images that are not plain RGB;
+- how much "fast" pixels differ from "exact" ones on photographs and scans;
+- the path from JPEG bytes to tensors in another process: decode, hash, process,
   serialise, send through a socket as vLLM does, deserialise.
 
-A ratio is in-tree time over the side's, as median and range of the rounds.
+A ratio is the in-tree time over the side's, as median and range of the rounds.
 "transformers" is GotOcr2ImageProcessor, which InternVL models use there.
 """
 
@@ -57,15 +57,15 @@ SIZES = [(512, 512), (640, 480), (1920, 1080), (1700, 2200), (2480, 3508), (4032
 SCAN = (1700, 2200)
 TILE = 512
 SIDES = ["in-tree", "transformers", "exact", "fast", "hf"]
-ALONE = "in-tree"  # what the others are compared with
+BASELINE = "in-tree"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="under a minute")
-    parser.add_argument("--json", action="store_true", help="figures as last line")
+    parser.add_argument("--quick", action="store_true", help="take under a minute")
+    parser.add_argument("--json", action="store_true", help="figures in the last line")
     parser.add_argument("--plot", type=Path, help="file for a plot of the calls")
     args = parser.parse_args()
     rounds = 3 if args.quick else 15
@@ -80,14 +80,14 @@ def main() -> None:
         found = figures[f"call, {threads} thread(s)"] = {}
         for name, picture in pictures.items():
             calls = {side: bind(p, picture) for side, p in processors.items()}
-            found[name] = summarise(take_turns(calls, rounds), ALONE)
-        print_table(f"Processor call, {threads} thread(s) [ms]", found, ALONE)
+            found[name] = summarise(take_turns(calls, rounds), BASELINE)
+        print_table(f"Processor call, {threads} thread(s) [ms]", found, BASELINE)
     torch.set_num_threads(1)
 
     found = figures["megabytes out, peak"] = {}
     for name, picture in pictures.items():
         found[name] = {s: measure_memory(p, picture) for s, p in processors.items()}
-    print("\nTensors, and memory at the peak of the call [MB]")
+    print("\nTensors and peak memory of the call [MB]")
     for name, row in found.items():
         cells = (f"{s} {out:.1f}, {peak:.0f}" for s, (out, peak) in row.items())
         print(f"{name:>10}  " + "  ".join(cells))
@@ -96,24 +96,24 @@ def main() -> None:
     scan = pictures["{}x{}".format(*SCAN)]
     for side, processor in processors.items():
         found[side] = measure_at_once(bind(processor, scan), cores, rounds)
-    print(
-        f"\n{4 * cores} calls at once on {cores} cores, over {4} times one call alone"
-    )
+    print(f"\n{4 * cores} calls at once on {cores} cores, over {4} times a single call")
     print("  ".join(f"{side} {ratio:.2f}" for side, ratio in found.items()))
 
     calls = {n: bind(processors["fast"], p) for n, p in other_modes(scan).items()}
     times = take_turns(calls, rounds)
     found = {name: 1000 * statistics.median(times[name]) for name in times}
     figures["modes"] = found
-    print("\nThe fast recipe on {}x{} pixels of other kinds [ms]".format(*SCAN))
+    print("\nThe fast recipe on images of other modes, {}x{} pixels [ms]".format(*SCAN))
     print("  ".join(f"{name} {ms:.1f}" for name, ms in found.items()))
 
     figures["differences"] = found = count_differences(processors, args.quick)
-    print("\nValues by how much fast and exact ones differ, of 255 levels")
+    print("\nShare of values by the difference between fast and exact, of 255 levels")
     print("  ".join(f"{levels}: {share:.4%}" for levels, share in found.items()))
 
     figures["path"] = found = measure_paths(scan, rounds)
-    print_table("From JPEG bytes to tensors in the engine's process [ms]", found, ALONE)
+    print_table(
+        "From JPEG bytes to tensors in the engine's process [ms]", found, BASELINE
+    )
     if args.plot:
         plot(figures["call, 1 thread(s)"], args.plot)
     if args.json:
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def make_processors() -> dict[str, Callable]:
-    """Image processors by side, with the published checkpoint's settings."""
+    """Image processors of all sides, with the published checkpoint's settings."""
     theirs = GotOcr2ImageProcessor(
         size={"height": TILE, "width": TILE},
         crop_to_patches=True,
@@ -138,7 +138,7 @@ def make_processors() -> dict[str, Callable]:
 
 
 def draw(size: tuple[int, int]) -> Image.Image:
-    """A photograph or, for the page, a scan, brought to a size."""
+    """A photograph, or a scan for the size of a page, resized."""
     picture = skimage.data.page() if size == SCAN else skimage.data.coffee()
     return Image.fromarray(picture).convert("RGB").resize(size)
 
@@ -148,9 +148,9 @@ def bind(processor: Callable, picture: Image.Image) -> Callable[[], object]:
 
 
 def measure_memory(processor: Callable, picture: Image.Image) -> tuple[float, float]:
-    """Megabytes that a call returns, and that the process grows by at its peak."""
+    """Megabytes of the tensors that a call returns, and its peak memory."""
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is now the present
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = peak_memory()
     tensors = processor(images=picture)
     taken = peak_memory() - before
@@ -165,7 +165,7 @@ def peak_memory() -> int:
 
 
 def measure_at_once(call: Callable, cores: int, rounds: int) -> float:
-    """Time of many calls at once over what perfect sharing of the cores takes."""
+    """Time of many calls at once over the time with perfectly shared cores."""
     alone, together = [], []
     with ThreadPoolExecutor(4 * cores) as pool:
         for _ in range(max(2, rounds // 3)):
@@ -180,7 +180,7 @@ def measure_at_once(call: Callable, cores: int, rounds: int) -> float:
 
 
 def other_modes(picture: Image.Image) -> dict[str, Image.Image]:
-    """The same picture in other modes, decoded, as a server has it."""
+    """The same image in other modes, decoded as in a server."""
     found = {"RGB": picture}
     for mode in ("L", "P", "RGBA", "CMYK", "I;16"):
         found[mode] = picture.convert("L" if mode == "I;16" else mode).convert(mode)
@@ -190,7 +190,7 @@ def other_modes(picture: Image.Image) -> dict[str, Image.Image]:
 
 
 def count_differences(processors: dict[str, Callable], quick: bool) -> dict[int, float]:
-    """Shares of values that "fast" makes 0, 1, ... levels different."""
+    """Share of the values in which "fast" differs from "exact" by 0, 1, ... levels."""
     counts = torch.zeros(256)
     for name in ("astronaut", "chelsea", "coffee", "page", "text", "camera", "coins"):
         original = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
@@ -204,7 +204,7 @@ def count_differences(processors: dict[str, Callable], quick: bool) -> dict[int,
 
 
 def measure_paths(picture: Image.Image, rounds: int) -> dict[str, dict]:
-    """From JPEG bytes to the tensors in another process, side by side."""
+    """Time the path from JPEG bytes to tensors in another process, for each side."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=90)
     with tempfile.TemporaryDirectory() as folder:
@@ -232,11 +232,11 @@ def measure_paths(picture: Image.Image, rounds: int) -> dict[str, dict]:
             times = take_turns(calls, rounds)
             socket.send(b"")
         engine.join()
-    return {"{}x{}".format(*picture.size): summarise(times, ALONE)}
+    return {"{}x{}".format(*picture.size): summarise(times, BASELINE)}
 
 
 def send(socket: zmq.Socket, processor, kwargs: dict, jpeg: bytes) -> None:
-    """What the API server does with a picture, until the engine has it."""
+    """Do what the API server does with an image, until the engine has it."""
     picture = ImageMediaIO().load_bytes(jpeg)
     items = processor.info.parse_mm_data({"image": [picture]})
     result = processor("<image>", items, hf_processor_mm_kwargs=kwargs)
@@ -254,7 +254,7 @@ def send(socket: zmq.Socket, processor, kwargs: dict, jpeg: bytes) -> None:
 
 
 def receive(address: str) -> None:
-    """The engine's side: takes the tensors and says so, until an empty message."""
+    """Be the engine: receive and confirm tensors until an empty message comes."""
     decoder = MsgpackDecoder(list[MultiModalFeatureSpec])
     with zmq.Context() as sockets, sockets.socket(zmq.PAIR) as socket:
         socket.connect(address)
@@ -283,7 +283,7 @@ def plot(found: dict[str, dict], file: Path) -> None:
         ]
         axes.bar(places, heights, width, label=side)
     axes.set_xticks(range(len(found)), found)
-    axes.set_xlabel("picture [pixels]")
+    axes.set_xlabel("image [pixels]")
     axes.set_ylabel("processor call, one thread [ms]")
     axes.legend()
     figure.savefig(file, dpi=120)

@@ -1,14 +1,14 @@
 """Records what an agent sees while it uses a browser.
 
-OUT/000-action.png and so on are the screen after each action, OUT/001-key.png
-and so on after each key of a word that is being typed.
+Writes the screen after each action as OUT/000-action.png and so on, and after each key
+of a word that is being typed as OUT/001-key.png and so on.
 
-Debian's Chromium, without a window, reads the Debian Developer's Reference (real
-pages, unpacked from its package and served on loopback): it opens pages, searches,
-follows links, selects words and scrolls. The package also has the document as a
-PDF, which becomes OUT/reference.pdf.
+Debian's Chromium runs without a window. It shows the Debian Developer's Reference:
+real pages, unpacked from Debian's package and served on loopback. The script opens
+pages, searches, follows links, selects words and scrolls. The package also contains
+the document as a PDF, which is copied to OUT/reference.pdf.
 
-Needs ``apt-get install chromium`` on a Debian.
+Needs Debian and ``apt-get install chromium``.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from pathlib import Path
 from websockets.sync.client import connect
 
 PACKAGES = ("developers-reference", "libjs-sphinxdoc")
-WIDTH, HEIGHT = 1024, 768  # what agents are commonly given
+WIDTH, HEIGHT = 1024, 768  # a common screen size for agents
 CHROMIUM = (
     "chromium",
     "--headless",
@@ -48,15 +48,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path, help="folder, made anew")
+    parser.add_argument("out", type=Path, help="folder; is replaced")
     args = parser.parse_args()
     print(f"{record(args.out)} screenshots in {args.out}")
 
 
 def record(out: Path) -> int:
-    """Write the screenshots and the PDF; the number of screenshots."""
+    """Write the screenshots and the PDF; return the number of screenshots."""
     if shutil.which("chromium") is None:
-        raise SystemExit("chromium is missing: apt-get install chromium")
+        raise SystemExit("Chromium is missing: apt-get install chromium")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +86,7 @@ def unpack(folder: Path) -> None:
 
 
 class Browser:
-    """A page of Chromium, driven through its DevTools protocol."""
+    """A page of Chromium, controlled through the DevTools protocol."""
 
     def __init__(self, profile: Path) -> None:
         self.process = subprocess.Popen(
@@ -137,7 +137,7 @@ class Browser:
         return result["result"].get("value")
 
     def look(self, kind: str = "action") -> None:
-        """A screenshot, once the page is at rest."""
+        """Take a screenshot once the page has loaded."""
         time.sleep(0.4 if kind == "action" else 0.05)
         while self.run("document.readyState") != "complete":
             time.sleep(0.1)
@@ -149,7 +149,7 @@ class Browser:
         self.look()
 
     def click(self, selector: str, times: int = 1) -> None:
-        """Click what a CSS selector finds first, where it is on the screen."""
+        """Click the first element that matches a CSS selector."""
         found = f"document.querySelector({selector!r})"
         self.run(f"{found}.scrollIntoViewIfNeeded()")
         box = json.loads(
@@ -179,7 +179,7 @@ class Browser:
         key = dict(key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
         self.call("Input.dispatchKeyEvent", type="keyDown", **key)
         self.call("Input.dispatchKeyEvent", type="keyUp", key="Enter", code="Enter")
-        time.sleep(1)  # the results are written one by one
+        time.sleep(1)  # the page adds the results one by one
         self.look()
 
     def scroll(self, pixels: int) -> None:
@@ -195,7 +195,7 @@ class Browser:
 
 
 def browse(home: str, profile: Path) -> list[tuple[str, bytes]]:
-    """Find two things out and read about them."""
+    """Look up two topics, read about them, and type a third search."""
     browser = Browser(profile)
     try:
         browser.open(f"{home}/index.html")

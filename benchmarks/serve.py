@@ -1,10 +1,10 @@
-"""Time to first token and pictures per second of a server, in-tree processing
-against ours.
+"""Compares in-tree image processing with ours on a server: time to the first token
+and images per second.
 
-One server of the embedded checkpoint, unless told otherwise, does both: a
-request says which processing it wants. Rounds of both sides take turns.
-Clients send a scanned page as JPEG and stream a short answer; every request
-of a round has a picture of its own, and nothing is cached.
+One server does both, by default with the embedded checkpoint: a request says which
+processing it wants. Rounds of both sides take turns. Clients send a scanned page as
+JPEG and stream a short answer. Every request of a round has a different image, and
+nothing is cached.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
 
 CLIENTS = (1, 4, 16)
-SIDES: dict[str, dict] = {  # what their requests say
+SIDES: dict[str, dict] = {  # what is added to the requests
     "in-tree": {"mm_processor_kwargs": {"in_tree": True}},
     "ours": {},
 }
@@ -50,8 +50,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default=tiny_checkpoint())
-    parser.add_argument("--quick", action="store_true", help="under a minute")
-    parser.add_argument("--json", action="store_true", help="figures as last line")
+    parser.add_argument("--quick", action="store_true", help="take under a minute")
+    parser.add_argument("--json", action="store_true", help="figures in the last line")
     args = parser.parse_args()
     rounds, requests = (1, 8) if args.quick else (7, 32)
     pages = draw_pages(max(requests, *CLIENTS))
@@ -73,7 +73,7 @@ def main() -> None:
             }
 
     figures: dict = {}
-    print("clients  side     first token ms  pictures/s  ratio (range)")
+    print("clients  side     first token ms    images/s  ratio (range)")
     for clients, turns in found.items():
         row = figures[clients] = {}
         for side in SIDES:
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def draw_pages(count: int) -> list[str]:
-    """Scanned pages that differ in a number, as data URLs."""
+    """Scanned pages, each with another number on it, as data URLs."""
     page = Image.fromarray(skimage.data.page()).convert("RGB").resize(SIZE)
     urls = []
     for number in range(count):
@@ -109,7 +109,7 @@ def draw_pages(count: int) -> list[str]:
 
 
 def add_plugin(folder: Path) -> None:
-    """Make every process of the server load `in_tree` as a plugin."""
+    """Make all processes of the server load `in_tree` as a plugin."""
     info = folder / "nemotron_vl_in_tree-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Name: nemotron-vl-in-tree\nVersion: 0\n")
@@ -122,7 +122,7 @@ def add_plugin(folder: Path) -> None:
 async def ask_all(
     url: str, model: str, pages: list[str], clients: int, extra: dict
 ) -> tuple[float, float]:
-    """Median seconds to the first token, and pictures per second."""
+    """Median seconds to the first token, and images per second."""
     waiting = iter(pages)
     first: list[float] = []
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:

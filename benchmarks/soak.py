@@ -1,12 +1,12 @@
-"""Good and bad requests from 1 to 32 clients, for a long time.
+"""Sends good and bad requests from 1 to 32 clients for a long time.
 
-A server with the embedded checkpoint is asked about drawn text, with one picture
-and with two; every tenth request is a bad one. Each answer is compared with that
-of the reference implementation, each bad request must get its 400. Half of the
-time the number of clients grows from 1 to 32, the other half 8 of them go on. The
-memory of all processes of the server is measured every two seconds; its slope is
-fitted under the 8, after a fifth of their time. Exits with 1 if an answer was
-wrong or lost.
+A server with the embedded checkpoint is asked about drawn text in one or two images;
+every tenth request is a bad one. Each answer is compared with that of the reference
+implementation, and each bad request must be refused with status 400. During the first
+half of the time the number of clients grows from 1 to 32; during the second half it is
+8. The memory of all server processes is measured every two seconds. Its slope is
+fitted over the second half without the first fifth of it. Exits with status 1 if an
+answer was wrong or lost.
 """
 
 import argparse
@@ -42,7 +42,7 @@ KINDS = ("read", "lines", "both", "count")
 
 
 class Job(NamedTuple):
-    """A request and what it must give: a text, or ``None`` for a 400."""
+    """A request and the expected answer: a text, or ``None`` for status 400."""
 
     request: dict
     answer: str | None
@@ -59,10 +59,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--questions", type=int, default=150, help="different ones")
-    parser.add_argument("--plot", type=Path, help="file for latencies and memory")
-    parser.add_argument("--quick", action="store_true", help="under a minute")
-    parser.add_argument("--json", action="store_true", help="figures as last line")
+    parser.add_argument(
+        "--questions", type=int, default=150, help="different ones to ask"
+    )
+    parser.add_argument(
+        "--plot", type=Path, help="file for a plot of latencies and memory"
+    )
+    parser.add_argument("--quick", action="store_true", help="take under a minute")
+    parser.add_argument("--json", action="store_true", help="figures in the last line")
     args = parser.parse_args()
     minutes, questions = (0.15, 12) if args.quick else (args.minutes, args.questions)
     jobs = make_jobs(questions)
@@ -74,8 +78,8 @@ def main() -> int:
         '--mm-processor-kwargs={"resize": "exact"}',
         '--additional-config={"nemotron_vl": {"tile_cache_mb": 4}}',
     ]
-    # With vLLM's 5 s, a client that pauses as long loses a request now and then;
-    # with glibc's arena for each thread, memory grows by their fragments.
+    # With vLLM's keep-alive of 5 s, a client that pauses as long sometimes loses a
+    # request. With glibc's default of one arena per thread, memory fragments and grows.
     env = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120", "MALLOC_ARENA_MAX": "1"}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -113,7 +117,7 @@ def make_jobs(count: int) -> list[Job]:
 
 
 def soak(url: str, pid: int, jobs: list[Job], seconds: float):
-    """Ask for so many seconds, first with more and more clients."""
+    """Send requests for so many seconds: more and more clients, then `STEADY`."""
     done: list[Done] = []
     memory: list[tuple[float, float]] = []
     over = threading.Event()
@@ -167,7 +171,7 @@ def ask(connection: httpx.Client, job: Job) -> str:
 
 
 def megabytes(leader: int) -> float:
-    """Memory of a process group; what processes share is divided among them."""
+    """Memory of a process group; shared memory is divided among its users (PSS)."""
     total = 0
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -177,12 +181,12 @@ def megabytes(leader: int) -> float:
                 text = (folder / "smaps_rollup").read_text()
                 total += int(text.split("\nPss:")[1].split()[0])
         except (OSError, IndexError):
-            continue  # it has just ended
+            continue  # the process has just ended
     return total / 1000
 
 
 def slope(points: list[tuple[float, float]]) -> tuple[float, float]:
-    """Least squares: megabytes an hour, and the standard error."""
+    """Least-squares slope in megabytes an hour, and its standard error."""
     if len(points) < 3:
         return math.nan, math.nan
     times, sizes = zip(*points, strict=True)

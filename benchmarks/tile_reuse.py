@@ -1,17 +1,17 @@
-"""Tiles encoded and time to first token, with and without reuse of equal tiles.
+"""Measures how reuse of equal tiles changes the tiles encoded and the first token.
 
-Three kinds of pictures, in their order:
+There are three kinds of images, each in its order:
 
-- a session: what an agent sees that uses a browser (`record_session.py`; with
-  a frame for each key, and with those after actions alone);
+- a session: what an agent that uses a browser sees (`record_session.py`), once with a
+  frame for each key and once with the frames after actions only;
 - the pages of a PDF document;
-- photographs, where nothing repeats and only looking for equal tiles costs.
+- photographs, where nothing repeats and the search for equal tiles only costs time.
 
-Three sides answer the same pictures in one engine, in turns: "in-tree" has
-vLLM's in-tree processing and encodes every tile, "repeats" encodes equal tiles
-of one picture once, "cache" also remembers those of earlier pictures. vLLM's
-own cache of whole pictures is out of the way. The tower is a ViT-H of few
-blocks with random weights; a ratio is in-tree's figure over the side's.
+Three sides answer for the same images in one engine, in turns. "in-tree" has vLLM's
+in-tree processing and encodes every tile. "repeats" encodes equal tiles of one image
+once. "cache" also keeps the embeddings of earlier images. vLLM's own cache of whole
+images is avoided. The tower is a ViT-H of few blocks with random weights. A ratio is
+in-tree's figure over the side's.
 """
 
 import argparse
@@ -62,8 +62,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--blocks", type=int, default=1, help="blocks of the ViT-H")
-    parser.add_argument("--quick", action="store_true", help="under a minute")
-    parser.add_argument("--json", action="store_true", help="figures as last line")
+    parser.add_argument("--quick", action="store_true", help="take under a minute")
+    parser.add_argument("--json", action="store_true", help="figures in the last line")
     parser.add_argument("--plot", type=Path, help="file for a plot of the tiles")
     args = parser.parse_args()
     if not (SESSION / "reference.pdf").exists():
@@ -76,7 +76,7 @@ def main() -> None:
         found = figures[name] = dict(zip(SIDES, counts[-1], strict=True))
         found["pictures"] = len(counts)
         print(
-            f"{name:>16}  {len(counts)} pictures: {found['in-tree']}, "
+            f"{name:>16}  {len(counts)} images: {found['in-tree']}, "
             f"{found['repeats']} ({found['in-tree'] / found['repeats']:.2f}x), "
             f"{found['cache']} ({found['in-tree'] / found['cache']:.2f}x)",
             flush=True,
@@ -84,7 +84,7 @@ def main() -> None:
     if args.plot:
         plot(tiles, args.plot)
 
-    del inputs["actions"]  # some of the frames
+    del inputs["actions"]  # they are among the frames
     if args.quick:
         inputs = {name: inputs[name][1:3] for name in ("frames", "photographs")}
     with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +109,7 @@ def read_inputs() -> dict[str, list[Image.Image]]:
 
 
 def count_tiles(pictures: list[Image.Image]) -> list[tuple[int, int, int]]:
-    """Tiles that the sides have encoded after each picture, from the digests."""
+    """Tiles that each side has encoded after each image, counted by digest."""
     cutter = NemotronVLImageProcessor(TILE, do_rescale=False)
     received = repeats = 0
     seen: set[bytes] = set()
@@ -147,7 +147,7 @@ def start(checkpoint: Path, blocks: int) -> LLM:
 
 
 def measure_first_tokens(llm: LLM, inputs: dict, figures: dict) -> None:
-    print("\nMedian time to first token [ms], and of in-tree's (range by picture)")
+    print("\nMedian time to first token [ms], and in-tree's over it (range by image)")
     for name, pictures in inputs.items():
         seconds: dict[str, list[float]] = {side: [] for side in SIDES}
         for side in SIDES:
@@ -183,7 +183,7 @@ def first_token(llm: LLM, picture: Image.Image, side: str) -> float:
     prompt = {
         "prompt": "<image>\nRead.",
         "multi_modal_data": {"image": picture},
-        # A name of its own keeps vLLM's cache of whole pictures out of it.
+        # A unique ID avoids vLLM's cache of whole images.
         "multi_modal_uuids": {"image": os.urandom(8).hex()},
         "mm_processor_kwargs": {"in_tree": True} if side == "in-tree" else {},
     }
@@ -193,7 +193,7 @@ def first_token(llm: LLM, picture: Image.Image, side: str) -> float:
 
 
 def measure_looking(llm: LLM, picture: Image.Image) -> dict[str, float]:
-    """Digests and bookkeeping of a photograph, against encoding it."""
+    """Compare digests and bookkeeping of a photograph with encoding it."""
     fields = NemotronVLImageProcessor(TILE, do_rescale=False)(images=picture)
     pixels, digests = fields["pixel_values_flat"], fields["tile_digests"]
     (seconds,) = llm.apply_model(partial(time_encoding, pixels, digests))
@@ -201,8 +201,8 @@ def measure_looking(llm: LLM, picture: Image.Image) -> dict[str, float]:
     looking = seconds["digests"] + seconds["bookkeeping"]
     share = looking / seconds["encoding"]
     print(
-        f"\nLooking costs {1000 * looking:.1f} ms for {len(pixels)} tiles, "
-        f"{share:.3%} of encoding them with 32 blocks"
+        f"\nThe search takes {1000 * looking:.1f} ms for {len(pixels)} tiles, "
+        f"{share:.3%} of the time to encode them with 32 blocks"
     )
     return {f"{k}_ms": 1000 * v for k, v in seconds.items()} | {"share": share}
 
@@ -210,7 +210,7 @@ def measure_looking(llm: LLM, picture: Image.Image) -> dict[str, float]:
 def time_encoding(
     pixels: torch.Tensor, digests: torch.Tensor, model
 ) -> dict[str, float]:
-    """Seconds of reuse without encoding, and of encoding with all 32 blocks."""
+    """Seconds of reuse without encoding, and of encoding with 32 blocks."""
     with torch.inference_mode():
         features = model.extract_feature(pixels)
         cache = features.new_empty(20, *features.shape[1:])
@@ -244,14 +244,14 @@ def plot(tiles: dict[str, list], file: Path) -> None:
         for side, values in zip(SIDES, zip(*counts, strict=True), strict=True):
             place.plot(range(1, len(values) + 1), values, label=side)
         place.set_title(name)
-        place.set_xlabel("pictures")
+        place.set_xlabel("images")
     axes[0].set_ylabel("tiles encoded")
     axes[0].legend()
     figure.savefig(file, dpi=120)
 
 
 if __name__ == "__main__":
-    # Under its own name, which the worker finds the functions by.
+    # Run as an importable module: the worker looks the functions up by its name.
     import tile_reuse
 
     tile_reuse.main()

@@ -1,4 +1,4 @@
-"""Two or more sides timed in turns."""
+"""Timing of two or more sides in turns."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ Times = dict[str, list[float]]
 
 
 def take_turns(calls: dict[str, Callable], rounds: int) -> Times:
-    """Seconds of each call, round after round; the first one warms up."""
+    """Seconds of each call in each round, after one round to warm up."""
     times: Times = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
@@ -19,12 +19,12 @@ def take_turns(calls: dict[str, Callable], rounds: int) -> Times:
     return times
 
 
-def summarise(times: Times, alone: str) -> dict[str, dict[str, float]]:
+def summarise(times: Times, baseline: str) -> dict[str, dict[str, float]]:
     """Median milliseconds of each side, and how many times faster than the side
-    ``alone`` it is, with the range."""
+    ``baseline`` it is: median and range of the rounds."""
     found = {}
     for side, seconds in times.items():
-        ratios = [a / b for a, b in zip(times[alone], seconds, strict=True)]
+        ratios = [a / b for a, b in zip(times[baseline], seconds, strict=True)]
         found[side] = {
             "ms": 1000 * statistics.median(seconds),
             "ratio": statistics.median(ratios),
@@ -34,7 +34,7 @@ def summarise(times: Times, alone: str) -> dict[str, dict[str, float]]:
     return found
 
 
-def print_table(title: str, found: dict[str, dict], alone: str) -> None:
+def print_table(title: str, found: dict[str, dict], baseline: str) -> None:
     print(f"\n{title}")
     for name, row in found.items():
         cells = [
@@ -43,7 +43,7 @@ def print_table(title: str, found: dict[str, dict], alone: str) -> None:
                 f" ({cell['ratio']:.1f}x, {cell['ratio_min']:.1f}-"
                 f"{cell['ratio_max']:.1f})"
             )
-            * (side != alone)
+            * (side != baseline)
             for side, cell in row.items()
         ]
         print(f"{name:>10}  " + "  ".join(cells))
