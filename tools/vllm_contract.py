@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Check what this package takes of vLLM against a release, without importing it.
+"""Check what this package uses of vLLM against a release, without importing it.
 
     python tools/vllm_contract.py                          # each release served
     python tools/vllm_contract.py 0.33 vllm-0.34.0.whl     # releases, wheels, folders
     python tools/vllm_contract.py vllm-0.34.0.whl --against 0.33
     python tools/vllm_contract.py vllm-0.34.0.whl --accept-all
 
-Exits with 0; with 1 if something breaks or was not reviewed; with 2 if it was
-called wrongly. See docs/contract.md.
+Exits with status 0 if all is well, 1 if something breaks or was not reviewed, and 2
+for wrong arguments. See docs/contract.md.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from contract.report import Contract, Release, Reviewed, release
-from vllm_nemotron_vl.plugins.nemotron_vl import TESTED_VLLM
+from vllm_nemotron_vl.config.nemotron_vl_names import TESTED_VLLM
 
 ROOT = Path(__file__).parents[1]
 REVIEWED = ROOT / "tools" / "vllm_contract.json"
@@ -32,14 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--package", type=Path, default=ROOT / "vllm",
                         help="folder of the package that uses vLLM")  # fmt: skip
     parser.add_argument("--reviewed", type=Path, default=REVIEWED,
-                        help="file with what was reviewed")  # fmt: skip
+                        help="file that records what was reviewed")  # fmt: skip
     parser.add_argument("--no-table", action="store_true",
-                        help="leave out what is listed by hand")  # fmt: skip
+                        help="leave out the uses listed by hand")  # fmt: skip
     parser.add_argument("--against", metavar="VLLM",
-                        help="show how bodies differ from this one's")  # fmt: skip
+                        help="diff changed bodies against this one")  # fmt: skip
     accepted = parser.add_mutually_exclusive_group()
     accepted.add_argument("--accept", nargs="+", metavar="NAME",
-                          help="record these as reviewed")  # fmt: skip
+                          help="record these names as reviewed")  # fmt: skip
     accepted.add_argument("--accept-all", action="store_true")
     parser.add_argument("--verbose", action="store_true", help="list unchanged names")
     parser.add_argument("--json", action="store_true", help="for scripts")
@@ -69,13 +69,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def served() -> list[str]:
-    """Minor releases, such as ``0.32``."""
+    """The minor releases that are served, such as ``0.32``."""
     (major, first), (_, end) = TESTED_VLLM
     return [f"{major}.{minor}" for minor in range(first, end)]
 
 
 def find(name: str) -> Release:
-    """A release by its number, wheel or folder."""
+    """Read a release, given its number, wheel or folder."""
     if re.fullmatch(r"\d+\.\d+", name):
         command = [ROOT / "tools" / "vllm_source.sh", name]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -84,7 +84,7 @@ def find(name: str) -> Release:
 
 
 def stale_marks(package: Path, oldest: tuple[int, ...]) -> Iterator[str]:
-    """Comments ``# vLLM < X.Y`` on what no release served needs any longer.
+    """Comments ``# vLLM < X.Y`` on code that no release served needs any longer.
 
     Args:
         package: Folder with Python files.
@@ -95,7 +95,7 @@ def stale_marks(package: Path, oldest: tuple[int, ...]) -> Iterator[str]:
             for found in re.finditer(r"#.*?vLLM < (\d+)\.(\d+)", line):
                 if tuple(map(int, found.groups())) <= oldest:
                     yield (
-                        f"{file}:{number}: {found[0]!r} is of no release served; "
+                        f"{file}:{number}: {found[0]!r} fits no release served; "
                         f"the oldest is {'.'.join(map(str, oldest))}."
                     )
 

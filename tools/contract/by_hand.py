@@ -1,8 +1,9 @@
-"""What is taken of vLLM without a name or a type that tells so.
+"""Uses of vLLM that the source of this package does not show by names or types.
 
-Dotted names of attributes, fields and operators that are read from objects of
-unknown type, of modules that keep tensors under a name in their state dict, and of
-what works for this package without being called by it.
+Dotted names of
+- attributes, fields and operators that are read from objects of unknown type;
+- modules that keep tensors under a given name in their state dict;
+- functions and classes whose behaviour this package relies on without calling them.
 """
 
 _ENGINE = "vllm.v1.engine"
@@ -11,7 +12,7 @@ _RADIO = "vllm.model_executor.models.radio"
 _QUANTISATION = "vllm.model_executor.layers.quantization"
 _ATTENTION = "vllm.model_executor.layers.attention.mm_encoder_attention"
 
-# Attributes, by the file of this package that reads them.
+# Attributes, grouped by the file of this package that reads them.
 ATTRIBUTES = {
     "entrypoints/nemotron_vl/diagnosis.py": [
         "vllm._custom_ops.cpu_attention_with_kv_cache",
@@ -71,15 +72,15 @@ ATTRIBUTES = {
     ],
 }
 
-# Tensors of the checkpoint that are loaded by these names into vLLM's modules.
+# Tensors of the checkpoint that are loaded into vLLM's modules under these names.
 STATE = {
     f"{_RADIO}.ViTPatchGenerator": ["pos_embed"],
     f"{_RADIO}.ClsToken": ["token"],
 }
 
-# Functions, and classes with all their methods, whose results this package takes.
+# Functions, and classes with all methods, whose behaviour this package relies on.
 BEHAVIOUR = [
-    # Gives the middleware ``app.state.engine_client``.
+    # Sets ``app.state.engine_client``, which the middleware reads.
     "vllm.entrypoints.launchers.api_server.app_state.init_app_state",
     "vllm.lora.utils.parse_fine_tuned_lora_name",
     "vllm.multimodal.image.convert_image_mode",

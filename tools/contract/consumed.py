@@ -1,4 +1,4 @@
-"""What this package takes of vLLM, read from its own source."""
+"""Finds what this package uses of vLLM, from the package's own source."""
 
 import ast
 import re
@@ -25,13 +25,17 @@ _MODULE = re.compile(r"vllm(\.\w+)+\.?")
 
 @dataclass
 class Use:
-    """A name of vLLM, where this package uses it and what became of it.
+    """A name of vLLM, the places that use it, and whether it is there.
 
     Args:
-        found: ``None`` if this vLLM does not have it.
-        needed: Something breaks without it; ``False`` for methods that are only
-            inherited.
-        certain: It is known to be vLLM's without looking at another release.
+        name: Dotted name.
+        found: What the name stands for; ``None`` if this vLLM does not have it.
+        needed: Whether something breaks without it; ``False`` for methods that are
+            only inherited.
+        certain: Whether the name is known to be vLLM's, without looking at another
+            release.
+        places: Files and lines of this package.
+        problems: Calls and overrides that do not fit, as sentences.
     """
 
     name: str
@@ -46,8 +50,8 @@ class Consumed:
     """Uses of vLLM by name.
 
     Args:
-        sources: This package and a vLLM.
-        by_hand: Also what is listed by hand.
+        sources: Source of this package and of a vLLM.
+        by_hand: Include the uses that are listed by hand.
     """
 
     def __init__(self, sources: Sources, by_hand: bool = True) -> None:
@@ -68,7 +72,7 @@ class Consumed:
             self._strings(tree)
             for cls in [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]:
                 self._overrides(Symbol(module, cls.name, cls))
-        # Last, so that what is also used otherwise is needed.
+        # Last: a method that is also used in another way stays needed.
         for module, tree in self._modules():
             for cls in [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]:
                 self._inherited(Symbol(module, cls.name, cls))
@@ -76,7 +80,7 @@ class Consumed:
             self._by_hand()
 
     def _modules(self) -> Iterator[tuple[str, ast.Module]]:
-        """This package's modules; what is used is noted for their files."""
+        """This package's modules; uses are recorded for the module's file."""
         top = self.sources.packages[OURS]
         for file in sorted(top.rglob("*.py")):
             path = file.relative_to(top)
@@ -100,7 +104,7 @@ class Consumed:
     def _import(
         self, choices: list[list[tuple[str, str]]], lines: dict[tuple[str, str], int]
     ) -> None:
-        """One of the choices must hold; others are of other releases."""
+        """One of the choices must exist; the others are for other releases."""
         find = self.sources.resolve
         kept = [c for c in choices if all(find(*name) for name in c)]
         for module, name in kept[0] if kept else choices[0]:
@@ -111,7 +115,7 @@ class Consumed:
     def _scopes(
         self, module: str, tree: ast.Module
     ) -> Iterator[tuple[Scope, ast.Attribute | ast.Call]]:
-        """Attributes and calls, with the types of the names around them."""
+        """Attributes and calls, each with the types of the names in scope."""
 
         def walk(node: ast.AST, scope: Scope) -> Iterator:
             for inner in ast.iter_child_nodes(node):
@@ -204,7 +208,7 @@ class Consumed:
             self._use(f"{base.dotted}.{node.attr}", member, node.lineno)
 
     def bases(self, cls: Symbol) -> list[Symbol]:
-        """vLLM's classes that a class of this package derives from directly."""
+        """The nearest base classes of a class that are vLLM's."""
         found: list[Symbol] = []
         covered: set[Symbol] = set()
         for base in self.sources.mro(cls):
@@ -287,7 +291,7 @@ class Consumed:
                     self._state(owner.symbol, key.value, line)
 
     def _state(self, cls: Symbol, name: str, line: int = 0) -> None:
-        """A class must keep a tensor in its state dict."""
+        """Record that a class must keep a tensor in its state dict."""
         found = self.sources.get(cls, name) if self._keeps(cls, name) else None
         key = f"{cls.dotted}.{name} (state)"
         self._use(key, found, line, certain=True)
@@ -342,7 +346,7 @@ def _is_static(symbol: Symbol) -> bool:
 
 
 def _is_meant(method: Function, text: tuple[bytes, bool] | None) -> bool:
-    """Whether a method says that it is called differently from its base's."""
+    """Whether a method is marked as an incompatible override on purpose."""
     lines = text[0].decode().splitlines() if text else []
     head = lines[method.lineno - 1 : method.body[0].lineno]
     return any("type: ignore[override]" in line for line in head)

@@ -1,4 +1,4 @@
-"""What differs between a vLLM and the releases that were reviewed."""
+"""Differences between a vLLM and the releases that were reviewed."""
 
 import ast
 import copy
@@ -25,7 +25,7 @@ _REQUIREMENT = re.compile(r"([\w.-]+)(?:\[.*?\])?\s*(.*)")
 
 @dataclass
 class Release:
-    """A vLLM: its package or wheel, its version and what it asks for."""
+    """A vLLM: its folder or wheel, its version and the versions that it requires."""
 
     place: Path
     version: str
@@ -33,10 +33,13 @@ class Release:
 
 
 def release(place: Path) -> Release:
-    """A wheel, a folder ``vllm``, or a folder that has one.
+    """Read a release.
+
+    Args:
+        place: A wheel, a folder ``vllm``, or the folder that contains it.
 
     Raises:
-        ValueError: There is no vLLM.
+        ValueError: The place has no vLLM.
     """
     if place.suffix == ".whl":
         with ZipFile(place) as wheel:
@@ -68,7 +71,7 @@ def release(place: Path) -> Release:
 
 
 class Reviewed:
-    """The file with what was reviewed: digests of bodies, never the bodies."""
+    """The file that records what was reviewed: digests of bodies, never the bodies."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -79,7 +82,7 @@ class Reviewed:
     def write(self) -> None:
         parts = {"requires": self.requires, "symbols": self.symbols}
         lines = []
-        for part, entries in parts.items():  # a line for each, which merges well
+        for part, entries in parts.items():  # one line per entry, which merges well
             inner = [
                 f" {json.dumps(name)}: {json.dumps(entries[name], sort_keys=True)}"
                 for name in sorted(entries)
@@ -126,13 +129,13 @@ class Report:
 
 
 class Contract:
-    """What a package takes of a vLLM, compared with what was reviewed.
+    """What a package uses of a vLLM, compared with what was reviewed.
 
     Args:
         vllm: The release.
         package: Folder of the package.
-        reviewed: What is known of other releases.
-        by_hand: Also check what is listed by hand for this project's package.
+        reviewed: Records of the releases that were reviewed.
+        by_hand: Include the uses listed by hand for this project's package.
     """
 
     def __init__(
@@ -145,10 +148,10 @@ class Contract:
         self.uses = Consumed(sources, by_hand).uses
 
     def report(self, against: Release | None = None) -> Report:
-        """Compare.
+        """Compare with the record.
 
         Args:
-            against: Differing bodies are shown as a diff from this release's.
+            against: Release to diff changed bodies against; by default no diffs.
         """
         report = Report(self.vllm.version)
         others = {}
@@ -180,8 +183,8 @@ class Contract:
         """Record bodies as reviewed.
 
         Args:
-            names: Of what was looked at; by default all that is used, and what
-                is recorded of this release and no longer used is dropped.
+            names: What was reviewed. By default everything that is used; records of
+                this release that are no longer used are then dropped.
         """
         version, symbols = self.vllm.version, self.reviewed.symbols
         if names is None:
@@ -195,8 +198,8 @@ class Contract:
 
 
 def digest(symbol: Symbol) -> str:
-    """Of a function its signature and body, of a class its bases, of a field its
-    declaration; of anything else only that it is there."""
+    """A digest of a function's signature and body, of a class's bases and decorators,
+    or of a field's declaration. Anything else gets ``-``: only its existence counts."""
     node = symbol.node
     if isinstance(node, ast.ClassDef):
         node = ast.Tuple([*node.bases, *node.decorator_list])
@@ -208,7 +211,7 @@ def digest(symbol: Symbol) -> str:
 
 
 def _canonical(node: object) -> str:
-    """A syntax tree as text, the same on all versions of Python."""
+    """A syntax tree as text that is the same on all versions of Python."""
     if isinstance(node, list):
         return f"[{','.join(map(_canonical, node))}]"
     if not isinstance(node, ast.AST):
@@ -233,7 +236,7 @@ def _diff(old: Use | None, new: Use) -> str:
 
 
 def _shown(symbol: Symbol) -> list[str]:
-    """What `digest` looks at, as text."""
+    """The source that `digest` covers."""
     node = symbol.node
     if isinstance(node, Function):
         node = copy.copy(node)

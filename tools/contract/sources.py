@@ -1,6 +1,6 @@
 """Python packages as syntax trees: names, base classes, members and types.
 
-Nothing is imported. A type is known where an annotation or a constructor says it.
+Nothing is imported. Types come from annotations and from constructor calls.
 """
 
 import ast
@@ -14,7 +14,7 @@ from pathlib import Path
 from contract.trees import Function, assigned, assignments, statements, targets
 
 _COMPILED = re.compile(r"_C(_\w+)?")
-_DEEPEST = 12  # of a chain of types
+_DEEPEST = 12  # longest chain of types to follow
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Symbol:
     """Something that a module defines.
 
     Args:
-        module: Where it is defined.
-        name: Its name there, ``Class.method`` for members, "" for the module.
-        node: What defines it; ``None`` outside of the packages that are read.
-        scope: Of an attribute, the method that assigns it.
+        module: The module that defines it.
+        name: Its name there: ``Class.method`` for members, "" for the module itself.
+        node: The defining syntax node; ``None`` outside the packages that are read.
+        scope: For an attribute, the method that assigns it.
     """
 
     module: str
@@ -40,12 +40,12 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Value:
-    """What an expression is: a symbol itself, or an instance of a class.
+    """The value of an expression: a symbol itself, or an instance of a class.
 
     Args:
-        symbol: The class of an instance, or what is named.
-        instance: It is an instance.
-        parent: It is ``super()``, whose own class is passed over.
+        symbol: The class of the instance, or the symbol itself.
+        instance: Whether it is an instance.
+        parent: Whether it is ``super()``, which skips the class itself.
     """
 
     symbol: Symbol
@@ -62,7 +62,7 @@ def _ignore(value: Value, node: ast.Attribute, found: Symbol | None) -> None:
 
 @dataclass
 class Scope:
-    """Where an expression stands: its module, its class and the types of names."""
+    """The context of an expression: module, class and the types of names."""
 
     module: str
     names: dict[str, Value | None]
@@ -72,9 +72,9 @@ class Scope:
 
 
 class Sources:
-    """Packages by their names, each a folder or a wheel that has it.
+    """Packages by name, each in a folder or a wheel.
 
-    Compiled modules, ``vllm._C`` and its like, are taken to be there.
+    Compiled modules such as ``vllm._C`` are assumed to exist.
     """
 
     def __init__(self, packages: dict[str, Path]) -> None:
@@ -120,7 +120,7 @@ class Sources:
     def resolve(
         self, module: str, name: str, seen: tuple[tuple[str, str], ...] = ()
     ) -> Symbol | None:
-        """What a name in a module stands for, through imports."""
+        """What a name in a module stands for; imports are followed."""
         compiled = any(map(_COMPILED.fullmatch, (*module.split("."), name)))
         if module.split(".")[0] not in self.packages or compiled:
             return Symbol(module, name, None)
@@ -178,7 +178,7 @@ class Sources:
         return ".".join([*inside, node.module] if node.module else inside)
 
     def find(self, dotted: str) -> Symbol | None:
-        """What a dotted name stands for; its first part is a package."""
+        """What a dotted name stands for. Its first part is a package."""
         package, *parts = dotted.split(".")
         found = self.resolve(package, "")
         for part in parts:
@@ -186,7 +186,7 @@ class Sources:
         return found
 
     def get(self, symbol: Symbol, name: str, *, parent: bool = False) -> Symbol | None:
-        """A name of a module, or a member of a class or its base classes."""
+        """A name of a module, or a member of a class including its base classes."""
         if isinstance(symbol.node, ast.Module):
             return self.resolve(symbol.module, name)
         for cls in self.mro(symbol)[parent:]:
@@ -212,7 +212,7 @@ class Sources:
         return None
 
     def _mro(self, cls: Symbol) -> list[Symbol]:
-        """A class and its base classes, those that are shared last."""
+        """A class and its base classes; shared bases come last."""
         order = [cls]
         if isinstance(cls.node, ast.ClassDef):
             for base in cls.node.bases:
@@ -256,7 +256,7 @@ class Sources:
         return {a.arg: self.annotated(a.annotation, module) for a in every}
 
     def as_value(self, symbol: Symbol | None, depth: int = 0) -> Value | None:
-        """What reading a symbol gives."""
+        """The value of a symbol when it is read."""
         if symbol is None or depth > _DEEPEST:
             return None
         match symbol.node:
@@ -282,7 +282,7 @@ class Sources:
         return Value(symbol)
 
     def value(self, node: ast.AST, scope: Scope) -> Value | None:
-        """What an expression is, as far as annotations tell."""
+        """The value of an expression, or ``None`` if annotations do not show it."""
         match node:
             case ast.Name(id=name):
                 if name in scope.names:

@@ -1,4 +1,4 @@
-"""What classes and modules define, from their syntax trees."""
+"""The definitions in classes and modules, from their syntax trees."""
 
 import ast
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def methods(cls: ast.ClassDef) -> dict[str, Function]:
-    """Methods of a class by name; of overloads the last one."""
+    """Methods of a class by name; the last definition of an overload."""
     return {n.name: n for n in statements(cls.body) if isinstance(n, Function)}
 
 
 def assignments(cls: ast.ClassDef) -> Iterator[tuple[Function, ast.AST]]:
-    """Nodes in methods that may give an instance an attribute."""
+    """Nodes in methods that may set an attribute of an instance."""
     for function in methods(cls).values():
         for node in ast.walk(function):
             if isinstance(node, ast.Assign | ast.AnnAssign | ast.Call):
@@ -52,7 +52,7 @@ def targets(node: ast.AST) -> list[ast.expr]:
 
 
 def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements, and those inside of if, try and with."""
+    """Statements, including those inside if, try and with."""
     for node in body:
         match node:
             case ast.If():
