@@ -1,7 +1,7 @@
-"""Pictures of short texts, drawn with many fonts, and questions about them.
+"""Images of short texts, drawn with many fonts, and questions about them.
 
-Everything is drawn from a ``random.Random``: the same seed, fonts and Pillow
-give the same pictures.
+All random choices come from one ``random.Random``: the same seed, fonts and version of
+Pillow give the same images.
 """
 
 import functools
@@ -23,17 +23,17 @@ MAX_LENGTH = 8
 # Kinds of questions and how often each is asked.
 KINDS = {"read": 0.5, "count": 0.1, "first": 0.1, "lines": 0.2, "both": 0.1}
 
-# Most tiles of a picture, drawn by chance: small pictures teach more per second.
+# Most tiles of an image, chosen at random: small images teach more per second.
 TILE_LIMITS = (1, 2, 3, 3, 4, 6, 6, 12)
 
-# Pixels in the tiles: least width of the characters, and bounds of the font size.
+# In pixels of the tiles: least width of a character, and range of the font size.
 _LEAST_WIDTH = 16
 _FONT_SIZES = (28, 60)
 
-# Stands for the font that Pillow carries.
+# Stands for the font that comes with Pillow.
 PILLOW_FONT: list[list[Path | None]] = [[None]]
 
-# Faces that are not meant for reading, or vanish at small sizes.
+# Typefaces that are not meant for reading or are invisible at small sizes.
 _UNWANTED = (
     *("thin", "hairline", "extralight", "ultralight", "extlt", "outline", "shadow"),
     *("symbol", "math", "dingbat", "ornament", "initial", "swash", "inline", "cond-u"),
@@ -51,7 +51,7 @@ _UNWANTED = (
 
 @dataclass
 class Character:
-    """Where a character was drawn, in pixels of the picture."""
+    """A character and its place, in pixels of the image."""
 
     text: str
     line: int  # from 0
@@ -71,14 +71,14 @@ class Drawing:
 
 @dataclass
 class Question:
-    """A conversation about pictures: the questions with their answers."""
+    """A conversation about images: the questions with their answers."""
 
     kind: str
     drawings: list[Drawing]
     turns: list[tuple[str, str]]
 
     def prompt(self, turn: int = 0) -> str:
-        """A turn in the chat format, up to the answer; the first has the pictures."""
+        """A turn in the chat format, up to the answer; turn 0 has the images."""
         images = "" if turn else "<image>\n" * len(self.drawings)
         return (
             f"<|start_header_id|>user<|end_header_id|>\n\n{images}"
@@ -88,7 +88,7 @@ class Question:
 
 
 class Tiler(Protocol):
-    """What decides how a picture is cut; the reference model is one."""
+    """Chooses the grid of tiles for an image; the reference model does so."""
 
     tile_size: int
 
@@ -96,7 +96,7 @@ class Tiler(Protocol):
 
 
 def find_fonts(folder: Path) -> list[list[Path | None]]:
-    """Readable font files, grouped by typeface (their folder)."""
+    """Readable font files, grouped by typeface. Each folder is a typeface."""
     groups: dict[Path, list[Path | None]] = {}
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() not in (".ttf", ".otf") or file.is_symlink():
@@ -105,12 +105,12 @@ def find_fonts(folder: Path) -> list[list[Path | None]]:
         if not any(word in name for word in _UNWANTED) and _is_usable(file):
             groups.setdefault(file.parent, []).append(file)
     if not groups:
-        raise FileNotFoundError(f"{folder} holds no usable fonts; see tools/fonts.sh.")
+        raise FileNotFoundError(f"{folder} has no usable fonts; see tools/fonts.sh.")
     return list(groups.values())
 
 
 def _is_usable(file: Path) -> bool:
-    """Whether the font has a glyph of its own for every character."""
+    """Whether the font has a distinct glyph for every character."""
     try:
         font = ImageFont.truetype(file, 24)
         glyphs = {bytes(font.getmask(c)) for c in CHARACTERS}
@@ -122,7 +122,7 @@ def _is_usable(file: Path) -> bool:
 
 @functools.cache
 def _advances(file: Path | None) -> dict[str, float]:
-    """Widths of the characters, in font sizes."""
+    """Widths of the characters, as multiples of the font size."""
     font = _font(file, 100)
     return {c: font.getlength(c) / 100 for c in CHARACTERS}
 
@@ -135,7 +135,7 @@ def _font(file: Path | None, size: int) -> ImageFont.FreeTypeFont:
 def draw_string(rng: random.Random, longest: int = MAX_LENGTH) -> str:
     """1 to ``longest`` characters: numbers, prices, dates, times and the like.
 
-    Punctuation stands between digits, as in what people write.
+    Punctuation comes between digits, as in real text.
     """
     length = rng.randint(1, longest)
     while True:
@@ -161,10 +161,18 @@ def _write(
     is_good: Callable[[int, int, float, float], bool],
     effort: float,
 ) -> tuple[Image.Image, list[Character]]:
-    """Write lines of text: the mask of the ink, and where which character is.
+    """Write lines of text.
 
-    ``is_good`` is asked whether a picture of a width and height may have
-    characters of a mean width and a font size, all in pixels.
+    Args:
+        rng: Source of every choice.
+        fonts: Font files by typeface.
+        lines: The text.
+        is_good: Decides whether an image of a width and height may have characters of
+            a mean width and a font size, all in pixels.
+        effort: How much is varied, from 0 to 1.
+
+    Returns:
+        The mask of the ink, and the characters with their places.
     """
     while True:
         file = rng.choice(rng.choice(fonts))
@@ -226,7 +234,7 @@ def _write(
 
 
 def _paint(rng: random.Random, mask: Image.Image, effort: float) -> Image.Image:
-    """Ink and paper of distinct brightness, then blur, noise and JPEG."""
+    """Paint ink on paper of another brightness; add noise, blur and JPEG artefacts."""
     size = mask.size
     generator = np.random.default_rng(rng.getrandbits(32))
     dark, light = rng.uniform(0, 70), rng.uniform(185, 255)
@@ -238,7 +246,7 @@ def _paint(rng: random.Random, mask: Image.Image, effort: float) -> Image.Image:
         for level in (dark, light)
     )
     background = np.broadcast_to(paper, (size[1], size[0], 3))
-    if rng.random() < 0.4 * effort:  # light falls unevenly
+    if rng.random() < 0.4 * effort:  # uneven lighting
         across, down = (
             rng.uniform(-15, 15) * np.linspace(-1, 1, side, dtype=np.float32)
             for side in size
@@ -271,18 +279,18 @@ def make_question(
     effort: float = 1.0,
     turns: int = 1,
 ) -> Question:
-    """Draw pictures for a question, and further turns about them.
+    """Draw images for a question, and add further turns about them.
 
     Args:
         rng: Source of every choice.
         fonts: Font files by typeface.
-        tiler: Cuts the pictures.
+        tiler: Chooses the grids of the images.
         kind: ``read``, ``count``, ``first``, ``lines`` (two or three lines) or
-            ``both`` (two pictures).
-        longest: Most characters of a line.
-        effort: How much is varied and distorted and how many tiles there may be,
-            from 0 to 1.
-        turns: Most questions about the same pictures.
+            ``both`` (two images).
+        longest: Most characters in a line.
+        effort: How much is varied and distorted, and how many tiles are allowed, from
+            0 to 1.
+        turns: Most questions about the same images.
     """
     max_tiles = max(2, round(rng.choice(TILE_LIMITS) * effort))
 
@@ -321,9 +329,10 @@ def make_question(
 def draw_page(
     rng: random.Random, fonts: list[list[Path | None]], tiler: Tiler, effort: float
 ) -> Drawing:
-    """A piece of a page full of text, of 4 x 3 tiles.
+    """Draw a part of a page full of text, of 4 x 3 tiles.
 
-    It is stretched as much as the tiling stretches a picture of an unlucky shape.
+    It is stretched at random, at most about as much as tiling stretches an image whose
+    aspect ratio fits no grid well.
     """
     width, height = 4 * tiler.tile_size, 3 * tiler.tile_size
     stretch = 1.5 ** rng.uniform(-effort, effort)
@@ -356,9 +365,10 @@ def draw_page(
 
 
 def _readable(tiler: Tiler, max_tiles: int) -> Callable[[int, int, float, float], bool]:
-    """Whether a picture fits ``max_tiles`` and its characters stay readable.
+    """Return a function that decides whether an image fits ``max_tiles`` and its
+    characters stay readable.
 
-    The limit rises as nothing is found that fits.
+    The limit rises with the number of attempts.
     """
     tries = 0
 

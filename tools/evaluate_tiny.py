@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How well a checkpoint reads drawn text, asked of the reference and the engine.
+"""Measure how well a checkpoint reads drawn text, in the reference and in the engine.
 
     tools/fonts.sh build/fonts
     python tools/evaluate_tiny.py build/training/checkpoint --engine float32
 
-draws 2,000 questions with fonts that no training saw, answers them by greedy
+Draws 2,000 questions with fonts that the training does not use, answers them by greedy
 decoding and prints tables in Markdown.
 """
 
@@ -26,26 +26,26 @@ import torch
 from drawn_text import KINDS, PILLOW_FONT, Question, find_fonts, make_question
 from reference.nemotron_vl import Reference
 
-# The engine and the reference stop here or at the end of the answer.
+# Tokens that the engine and the reference may write beyond the expected answer.
 SPARE_TOKENS = 3
 
 
 def draw_questions(
     model: Reference, fonts: list, count: int, seed: int
 ) -> list[Question]:
-    """Questions of every kind, in the proportions of the training."""
+    """Questions of all kinds, in the proportions of the training."""
     rng = random.Random(f"held out {seed}")
     kinds = rng.choices([*KINDS], [*KINDS.values()], k=count)
     return [make_question(rng, fonts, model, kind) for kind in kinds]
 
 
 def limit(question: Question) -> int:
-    """Most tokens of the answer; every character is one token."""
+    """Most tokens of an answer; every character is one token."""
     return len(question.turns[0][1]) + SPARE_TOKENS
 
 
 def to_text(model: Reference, ids: list[int]) -> str:
-    """The answer up to its end, the same way for the reference and the engine."""
+    """The text of an answer, up to its end token."""
     (stop,) = model.tokenizer.encode("<|eot_id|>", add_special_tokens=False)
     return model.tokenizer.decode(ids[: ids.index(stop)] if stop in ids else ids)
 
@@ -64,7 +64,7 @@ def answer_with_reference(model: Reference, questions: list[Question]) -> list[s
 def answer_with_engine(
     llm, model: Reference, questions: list[Question], resize: str = "exact"
 ) -> list[str]:
-    """Answers to all questions at once; "exact" pixels are the reference's."""
+    """Answer all questions at once. The reference uses "exact" pixels."""
     from vllm import SamplingParams
 
     outputs = llm.generate(
@@ -132,7 +132,7 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path, help="folder of the checkpoint")
     parser.add_argument("--fonts", type=Path, default=Path("build/fonts/held_out"))
-    parser.add_argument("--pillow-font", action="store_true", help="use only that")
+    parser.add_argument("--pillow-font", action="store_true", help="use only Pillow's")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -140,7 +140,7 @@ def main() -> None:
         nargs="*",
         default=[],
         metavar="DTYPE[:RESIZE[:FOLDER]]",
-        help='such as float32, float32:fast for another recipe than "exact", or '
+        help='such as float32; float32:fast for another recipe than "exact"; '
         "float32:exact:FOLDER for another checkpoint, such as a quantised one",
     )
     parser.add_argument("--out", type=Path, help="file for every question and answer")
@@ -154,7 +154,8 @@ def main() -> None:
         answers = {"reference": answer_with_reference(model, questions)}
     print_tables(model, questions, answers["reference"])
     truths = [question.turns[0][1] for question in questions]
-    print("\n| answered by | right | as the reference | seconds |\n|---|---|---|---|")
+    print("\n| answered by | right | same as the reference | seconds |")
+    print("|---|---|---|---|")
     print_row("reference", answers["reference"], answers["reference"], truths, start)
     for name in args.engine:
         from vllm import LLM

@@ -3,13 +3,13 @@
 
     python tools/export_upstream.py ../vllm
 
-- Files of `vllm/` go to their places. Where vLLM has a file of that name, ours is
-  appended to it: it adds definitions and replaces one class.
-- The model is put into the registry, the plugin's entry point into pyproject.toml
-  and a row into the table of supported models.
-- The tests go to `tests/models/multimodal/nemotron_vl`, importing `vllm`.
+- Files of `vllm/` are copied to the same paths. If vLLM has a file of that name, ours
+  is appended to it: it adds definitions and replaces one class.
+- The model is added to the registry, the plugin's entry point to pyproject.toml, and a
+  row to the table of supported models.
+- The tests are copied to `tests/models/multimodal/nemotron_vl` and import `vllm`.
 
-Running it again replaces what it laid before. Look at `git diff` in the checkout.
+Running it again replaces what an earlier run wrote. Review `git diff` in the checkout.
 """
 
 import argparse
@@ -34,11 +34,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkout", type=Path, help="folder with vLLM's source")
+    parser.add_argument("checkout", type=Path, help="folder with vLLM's source code")
     args = parser.parse_args()
     registry = args.checkout / "vllm/model_executor/models/registry.py"
     if not registry.is_file():
-        sys.exit(f"{args.checkout} is no checkout of vLLM: it has no {registry.name}.")
+        sys.exit(f"{args.checkout} is not a vLLM checkout: it has no {registry.name}.")
     lay_tree(args.checkout)
     edit(registry, add_to_registry)
     edit(args.checkout / "pyproject.toml", add_entry_point)
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def write(file: Path, content: bytes) -> None:
-    """Replace a file; one that is a link is not written through."""
+    """Write a file; a symbolic link is replaced, not followed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     file.write_bytes(content)
@@ -79,9 +79,9 @@ def lay_tests(checkout: Path) -> None:
 
 
 def edit(file: Path, change) -> None:
-    """Change a text; a checkout may lack the file, which is told."""
+    """Change a text file; print a message if the checkout does not have it."""
     if not file.is_file():
-        print(f"left out, for there is no {file}", file=sys.stderr)
+        print(f"skipped {file}: it does not exist", file=sys.stderr)
         return
     text = file.read_text()
     new = change(text)
@@ -108,7 +108,7 @@ def add_entry_point(text: str) -> str:
 
 
 def add_row(text: str) -> str:
-    """Into the table that has the multimodal models, in the alphabet's order."""
+    """Add a row to the table of multimodal models, in alphabetical order."""
     row = re.compile(rf"^\| `{ARCHITECTURE}` \|.*\n", re.MULTILINE)
     if row.search(text):
         return row.sub(ROW, text)

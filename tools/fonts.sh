@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Unpacks Debian's font packages for tools/train_tiny.py, nothing is installed:
+# Unpacks Debian's font packages for tools/train_tiny.py without installing them:
 #   tools/fonts.sh FOLDER
-# FOLDER/training and FOLDER/held_out share no typeface, nor its metric twins.
+# FOLDER/training and FOLDER/held_out have no typeface in common, and no typefaces that
+# are metric-compatible with each other.
 set -euo pipefail
 folder=$1
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Coverage-guided fuzzing of what reads the bytes of a picture.
+"""Coverage-guided fuzzing of the code that reads the bytes of an image.
 
     pip install atheris
     python tools/fuzz_pictures.py build/corpus -max_total_time=600
 
-Mutates files of the formats that Pillow writes and follows the coverage of Pillow's
-readers and of this package. A file must be read into an RGB picture of its size or
-refused with vLLM's error for the client, in less than five seconds. What breaks
-that is written as crash-*, and becomes a case of
-tests/models/multimodal/processing/test_fuzz.py. Further options are libFuzzer's.
+Mutates files of the formats that Pillow writes, guided by the coverage of Pillow's
+readers and of this package. In less than five seconds, a file must either be read into
+an RGB image or be refused with vLLM's error for the client. A file that breaks this is
+written as crash-*; add it to tests/models/multimodal/processing/test_fuzz.py. Further
+options are passed on to libFuzzer.
 """
 
 import io
@@ -28,14 +28,14 @@ from vllm_nemotron_vl.multimodal import nemotron_vl
 from vllm_nemotron_vl.multimodal.nemotron_vl import open_image
 
 atheris.instrument_func(nemotron_vl.to_rgb)
-_MOST_PIXELS = 10**6  # larger ones are allowed, but slow
+_MOST_PIXELS = 10**6  # larger images are allowed, but slow
 
 
 def read(data: bytes) -> None:
     try:
         image = open_image(io.BytesIO(data))
     except Exception:
-        return  # vLLM's loader and our renderer report any kind
+        return  # vLLM's loader and our renderer report any exception
     if image.width * image.height > _MOST_PIXELS:
         return
     try:
@@ -46,7 +46,7 @@ def read(data: bytes) -> None:
 
 
 def write_corpus(folder: Path) -> None:
-    """A small file of each format and mode that Pillow writes."""
+    """Write a small file in each format and mode that Pillow can write."""
     folder.mkdir(parents=True, exist_ok=True)
     source = Image.radial_gradient("L").resize((24, 16))
     for kind in Image.SAVE:

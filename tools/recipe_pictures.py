@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The pictures of docs/preprocessing.md: what the tower sees under each recipe.
+"""Draw the figures of docs/preprocessing.md: what the tower sees under each recipe.
 
     python tools/recipe_pictures.py docs
 
-writes recipe_fast.png, recipe_exact.png and recipe_hf.png: the tiles of a page of
-512 x 512 pixels, a detail of a page of 640 x 480, and how far its pixels are from
-those of "exact".
+Writes recipe_fast.png, recipe_exact.png and recipe_hf.png. Each shows the tiles of a
+page of 512 x 512 pixels, a detail of a page of 640 x 480, and how far its pixels are
+from those of "exact".
 """
 
 import argparse
@@ -42,7 +42,7 @@ def page(width: int, height: int) -> Image.Image:
 
 
 def tiles(picture: Image.Image, recipe: str) -> tuple[torch.Tensor, int]:
-    """``(tiles, height, width, 3)`` and the columns of the grid."""
+    """Tiles ``(tiles, height, width, 3)``, and the number of columns of the grid."""
     processor = NemotronVLImageProcessor(TILE, resize=recipe)
     grid = processor.grid_for(*picture.size)
     return processor.tile(picture, grid).movedim(1, -1), grid.columns

@@ -4,13 +4,14 @@
     tools/fonts.sh build/fonts
     python tools/train_tiny.py build/training
 
-trains the reference model of the tests and writes ``build/training/checkpoint``.
-The same command with ``--resume`` goes on after an interruption.
+Trains the reference model of the tests and writes ``build/training/checkpoint``. The
+same command with ``--resume`` continues after an interruption.
 
-Besides the answers it learns, through heads that are thrown away afterwards,
-which characters are where (from the tower's features) and how many come before
-(from the decoder's second layer): the drawings know, and it takes several times
-fewer pictures that way. The tower begins alone, with pages full of text.
+Besides the answers, the model learns which character is where (from the tower's
+features) and how many characters come before it (from the language model's second
+layer). The drawings supply these labels. Extra heads predict them and are dropped
+after the training; with them it needs several times fewer images. At first the tower
+trains alone, on pages full of text.
 """
 
 import argparse
@@ -46,38 +47,39 @@ from drawn_text import (
     make_question,
 )
 from reference.nemotron_vl import RadioTower, Reference
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.make_checkpoint import (
+from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
 )
 
 LINES = 3
-FIRST_LEVEL, ENOUGH = 0.25, 0.6  # share of right answers that makes it harder
-SLOTS = 3  # characters of an image token
+FIRST_LEVEL = 0.25  # difficulty at the start, from 0 to 1
+ENOUGH = 0.6  # share of right answers above which the difficulty rises
+SLOTS = 3  # most characters in an image token that are labelled
 IGNORED = -100
 
 
 @dataclass
 class Example:
-    """A conversation as tensors; n tiles, t tokens, k image tokens a tile."""
+    """A conversation as tensors: n tiles, t tokens, k image tokens per tile."""
 
     kind: str
     pixels: torch.Tensor  # (n, 3, size, size) uint8
     ids: torch.Tensor  # (t,)
-    labels: torch.Tensor  # (t,), IGNORED where no answer stands
+    labels: torch.Tensor  # (t,), IGNORED outside the answers
     patch_targets: torch.Tensor  # (n, patches)
     token_targets: torch.Tensor  # (SLOTS + 2, n * k): characters, index, line
 
 
 @dataclass
 class Batch:
-    examples: list[Example]  # the shortest first
-    # Tiles of pages full of text, for the tower alone: many characters a tile.
+    examples: list[Example]  # shortest first
+    # Tiles of pages full of text, for the tower alone: many characters per tile.
     page_pixels: torch.Tensor  # (p, 3, size, size) uint8
     page_targets: torch.Tensor  # (p, patches)
 
 
 def encode_question(model: Reference, question: Question) -> Example:
-    """Write the conversation in the chat format and mark what to learn."""
+    """Encode the conversation in the chat format and label what to learn."""
     encode = model.tokenizer.encode
     pixels, patches, tokens = [], [], []
     for drawing in question.drawings:
@@ -106,12 +108,12 @@ def encode_question(model: Reference, question: Question) -> Example:
 
 
 def label(model: Reference, drawing: Drawing) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the heads shall see, tile by tile; a thumbnail is not labelled.
+    """Labels for the extra heads, tile by tile; a thumbnail is not labelled.
 
-    Of a patch: the character whose centre is in it, 0 for none (character i of
-    ``CHARACTERS`` is class i + 1). Of an image token: its characters from left
-    to right, then index and line of the first. Where several are too many, the
-    place is ignored.
+    The label of a patch is the character whose centre it contains, or 0 for none
+    (character i of ``CHARACTERS`` is class i + 1). The labels of an image token are its
+    characters from left to right, then index and line of the first. A place with too
+    many characters is ignored.
     """
     side = model.tile_size // model.tower.patch_size
     columns, rows = model.choose_grid(*drawing.picture.size)
@@ -151,9 +153,9 @@ def label(model: Reference, drawing: Drawing) -> tuple[torch.Tensor, torch.Tenso
 
 
 class Batches(Dataset):
-    """Batch ``step`` of a training, as hard as ``level`` says (0 to 1).
+    """The batches of a training by step; ``level`` is their difficulty (0 to 1).
 
-    The level is shared with the process that draws.
+    The level is shared with the process that draws the images.
     """
 
     def __init__(self, model: Reference, fonts: list, args: argparse.Namespace) -> None:
@@ -194,7 +196,7 @@ class Batches(Dataset):
 
 
 class Heads(nn.Module):
-    """What is trained along and thrown away."""
+    """The extra heads, which are dropped after the training."""
 
     def __init__(self, tower_width: int, decoder_width: int) -> None:
         super().__init__()
@@ -207,10 +209,10 @@ class Heads(nn.Module):
 def losses(
     model: Reference, heads: Heads, batch: Batch, groups: int = 2
 ) -> tuple[dict[str, torch.Tensor], list[bool]]:
-    """Mean losses of a batch, and which examples were answered right.
+    """Mean losses of a batch, and which examples were answered correctly.
 
-    An answer is right where every token is the likeliest after the right ones:
-    exactly then greedy decoding writes it.
+    An answer is correct if each of its tokens is the likeliest one after the correct
+    tokens before it. Greedy decoding gives the answer exactly in that case.
     """
     examples = batch.examples
     pixels = torch.cat([batch.page_pixels, *(e.pixels for e in examples)])
@@ -270,7 +272,10 @@ WEIGHTS = {"answer": 1.0, "patch": 1.0, "character": 0.5, "index": 0.3, "line": 
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """Warm-up, a plateau and a descent, twice: the tower alone learns faster."""
+    """Warm-up, plateau and descent, once for the tower alone and once for all.
+
+    The tower alone gets twice the rate.
+    """
     first, last, rate = 0, args.page_steps, 2 * args.learning_rate
     if step >= args.page_steps:
         first, last, rate = args.page_steps, args.steps, args.learning_rate
@@ -279,12 +284,12 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
 
 
 def initialise(tower: RadioTower) -> None:
-    """Let attention begin as looking at the neighbours.
+    """Initialise attention so that it looks at neighbouring patches.
 
-    Positions start as sines, keys near the queries, and what attention adds
-    opposes its input (Trockman and Kolter 2023, "Mimetic initialization of
-    self-attention layers"): a small vision transformer then learns from far
-    fewer pictures.
+    Position embeddings start as sines, keys close to the queries, and the output of
+    attention opposes its input (Trockman and Kolter 2023, "Mimetic initialization of
+    self-attention layers"). A small vision transformer then learns from far fewer
+    images.
     """
     width = tower.positions.shape[-1]
     frequencies = 20.0 ** (-torch.arange(width // 4) / (width // 4)) * torch.pi / 2
@@ -307,7 +312,7 @@ def initialise(tower: RadioTower) -> None:
 
 
 def export(model: Reference, template: Path, out: Path) -> None:
-    """Write the weights under the checkpoint's names, as ``template`` has them."""
+    """Write the weights with the names, shapes and types of the ``template``."""
     (file,) = template.glob("*.safetensors")
     state = model.state_dict()
     tensors = {
@@ -369,7 +374,7 @@ def train(args: argparse.Namespace) -> None:
         optimizer.load_state_dict(state["optimizer"])
         first, seconds = state["step"], state["seconds"]
     elif saved.exists():
-        sys.exit(f"{saved} exists: --resume goes on with it.")
+        sys.exit(f"{saved} exists: use --resume to continue.")
 
     def save(step: int) -> None:
         state = {
@@ -418,7 +423,7 @@ def train(args: argparse.Namespace) -> None:
         done = step + 1
         if done % 20 == 0 and seen.get("read", 0) > ENOUGH:
             drawn.level.add_(0.02)
-        # At the latest when the learning rate descends, it is as hard as can be.
+        # The difficulty is at its maximum when the learning rate starts to descend.
         progress = (done - args.page_steps) / (args.steps - args.page_steps)
         drawn.level.clamp_(min=progress / 0.6, max=1.0)
         if done % args.log_every == 0:
@@ -443,15 +448,15 @@ def main() -> None:
         description=__doc__.partition("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="where everything is written")
+    parser.add_argument("folder", type=Path, help="folder for all output")
     parser.add_argument("--fonts", type=Path, default=Path("build/fonts"))
-    parser.add_argument("--pillow-font", action="store_true", help="use only that")
+    parser.add_argument("--pillow-font", action="store_true", help="use only Pillow's")
     parser.add_argument("--save-every", type=int, default=200, metavar="STEPS")
     parser.add_argument("--steps", type=int, default=12000)
-    parser.add_argument("--batch-tiles", type=int, default=72, help="of questions")
+    parser.add_argument("--batch-tiles", type=int, default=72, help="for questions")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument(
-        "--page-steps", type=int, default=5000, help="with pages only, for the tower"
+        "--page-steps", type=int, default=5000, help="of pages only, for the tower"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

