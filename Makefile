@@ -1,4 +1,4 @@
-# Each target makes .venv first, if it is missing or older than what it is made of.
+# Each target first builds .venv if it is missing or older than its sources.
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
@@ -7,8 +7,8 @@ MODEL ?= vllm/assets/nemotron_vl_tiny
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
 
-# The first process to import a module writes its byte code; without it each of the
-# three processes of an engine compiles torch and vLLM anew, for 20 s.
+# The first process that imports a module writes its byte code. Without it, each of the
+# three processes of an engine compiles torch and vLLM again, which takes 20 s.
 unexport PYTHONDONTWRITEBYTECODE
 
 demo test test-releases bench: export HF_HUB_OFFLINE = 1

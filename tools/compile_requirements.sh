@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Compiles requirements/*.in to .txt; with --check, fails where one is out of date.
+# Compiles requirements/*.in to .txt; with --check, fails if a .txt is out of date.
 set -euo pipefail
 cd "$(dirname "$0")/../requirements"
 uv=$(command -v ../.venv/bin/uv || command -v uv)
 export UV_CUSTOM_COMPILE_COMMAND="tools/compile_requirements.sh"
 
-compile() { # IN LOCK [OPTION...]: without --check LOCK is written, with it a copy
+compile() { # IN LOCK [OPTION...]: writes LOCK, or compares it with --check
   local in=$1 lock=$2 out=$2
   shift 2
   if [ -n "${check:-}" ]; then
@@ -24,7 +24,7 @@ compile cpu.in cpu.txt --override cpu-overrides.txt
 compile cuda.in cuda.txt
 compile test.in test.txt --override cpu-overrides.txt
 compile lint.in lint.txt
-# Releases beside the one of test.in: the same tools, with what differs overridden.
+# The other releases of vLLM: as test.in, with overrides for what differs.
 for differs in releases/*.in; do
   compile test.in "${differs%.in}.txt" --override cpu-overrides.txt --override "$differs"
 done

