@@ -1,4 +1,4 @@
-"""Ask about several pictures in one message."""
+"""Ask about several images in one message."""
 
 import argparse
 
@@ -10,10 +10,10 @@ from vllm_nemotron_vl.assets.nemotron_vl import draw_text, tiny_checkpoint
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="default: the embedded one")
-    parser.add_argument("--image", nargs="+", help="files (default: two samples)")
+    parser.add_argument("--model", help="default: the embedded checkpoint")
+    parser.add_argument("--image", nargs="+", help="files (default: two sample images)")
     parser.add_argument("--question", default="Read both.")
-    parser.add_argument("--max-tiles", type=int, default=6, help="for each picture")
+    parser.add_argument("--max-tiles", type=int, default=6, help="most tiles per image")
     args = parser.parse_args()
     if args.image:
         pictures = [Image.open(file) for file in args.image]
@@ -25,7 +25,7 @@ def main() -> None:
         max_model_len=16384,
         enforce_eager=True,
         limit_mm_per_prompt={"image": len(pictures)},
-        # Fewer tiles for each picture leave room for more of them.
+        # Fewer tiles per image leave room for more images.
         mm_processor_kwargs={"max_dynamic_patch": args.max_tiles},
     )
     content = [{"type": "image_pil", "image_pil": picture} for picture in pictures]

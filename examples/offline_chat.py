@@ -1,4 +1,4 @@
-"""Ask about a picture with `LLM.chat`, then ask once more."""
+"""Ask about an image with `LLM.chat`, then ask a second question."""
 
 import argparse
 
@@ -10,8 +10,8 @@ from vllm_nemotron_vl.assets.nemotron_vl import draw_text, tiny_checkpoint
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="default: the embedded one")
-    parser.add_argument("--image", help="file (default: a sample)")
+    parser.add_argument("--model", help="default: the embedded checkpoint")
+    parser.add_argument("--image", help="file (default: a sample image)")
     args = parser.parse_args()
     picture = draw_text("640-27", paper="wheat")
     if args.image:

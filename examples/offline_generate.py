@@ -1,4 +1,4 @@
-"""Ask about pictures with `LLM.generate`: one or several in a plain prompt."""
+"""Ask about images with `LLM.generate`, each in a plain prompt."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from vllm import LLM, SamplingParams
 
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text, tiny_checkpoint
 
-# A plain prompt has the chat format written out and <image> for each picture.
+# A plain prompt spells out the chat format and has <image> for each image.
 PROMPT = (
     "<|start_header_id|>user<|end_header_id|>\n\n"
     "<image>\n{question}<|eot_id|>"
@@ -17,8 +17,8 @@ PROMPT = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="default: the embedded one")
-    parser.add_argument("--image", nargs="+", help="files (default: two samples)")
+    parser.add_argument("--model", help="default: the embedded checkpoint")
+    parser.add_argument("--image", nargs="+", help="files (default: two sample images)")
     parser.add_argument("--question", default="Read the text.")
     args = parser.parse_args()
     if args.image:

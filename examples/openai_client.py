@@ -1,6 +1,6 @@
-"""Ask a running server about a picture through the OpenAI client.
+"""Ask a server about an image through the OpenAI client.
 
-Without --base-url it starts a server on loopback first and stops it at the end.
+Without --base-url, start a server on loopback first and stop it at the end.
 """
 
 import argparse
@@ -11,14 +11,14 @@ from pathlib import Path
 from openai import OpenAI
 
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text, tiny_checkpoint
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.server import serving
+from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base-url", help="such as http://127.0.0.1:8000")
-    parser.add_argument("--model", help="default: the embedded one")
-    parser.add_argument("--image", type=Path, help="PNG file (default: a sample)")
+    parser.add_argument("--model", help="default: the embedded checkpoint")
+    parser.add_argument("--image", type=Path, help="PNG file (default: a sample image)")
     parser.add_argument("--question", default="Read the text.")
     args = parser.parse_args()
     model = args.model or tiny_checkpoint()

@@ -2,13 +2,13 @@
 
     python examples/quantize.py CHECKPOINT OUT --scheme int8
 
-int8: weights of 8 bits with a scale for each output, activations of 8 bits with
-a scale for each token; written with compressed-tensors.
-gptq: weights of 4 bits in groups, symmetric; written with auto-round.
+int8: 8-bit weights with a scale per output, 8-bit activations with a scale per token;
+written with compressed-tensors.
+gptq: 4-bit weights in groups, symmetric; written with auto-round.
 awq: the same with zero points; written with auto-round.
 
-The tower and the connector keep their precision; --all quantises their linear
-layers too (int8 only). Norms, embeddings and the output layer always keep theirs.
+The tower and the connector keep their precision; --all quantises their linear layers
+too (int8 only). Norms, embeddings and the output layer always keep their precision.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CONNECTOR = ("mlp1.1.weight", "mlp1.3.weight")
 
 
 def quantise_int8(tensors: dict, everything: bool) -> tuple[dict, dict]:
-    """Round each weight to 8 bits; return new tensors and the configuration."""
+    """Round the weights to 8 bits; return new tensors and the configuration."""
     from compressed_tensors.quantization import (
         QuantizationArgs,
         QuantizationConfig,
@@ -85,7 +85,7 @@ def quantise_4bit(
             scheme="W4A16",
             group_size=group,
             sym=method == "gptq",
-            iters=0,  # to the nearest, without calibration texts
+            iters=0,  # rounds to nearest, without calibration texts
             disable_opt_rtn=True,
         )
         rounding.quantize_and_save(folder, format=f"auto_{method}")
@@ -112,11 +112,11 @@ def main() -> None:
     parser.add_argument("model", help="folder or name on the hub")
     parser.add_argument("out", type=Path, help="new folder")
     parser.add_argument("--scheme", choices=("int8", "gptq", "awq"), default="int8")
-    parser.add_argument("--all", action="store_true", help="tower and connector too")
-    parser.add_argument("--group-size", type=int, default=32, help="of 4-bit schemes")
+    parser.add_argument("--all", action="store_true", help="tower and connector, too")
+    parser.add_argument("--group-size", type=int, default=32, help="for 4-bit schemes")
     args = parser.parse_args()
     if args.all and args.scheme != "int8":
-        parser.error("--all is for --scheme int8")
+        parser.error("--all needs --scheme int8")
 
     source = Path(args.model)
     if not source.is_dir():
