@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import inspect
 import io
+import json
 import os
 import re
 from pathlib import Path
@@ -28,19 +29,42 @@ PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 OF_VLLM = ("image_size", "do_rescale", "do_normalize")
 HEAD = """# Settings
 
-Made from the code by `tools/settings_reference.py`.
+`tools/settings_reference.py` makes this page from the code.
 
-## Pictures: `mm_processor_kwargs`
+## Images: `mm_processor_kwargs`
 
-For an engine with `--mm-processor-kwargs '{...}'`, for a request with
-`mm_processor_kwargs` where the server runs with `--trust-request-mm-kwargs`. Defaults
-are the checkpoint's where its files say something.
+`--mm-processor-kwargs '{...}'` sets them for all requests. A request may set its own
+with `mm_processor_kwargs` if the server runs with `--trust-request-mm-kwargs`. The
+checkpoint's files override the defaults below: `max_num_tiles` of its
+`preprocessor_config.json` is `max_dynamic_patch`.
 """
+RECIPES = """
+`resize` selects how images are resampled. The times are for a page of 1700x2200 pixels;
+[preprocessing.md](preprocessing.md) has more of them, and images of the differences.
+
+| `resize` | pixels | page | tokens |
+|---|---|---|---|
+| `"fast"` | those of `"exact"`, within 2 of 255 levels on every value (Pillow 13) | 17 ms | 256 a tile |
+| `"exact"` | those of vLLM's in-tree model, bit for bit (bicubic as in Pillow) | 20 ms | 256 a tile |
+| `"hf"` | those of the checkpoint's `image_processing.py`, which doubles the image first | 45 ms | more for small images: 512x512 pixels are 5 tiles instead of 1 |
+
+A tile of 512 pixels takes 256 tokens. Each image takes two more, for `<img>` and
+`</img>`. The tiling rule prefers the grid with the closest aspect ratio, so a small
+image may take many tiles. `max_dynamic_patch` (at most 256) limits them; the thumbnail
+is not counted.
+
+`nemotron-vl tiles` prints the tiles and tokens of your images and draws the tiles. It
+needs no engine. This example takes an image that `make demo` drew:
+
+```bash
+.venv/bin/nemotron-vl tiles build/demo/receipt.png -o build/receipt_tiles.png
+```
+"""  # noqa: E501
 ENCODER = """
 ## Encoder: `additional_config`
 
-For an engine with `--additional-config '{"nemotron_vl": {...}}'`; unknown settings
-are refused at start.
+`--additional-config '{"nemotron_vl": {...}}'` sets them for an engine. An unknown
+setting is refused at start. [encoder.md](encoder.md) explains tile reuse.
 """
 COMMAND = """
 ## The command `nemotron-vl`
@@ -65,7 +89,7 @@ def table(cls: type, left_out: tuple[str, ...] = ()) -> str:
     for name, meaning in arguments(cls).items():
         if name not in left_out:
             default = defaults[name].default
-            shown = f"`{default!r}`".lower() if default is not None else "see right"
+            shown = f"`{json.dumps(default)}`" if default is not None else "see meaning"
             lines.append(f"| `{name}` | {shown} | {meaning} |")
     return "\n".join(lines) + "\n"
 
@@ -90,7 +114,8 @@ def page() -> str:
     commands = "".join(
         f"\n### {command}\n{help_of(command)}" for command in sorted(COMMANDS)
     )
-    return HEAD + pictures + ENCODER + table(EncoderConfig) + COMMAND + commands
+    encoder = ENCODER + table(EncoderConfig)
+    return HEAD + pictures + RECIPES + encoder + COMMAND + commands
 
 
 if __name__ == "__main__":
