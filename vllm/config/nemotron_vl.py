@@ -1,57 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of the vision encoder, from vLLM's ``additional_config``."""
 
-from dataclasses import dataclass, fields
+from typing import Any
 
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 
 KEY = "nemotron_vl"
 
 
-@dataclass(frozen=True)
+def _whole(least: int, default: int | None) -> Any:
+    return Field(default, ge=least, description=f"a whole number of at least {least}")
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class EncoderConfig:
     """``--additional-config '{"nemotron_vl": {...}}'``.
 
     Args:
-        tile_cache_mb: Megabytes (10^6 bytes) of each worker for embeddings of
+        tile_cache_mb: Megabytes (10^6 bytes) in each worker for embeddings of
             tiles of earlier requests; 0 switches the cache off.
-        max_encoder_tiles: Most tiles that go through the tower at once, which
-            bounds the memory of its activations. By default 16, on CPUs 1:
-            the activations of one tile stay in the cache there (measured).
-
-    Raises:
-        ValueError: A setting is unknown, of the wrong type or out of range.
+        max_encoder_tiles: Largest number of tiles that go through the tower at
+            once. It bounds the memory of the activations. The default is 16, on
+            CPUs 1: the activations of one tile fit into a CPU's cache.
     """
 
-    tile_cache_mb: int = 0
-    max_encoder_tiles: int | None = None
+    tile_cache_mb: int = _whole(0, default=0)
+    max_encoder_tiles: int | None = _whole(1, default=None)
 
     def __post_init__(self) -> None:
         if self.max_encoder_tiles is None:
             most = 1 if current_platform.is_cpu() else 16
             object.__setattr__(self, "max_encoder_tiles", most)
-        for field, least in (("tile_cache_mb", 0), ("max_encoder_tiles", 1)):
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(
-                    f"additional_config: {KEY}.{field} must be a whole number of at "
-                    f"least {least}, but is {value!r}."
-                )
 
     @classmethod
     def from_vllm_config(cls, vllm_config: VllmConfig) -> "EncoderConfig":
-        """Read the settings, all of which have defaults."""
+        """Read the settings of an engine.
+
+        Raises:
+            ValueError: A setting is unknown, of a wrong type or out of range.
+        """
         additional = vllm_config.additional_config
         given = additional.get(KEY, {}) if isinstance(additional, dict) else {}
-        known = [field.name for field in fields(cls)]
+        fields = cls.__pydantic_fields__  # type: ignore[attr-defined]
         if not isinstance(given, dict):
             raise ValueError(
                 f"additional_config: {KEY} must be an object, but is {given!r}."
             )
-        if unknown := given.keys() - set(known):
+        if unknown := given.keys() - fields.keys():
             raise ValueError(
                 f"additional_config: unknown {KEY} settings {sorted(unknown)}; "
-                f"known are {known}."
+                f"known are {[*fields]}."
             )
-        return cls(**given)
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            raise ValueError(
+                f"additional_config: {KEY}.{name} must be "
+                f"{fields[name].description}, but is {first['input']!r}."
+            ) from None

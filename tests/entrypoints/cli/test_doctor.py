@@ -10,9 +10,9 @@ import pytest
 import vllm
 
 from vllm_nemotron_vl.config import nemotron_vl_cpu
+from vllm_nemotron_vl.config import nemotron_vl_names as names
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
 from vllm_nemotron_vl.entrypoints.nemotron_vl import diagnosis as doctor
-from vllm_nemotron_vl.plugins import nemotron_vl as plugin
 
 
 def states(findings) -> dict[str, str]:
@@ -69,7 +69,10 @@ def test_the_in_tree_model_is_used_instead(diagnose):
 
 @pytest.mark.parametrize(
     "tested",
-    [plugin.TESTED_VLLM[0], (plugin.TESTED_VLLM[1][0], plugin.TESTED_VLLM[1][1] - 1)],
+    [
+        names.TESTED_VLLM[0],
+        (names.TESTED_VLLM[1][0], names.TESTED_VLLM[1][1] - 1),
+    ],
 )
 def test_tested_releases_of_vllm(diagnose, tested):
     status, printed = diagnose(vllm="{}.{}.1".format(*tested))
@@ -79,10 +82,10 @@ def test_tested_releases_of_vllm(diagnose, tested):
 
 
 def test_a_release_that_was_not_tested(diagnose):
-    status, printed = diagnose(vllm="{}.{}.0".format(*plugin.TESTED_VLLM[1]))
+    status, printed = diagnose(vllm="{}.{}.0".format(*names.TESTED_VLLM[1]))
     assert status == 0
     assert "warning  vLLM" in printed
-    assert f'-> pip install "vllm{plugin.tested_range()}"' in printed
+    assert f'-> pip install "vllm{names.tested_range()}"' in printed
 
 
 @pytest.fixture
@@ -125,7 +128,7 @@ def test_a_release_that_lacks_something(doctored, capsys):
         assert found["state"] == doctor.PROBLEM
         assert "cannot serve Llama_Nemotron_Nano_VL with vLLM 9.0.0" in found["found"]
         assert "vllm.model_executor.models.internvl.InternVLChatModel" in found["found"]
-        assert plugin.tested_range() in found["mend"]
+        assert names.tested_range() in found["mend"]
 
 
 def test_a_processor_without_a_kernel_for_gptq(diagnose):

@@ -16,11 +16,12 @@ from ...model_executor.models.nemotron_vl_layout import (
     is_quantised,
     tensor_parallel_problems,
 )
-from ...transformers_utils.configs.nemotron_vl_checks import check_servable, check_sizes
-from ...transformers_utils.configs.nemotron_vl_plain import plain_config
+from ...transformers_utils.configs.nemotron_vl_checks import check_servable, check_shape
+from ...transformers_utils.configs.nemotron_vl_schema import read_config
 from .adapter_inspection import inspect_adapter
 from .checkpoint_files import read_headers, read_json
 from .sizing import (
+    BYTES_OF_DTYPE,
     PARTS,
     compare,
     has_fp8_cache,
@@ -29,8 +30,6 @@ from .sizing import (
     share_on_rank,
 )
 from .tiler import MARKERS, Tiler
-
-BYTES_OF_DTYPE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def inspect(
@@ -65,9 +64,9 @@ def inspect(
             no model has; a safetensors file is damaged.
     """
     raw = read_json(model, "config.json")
-    config = plain_config(raw)
-    check_sizes(config)
-    llm = config.llm_config
+    config = read_config(raw)
+    check_shape(config)
+    llm: Any = config.llm_config
     headers = read_headers(model)
     if not is_quantised(config):
         with contextlib.suppress(OSError):  # ModelOpt's own file

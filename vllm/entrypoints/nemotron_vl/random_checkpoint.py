@@ -6,12 +6,15 @@ Configuration keys, tensor names, special tokens and prompt format are those of
 """
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from ...config.nemotron_vl_names import ARCHITECTURE, MODEL_TYPE
-from ...transformers_utils.configs.nemotron_vl_checks import TOWER_DIMS, check_servable
-from ...transformers_utils.configs.nemotron_vl_plain import plain_config
+from ...transformers_utils.configs.nemotron_vl_checks import check_servable
+from ...transformers_utils.configs.nemotron_vl_schema import (
+    CheckpointConfig,
+    read_config,
+)
+from ...transformers_utils.configs.nemotron_vl_towers import TOWER_DIMS
 from .checkpoint_files import write_json
 
 
@@ -34,7 +37,7 @@ def make_checkpoint(
     dtype: str = "bfloat16",
     seed: int = 0,
     vision_options: dict[str, Any] | None = None,
-) -> SimpleNamespace:
+) -> CheckpointConfig:
     """Write a checkpoint that vLLM, and the reference in the tests, can load.
 
     Args:
@@ -58,7 +61,7 @@ def make_checkpoint(
             ``hidden_size`` for a tower unlike C-RADIO's.
 
     Returns:
-        The checkpoint's configuration, see `plain_config`.
+        The checkpoint's configuration.
 
     Raises:
         ValueError: The sizes do not fit each other.
@@ -139,7 +142,7 @@ def make_checkpoint(
         "max_num_tiles": max_tiles,
         "use_thumbnail": True,
     }
-    config = plain_config(values)
+    config = read_config(values)
     check_servable(config, preprocessor_config)
 
     out.mkdir(parents=True, exist_ok=True)

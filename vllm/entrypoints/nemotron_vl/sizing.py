@@ -20,6 +20,9 @@ PARTS = {
     "connector": "mlp1.",
     "language model": "language_model.",
 }
+# Types that an engine may have, with the bytes of a value.
+BYTES_OF_DTYPE = {"float32": 4, "float16": 2, "bfloat16": 2}
+
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 # vLLM pads the vocabulary to a multiple of this before it is shared out.

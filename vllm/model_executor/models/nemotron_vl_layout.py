@@ -10,7 +10,7 @@ from typing import Any
 
 Shape = tuple[int, ...]
 
-# A `NemotronVLConfig` or a part of it, or what `plain_config` makes of the same file.
+# A `NemotronVLConfig` or `CheckpointConfig`, or a part of it.
 Config = Any
 
 TOWER = "vision_model.radio_model."

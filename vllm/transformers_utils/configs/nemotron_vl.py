@@ -12,11 +12,8 @@ from transformers import LlamaConfig, PreTrainedConfig
 from vllm.transformers_utils.configs.radio import RadioConfig
 
 from ...config.nemotron_vl_names import MODEL_TYPE
-from .nemotron_vl_checks import TOWER_ARGS, TOWER_DIMS, check_values
-
-# Any known name serves where transformers builds a configuration without
-# arguments to find out which values differ from the defaults.
-_DEFAULT_VIT = "vit_huge_patch16_224"
+from .nemotron_vl_schema import read_config
+from .nemotron_vl_towers import DEFAULT_VIT, TOWER_ARGS, TOWER_DIMS
 
 
 class _DataOnlyConfig(PreTrainedConfig):
@@ -56,11 +53,13 @@ class NemotronVLVisionConfig(_DataOnlyConfig, RadioConfig):
     def __init__(self, args: dict[str, Any] | None = None, **kwargs: Any) -> None:
         args = dict(args or {})
         name = kwargs.pop("model_name", None)
-        name = args.get("model", name or _DEFAULT_VIT)
+        # transformers also builds a configuration without arguments, to compare
+        # values with the defaults.
+        name = args.get("model", name or DEFAULT_VIT)
         tower = {key: args[key] for key in TOWER_ARGS if args.get(key) is not None}
-        # An unknown name is refused by `check_servable`, which can say more
-        # than the KeyError that RadioConfig would raise here.
-        known = name if name in TOWER_DIMS else _DEFAULT_VIT
+        # RadioConfig would raise a KeyError for an unknown name. `check_servable`
+        # refuses it with a message that lists the known ones.
+        known = name if name in TOWER_DIMS else DEFAULT_VIT
         super().__init__(model_name=known, **{**kwargs, **tower})
         self.model_name = name
         self.args = args
@@ -119,7 +118,7 @@ class NemotronVLConfig(_DataOnlyConfig):
             ValueError: A required key is missing, not of its type or a size
                 that no model has.
         """
-        check_values(config_dict)
+        read_config(config_dict)  # checks keys, types and sizes
         try:
             return super().from_dict(config_dict, **kwargs)
         except ValueError:

@@ -2,161 +2,20 @@
 """What a configuration of ``Llama_Nemotron_Nano_VL`` must be to be served.
 
 The serving path and the command ``nemotron-vl`` share these checks. Nothing here
-imports PyTorch, transformers or vLLM, whose imports take seconds.
+imports PyTorch, transformers or vLLM, which takes seconds.
 """
 
-from operator import attrgetter
 from typing import Any
 
-from ...config.nemotron_vl_names import MODEL_TYPE
-
-# Width, blocks, heads and MLP width of the ViTs that C-RADIO's `args.model` may
-# name, by timm's names. Others were not tried.
-TOWER_DIMS = {
-    "vit_small_patch16_224": (384, 12, 6, 1536),
-    "vit_base_patch16_224": (768, 12, 12, 3072),
-    "vit_large_patch16_224": (1024, 24, 16, 4096),
-    "vit_huge_patch16_224": (1280, 32, 16, 5120),
-}
-
-# C-RADIO's training options that shape the tower. The dict holds about a
-# hundred more, which are kept and ignored.
-TOWER_ARGS = ("cpe_max_size", "register_multiple", "teachers", "cls_token_per_teacher")
-
-# Values of transformers' LlamaConfig for keys that `llm_config` leaves out.
-LLAMA_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": None,
-    "head_dim": None,
-    "max_position_embeddings": 2048,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "tie_word_embeddings": False,
-}
-
-Kind = type | tuple[type, ...]
-
-_TYPE_NAMES = {type(None): "null"}
-
-# Keys that may be left out; transformers would say less about a wrong type.
-_OPTIONAL: dict[str, Kind] = {
-    "quantization_config": (dict, type(None)),
-    "llm_config.quantization_config": (dict, type(None)),
-    "llm_config.attention_bias": bool,
-    "llm_config.mlp_bias": bool,
-    "llm_config.tie_word_embeddings": bool,
-    "llm_config.hidden_act": str,
-    "llm_config.rms_norm_eps": float,
-    "llm_config.rope_scaling": (dict, type(None)),
-    "llm_config.rope_parameters": (dict, type(None)),
-}
-
-# No model comes near these sizes, and what they shape is built before a tensor
-# of the checkpoint is compared with it: a file that says more is broken or means
-# to exhaust the machine.
-_LARGEST = {
-    "force_image_size": 4096,
-    "projector_hidden_size": 1 << 20,
-    "vision_config.patch_size": 1024,
-    "vision_config.hidden_size": 1 << 16,
-    "vision_config.intermediate_size": 1 << 20,
-    "vision_config.num_hidden_layers": 1024,
-    "vision_config.num_attention_heads": 1024,
-    "llm_config.vocab_size": 1 << 24,
-    "llm_config.hidden_size": 1 << 20,
-    "llm_config.intermediate_size": 1 << 20,
-    "llm_config.num_hidden_layers": 1024,
-    "llm_config.num_attention_heads": 4096,
-    "llm_config.num_key_value_heads": 4096,
-    "llm_config.head_dim": 4096,
-    "llm_config.max_position_embeddings": 1 << 22,
-}
-# Sizes that follow from others where they are null.
-_DERIVED = ("llm_config.num_key_value_heads", "llm_config.head_dim")
+from .nemotron_vl_schema import check_sizes
+from .nemotron_vl_towers import TOWER_DIMS
 
 _RATIOS = (1, 0.5, 0.25)  # of the pixel shuffle
 _LARGEST_GRID = 512  # patches in a row of the position embeddings
 _MOST_PREFIX_TOKENS = 1024
 
 
-def check_values(config: dict[str, Any]) -> None:
-    """Refuse a content of ``config.json`` of which no configuration can be made.
-
-    Raises:
-        ValueError: A required key is missing, not of its type or a size that no
-            model has.
-    """
-    _check_required_keys(config)
-    _check_optional_types(config)
-    _check_given_sizes(config)
-
-
-def _check_required_keys(config: dict[str, Any]) -> None:
-    required: dict[str, Kind] = {
-        "llm_config": dict,
-        "vision_config": dict,
-        "vision_config.patch_size": int,
-        "vision_config.args": dict,
-        "vision_config.args.model": str,
-        "vision_config.args.cpe_max_size": int,
-        "force_image_size": int,
-        "downsample_ratio": (int, float),
-        "vit_hidden_size": int,
-        "projector_hidden_size": int,
-    }
-    for path, kind in required.items():
-        value: Any = config
-        for key in path.split("."):
-            if key not in value:
-                raise ValueError(
-                    f"config.json: the key {path!r} is missing. A "
-                    f"{MODEL_TYPE} checkpoint has it; download the "
-                    "file again or restore the key."
-                )
-            value = value[key]
-        _check_type(path, value, kind)
-
-
-def _check_optional_types(config: dict[str, Any]) -> None:
-    for path, kind in _OPTIONAL.items():
-        section, _, key = path.rpartition(".")
-        values = config[section] if section else config
-        if key in values:
-            _check_type(path, values[key], kind)
-
-
-def _check_type(path: str, value: Any, kind: Kind) -> None:
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    # JSON's true and false are no numbers.
-    mistaken = isinstance(value, bool) and bool not in kinds
-    if not isinstance(value, kinds) or mistaken:
-        names = " or ".join(_TYPE_NAMES.get(k, k.__name__) for k in kinds)
-        raise ValueError(
-            f"config.json: {path} must be of type {names}, but is {value!r}."
-        )
-
-
-def _check_given_sizes(config: dict[str, Any]) -> None:
-    # transformers divides by some of them.
-    for path, largest in _LARGEST.items():
-        section, _, key = path.rpartition(".")
-        values = config[section] if section else config
-        if key in values and not (values[key] is None and path in _DERIVED):
-            _check_size(path, values[key], 1, largest)
-    llm = {**LLAMA_DEFAULTS, **config["llm_config"]}
-    width, heads = llm["hidden_size"], llm["num_attention_heads"]
-    if width % heads:
-        raise ValueError(
-            f"config.json: llm_config.hidden_size = {width} is not supported; it must "
-            f"be a multiple of num_attention_heads {heads}."
-        )
-
-
-def check_sizes(config: Any) -> None:
+def check_shape(config: Any) -> None:
     """Refuse sizes that no model has, before anything is built from them.
 
     Args:
@@ -171,14 +30,13 @@ def check_sizes(config: Any) -> None:
             f"config.json: downsample_ratio = {ratio!r} is not supported; supported: "
             f"{', '.join(map(str, _RATIOS))}."
         )
-    for path, largest in _LARGEST.items():
-        _check_size(path, attrgetter(path)(config), 1, largest)
+    check_sizes(config)
     args = "vision_config.args"
     most = _LARGEST_GRID * vision.patch_size
-    _check_size(f"{args}.cpe_max_size", vision.cpe_max_size, 1, most)
+    _check_range(f"{args}.cpe_max_size", vision.cpe_max_size, 1, most)
     registers = vision.register_multiple
     if registers is not None:
-        _check_size(f"{args}.register_multiple", registers, 0, _MOST_PREFIX_TOKENS)
+        _check_range(f"{args}.register_multiple", registers, 0, _MOST_PREFIX_TOKENS)
     named = isinstance(vision.teachers, list) and all(
         isinstance(teacher, dict) and isinstance(teacher.get("name"), str)
         for teacher in vision.teachers
@@ -190,7 +48,7 @@ def check_sizes(config: Any) -> None:
         )
 
 
-def _check_size(path: str, value: Any, least: int, largest: int) -> None:
+def _check_range(path: str, value: Any, least: int, largest: int) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or not least <= value <= largest:
         raise ValueError(
@@ -211,9 +69,8 @@ def check_servable(
     Raises:
         ValueError: Names the file, the key, the value found and what is supported.
     """
-    check_sizes(config)
+    check_shape(config)
     vision = config.vision_config
-    args = vision.args
 
     def refuse(key: str, value: object, supported: str, file="config.json") -> None:
         raise ValueError(f"{file}: {key} = {value!r} is not supported; {supported}.")
@@ -232,7 +89,7 @@ def check_servable(
     }.items():
         if value := getattr(vision, key, None):
             refuse(f"vision_config.{key}", value, reason)
-    if registers := args.get("cpe_num_registers"):
+    if registers := getattr(vision, "cpe_num_registers", None):
         refuse(
             "vision_config.args.cpe_num_registers",
             registers,

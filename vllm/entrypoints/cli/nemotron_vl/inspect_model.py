@@ -5,7 +5,7 @@ import argparse
 import json
 from typing import Any
 
-from ...nemotron_vl.inspection import BYTES_OF_DTYPE, inspect
+from ...nemotron_vl.sizing import BYTES_OF_DTYPE
 
 
 def add_parser(subparsers) -> None:
@@ -51,6 +51,8 @@ def _positive(text: str) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from ...nemotron_vl.inspection import inspect
+
     found = inspect(
         args.model,
         tp=args.tp,

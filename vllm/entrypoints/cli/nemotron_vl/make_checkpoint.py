@@ -11,8 +11,7 @@ import math
 from pathlib import Path
 
 from ....model_executor.models.nemotron_vl_layout import checkpoint_tensors
-from ....transformers_utils.configs.nemotron_vl_checks import TOWER_DIMS
-from ...nemotron_vl.random_checkpoint import make_checkpoint
+from ....transformers_utils.configs.nemotron_vl_towers import TOWER_DIMS
 
 _TOWERS = [name.removesuffix("_patch16_224") for name in TOWER_DIMS]
 
@@ -46,6 +45,8 @@ def add_parser(subparsers) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from ...nemotron_vl.random_checkpoint import make_checkpoint
+
     options = {k: v for k, v in vars(args).items() if k not in ("out", "run")}
     config = make_checkpoint(args.out, **options)
     tensors = checkpoint_tensors(config)

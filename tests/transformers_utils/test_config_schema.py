@@ -18,15 +18,31 @@ from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
 )
 from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl import NemotronVLConfig
 from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl_checks import (
-    _LARGEST,
-    TOWER_DIMS,
     check_servable,
 )
-from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl_plain import plain_config
+from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl_schema import read_config
+from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl_towers import TOWER_DIMS
 
 TOWERS = [name.removesuffix("_patch16_224") for name in TOWER_DIMS]
+SIZES = (
+    "force_image_size",
+    "projector_hidden_size",
+    "vision_config.patch_size",
+    "vision_config.hidden_size",
+    "vision_config.intermediate_size",
+    "vision_config.num_hidden_layers",
+    "vision_config.num_attention_heads",
+    "llm_config.vocab_size",
+    "llm_config.hidden_size",
+    "llm_config.intermediate_size",
+    "llm_config.num_hidden_layers",
+    "llm_config.num_attention_heads",
+    "llm_config.num_key_value_heads",
+    "llm_config.head_dim",
+    "llm_config.max_position_embeddings",
+)
 READ = (
-    *_LARGEST,
+    *SIZES,
     "ps_version",
     "vit_hidden_size",
     "vision_config.model_name",
@@ -58,7 +74,7 @@ def refusal(build, values: dict) -> str | None:
 
 
 def assert_both_read_the_same(values: dict) -> None:
-    plain = plain_config(copy.deepcopy(values))
+    plain = read_config(copy.deepcopy(values))
     config = NemotronVLConfig.from_dict(copy.deepcopy(values))
     for path in READ:
         assert attrgetter(path)(plain) == attrgetter(path)(config), path
@@ -70,7 +86,7 @@ def assert_both_read_the_same(values: dict) -> None:
         assert tensor_parallel_problems(
             plain, ranks, False
         ) == tensor_parallel_problems(config, ranks, False)
-    assert refusal(plain_config, values) == refusal(NemotronVLConfig.from_dict, values)
+    assert refusal(read_config, values) == refusal(NemotronVLConfig.from_dict, values)
 
 
 def test_tower_sizes_equal_vllms():
@@ -118,7 +134,7 @@ def test_incomplete_files(checkpoint, left_out, null):
         if null:
             section[last] = None
     expected = refusal(NemotronVLConfig.from_dict, values)
-    assert refusal(plain_config, values) == expected
+    assert refusal(read_config, values) == expected
     if expected is None:
         assert_both_read_the_same(values)
     assert null or expected is None
@@ -130,7 +146,7 @@ WRONG = (None, True, 3, -1, 10**18, 0.5, "x", [1], {"a": 1}, [])
 @pytest.mark.parametrize(
     "path",
     [
-        *_LARGEST,
+        *SIZES,
         *("downsample_ratio", "vit_hidden_size", "ps_version", "image_tag_type"),
         *("llm_config", "vision_config", "vision_config.args", "quantization_config"),
         *("vision_config.args.model", "vision_config.args.cpe_max_size"),
@@ -151,4 +167,4 @@ def test_wrong_values_get_the_same_message(checkpoint, path):
             section = section[key]
         section[last] = wrong
         expected = refusal(NemotronVLConfig.from_dict, changed)
-        assert refusal(plain_config, changed) == expected, wrong
+        assert refusal(read_config, changed) == expected, wrong

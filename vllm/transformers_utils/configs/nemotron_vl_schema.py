@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keys of ``config.json`` that shape the model: types, ranges and defaults.
+
+A pydantic model of the file for code that must not wait for PyTorch, transformers
+and vLLM, whose imports take seconds. All other keys are kept as attributes.
+"""
+
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
+
+from ...config.nemotron_vl_names import MODEL_TYPE
+from .nemotron_vl_towers import DEFAULT_VIT, TOWER_ARGS, TOWER_DIMS
+
+_TYPES = {
+    "int_type": "int",
+    "bool_type": "bool",
+    "string_type": "str",
+    "model_type": "dict",
+    "model_attributes_type": "dict",
+}
+_DIMS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+)
+
+
+def _size(largest: int, **default: Any) -> Any:
+    """A positive whole number.
+
+    No model comes near the largest values here. Modules are built before a tensor
+    of the checkpoint is compared with them, so a larger value could exhaust the
+    machine's memory.
+    """
+    return Field(ge=1, le=largest, **default)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="allow", from_attributes=True, protected_namespaces=()
+    )
+
+
+class LanguageModel(_Section):
+    """``llm_config``, with the defaults of transformers' ``LlamaConfig``."""
+
+    vocab_size: StrictInt = _size(1 << 24, default=32000)
+    hidden_size: StrictInt = _size(1 << 20, default=4096)
+    intermediate_size: StrictInt = _size(1 << 20, default=11008)
+    num_hidden_layers: StrictInt = _size(1024, default=32)
+    num_attention_heads: StrictInt = _size(4096, default=32)
+    num_key_value_heads: StrictInt | None = _size(4096, default=None)
+    head_dim: StrictInt | None = _size(4096, default=None)
+    max_position_embeddings: StrictInt = _size(1 << 22, default=2048)
+    attention_bias: StrictBool = False
+    mlp_bias: StrictBool = False
+    tie_word_embeddings: StrictBool = False
+    hidden_act: StrictStr = "silu"
+    rms_norm_eps: InstanceOf[float] = 1e-6
+    rope_scaling: InstanceOf[dict] | None = None
+    rope_parameters: InstanceOf[dict] | None = None
+    quantization_config: InstanceOf[dict] | None = None
+
+    @model_validator(mode="after")
+    def _derive(self) -> "LanguageModel":
+        width, heads = self.hidden_size, self.num_attention_heads
+        if width % heads:
+            raise ValueError(
+                f"llm_config.hidden_size = {width} is not supported; it must be a "
+                f"multiple of num_attention_heads {heads}."
+            )
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = heads
+        if self.head_dim is None:
+            self.head_dim = width // heads
+        return self
+
+
+class TowerSizes(_Section):
+    """Sizes of the tower, the same in the file and in `NemotronVLVisionConfig`."""
+
+    patch_size: StrictInt = _size(1024)
+    hidden_size: StrictInt = _size(1 << 16)
+    intermediate_size: StrictInt = _size(1 << 20)
+    num_hidden_layers: StrictInt = _size(1024)
+    num_attention_heads: StrictInt = _size(1024)
+
+
+class TowerArgs(_Section):
+    """C-RADIO's training options, of which `TOWER_ARGS` shape the tower."""
+
+    model: StrictStr
+    cpe_max_size: StrictInt
+
+
+class Tower(TowerSizes):
+    """``vision_config``, with the defaults of vLLM's ``RadioConfig``.
+
+    The name of the ViT, ``args.model``, implies the sizes that are not given.
+    """
+
+    args: TowerArgs
+    model_name: str = ""  # args.model
+    image_size: int = 0  # force_image_size, pixels
+    qkv_bias: Any = True
+    # CLIP's mean and standard deviation.
+    norm_mean: Any = [0.48145466, 0.4578275, 0.40821073]
+    norm_std: Any = [0.26862954, 0.26130258, 0.27577711]
+    register_multiple: Any = None
+    teachers: Any = []
+    cls_token_per_teacher: Any = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_of_the_vit(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        args = values.get("args")
+        name = args.get("model") if isinstance(args, dict) else None
+        # `check_servable` refuses an unknown name; any sizes do until then.
+        known = name if isinstance(name, str) and name in TOWER_DIMS else DEFAULT_VIT
+        return dict(zip(_DIMS, TOWER_DIMS[known], strict=True)) | values
+
+    @model_validator(mode="after")
+    def _read_args(self) -> "Tower":
+        self.model_name = self.args.model
+        for name in TOWER_ARGS:
+            if (value := getattr(self.args, name, None)) is not None:
+                setattr(self, name, value)
+        if self.teachers is None:
+            self.teachers = []
+        return self
+
+
+class Sizes(_Section):
+    """Sizes that a configuration object still has after ``--hf-overrides``."""
+
+    force_image_size: StrictInt = _size(4096)
+    projector_hidden_size: StrictInt = _size(1 << 20)
+    vision_config: TowerSizes
+    llm_config: LanguageModel
+
+
+class CheckpointConfig(Sizes):
+    """All of ``config.json``."""
+
+    vision_config: Tower
+    downsample_ratio: StrictInt | InstanceOf[float]
+    vit_hidden_size: StrictInt
+    ps_version: Any = "v1"
+    quantization_config: InstanceOf[dict] | None = None
+
+    @model_validator(mode="after")
+    def _set_tile_size(self) -> "CheckpointConfig":
+        self.vision_config.image_size = self.force_image_size
+        return self
+
+
+def read_config(values: dict[str, Any]) -> CheckpointConfig:
+    """Read the content of ``config.json``.
+
+    Returns:
+        An object with the attributes of `NemotronVLConfig`.
+
+    Raises:
+        ValueError: A required key is missing, or a value has a wrong type or a
+            size that no model has. Names the key.
+    """
+    return _validate(CheckpointConfig, values)
+
+
+def check_sizes(config: Any) -> None:
+    """Check the sizes of a configuration object.
+
+    Raises:
+        ValueError: As of `read_config`.
+    """
+    _validate(Sizes, config)
+
+
+def _validate(model: type[BaseModel], value: Any) -> Any:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise ValueError(f"config.json: {_sentence(error)}") from None
+
+
+_KEYS = {
+    key
+    for section in (CheckpointConfig, LanguageModel, Tower, TowerArgs)
+    for key in section.model_fields
+}
+
+
+def _sentence(error: ValidationError) -> str:
+    """What is wrong with the first wrong key."""
+    # A place may end with the type that was tried.
+    found = [
+        (".".join(key for key in map(str, one["loc"]) if key in _KEYS), one)
+        for one in error.errors(include_url=False)
+    ]
+    path, first = found[0]
+    value, context = first["input"], first.get("ctx", {})
+    match first["type"]:
+        case "missing":
+            return (
+                f"the key {path!r} is missing. A {MODEL_TYPE} checkpoint has it; "
+                "download the file again or restore the key."
+            )
+        case "greater_than_equal":
+            least = context["ge"]
+            return f"{path} = {value!r} is not supported; it must be at least {least}."
+        case "less_than_equal":
+            return (
+                f"{path} = {value!r} is not supported; it must be a whole number from "
+                f"1 to {context['le']}."
+            )
+        case "value_error":
+            return str(context["error"])
+    kinds = [_type_of(one) for its_path, one in found if its_path == path]
+    return f"{path} must be of type {' or '.join(kinds)}, but is {value!r}."
+
+
+def _type_of(error: Any) -> str:
+    """The type that a value must have."""
+    return _TYPES.get(error["type"]) or error["ctx"]["class"]
