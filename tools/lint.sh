@@ -7,10 +7,14 @@ PATH=$PWD/.venv/bin:$PATH
 ruff check .
 ruff format --check .
 
-# mypy must see the tree under the name it is installed as.
-mkdir -p build/mypy
-ln -sfn ../../vllm build/mypy/vllm_nemotron_vl
-(cd build/mypy && mypy --config-file ../../pyproject.toml -p vllm_nemotron_vl)
+# mypy and import-linter must see the tree under the name it is installed as.
+mkdir -p build/lint
+ln -sfn ../../vllm build/lint/vllm_nemotron_vl
+(
+  cd build/lint
+  mypy --config-file ../../pyproject.toml -p vllm_nemotron_vl
+  PYTHONPATH=. lint-imports --no-cache --no-logo ../../pyproject.toml
+)
 
 hadolint docker/Dockerfile*
 NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
