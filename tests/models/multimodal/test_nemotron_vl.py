@@ -114,7 +114,7 @@ def test_a_second_load_may_be_partial(load_model, edit, checkpoint):
 
 
 def test_every_parameter_comes_from_the_checkpoint(load_model, checkpoint):
-    """And every tensor is used; those left over are the conditioner's statistics."""
+    """Every tensor is used too, except the conditioner's statistics."""
     model = load_model(checkpoint, pack_weights=False)
     stored = load_file(checkpoint / "model.safetensors")
     parts = LlamaNemotronVLChatModel.packed_modules_mapping
