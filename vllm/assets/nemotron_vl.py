@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checkpoint that this package carries, and pictures that it can read."""
+"""The embedded checkpoint, and drawings that it can read."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from PIL import Image, ImageDraw, ImageFont
 def tiny_checkpoint() -> str:
     """Folder of the embedded checkpoint, a tiny Nemotron VL that reads text.
 
-    It was trained on drawn strings of 1 to 8 characters out of
-    ``0123456789.,:-/$`` and knows these questions: "Read the text.", "Read line
-    2.", "Read both." (two pictures), "How many characters are there?" and "What
-    is the first character?".
+    It was trained on drawn strings of 1 to 8 of the characters
+    ``0123456789.,:-/$``, and on these questions: "Read the text.", "Read line
+    2.", "Read both." (two images), "How many characters are there?" and "What is
+    the first character?".
     """
     return str(Path(__file__).with_name("nemotron_vl_tiny"))
 
@@ -29,8 +29,8 @@ def draw_text(
         font_size: Height of the font in pixels.
 
     Returns:
-        An RGB picture of 1.3 font sizes a line, with a margin of one font size
-        on the left and on the right.
+        An RGB image. Each line is 1.3 font sizes high, and the margins on the left
+        and on the right are one font size wide.
     """
     font = ImageFont.load_default(font_size)
     line_height, margin = 1.3 * font_size, font_size

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which types of numbers the processor multiplies itself.
+"""Which dtypes this CPU has instructions for matrix products in.
 
-Without such instructions oneDNN emulates them: on a CPU with AVX2 alone the
-products of bfloat16 and float16 take six to seven times as long as those of
-float32 (measured on layers of ViT-H and Llama-3.1-8B, see docs/encoder.md).
-Imports neither torch nor vLLM.
+oneDNN emulates the other dtypes. On a CPU with AVX2 only, products in bfloat16
+and float16 take six to seven times as long as in float32 (measured on layers of
+ViT-H and Llama-3.1-8B, see docs/encoder.md). Imports neither torch nor vLLM.
 """
 
 from functools import cache
 from pathlib import Path
 
-# As Linux names them: Intel's and AMD's, then Arm's.
+# Flags in /proc/cpuinfo: of x86 processors, then of Arm.
 _INSTRUCTIONS = {
     "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
     "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
@@ -19,7 +18,7 @@ _INSTRUCTIONS = {
 
 @cache
 def processor_flags() -> frozenset[str]:
-    """Names of the processor's features; none where the system does not tell."""
+    """Flags in ``/proc/cpuinfo``; empty where the system has no such file."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -32,7 +31,7 @@ def processor_flags() -> frozenset[str]:
 
 
 def has_native_products(dtype: str) -> bool:
-    """Whether products of a type are computed and not emulated.
+    """Whether the CPU has instructions for products in a dtype.
 
     Args:
         dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
@@ -42,7 +41,7 @@ def has_native_products(dtype: str) -> bool:
 
 
 def slow_dtype(dtype: str) -> str | None:
-    """A sentence for an engine on this CPU, if float32 is several times faster.
+    """A warning if this CPU emulates a dtype, so that float32 is much faster.
 
     Args:
         dtype: As of `has_native_products`.

@@ -3,13 +3,13 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-# In `architectures` of config.json; the checkpoints use it as model_type, too.
+# Checkpoints have the same name as architecture and as model_type.
 ARCHITECTURE = MODEL_TYPE = "Llama_Nemotron_Nano_VL"
 
-# Selects our renderer; the tokenizer itself is the one of mode "hf".
+# vLLM's --tokenizer-mode that selects our renderer. The tokenizer is that of "hf".
 TOKENIZER_MODE = "nemotron_vl"
 
-# Releases of vLLM that the tests run on: from the first to below the second.
+# The tests run on these releases of vLLM: from the first to below the second.
 TESTED_VLLM = ((0, 31), (0, 34))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entry point of the plugin group ``vllm.general_plugins``."""
+"""The plugin: its entry point in the group ``vllm.general_plugins``."""
 
 import logging
 from importlib.util import find_spec
@@ -21,9 +21,9 @@ _MODEL = f"{_PACKAGE}.model_executor.models.nemotron_vl"
 def register() -> None:
     """Make vLLM serve the architecture with this package's model.
 
-    vLLM calls it in each of its processes. It imports no model code and may
-    be called again. With a vLLM that it does not fit, checkpoints of this
-    architecture are refused with a sentence, and every other model is served.
+    vLLM calls it in each of its processes, sometimes more than once. It imports no
+    model code. If this package does not work with the installed vLLM, checkpoints of
+    this architecture are refused with a message. Other models are not affected.
     """
     installed = ""
     try:
@@ -61,8 +61,8 @@ def _register() -> None:
     register_nemotron_vl_config()
     ModelRegistry.register_model(ARCHITECTURE, f"{_MODEL}:LlamaNemotronVLChatModel")
     MODELS_CONFIG_MAP[ARCHITECTURE] = NemotronVLModelConfig
-    # vLLM's list of models whose tokenizer is read from its data files alone;
-    # AutoTokenizer would import a class that tokenizer_config.json names.
+    # For the models in this set vLLM reads the tokenizer from its data files only.
+    # AutoTokenizer would import the class that tokenizer_config.json names.
     _MODEL_TYPES_WITH_INCORRECT_TOKENIZER_CLASS.add(ARCHITECTURE)
     TokenizerRegistry.register(
         TOKENIZER_MODE, "vllm.tokenizers.hf", "CachedHfTokenizer"
@@ -77,7 +77,7 @@ def _register() -> None:
     if not is_tested(vllm.__version__):
         logger.warning(
             "vllm-nemotron-vl %s was tested with vLLM %s, not with the installed "
-            "%s, which has all that it takes from vLLM.",
+            "%s, which has everything that it imports from vLLM.",
             plugin_version(),
             tested_range(),
             vllm.__version__,
@@ -91,15 +91,15 @@ def _register() -> None:
 
 
 def refusal(vllm_version: str) -> str | None:
-    """Why this package cannot serve with the installed vLLM, in one sentence.
+    """A message if this package cannot work with the installed vLLM.
 
-    Reads vLLM's source files and imports none of them.
+    Reads vLLM's source files without importing them.
 
     Args:
-        vllm_version: Such as ``0.33.0``, for the sentence.
+        vllm_version: Such as ``0.33.0``, for the message.
 
     Returns:
-        ``None`` if vLLM has all that is taken from it.
+        ``None`` if vLLM has everything that this package uses of it.
     """
     from .nemotron_vl_contract import missing
 
@@ -120,12 +120,13 @@ def _sentence(vllm_version: str, problem: str) -> str:
 
 
 def _refuse(sentence: str) -> None:
-    """Refuse checkpoints of this architecture; vLLM's own model for them, which
-    would run code of the checkpoint, does not take over.
+    """Refuse checkpoints of this architecture with a message.
+
+    vLLM's in-tree model must not serve them instead: it runs the checkpoint's code.
     """
     import transformers
 
-    # Its name before transformers 5 has one capital letter less.
+    # transformers 4 calls it PretrainedConfig.
     base = getattr(transformers, "PreTrainedConfig", None)
     base = base or transformers.PretrainedConfig  # type: ignore[attr-defined]
 

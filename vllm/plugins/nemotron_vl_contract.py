@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an installed vLLM has what this package takes from it.
+"""Checks whether the installed vLLM has everything that this package uses.
 
-What is taken is read from this package's own imports, what there is from vLLM's
-source files. Nothing is imported, so that a name that has moved ends no process.
-``tools/vllm_contract.py`` of the source tree looks at far more.
+This package's imports are compared with the names that vLLM's source files define.
+No module is imported, so a name that has moved raises no error.
+``tools/vllm_contract.py`` in the source tree checks much more.
 """
 
 import ast
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-# Methods that vLLM calls and the model overrides, or the other way round.
+# Methods of vLLM's classes that this package overrides or calls.
 HOOKS = {
     ("vllm.model_executor.models.internvl", "InternVLChatModel"): (
         "_init_mlp1",
@@ -35,7 +35,7 @@ Import = tuple[str, str]  # module and name
 
 
 def missing(vllm: Path, package: Path | None = None) -> list[str]:
-    """What this package needs and a vLLM lacks.
+    """Names that this package needs and a vLLM does not have.
 
     Args:
         vllm: Folder of vLLM's package.
@@ -58,7 +58,7 @@ def missing(vllm: Path, package: Path | None = None) -> list[str]:
 
 
 def _imports(tree: ast.AST) -> Iterator[list[list[Import]]]:
-    """Choices of imports of vLLM, one of which must hold."""
+    """Imports of vLLM's names, as alternatives of which one must work."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Try) and any(map(_is_fallback, node.handlers)):
             bodies = [node.body, *(handler.body for handler in node.handlers)]
@@ -84,14 +84,14 @@ def _names(body: list[ast.stmt]) -> list[Import]:
 
 
 class _Source:
-    """vLLM's source files, parsed as they are asked for."""
+    """vLLM's source files, parsed when they are needed."""
 
     def __init__(self, vllm: Path) -> None:
         self.top = vllm
         self.tree = cache(self._tree)
 
     def has(self, name: Import) -> bool:
-        """Whether a module exists and defines a name, or has a module of it."""
+        """Whether a module exists and defines a name or has a submodule of it."""
         module, attribute = name
         tree = self.tree(module)
         if tree is None or not attribute:
@@ -102,7 +102,7 @@ class _Source:
         )
 
     def methods(self, module: str, name: str) -> set[str]:
-        """Methods of a class and of its bases in vLLM."""
+        """Methods of a class and of its base classes in vLLM."""
         found: set[str] = set()
         tree = self.tree(module)
         for node in tree.body if tree else []:
@@ -138,7 +138,7 @@ class _Source:
                 case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
                     names.add(node.name)
                 case ast.ImportFrom(names=[ast.alias(name="*")], level=1):
-                    # Of a package, whose modules are below it.
+                    # In the __init__.py of a package: its modules are below it.
                     part = f"{module}.{node.module}"
                     if (inner := self.tree(part)) is not None:
                         names |= self._defined(inner, part)

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers for requests that are wrong, before anything reaches the engine.
+"""The renderer: refuses wrong requests before they reach the engine.
 
-``<image>`` is an ordinary string that anybody can type, and at once the token
-that stands for an image feature. A typed one could take the place of another
-message's picture, so there must be exactly one for each image. What makes a
-picture unreadable is reported as the client's error, where vLLM's own loader lets
-some of it end as an internal error of the server.
+``<image>`` is the placeholder of an image, and any user can type it. A typed one
+could take the place of an image in another message. A prompt must therefore have
+exactly one for each image. An image that cannot be read is the client's error, but
+vLLM's loader reports some of them as internal errors of the server.
 """
 
 import contextlib
@@ -27,9 +26,10 @@ logger = init_logger("vllm.renderers.nemotron_vl")
 
 PLACEHOLDER = "<image>"
 
-# What Pillow and vLLM say that helps; it may quote the file, hence the length.
+# Types of errors whose messages help the client. They may quote the file, so their
+# length is limited.
 _LONGEST = 300
-_TELLING = (
+_HELPFUL = (
     OSError,
     ValueError,
     RuntimeError,
@@ -40,7 +40,7 @@ _NETWORK = (aiohttp.ClientError, requests.RequestException, TimeoutError)
 
 
 class NemotronVLRenderer(HfRenderer):
-    """vLLM's renderer for Hugging Face tokenizers with the checks above."""
+    """vLLM's renderer for Hugging Face tokenizers, with these checks."""
 
     def render_messages(self, messages: list[Any], params: ChatParams):
         with _media_errors_are_the_clients():
@@ -87,7 +87,7 @@ class NemotronVLRenderer(HfRenderer):
 
 @contextlib.contextmanager
 def _media_errors_are_the_clients() -> Iterator[None]:
-    """Turn what loading a picture raises into an error with status 400."""
+    """Turn errors in the loading of an image into errors with status 400."""
     try:
         yield
     except VLLMError:
@@ -95,13 +95,13 @@ def _media_errors_are_the_clients() -> Iterator[None]:
     except Exception as error:
         if not _raised_while_loading(error.__traceback__):
             raise
-        logger.info("A picture could not be loaded: %r", error)
+        logger.info("An image could not be loaded: %r", error)
         if isinstance(error, _NETWORK):
-            # No more than that: it would tell about the server's network.
+            # Details would reveal the server's network to the client.
             text = "The image could not be fetched from its URL."
         else:
             reason = "the data are damaged"
-            if isinstance(error, _TELLING):
+            if isinstance(error, _HELPFUL):
                 reason = getattr(error, "strerror", None) or str(error)
             reason = textwrap.shorten(reason, _LONGEST)
             text = f"The image cannot be read: {reason}"

@@ -8,6 +8,6 @@ from .configs.nemotron_vl import NemotronVLConfig
 
 
 def register_nemotron_vl_config() -> None:
-    """Make transformers and vLLM read the model type with `NemotronVLConfig`."""
+    """Register `NemotronVLConfig`, and `llm_config` as vLLM's `text_config`."""
     _CONFIG_ATTRS_MAPPING["llm_config"] = "text_config"
     AutoConfig.register(NemotronVLConfig.model_type, NemotronVLConfig, exist_ok=True)

@@ -32,7 +32,7 @@ PUBLISHED = {
     "mlp1.3.bias": (4096,),
     "language_model.model.layers.31.self_attn.k_proj.weight": (1024, 4096),
     "language_model.model.layers.31.mlp.down_proj.weight": (4096, 14336),
-    "language_model.lm_head.weight": (128512, 4096),
+    "language_model.lm_head.weight": (128320, 4096),
 }
 
 
@@ -45,7 +45,7 @@ def test_the_layout_at_the_published_sizes():
             num_hidden_layers=32,
             num_attention_heads=32,
             num_key_value_heads=8,
-            vocab_size=128512,
+            vocab_size=128320,
         ),
         vision_config=vision,
     )

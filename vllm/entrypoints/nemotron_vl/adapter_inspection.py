@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a LoRA adapter fits a checkpoint, from its headers."""
+"""Checks whether a LoRA adapter fits a checkpoint, from its headers."""
 
 import json
 import math
@@ -11,13 +11,13 @@ from ...model_executor.models.nemotron_vl_layout import LANGUAGE_MODEL, Shape
 from .checkpoint_files import headers_of_folder
 
 _PREFIX = "base_model.model."
-_SHOWN = 3  # sentences about one adapter
+_SHOWN = 3  # messages about one adapter
 
 
 def inspect_adapter(
     folder: str, known: Mapping[str, Shape]
 ) -> tuple[dict[str, Any], list[str]]:
-    """What an adapter holds, and sentences about what is wrong with it.
+    """Describe an adapter, and list what is wrong with it.
 
     Args:
         folder: With ``adapter_config.json`` and ``adapter_model.safetensors``,
@@ -35,9 +35,9 @@ def inspect_adapter(
     for name, header in headers.items():
         layer, _, kind = name.removeprefix(_PREFIX).partition(".lora_")
         layers.add(layer)
-        weight = known.get(f"{layer}.weight") or known.get(  # of the bare Llama
-            f"{LANGUAGE_MODEL}{layer}.weight"
-        )
+        weight = known.get(f"{layer}.weight")
+        # Adapters made for a Llama without the vision parts have shorter names.
+        weight = weight or known.get(f"{LANGUAGE_MODEL}{layer}.weight")
         if weight is None or kind not in ("A.weight", "B.weight"):
             problems.append(f"adapter {folder}: {name} is of no layer of the model.")
             continue

@@ -15,7 +15,7 @@ _STORED_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 3
 
 
 class Header(NamedTuple):
-    """What a safetensors file says about a tensor."""
+    """The description of a tensor in a safetensors file."""
 
     shape: Shape
     dtype: str
@@ -40,7 +40,7 @@ def read_json(model: str, name: str) -> dict[str, Any]:
             file = Path(hf_hub_download(model, name))
         except OSError as error:
             raise OSError(
-                f"{model} is no folder, and {name} could not be had from the hub: "
+                f"{model} is not a folder, and {name} cannot be loaded from the hub: "
                 f"{error}"
             ) from error
     try:

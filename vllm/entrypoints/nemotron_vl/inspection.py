@@ -41,7 +41,7 @@ def inspect(
     max_model_len: int | None = None,
     adapters: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What a checkpoint holds and what an engine takes for it.
+    """What a checkpoint contains and what an engine needs for it.
 
     Args:
         model: Folder or name on the hub.
@@ -52,11 +52,11 @@ def inspect(
         adapters: Folders of LoRA adapters in PEFT's format.
 
     Returns:
-        ``parts`` with ``parameters`` and ``bytes`` as stored and
-        ``rank_parameters`` and ``rank_bytes`` as loaded (before a kernel packs
-        them); ``kv_bytes_per_token`` of a rank; what pictures take;
-        ``adapters``; ``problems``, sentences. The scales and zero points of a
-        quantised checkpoint count as bytes only.
+        ``parts`` with ``parameters`` and ``bytes`` as stored, and with
+        ``rank_parameters`` and ``rank_bytes`` as loaded on a rank (before a kernel
+        packs them); ``kv_bytes_per_token`` on a rank; tiles, tokens and bytes of
+        the largest image; ``adapters``; ``problems``, a list of messages. The
+        scales and zero points of a quantised checkpoint count as bytes only.
 
     Raises:
         OSError: A file is missing.
@@ -69,7 +69,7 @@ def inspect(
     llm: Any = config.llm_config
     headers = read_headers(model)
     if not is_quantised(config):
-        with contextlib.suppress(OSError):  # ModelOpt's own file
+        with contextlib.suppress(OSError):  # ModelOpt writes a file of its own
             config.quantization_config = read_json(model, "hf_quant_config.json")
     quantised = is_quantised(config) or is_quantised(llm)
     known = checkpoint_tensors(config)

@@ -38,7 +38,7 @@ def make_checkpoint(
     seed: int = 0,
     vision_options: dict[str, Any] | None = None,
 ) -> CheckpointConfig:
-    """Write a checkpoint that vLLM, and the reference in the tests, can load.
+    """Write a checkpoint that vLLM can load.
 
     Args:
         out: Folder to create.

@@ -57,7 +57,7 @@ def write_weights(out: Path, config: Config, dtype: str, seed: int) -> None:
 
 
 def _draw(name: str, shape: Shape, config: Config, seed: int) -> torch.Tensor:
-    """Values of one tensor; they depend on its name and the seed only."""
+    """Values of one tensor. They depend only on its name and the seed."""
     if name.endswith("norm_mean"):
         return torch.tensor(config.vision_config.norm_mean).reshape(shape)
     if name.endswith("norm_std"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ``vllm serve`` on loopback that ends with the block that started it."""
+"""Context managers that run ``vllm serve`` on loopback while a block runs."""
 
 import contextlib
 import os
@@ -50,15 +50,15 @@ def serving_process(
     env: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
 ) -> Iterator[tuple[subprocess.Popen, str]]:
-    """`serving` for callers that need the process or its surroundings.
+    """Like `serving`, for callers that need the process or set its environment.
 
     Args:
-        model: As of `serving`, and so ``options``, ``log`` and ``timeout``.
+        model: Folder of a checkpoint or its name on the hub.
         options: Further options of ``vllm serve``.
         log: File for the server's output.
         timeout: Seconds to wait until the server answers.
         env: Environment variables to set besides those of this process.
-        prefix: A command that runs the rest of its arguments.
+        prefix: A command that runs its remaining arguments, such as ``taskset``.
 
     Yields:
         The process and the base URL.
@@ -97,7 +97,7 @@ def running(
         env: Environment variables to set besides those of this process.
 
     Yields:
-        The process, which leads a group of its own.
+        The process, which is the leader of its own process group.
 
     Raises:
         RuntimeError: It ended or did not answer in time.
@@ -119,7 +119,7 @@ def running(
 
 
 def free_port() -> int:
-    """A port of loopback that nothing listens on."""
+    """A free port on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -144,7 +144,7 @@ def _wait_until_healthy(
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """End the server and the processes it started, by their common group."""
+    """End the server and the processes that it started: its process group."""
     for sign, patience in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, 10)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, sign)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tensors take as stored, and as loaded on a rank, from their headers."""
+"""Parameters and bytes of tensors, as stored and as loaded on a rank."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -36,7 +36,7 @@ _BY_INPUT = ("attn.proj", "mlp.fc2", "mlp1.3", "o_proj", "down_proj")
 def compare(
     headers: Mapping[str, Header], required: dict[str, Shape], quantised: bool
 ) -> list[str]:
-    """Sentences about tensors that are missing, unknown or misshapen."""
+    """Messages about tensors that are missing, unknown or of a wrong shape."""
     problems = []
     known = required | CONDITIONER_TENSORS
     part_of = _part_of(headers, known, quantised)
@@ -79,10 +79,10 @@ def measure(
         quantised: Whether some of them are parts of quantised layers.
         size: Bytes of a value that is loaded unquantised.
         on_rank: Parameters of a tensor as loaded.
-        share: Of the bytes of a quantised layer's tensor, that is loaded.
+        share: Share of a quantised layer's tensor that a rank loads.
     """
     part_of = {n: w for n, w in _part_of(headers, known, quantised).items() if w}
-    # Layers by what they would be unquantised, everything else as it is.
+    # Quantised layers count with their unquantised shapes.
     shapes = {n: known.get(n, h.shape) for n, h in headers.items() if n not in part_of}
     shapes |= {weight: known[weight] for weight in part_of.values()}
     loaded = {
@@ -131,7 +131,7 @@ def parameters_on_rank(
     if not name.startswith("language_model.") and encoder_data_parallel:
         return size
     if name.startswith(TOWER) and ".attn." in name and vision.num_attention_heads % tp:
-        return size  # vLLM gives each rank all heads then
+        return size  # vLLM then gives all heads to each rank
     layer, _, kind = name.rpartition(".")
     if layer.endswith(("k_proj", "v_proj")):
         kv_heads = llm.num_key_value_heads
@@ -147,13 +147,13 @@ def share_on_rank(
     """Share of a quantised layer's tensor that one of ``tp`` ranks has."""
     layer = name.rpartition(".")[0]
     if name.endswith(".g_idx") and not _quantisation(config).get("desc_act"):
-        return 0  # the order of the groups is the inputs'
+        return 0  # without desc_act the groups are in order, and vLLM drops g_idx
     if math.prod(shape) == 1:
         return 1  # one scale for the layer
     if layer.endswith(_BY_INPUT) and 1 in (shape[0], shape[-1]):
-        return 1  # scales of the outputs, which are not divided
+        return 1  # scales of the outputs, which are not divided here
     weight = f"{layer}.weight"
-    units = 1 << 20  # any size that the ranks divide
+    units = 1 << 20  # any number that the ranks divide
     if layer.endswith(("k_proj", "v_proj")):
         units = config.llm_config.num_key_value_heads
     units *= tp

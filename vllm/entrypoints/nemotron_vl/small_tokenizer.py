@@ -31,7 +31,7 @@ _LLAMA3_SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Gives the tokenizer a few merges; the bytes alone would do.
+# The tokenizer learns a few merges from it.
 _TOKENIZER_TEXT = (
     "system user assistant Read the text in this image. What is the total of "
     "the invoice? Describe the picture. How many characters are there? The "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawings of pictures with the tiles that they are cut into."""
+"""Drawings of images with the tiles that they are cut into."""
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -9,12 +9,12 @@ _LEAST_SIDE = 256  # of a drawn tile, in pixels
 
 
 def draw_tiles(picture: Image.Image, grid: TileGrid, side: int) -> Image.Image:
-    """The picture as the model gets it: numbered tiles, then the thumbnail.
+    """The image as the model gets it: numbered tiles, then the thumbnail.
 
     Args:
         picture: RGB.
         grid: How it is cut.
-        side: Of a tile in pixels; small tiles are drawn enlarged.
+        side: Side of a tile in pixels. Small tiles are drawn enlarged.
     """
     zoom = -(-_LEAST_SIDE // side)
     drawn, gap = side * zoom, side * zoom // 8

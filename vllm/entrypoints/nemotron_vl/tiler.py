@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a checkpoint's settings cut a picture, from its size and without an engine."""
+"""How a checkpoint's settings cut an image, computed without an engine."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from ...transformers_utils.processors.nemotron_vl_tiling import (
 )
 from .checkpoint_files import read_json
 
-# Of nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1, so that it need not be at hand.
+# The settings of nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1, which are the default.
 _PUBLISHED: dict[str, Any] = {
     "force_image_size": 512,
     "downsample_ratio": 0.5,
@@ -22,7 +22,7 @@ MARKERS = 2  # <img> and </img>
 
 
 class Tiler(NamedTuple):
-    """What a checkpoint and the command line say about tiling."""
+    """The tiling settings of a checkpoint and of the command line."""
 
     image_size: int
     min_tiles: int
@@ -34,7 +34,7 @@ class Tiler(NamedTuple):
     def from_model(cls, model: str | None, max_tiles: int | None = None) -> "Tiler":
         """Read the data files of a checkpoint (folder or hub name).
 
-        Without one, the published checkpoint's settings hold.
+        Without a checkpoint, the settings are those of the published one.
 
         Raises:
             OSError: A file is missing.
@@ -80,7 +80,7 @@ class Tiler(NamedTuple):
         )
 
     def describe(self, width: int, height: int, recipe: str) -> dict[str, Any]:
-        """What becomes of a picture of ``width`` x ``height`` pixels."""
+        """Grid, tiles and tokens of an image of ``width`` x ``height`` pixels."""
         grid = self.grid_for(width, height, recipe)
         return {
             "columns": grid.columns,

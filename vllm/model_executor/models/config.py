@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's hook for checking and completing this model's configuration."""
+"""vLLM's hook that checks and completes the configuration of this model."""
 
 import torch
 from vllm.config import ModelConfig, VllmConfig
@@ -14,12 +14,12 @@ from ...transformers_utils.configs.nemotron_vl_checks import check_servable
 
 logger = init_logger("vllm.model_executor.models.config")
 
-# vLLM's product with weights of 4 bits on CPUs; its build for AVX2 lacks it.
+# vLLM's kernel for products with 4-bit weights on CPUs. The AVX2 build lacks it.
 INT4_KERNEL = "cpu_gemm_wna16"
 
 
 def has_int4_kernel() -> bool:
-    """Whether this build of vLLM for CPUs can run GPTQ and AWQ checkpoints."""
+    """Whether vLLM's CPU build on this machine can run GPTQ and AWQ checkpoints."""
     current_platform.import_kernels()
     return hasattr(torch.ops._C, INT4_KERNEL)
 
@@ -34,7 +34,7 @@ def _check_kernel(model_config: ModelConfig) -> None:
 
 
 def _int4_scheme(model_config: ModelConfig) -> str | None:
-    """The scheme of a checkpoint that only this kernel multiplies with on CPUs."""
+    """The quantisation scheme, if CPUs need `INT4_KERNEL` for it."""
     method = model_config.quantization or ""
     for name in ("gptq", "awq"):
         if name in method:
@@ -51,11 +51,11 @@ def _int4_scheme(model_config: ModelConfig) -> str | None:
 
 
 class NemotronVLModelConfig(VerifyAndUpdateConfig):
-    """Refuses what cannot be served and selects our renderer."""
+    """Refuses configurations that cannot be served; selects our renderer."""
 
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
-        """Called by vLLM when the checkpoint's configuration has been read.
+        """vLLM calls this after it has read the checkpoint's configuration.
 
         Raises:
             ValueError: Names the key of the checkpoint's configuration.
@@ -66,12 +66,13 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """Check ``additional_config``, the quantisation and the ranks before a
-        process is started.
+        """Check ``additional_config``, the quantisation and the number of ranks.
+
+        vLLM calls this before it starts the engine's processes.
 
         Raises:
-            ValueError: Names the setting, the kernel that is missing, or the size
-                that cannot be shared out.
+            ValueError: Names the setting, the missing kernel, or the size that the
+                number of ranks does not divide.
         """
         from .nemotron_vl_layout import tensor_parallel_problems
 

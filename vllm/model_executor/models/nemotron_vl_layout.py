@@ -19,14 +19,14 @@ LANGUAGE_MODEL = "language_model."
 # Linear layers of a block of the tower.
 TOWER_LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
-# Buffers that a checkpoint may or may not carry and whose values follow from
-# the configuration: which class tokens form C-RADIO's summary, and the rotary
-# frequencies that old Llama exports saved.
+# Buffers that some checkpoints contain. Their values follow from the configuration:
+# the class tokens of C-RADIO's summary, and the rotary frequencies in old exports
+# of Llama.
 IGNORED_SUFFIXES = ("radio_model.summary_idxs", "rotary_emb.inv_freq")
 
 _KV_CACHE_SCALES = ("k_scale", "v_scale", "q_scale", "prob_scale", "output_scale")
 
-# Optional: mean and standard deviation of the pixels, CLIP's where absent.
+# Optional mean and standard deviation of the pixels. The default is CLIP's.
 CONDITIONER_TENSORS: dict[str, Shape] = {
     TOWER + "input_conditioner.norm_mean": (3, 1, 1),
     TOWER + "input_conditioner.norm_std": (3, 1, 1),
@@ -34,7 +34,7 @@ CONDITIONER_TENSORS: dict[str, Shape] = {
 
 
 def num_class_tokens(vision_config: Config) -> int:
-    """Class tokens of the tower: one per distinct teacher, or one."""
+    """Class tokens of the tower: one, or one for each distinct teacher."""
     if not vision_config.cls_token_per_teacher:
         return 1
     return len({teacher["name"] for teacher in vision_config.teachers})
@@ -43,8 +43,9 @@ def num_class_tokens(vision_config: Config) -> int:
 def num_prefix_tokens(vision_config: Config) -> int:
     """Class and register tokens before the patches.
 
-    Registers fill the count up to the next multiple of ``register_multiple``;
-    a count that is a multiple already gets a whole one more (C-RADIO's rule).
+    Register tokens fill the number up to the next larger multiple of
+    ``register_multiple``. If there are already 8 class tokens, for example, and the
+    multiple is 8, then 8 register tokens are added (C-RADIO's rule).
     """
     tokens = num_class_tokens(vision_config)
     multiple = vision_config.register_multiple
@@ -137,10 +138,10 @@ def checkpoint_tensors(config: Config) -> dict[str, Shape]:
 def tensor_parallel_problems(
     config: Config, tp: int, encoder_data_parallel: bool
 ) -> list[str]:
-    """Sentences about sizes that tensor parallel does not divide.
+    """Messages about sizes that tensor parallel cannot divide.
 
-    The tower's heads are not among them: where they cannot be shared out, vLLM
-    gives each rank all of them.
+    The tower's heads are not checked. If the number of ranks does not divide them,
+    vLLM gives all heads to each rank.
 
     Args:
         config: The composite configuration.
@@ -170,20 +171,20 @@ def tensor_parallel_problems(
 
 
 def is_quantised(config: Config) -> bool:
-    """Whether a configuration says that the tensors are quantised."""
+    """Whether a configuration declares quantised tensors."""
     return getattr(config, "quantization_config", None) is not None
 
 
 def quantised_weight(name: str, known: Mapping[str, Shape]) -> str | None:
-    """The weight that a tensor of a quantised checkpoint is a part of.
+    """The weight that a tensor of a quantised checkpoint belongs to.
 
     Args:
         name: Such as ``mlp1.1.weight_scale`` or ``mlp1.1.qweight``.
         known: The tensors of the unquantised checkpoint.
 
     Returns:
-        Such as ``mlp1.1.weight``; ``""`` for scales of the KV cache; ``None``
-        if the tensor is one of the unquantised checkpoint or of no layer.
+        Such as ``mlp1.1.weight``; ``""`` for scales of the KV cache; ``None`` if
+        the unquantised checkpoint has the tensor, too, or if no layer has it.
     """
     layer, _, kind = name.rpartition(".")
     if name in known:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Equal tiles are encoded once.
+"""Reuse of embeddings: equal tiles are encoded once.
 
-Tiles go through the tower one by one, on the same position grid, so equal
-pixels have equal embeddings. What is equal is told by digests that the
-processor takes of the pixels.
+The tower encodes each tile independently and with the same position embeddings,
+so tiles with equal pixels have equal embeddings. Tiles are compared by the digests
+that the image processor computes from their pixels.
 """
 
 import time
@@ -18,20 +18,20 @@ logger = init_logger("vllm.model_executor.models.nemotron_vl_reuse")
 
 _LOG_SECONDS = 10.0
 
-# What happened to a tile: it went through the tower, it was equal to another
-# one of the same forward, or its embedding was in the cache.
+# A tile was encoded by the tower, or it was equal to another tile of the same
+# forward, or its embedding was in the cache.
 OUTCOMES = ("encoded", "repeated", "cached")
 
 
 class TileReuse:
-    """Encodes tiles, equal ones once, with a cache that outlives the forward.
+    """Encodes each distinct tile once, with a cache across forwards.
 
     Args:
-        encode: Takes pixels ``(tiles, 3, size, size)`` to embeddings ``(tiles,
-            tokens, hidden)``, each tile by itself.
-        cache: Memory of the cache, ``(slots, tokens, hidden)``; no slots, no
-            cache. The least recently used tile gives way.
-        quiet: Leave counting to another rank that does the same.
+        encode: Encodes pixels ``(tiles, 3, size, size)`` as embeddings ``(tiles,
+            tokens, hidden)``, each tile independently.
+        cache: Memory of the cache, ``(slots, tokens, hidden)``. Zero slots switch
+            it off. A new tile replaces the least recently used one.
+        quiet: Do not count: another rank encodes and counts the same tiles.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class TileReuse:
 
     @property
     def slots(self) -> int:
-        """Tiles that the cache can hold."""
+        """Number of tiles that fit into the cache."""
         return len(self._cache)
 
     def clear(self) -> None:
-        """Forget all embeddings, because the weights have changed."""
+        """Empty the cache after a change of the weights."""
         self._slots.clear()
 
     def __call__(self, pixels: torch.Tensor, digests: torch.Tensor) -> torch.Tensor:
@@ -62,13 +62,14 @@ class TileReuse:
 
         Args:
             pixels: ``(tiles, 3, size, size)``.
-            digests: uint8 of shape ``(tiles, bytes)`` on the CPU. Equal digests
-                mean equal pixels; all zeros mean that nothing is known.
+            digests: uint8 of shape ``(tiles, bytes)`` on the CPU. Tiles with
+                equal digests have equal pixels. A digest of zeros marks a tile
+                that is always encoded.
 
         Returns:
             ``(tiles, tokens, hidden)``.
         """
-        new: dict[bytes | int, int] = {}  # place among the tiles to encode
+        new: dict[bytes | int, int] = {}  # index among the tiles to encode
         fresh: list[int] = []
         encoded, places, cached, slots = [], [], [], []
         for tile, digest in enumerate(map(bytes, digests.numpy())):
@@ -130,11 +131,11 @@ class TileReuse:
 
 @cache
 def _metric():
-    """The counter that Prometheus sees where it collects from all processes."""
+    """The Prometheus counter; vLLM exports it if it collects from all processes."""
     from prometheus_client import Counter
 
     return Counter(
         "vllm:mm_tiles",
-        "Tiles of pictures by what happened to them in the vision encoder.",
+        "Tiles of images by what happened to them in the vision encoder.",
         ["outcome"],
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""C-RADIO for tiles of one size, on vLLM's native layers."""
+"""The C-RADIO tower for tiles of one size, built of vLLM's layers."""
 
 import copy
 from collections.abc import Iterable
@@ -21,12 +21,12 @@ _FEW_TOKENS = 128
 
 
 def encoder_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Type that the tower and the connector compute in.
+    """The dtype of the tower and the connector.
 
-    It is that of the engine, or float32 where a CPU would emulate its products.
+    It is the engine's dtype, or float32 on a CPU that emulates the engine's dtype.
 
     Args:
-        dtype: Of the engine.
+        dtype: The engine's.
     """
     if not current_platform.is_cpu() or has_native_products(str(dtype)[6:]):
         return dtype
@@ -34,14 +34,14 @@ def encoder_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 class HeadwiseAttention(nn.Module):
-    """Attention in bfloat16 on CPUs that multiply it, head by head.
+    """Attention head by head, for bfloat16 on CPUs with bfloat16 instructions.
 
-    oneDNN's products run at their full rate where torch's fused attention runs
-    at a fifth of it, and the scores of one head stay in the cache.
+    oneDNN computes these products at full speed, torch's fused attention at a fifth
+    of it. The scores of one head fit into the CPU's cache.
 
     Args:
         num_heads: Heads of this rank.
-        head_size: Width of a head; any.
+        head_size: Width of a head.
         scale: Factor of the scores.
     """
 
@@ -58,9 +58,16 @@ class HeadwiseAttention(nn.Module):
         value: torch.Tensor,
         **lengths: None,
     ) -> torch.Tensor:
-        """``(batch, tokens, heads * head_size)`` each, and so the result.
+        """Attention of tiles.
 
-        ``lengths`` of packed sequences are ``None`` for tiles of one size.
+        Args:
+            query: ``(batch, tokens, heads * head_size)``.
+            key: Of the same shape.
+            value: Of the same shape.
+            lengths: Of packed sequences; always ``None`` for tiles of one size.
+
+        Returns:
+            The same shape.
         """
         batch, tokens, _ = query.shape
         query, key, value = (
@@ -74,7 +81,7 @@ class HeadwiseAttention(nn.Module):
         for tile in range(batch):
             for head in range(self.num_heads):
                 scores = (query[tile, head] * self.scale) @ key[tile, head].t()
-                # Computed in float32, rounded once.
+                # softmax computes in float32 and rounds its result once.
                 weights = scores.softmax(-1)
                 out[tile, :, head] = weights @ value[tile, head]
         return out.flatten(2)
@@ -83,9 +90,9 @@ class HeadwiseAttention(nn.Module):
 class NemotronVLRadioModel(RadioModel):
     """C-RADIO for tiles of one size.
 
-    The position grid is resized to a tile's when it is loaded, not at every
-    forward. Layer scales, which C-RADIO does not have, are constant ones
-    instead of parameters that no checkpoint fills.
+    The position embeddings are resized to the grid of a tile when they are loaded,
+    not in every forward. vLLM's blocks have layer scales and C-RADIO has none, so
+    they are constants of one instead of parameters.
 
     Args:
         config: Composite configuration of the checkpoint.
@@ -144,8 +151,8 @@ class NemotronVLRadioModel(RadioModel):
     def _to_tile_grid(self, pos_embed: torch.Tensor) -> torch.Tensor:
         """Resize ``(1, rows * columns, hidden)`` to the grid of one tile.
 
-        C-RADIO does the same in every forward at evaluation: bilinear, corners
-        not aligned, in float32.
+        C-RADIO does the same in every forward: bilinear, without aligned corners,
+        in float32.
         """
         side = self.model.patch_generator.num_rows
         grid = round(pos_embed.shape[1] ** 0.5)

@@ -17,10 +17,10 @@ from .nemotron_vl_towers import DEFAULT_VIT, TOWER_ARGS, TOWER_DIMS
 
 
 class _DataOnlyConfig(PreTrainedConfig):
-    """Configuration whose ``auto_map`` is data to save again, never code to load.
+    """A configuration that keeps ``auto_map`` as data.
 
-    transformers and vLLM look for remote code in the attribute ``auto_map``;
-    it is kept under another name and written back by ``to_dict``.
+    transformers and vLLM load remote code if a configuration has an attribute
+    ``auto_map``. It is stored under another name, and ``to_dict`` restores it.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -41,7 +41,7 @@ class NemotronVLVisionConfig(_DataOnlyConfig, RadioConfig):
     Args:
         args: C-RADIO's training options. ``model`` names the ViT;
             ``cpe_max_size`` (pixels), ``register_multiple``, ``teachers`` and
-            ``cls_token_per_teacher`` shape it; all others are kept unread.
+            ``cls_token_per_teacher`` shape it. All others are kept and ignored.
         kwargs: ``patch_size`` (pixels), ``image_size`` (pixels of a tile) and
             the remaining keys. ``hidden_size``, ``num_hidden_layers``,
             ``num_attention_heads`` and ``intermediate_size`` replace the
@@ -123,7 +123,7 @@ class NemotronVLConfig(_DataOnlyConfig):
             return super().from_dict(config_dict, **kwargs)
         except ValueError:
             raise
-        except Exception as error:  # transformers' checks have types of their own
+        except Exception as error:  # transformers' own error types, for example
             text = " ".join(str(error).split())
             raise ValueError(f"config.json cannot be used: {text}") from error
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a configuration of ``Llama_Nemotron_Nano_VL`` must be to be served.
+"""Checks whether a configuration of ``Llama_Nemotron_Nano_VL`` can be served.
 
-The serving path and the command ``nemotron-vl`` share these checks. Nothing here
-imports PyTorch, transformers or vLLM, which takes seconds.
+The model and the command ``nemotron-vl`` share these checks. Nothing here imports
+PyTorch, transformers or vLLM, which takes seconds.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ _MOST_PREFIX_TOKENS = 1024
 
 
 def check_shape(config: Any) -> None:
-    """Refuse sizes that no model has, before anything is built from them.
+    """Refuse sizes that no model has, before a module is built with them.
 
     Args:
         config: The composite configuration.
@@ -60,7 +60,7 @@ def _check_range(path: str, value: Any, least: int, largest: int) -> None:
 def check_servable(
     config: Any, preprocessor_config: dict[str, Any] | None = None
 ) -> None:
-    """Refuse a configuration that the native model would compute wrongly.
+    """Refuse a configuration for which this model would compute wrong results.
 
     Args:
         config: The composite configuration.

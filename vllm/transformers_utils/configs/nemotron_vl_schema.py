@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keys of ``config.json`` that shape the model: types, ranges and defaults.
+"""The keys of ``config.json`` that this package reads: types, ranges and defaults.
 
-A pydantic model of the file for code that must not wait for PyTorch, transformers
-and vLLM, whose imports take seconds. All other keys are kept as attributes.
+These pydantic models check the file for `NemotronVLConfig`. They also replace it in
+commands that must not import PyTorch, transformers and vLLM, which takes seconds.
+Keys without a field here are kept as attributes.
 """
 
 from typing import Any
@@ -22,6 +23,7 @@ from pydantic import (
 from ...config.nemotron_vl_names import MODEL_TYPE
 from .nemotron_vl_towers import DEFAULT_VIT, TOWER_ARGS, TOWER_DIMS
 
+# Names of types in messages, by pydantic's types of errors.
 _TYPES = {
     "int_type": "int",
     "bool_type": "bool",
@@ -129,7 +131,7 @@ class Tower(TowerSizes):
             return values
         args = values.get("args")
         name = args.get("model") if isinstance(args, dict) else None
-        # `check_servable` refuses an unknown name; any sizes do until then.
+        # `check_servable` refuses an unknown name later, with a better message.
         known = name if isinstance(name, str) and name in TOWER_DIMS else DEFAULT_VIT
         return dict(zip(_DIMS, TOWER_DIMS[known], strict=True)) | values
 
@@ -145,7 +147,7 @@ class Tower(TowerSizes):
 
 
 class Sizes(_Section):
-    """Sizes that a configuration object still has after ``--hf-overrides``."""
+    """Sizes to check again in a `NemotronVLConfig`, after ``--hf-overrides``."""
 
     force_image_size: StrictInt = _size(4096)
     projector_hidden_size: StrictInt = _size(1 << 20)
@@ -206,7 +208,7 @@ _KEYS = {
 
 def _sentence(error: ValidationError) -> str:
     """What is wrong with the first wrong key."""
-    # A place may end with the type that was tried.
+    # For a key with several types, the location ends with the type that failed.
     found = [
         (".".join(key for key in map(str, one["loc"]) if key in _KEYS), one)
         for one in error.errors(include_url=False)
@@ -234,5 +236,5 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _type_of(error: Any) -> str:
-    """The type that a value must have."""
+    """The type that the value should have."""
     return _TYPES.get(error["type"]) or error["ctx"]["class"]

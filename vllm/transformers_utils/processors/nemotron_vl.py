@@ -41,20 +41,20 @@ _HUB_OPTIONS = (
 
 
 class NemotronVLImageProcessor(InternVLChatImageProcessor):
-    """Cuts pictures into square uint8 tiles.
+    """Cuts images into square uint8 tiles.
 
     Args:
         image_size: Side of a tile in pixels.
         min_dynamic_patch: Fewest tiles of a grid.
         max_dynamic_patch: Most tiles of a grid, the thumbnail not counted.
-        dynamic_image_size: ``False`` makes every picture one tile.
-        use_thumbnail: Append the whole picture as a tile where the grid has
-            more than one.
+        dynamic_image_size: ``False`` makes every image one tile.
+        use_thumbnail: Append the whole image as one more tile if the grid has
+            more than one tile.
         resize: One of `RESIZE_RECIPES`.
-        do_rescale: Return float32 in 0..1 instead of uint8. vLLM turns it off
-            where the model conditions the pixels on its device (the default).
-        do_normalize: Accepted because vLLM sets it; mean and standard
-            deviation belong to the checkpoint and are applied by the model.
+        do_rescale: Return float32 in 0..1 instead of uint8. By default vLLM
+            switches it off, and the model conditions the pixels on its device.
+        do_normalize: Accepted because vLLM sets it, without effect. The model
+            applies the checkpoint's mean and standard deviation.
 
     Raises:
         VLLMValidationError: A setting is of the wrong type or out of range.
@@ -94,7 +94,7 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any):
-        """Build from ``preprocessor_config.json``; keys not known are skipped."""
+        """Build from ``preprocessor_config.json``; unknown keys are ignored."""
         settings = image_settings(image_processor_dict)
         settings |= {k: v for k, v in kwargs.items() if k in IMAGE_SETTINGS}
         if kwargs.get("return_unused_kwargs"):
@@ -109,9 +109,9 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         dynamic_image_size: bool | None = None,
         use_thumbnail: bool | None = None,
     ) -> tuple[int, int]:
-        """InternVL's rule, with the settings checked.
+        """InternVL's rule for the limits, with checks of the settings.
 
-        The thumbnail is never counted: this model's limit is for the grid.
+        Unlike InternVL's, the limits of this model do not count the thumbnail.
         """
         fewest = _given(min_dynamic_patch, self.min_dynamic_patch)
         most = _given(max_dynamic_patch, self.max_dynamic_patch)
@@ -126,9 +126,12 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         )
 
     def grid_for(self, width: int, height: int, **overrides: Any) -> TileGrid:
-        """Grid of a picture of ``width`` x ``height`` pixels.
+        """Grid of an image of ``width`` x ``height`` pixels.
 
-        ``overrides`` are those of `resolve_min_max_num`.
+        Args:
+            width: Pixels.
+            height: Pixels.
+            overrides: Arguments of `resolve_min_max_num`.
         """
         min_tiles, max_tiles = self.resolve_min_max_num(**overrides)
         return choose_grid(
@@ -142,7 +145,7 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         )
 
     def tile(self, image: Image.Image, grid: TileGrid) -> torch.Tensor:
-        """Tiles of an RGB picture, row by row, then the thumbnail.
+        """Tiles of an RGB image, row by row, then the thumbnail.
 
         Returns:
             uint8 of shape ``(grid.num_tiles, 3, image_size, image_size)``.
@@ -168,11 +171,11 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         return_tensors: str | TensorType | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Tiles of all pictures, one after the other.
+        """Tiles of all images, one after the other.
 
         Returns:
             ``pixel_values_flat`` (tiles, 3, image_size, image_size), uint8 or
-            float32; ``image_num_patches`` (pictures), tiles of each;
+            float32; ``image_num_patches`` (images), the number of tiles of each;
             ``tile_digests`` (tiles, 16), uint8, see `tile_digest`.
         """
         images = images if isinstance(images, list) else [images]
@@ -200,9 +203,9 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
 class NemotronVLProcessor(InternVLChatProcessor):
     """Joins tokenizer and image processor.
 
-    ``<image>`` is at once the placeholder of a picture in the prompt and the
-    token that stands for one image feature; a picture becomes ``<img>``,
-    ``image_seq_length`` times ``<image>`` for each tile, and ``</img>``.
+    In a prompt, ``<image>`` is the placeholder of an image. It is replaced by
+    ``<img>``, then ``image_seq_length`` ``<image>`` tokens for each tile, and
+    ``</img>``. There, each ``<image>`` stands for one image feature.
     """
 
     def __init__(
@@ -251,7 +254,7 @@ class NemotronVLProcessor(InternVLChatProcessor):
     def get_image_repl(
         self, num_patches: int | None, num_features: int | None = None
     ) -> PromptUpdateDetails:
-        """Token ids that replace a placeholder, made without the tokenizer."""
+        """Token ids that replace a placeholder; the tokenizer is not called."""
         if num_patches is not None:
             num_features = num_patches * self.image_seq_length
         assert num_features is not None

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pillow's 8-bit resampling, bit for bit, several times faster.
+"""Pillow's 8-bit resampling, bit-identical and several times faster.
 
-Pillow resizes along rows and along columns, with integer weights of 22
-fractional bits, and clips to 8 bits after each pass. The loops below do the
-same on whole vectors of pixels, and the last pass writes into the tiles.
+Pillow resizes in two passes, along rows and along columns. Weights are integers
+with 22 fractional bits, and each pass clips to 8 bits. The loops below do the same
+on vectors of pixels, and the last pass writes directly into the tiles.
 
-Source of the definition: the behaviour of ``PIL.Image.resize`` in Pillow 13.
-A Pillow that gives other values is used itself, see `agrees_with_pillow`.
+The definition is the behaviour of ``PIL.Image.resize`` in Pillow 13. If the
+installed Pillow gives other values, it is called instead (`agrees_with_pillow`).
 """
 
 import ctypes
@@ -20,24 +20,24 @@ from PIL import Image
 _BITS = 22
 _HALF = 1 << (_BITS - 1)
 
-# Rows that are resampled together: their three channels fill whole vectors.
+# Rows that are resampled together, so that their channels fill whole vectors.
 _ROWS = 16
 _LANES = 3 * _ROWS
 
-# Bytes of a band of rows that is taken out of a picture; it stays in a cache.
+# Bytes of a band of rows that is copied out of an image; it fits into a CPU cache.
 _BAND = 1 << 19
 
 Weights = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def resample(image: Image.Image, out: np.ndarray) -> None:
-    """Resize a picture as ``image.resize`` does, bicubic.
+    """Resize an image as ``image.resize`` does with the bicubic filter.
 
     Args:
         image: RGB.
         out: uint8 of shape ``(rows, columns, 3, height, width)``, contiguous:
-            the resized picture has ``rows * height`` x ``columns * width``
-            pixels and is cut into these parts.
+            the resized image has ``rows * height`` x ``columns * width``
+            pixels and is cut into these tiles.
     """
     if agrees_with_pillow():
         _resample(image, out)
@@ -47,7 +47,7 @@ def resample(image: Image.Image, out: np.ndarray) -> None:
 
 @cache
 def agrees_with_pillow() -> bool:
-    """Whether the installed Pillow computes what is computed here."""
+    """Whether the installed Pillow gives the same values as these loops."""
     noise = np.random.default_rng(0).integers(0, 256, (67, 97, 3), np.uint8)
     image = Image.fromarray(noise)
     for rows, columns in ((1, 1), (1, 4), (3, 4)):  # down, columns first, up
@@ -84,7 +84,7 @@ def _resample(image: Image.Image, out: np.ndarray) -> None:
 
 
 def doubled(image: Image.Image) -> np.ndarray:
-    """An RGB picture twice as wide and high, as Pillow's bilinear filter does it.
+    """Double the width and height of an RGB image with Pillow's bilinear filter.
 
     Returns:
         uint8 of shape ``(height, width, 3)``.
@@ -102,9 +102,9 @@ def doubled(image: Image.Image) -> np.ndarray:
 
 
 def pillow_resizes_columns_first(image: Image.Image, width: int, height: int) -> bool:
-    """Whether Pillow (since 13) resizes along columns before it does along rows.
+    """Whether Pillow (since 13) resizes along columns first, then along rows.
 
-    Values are clipped between the passes, so their order shows at sharp edges.
+    The first pass clips its values, so the order changes values at sharp edges.
     """
     return image.height - height > max(0, 2 * (image.width - width))
 
@@ -114,20 +114,20 @@ def _lines(pixels: np.ndarray) -> np.ndarray:
 
 
 def _one_part(pixels: np.ndarray) -> np.ndarray:
-    """All values of a row as one channel of one part."""
+    """View an image as one tile with one channel, which holds whole rows."""
     return pixels.reshape(len(pixels), 1, 1, 1, -1)
 
 
 def rgbx_pixels(image: Image.Image) -> np.ndarray:
-    """Pixels of an RGB picture, channels last; never write to them.
+    """Pixels of an RGB image. Never write to them.
 
     Returns:
-        uint8 of shape ``(height, width, 4)``, Pillow's own memory where it is
-        in one piece. The fourth channel means nothing.
+        uint8 of shape ``(height, width, 4)``. It is Pillow's own memory if that is
+        contiguous. The fourth channel is padding.
     """
     try:
         return np.asarray(_Memory(image))
-    except ValueError:  # a large picture lies in several pieces
+    except ValueError:  # the memory of a large image is in several blocks
         pixels = np.empty((image.height, image.width, 4), np.uint8)
         for top, band in _bands(image):
             pixels[top : top + len(band)] = band
@@ -135,7 +135,7 @@ def rgbx_pixels(image: Image.Image) -> np.ndarray:
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
-    """First row and pixels of bands of rows, uint8 of height x width x 4."""
+    """Bands of rows: the number of the first row, and uint8 (height, width, 4)."""
     height = max(_ROWS, _BAND // (4 * image.width) // _ROWS * _ROWS)
     for top in range(0, image.height, height):
         bottom = min(top + height, image.height)
@@ -143,7 +143,7 @@ def _bands(image: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
 
 
 class _ArrowArray(ctypes.Structure):
-    """``ArrowArray`` of the Arrow C data interface, as far as it is read here."""
+    """The first fields of ``ArrowArray`` in the Arrow C data interface."""
 
 
 _ArrowArray._fields_ = [
@@ -162,13 +162,13 @@ _capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 
 class _Memory:
-    """Pillow's memory of an RGB picture for NumPy, kept while an array uses it.
+    """Pillow's memory of an RGB image as an array; keeps the memory alive.
 
     Pillow exports it through the Arrow C data interface, as lists of four
     bytes.
 
     Raises:
-        ValueError: From Pillow, when the memory is not in one piece.
+        ValueError: From Pillow, if the memory is not contiguous.
     """
 
     def __init__(self, image: Image.Image) -> None:
@@ -197,7 +197,7 @@ def _bilinear(x: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _weights(size: int, new_size: int, *, bilinear: bool = False) -> Weights:
-    """First input pixel, number of them and int32 weights for each output pixel."""
+    """For each output pixel: the first input pixel, their number, int32 weights."""
     support, shape = (1, _bilinear) if bilinear else (2, _bicubic)
     scale = size / new_size
     stretch = max(scale, 1.0)
@@ -214,7 +214,7 @@ def _weights(size: int, new_size: int, *, bilinear: bool = False) -> Weights:
 
 
 def _compiled(function: Callable) -> Callable:
-    """Compile at the first call, without Python's lock while it runs."""
+    """Compile at the first call; the compiled code releases Python's lock."""
     return njit(nogil=True, error_model="numpy")(function)
 
 

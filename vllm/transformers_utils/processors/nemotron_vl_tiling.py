@@ -37,7 +37,7 @@ class TileGrid(NamedTuple):
 
     @property
     def num_tiles(self) -> int:
-        """Tiles that the vision tower sees, the thumbnail included."""
+        """Number of tiles for the tower, with the thumbnail."""
         return self.columns * self.rows + self.thumbnail
 
 
@@ -52,10 +52,10 @@ def choose_grid(
     use_thumbnail: bool,
     resize: str = RESIZE_RECIPES[0],
 ) -> TileGrid:
-    """Grid for a picture of ``width`` x ``height`` pixels.
+    """Choose the grid for an image of ``width`` x ``height`` pixels.
 
-    Of all grids with ``min_tiles`` to ``max_tiles`` tiles, smallest first, the
-    best keeps the picture's area (up to 60 %) and its aspect ratio.
+    Of all grids with ``min_tiles`` to ``max_tiles`` tiles it is the one that best
+    keeps the image's area (up to 60 %) and its aspect ratio.
     """
     if resize == "hf":
         width, height = 2 * width, 2 * height
@@ -90,7 +90,7 @@ def _candidate_grids(fewest: int, most: int) -> list[tuple[int, int]]:
 
 
 def tiles_problem(name: str, value: object, least: int) -> str | None:
-    """What is wrong with a setting that counts tiles, as a sentence."""
+    """A message about a wrong number of tiles in a setting, or ``None``."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if whole and least <= value <= MAX_TILES:  # type: ignore[operator]
         return None
@@ -111,10 +111,9 @@ def tokens_of_tile(image_size: int, patch_size: int, downsample_ratio: float) ->
 
 
 def image_settings(*sources: Any) -> dict[str, Any]:
-    """Image processor settings from configuration dicts; the first one wins.
+    """Collect image processor settings from dicts; earlier dicts take precedence.
 
-    ``max_num_tiles`` is the name that ``preprocessor_config.json`` has for
-    ``max_dynamic_patch``.
+    ``preprocessor_config.json`` calls ``max_dynamic_patch`` ``max_num_tiles``.
     """
     settings: dict[str, Any] = {}
     for source in sources:

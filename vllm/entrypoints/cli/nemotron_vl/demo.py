@@ -37,10 +37,10 @@ _QUESTIONS = (
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "demo",
-        help="serve the embedded checkpoint and ask it about drawn pictures",
+        help="serve the embedded checkpoint and ask it about drawn images",
         description="Draws a price tag, a licence plate and a receipt, serves a "
         "checkpoint on loopback, asks about them through the OpenAI client and "
-        "marks the answers. Exits with 1 if one is wrong.",
+        "checks the answers. Exits with 1 if one is wrong.",
     )
     parser.add_argument(
         "--model", help="folder or name on the hub (default: the embedded checkpoint)"
@@ -49,7 +49,7 @@ def add_parser(subparsers) -> None:
         "--out",
         type=Path,
         default=Path("nemotron-vl-demo"),
-        help="folder for the pictures, with and without their tiles, and the log "
+        help="folder for the images, with and without their tiles, and the log "
         "(default: nemotron-vl-demo)",
     )
     parser.set_defaults(run=_run)

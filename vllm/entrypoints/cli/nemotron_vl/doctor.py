@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``nemotron-vl doctor``: whether this installation can serve, and what mends it."""
+"""``nemotron-vl doctor``: check the installation and say what repairs it."""
 
 import argparse
 import json
@@ -11,9 +11,9 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="check the installation",
-        description="Looks at Python, vLLM, PyTorch, the plugin, the vllm command, "
-        "threads, memory and folders; prints what is wrong and what mends it. Exits "
-        "with 1 if something is wrong.",
+        description="Checks Python, vLLM, PyTorch, the plugin, the vllm command, "
+        "threads, memory and folders. Prints what is wrong and the command that "
+        "repairs it. Exits with 1 if something is wrong.",
     )
     parser.add_argument("--json", action="store_true", help="for scripts")
     parser.set_defaults(run=_run)

@@ -11,11 +11,11 @@ from ...nemotron_vl.sizing import BYTES_OF_DTYPE
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "inspect",
-        help="show what a checkpoint will take, without loading it",
+        help="show what a checkpoint needs, without loading it",
         description="Reads config.json and the headers of the safetensors files. "
         "Prints parameters and bytes of each part on each rank, the bytes of the KV "
-        "cache, what pictures take, and what is wrong with the checkpoint. Exits "
-        "with 1 if something is.",
+        "cache, tiles and tokens of images, and what is wrong with the checkpoint. "
+        "Exits with 1 if something is wrong.",
     )
     parser.add_argument("model", help="folder or name on the hub")
     parser.add_argument("--tp", type=_positive, default=1, metavar="N", help="ranks")
@@ -23,7 +23,7 @@ def add_parser(subparsers) -> None:
         "--mm-encoder-tp-mode",
         choices=("weights", "data"),
         default="weights",
-        help="with data each rank has the whole tower (default: weights)",
+        help="data: each rank has the whole tower (default: weights)",
     )
     parser.add_argument(
         "--dtype",
@@ -38,7 +38,7 @@ def add_parser(subparsers) -> None:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="check an adapter, too (PEFT's format; may be repeated)",
+        help="also check an adapter in PEFT's format (may be repeated)",
     )
     parser.add_argument("--json", action="store_true", help="for scripts")
     parser.set_defaults(run=_run)

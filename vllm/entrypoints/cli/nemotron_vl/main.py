@@ -8,8 +8,8 @@ from importlib import import_module
 
 from ....config.nemotron_vl_names import plugin_version
 
-# Modules by command. Their arguments are read without PyTorch, transformers and
-# vLLM, whose imports take seconds: a command imports them when it runs.
+# The module of each command. Only running a command may import PyTorch,
+# transformers and vLLM, which takes seconds; parsing its arguments does not.
 COMMANDS = {
     "demo": "demo",
     "doctor": "doctor",

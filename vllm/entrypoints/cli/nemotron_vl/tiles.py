@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``nemotron-vl tiles``: how pictures are cut and what they cost.
+"""``nemotron-vl tiles``: how images are cut and how many tokens they take.
 
-Reads the size of the pictures only and imports neither PyTorch nor vLLM.
+Reads only the sizes of the images and imports neither PyTorch nor vLLM.
 """
 
 import argparse
@@ -27,10 +27,10 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "tiles",
-        help="show how pictures are cut and how many prompt tokens they take",
-        description="Prints grid, resized size, tiles and prompt tokens (<img> and "
-        "</img> included) of pictures under each resize recipe. Exits with 1 if a "
-        "picture cannot be read.",
+        help="show how images are cut and how many prompt tokens they take",
+        description="Prints grid, resized size, tiles and prompt tokens (with <img> "
+        "and </img>) of images for each resize recipe. Exits with 1 if an image "
+        "cannot be read.",
     )
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE_OR_FOLDER")
     parser.add_argument(
@@ -50,9 +50,9 @@ def add_parser(subparsers) -> None:
         help="may be repeated (default: all)",
     )
     parser.add_argument(
-        "-o", "--out", type=Path, help="draw the one picture with its tiles here"
+        "-o", "--out", type=Path, help="file for a drawing of the image with its tiles"
     )
-    parser.add_argument("--json", action="store_true", help="a list, for scripts")
+    parser.add_argument("--json", action="store_true", help="print a list, for scripts")
     parser.set_defaults(run=_run)
 
 
@@ -73,7 +73,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.out and len(files) > 1:
         raise ValueError(f"-o draws one picture, not {len(files)}.")
     found = []
-    # On a terminal only, and only where it would be seen.
+    # A progress bar for several files, only on a terminal.
     for file in tqdm(files, unit="picture", disable=None if files[1:] else True):
         row: dict[str, Any] = {"picture": str(file)}
         try:
@@ -100,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _find_pictures(paths: Iterable[Path]) -> Iterable[Path]:
-    """Files as they are, and in folders those that Pillow has a format for."""
+    """The files, and those in the folders that Pillow can read by their suffix."""
     for path in paths:
         if not path.is_dir():
             yield path
@@ -110,7 +110,7 @@ def _find_pictures(paths: Iterable[Path]) -> Iterable[Path]:
 
 
 def _displayed_size(file: Path) -> tuple[int, int]:
-    """Width and height as displayed."""
+    """Width and height after the EXIF rotation."""
     with Image.open(file) as picture:
         width, height = picture.size
         turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
