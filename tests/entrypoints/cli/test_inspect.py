@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vllm_nemotron_vl.config import nemotron_vl_cpu
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
 
@@ -35,6 +36,18 @@ def test_the_cost_of_images(tiny):
     head_dim = config["hidden_size"] // config["num_attention_heads"]
     kv_values = 2 * config["num_hidden_layers"] * config["num_key_value_heads"]
     assert found["kv_bytes_per_token"] == kv_values * head_dim * 2
+
+
+@pytest.mark.parametrize("flags", [{"avx2"}, {"avx2", "avx512_bf16"}])
+def test_a_cpu_that_widens_the_encoder_is_noted(tiny, capsys, monkeypatch, flags):
+    monkeypatch.setattr(nemotron_vl_cpu, "processor_flags", lambda: frozenset(flags))
+    assert main(["inspect", str(tiny)]) == 0
+    parts = inspect(str(tiny))["parts"]
+    values = sum(
+        parts[part]["rank_parameters"] for part in ("vision tower", "connector")
+    )
+    note = f"tower and the connector in float32: {4 * values:,} bytes on a rank."
+    assert (note in capsys.readouterr().out) == (len(flags) == 1)
 
 
 @pytest.fixture

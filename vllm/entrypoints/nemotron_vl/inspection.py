@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from ...config.nemotron_vl_cpu import has_native_products
 from ...model_executor.models.nemotron_vl_layout import (
     checkpoint_tensors,
     head_size,
@@ -55,8 +56,9 @@ def inspect(
         ``parts`` with ``parameters`` and ``bytes`` as stored, and with
         ``rank_parameters`` and ``rank_bytes`` as loaded on a rank (before a kernel
         packs them); ``kv_bytes_per_token`` on a rank; tiles, tokens and bytes of
-        the largest image; ``adapters``; ``problems``, a list of messages. The
-        scales and zero points of a quantised checkpoint count as bytes only.
+        the largest image; ``adapters``; ``notes`` and ``problems``, lists of
+        messages. The scales and zero points of a quantised checkpoint count as bytes
+        only.
 
     Raises:
         OSError: A file is missing.
@@ -132,5 +134,18 @@ def inspect(
         "pictures_per_gib_of_processor_cache": 2**30 // picture_bytes,
         "tile_cache_bytes_per_tile": tile_tokens * llm.hidden_size * size,
         "adapters": found_adapters,
+        "notes": _notes(parts, dtype, quantised),
         "problems": problems,
     }
+
+
+def _notes(parts: dict[str, Any], dtype: str, quantised: bool) -> list[str]:
+    """What differs on this machine's CPU."""
+    if quantised or has_native_products(dtype):
+        return []
+    encoder = parts["vision tower"], parts["connector"]
+    size = sum(part["rank_parameters"] for part in encoder) * BYTES_OF_DTYPE["float32"]
+    return [
+        f"A CPU without {dtype} instructions, such as this one, keeps the tower and "
+        f"the connector in float32: {size:,} bytes on a rank."
+    ]

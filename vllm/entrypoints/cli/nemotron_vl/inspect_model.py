@@ -85,10 +85,10 @@ def _describe(found: dict[str, Any]) -> str:
     lines += [
         f"KV cache on a rank: {kv_tokens:,} bytes a token, {context} for "
         f"{found['context']:,} tokens",
-        f"Largest picture: {picture['tiles']} tiles of {found['tokens_per_tile']} "
+        f"Largest image: {picture['tiles']} tiles of {found['tokens_per_tile']} "
         f"tokens, {picture['tokens']:,} tokens in the prompt, "
         f"{_format_bytes(picture['bytes'])} to the engine",
-        f"Such pictures in the context: {found['pictures_in_context']}, in a GiB of "
+        f"Such images in the context: {found['pictures_in_context']}, in a GiB of "
         f"vLLM's processor cache: {found['pictures_per_gib_of_processor_cache']}",
         f"tile_cache_mb: {found['tile_cache_bytes_per_tile'] / 1e6:.2f} a tile",
     ]
@@ -101,6 +101,7 @@ def _describe(found: dict[str, Any]) -> str:
             f"{adapter['layers']} layers, {_format_bytes(adapter['bytes'])}; "
             f"{flags} or more"
         )
+    lines += [f"Note: {text}" for text in found["notes"]]
     return "\n".join(lines + [f"Problem: {text}" for text in found["problems"]])
 
 
