@@ -17,8 +17,9 @@ import re
 import sys
 from pathlib import Path
 
+from vllm_nemotron_vl.config.nemotron_vl_names import ARCHITECTURE
+
 ROOT = Path(__file__).parents[1]
-ARCHITECTURE = "Llama_Nemotron_Nano_VL"
 MARK = "\n\n# Laid over by tools/export_upstream.py of vllm-nemotron-vl:\n\n"
 REGISTRY_LINE = f'    "{ARCHITECTURE}": ("nemotron_vl", "LlamaNemotronVLChatModel"),\n'
 ENTRY_POINTS = '[project.entry-points."vllm.general_plugins"]\n'

@@ -63,6 +63,8 @@ MESSAGES = [
 
 def templates(node: ast.AST) -> Iterator[str]:
     """Texts that code can print, with a gap for each value in them."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return  # a docstring
     if isinstance(node, ast.JoinedStr):
         yield "".join(
             part.value if isinstance(part, ast.Constant) else GAP

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 
 class Code:
@@ -18,10 +19,20 @@ class Code:
 @contextlib.contextmanager
 def bounded_memory(megabytes: float, pid: int | str = "self") -> Iterator[None]:
     """Assert that the memory of a process grows by less than this in the block."""
+    with memory_of(pid) as used:
+        yield
+    assert used.peak < megabytes
+
+
+@contextlib.contextmanager
+def memory_of(pid: int | str = "self") -> Iterator[SimpleNamespace]:
+    """Growth of a process's memory in the block: `peak` and `left`, in megabytes."""
+    used = SimpleNamespace()
     before = _memory(pid, "VmRSS")
     Path(f"/proc/{pid}/clear_refs").write_text("5")  # reset the peak
-    yield
-    assert _memory(pid, "VmHWM") - before < megabytes
+    yield used
+    used.peak = _memory(pid, "VmHWM") - before
+    used.left = _memory(pid, "VmRSS") - before
 
 
 def _memory(pid: int | str, field: str) -> float:

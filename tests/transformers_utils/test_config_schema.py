@@ -168,3 +168,46 @@ def test_wrong_values_get_the_same_message(checkpoint, path):
         section[last] = wrong
         expected = refusal(NemotronVLConfig.from_dict, changed)
         assert refusal(read_config, changed) == expected, wrong
+
+
+@pytest.mark.parametrize("value", [None, "auto", 1.5, [512, 512]], ids=str)
+@pytest.mark.parametrize("key", ["image_size", "model_name"])
+def test_keys_of_the_tower_that_are_not_read(checkpoint, key, value):
+    """The file's `force_image_size` and `args.model` take their place."""
+    values = read(checkpoint)
+    values["vision_config"][key] = value
+    assert_both_read_the_same(values)
+    assert refusal(read_config, values) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("quantization_config", 3, "must be of type dict or null, but is 3"),
+        ("force_image_size", 0, "must be a whole number from 1 to 4096"),
+        ("llm_config.head_dim", "x", "of type int, from 1 to 4096, but is 'x'"),
+        ("downsample_ratio", "x", "of type int or float, but is 'x'"),
+    ],
+)
+def test_messages_say_what_is_allowed(checkpoint, path, value, message):
+    values = read(checkpoint)
+    *parents, last = path.split(".")
+    section = values
+    for key in parents:
+        section = section[key]
+    section[last] = value
+    assert message in refusal(read_config, values)
+
+
+def test_a_file_that_is_no_object():
+    with pytest.raises(ValueError, match="the file must be of type dict"):
+        read_config([1])
+
+
+@pytest.mark.parametrize("name", ["num_key_value_heads", "head_dim"])
+def test_a_built_configuration_has_no_defaults(checkpoint, name):
+    config = NemotronVLConfig.from_dict(read(checkpoint))
+    check_servable(config)
+    setattr(config.llm_config, name, None)
+    with pytest.raises(ValueError, match=f"llm_config.{name} must be of type int"):
+        check_servable(config)

@@ -25,6 +25,10 @@ class EncoderConfig:
         max_encoder_tiles: Largest number of tiles that go through the tower at
             once. It bounds the memory of the activations. The default is 16, on
             CPUs 1: the activations of one tile fit into a CPU's cache.
+
+    Raises:
+        pydantic.ValidationError: A setting is unknown, of a wrong type or out of
+            range. `from_vllm_config` makes it a message for users.
     """
 
     tile_cache_mb: int = _whole(0, default=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which dtypes this CPU has instructions for matrix products in.
+"""Whether this CPU has instructions for matrix products in a dtype.
 
 oneDNN emulates the other dtypes. On a CPU with AVX2 only, products in bfloat16
 and float16 take six to seven times as long as in float32 (measured on layers of
@@ -44,7 +44,7 @@ def slow_dtype(dtype: str) -> str | None:
     """A warning if this CPU emulates a dtype, so that float32 is much faster.
 
     Args:
-        dtype: As of `has_native_products`.
+        dtype: See `has_native_products`.
     """
     if has_native_products(dtype):
         return None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading of images: what a user passes becomes an 8-bit RGB image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -21,6 +21,11 @@ except ImportError:  # vLLM < 0.32: its loader opens whatever Pillow opens
 
 _EXIF_ORIENTATION = 0x0112
 
+# Pixels. The time and the memory of resampling grow with the sides, too.
+LONGEST_SIDE = 1 << 17
+
+_BAND_PIXELS = 1 << 20
+
 # The 8-bit level of each 16-bit level.
 _EIGHT_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
@@ -32,41 +37,69 @@ def to_rgb(image: Image.Image) -> Image.Image:
     scaled from 0..65535, float ones from 0..1. PIL would clip them to white.
 
     Raises:
-        VLLMValidationError: The picture has no pixels, more than
-            ``VLLM_MAX_IMAGE_PIXELS`` or does not decode.
+        VLLMValidationError: The image has no pixels, more than
+            ``VLLM_MAX_IMAGE_PIXELS``, a side of more than `LONGEST_SIDE`, or it
+            cannot be decoded.
     """
-    pixels, limit = image.width * image.height, envs.VLLM_MAX_IMAGE_PIXELS
-    if 0 < limit < pixels:  # before it is decoded
-        raise VLLMValidationError(
-            f"The image is {image.width}x{image.height} pixels; at most {limit} pixels "
-            "are allowed (VLLM_MAX_IMAGE_PIXELS).",
-            parameter="image",
-        )
-    if 0 in image.size:
-        raise VLLMValidationError(
-            f"The image is {image.width}x{image.height} pixels: it has no content.",
-            parameter="image",
-        )
+    if problem := _size_problem(*image.size):  # before it is decoded
+        raise VLLMValidationError(problem, parameter="image")
     try:
         image.load()
         if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            levels = np.asarray(image).clip(0, 65535)
-            image = Image.fromarray(_EIGHT_BITS[levels])
-        elif image.mode == "F":
-            levels = np.nan_to_num(np.asarray(image)).clip(0, 1)
-            image = Image.fromarray(np.rint(levels * 255).astype(np.uint8))
-        return _on_white(image)
+        if image.mode.startswith(("I", "F")):
+            image = _by_bands(image, "L", _to_8_bits)
+        if image.has_transparency_data:
+            return _by_bands(image, "RGB", _on_white)
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except MemoryError:
+        raise  # the server's problem, not the image's
     except Exception as error:  # Pillow raises all kinds for damaged files
         raise VLLMValidationError(
             f"The image cannot be decoded: {error}", parameter="image"
         ) from error
 
 
+def _size_problem(width: int, height: int) -> str | None:
+    limit = envs.VLLM_MAX_IMAGE_PIXELS
+    if 0 in (width, height):
+        return f"The image is {width}x{height} pixels: it has no content."
+    if 0 < limit < width * height:
+        return (
+            f"The image is {width}x{height} pixels; at most {limit} pixels are "
+            "allowed (VLLM_MAX_IMAGE_PIXELS)."
+        )
+    if max(width, height) > LONGEST_SIDE:
+        return (
+            f"The image is {width}x{height} pixels; a side may have at most "
+            f"{LONGEST_SIDE}. Cut it into several images."
+        )
+    return None
+
+
+def _by_bands(
+    image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """Convert an image to another mode, with little memory besides the result."""
+    converted = Image.new(mode, image.size)
+    height = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, height):
+        bottom = min(top + height, image.height)
+        band = image.crop((0, top, image.width, bottom))
+        converted.paste(convert(band), (0, top))
+    return converted
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey levels of 16 or 32 bits, or float ones, as 8-bit levels."""
+    levels = np.asarray(image)
+    if image.mode == "F":
+        levels = np.nan_to_num(levels).clip(0, 1)
+        return Image.fromarray(np.rint(levels * 255).astype(np.uint8))
+    return Image.fromarray(_EIGHT_BITS[levels.clip(0, 65535)])
+
+
 def _on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")
     page = Image.new("RGB", image.size, "white")
     page.paste(image, mask=image.getchannel("A"))
@@ -79,6 +112,14 @@ class NemotronVLDataParser(MultiModalDataParser):
     Unlike vLLM's parser it converts PIL images with `to_rgb`, and it accepts
     uint8 arrays of height x width x channels or channels x height x width.
     """
+
+    @classmethod
+    def is_embeddings(cls, data: Any) -> TypeGuard[torch.Tensor | list[torch.Tensor]]:
+        """Whether tensors are embeddings. Those of uint8 are pixels."""
+        first = data[0] if isinstance(data, (list, tuple)) and data else data
+        if isinstance(first, torch.Tensor) and first.dtype == torch.uint8:
+            return False
+        return super().is_embeddings(data)
 
     def _parse_image_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
         if data is None or self.is_embeddings(data):

@@ -34,7 +34,7 @@ def register() -> None:
         if untested and (sentence := refusal(installed)):
             return _refuse(sentence)
         _register()
-    except Exception as error:  # anything else would end every vLLM process
+    except Exception as error:  # an uncaught one would end every vLLM process
         _refuse(_sentence(installed, f"{type(error).__name__}: {error}"))
 
 

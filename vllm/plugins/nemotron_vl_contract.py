@@ -58,7 +58,7 @@ def missing(vllm: Path, package: Path | None = None) -> list[str]:
 
 
 def _imports(tree: ast.AST) -> Iterator[list[list[Import]]]:
-    """Imports of vLLM's names, as alternatives of which one must work."""
+    """For each import from vLLM, its alternatives. One of them must exist."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Try) and any(map(_is_fallback, node.handlers)):
             bodies = [node.body, *(handler.body for handler in node.handlers)]

@@ -8,6 +8,7 @@ vLLM's loader reports some of them as internal errors of the server.
 """
 
 import contextlib
+import re
 import textwrap
 from collections.abc import Iterator
 from types import TracebackType
@@ -36,6 +37,8 @@ _HELPFUL = (
     NotImplementedError,
     Image.DecompressionBombError,
 )
+# Scheme and host are groups; a user with a password, the path and the query are not.
+_URL = re.compile(r"(https?://)(?:[^/?#\s'\"]*@)?([^/?#\s'\"]*)[^\s'\"]*")
 _NETWORK = (aiohttp.ClientError, requests.RequestException, TimeoutError)
 
 
@@ -93,9 +96,9 @@ def _media_errors_are_the_clients() -> Iterator[None]:
     except VLLMError:
         raise
     except Exception as error:
-        if not _raised_while_loading(error.__traceback__):
+        if not _raised_while_loading(error.__traceback__) or _is_the_servers(error):
             raise
-        logger.info("An image could not be loaded: %r", error)
+        logger.info("An image could not be loaded: %s", _without_urls(repr(error)))
         if isinstance(error, _NETWORK):
             # Details would reveal the server's network to the client.
             text = "The image could not be fetched from its URL."
@@ -106,6 +109,18 @@ def _media_errors_are_the_clients() -> Iterator[None]:
             reason = textwrap.shorten(reason, _LONGEST)
             text = f"The image cannot be read: {reason}"
         raise VLLMValidationError(text, parameter="image_url") from error
+
+
+def _is_the_servers(error: Exception) -> bool:
+    """Whether the server cannot serve now: a client should try again later."""
+    # concurrent.futures, when the server is shutting down.
+    shut_down = "cannot schedule new futures" in str(error)
+    return isinstance(error, MemoryError) or shut_down
+
+
+def _without_urls(text: str) -> str:
+    """Keep only the host of each URL: paths and queries may hold secrets."""
+    return textwrap.shorten(_URL.sub(r"\1\2/...", text), _LONGEST)
 
 
 def _raised_while_loading(traceback: TracebackType | None) -> bool:

@@ -9,5 +9,5 @@ from .configs.nemotron_vl import NemotronVLConfig
 
 def register_nemotron_vl_config() -> None:
     """Register `NemotronVLConfig`, and `llm_config` as vLLM's `text_config`."""
-    _CONFIG_ATTRS_MAPPING["llm_config"] = "text_config"
+    _CONFIG_ATTRS_MAPPING.setdefault("llm_config", "text_config")
     AutoConfig.register(NemotronVLConfig.model_type, NemotronVLConfig, exist_ok=True)

@@ -173,6 +173,10 @@ BOMBS = {
     "TIFF": tiff_bomb(),
     "XBM": b"#define x_width 50000\n#define x_height 50000\nstatic char x_bits[] = {",
 }
+CASES["no picture: a strip"] = Case(
+    file_of(saved(Image.new("L", (2_000_000, 1)), "PNG")),
+    "2000000x1 pixels; a side may have at most 131072",
+)
 CASES |= {f"bomb {name}": Case(file_of(data), "image") for name, data in BOMBS.items()}
 
 # Files that are not images

@@ -1,5 +1,6 @@
 """Equal tiles are encoded once, within a forward pass and across requests."""
 
+import io
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -17,6 +19,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
 )
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_digest import (
+    NO_REUSE,
     tile_digest,
 )
 
@@ -243,6 +246,20 @@ def process(picture: Image.Image) -> list[bytes]:
     found = cutter(images=picture)
     assert len(found["tile_digests"]) == len(found["pixel_values_flat"])
     return [bytes(row) for row in found["tile_digests"].numpy()]
+
+
+def test_a_file_cannot_switch_reuse_off():
+    """Pillow makes the text chunks of a PNG file keys of `info`."""
+    chunks = PngInfo()
+    for key in ("nemotron_vl_no_reuse", str(NO_REUSE)):
+        chunks.add_text(key, "1")
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "PNG", pnginfo=chunks)
+    opened = Image.open(file)
+    assert process(opened) == process(Image.new("RGB", (64, 64)))
+    assert "nemotron_vl_no_reuse" in opened.info
+    opened.info[NO_REUSE] = True
+    assert not any(map(any, process(opened)))
 
 
 def test_blank_tiles_of_a_page_have_the_same_digest():

@@ -39,7 +39,9 @@ def inspect_adapter(
         # Adapters made for a Llama without the vision parts have shorter names.
         weight = weight or known.get(f"{LANGUAGE_MODEL}{layer}.weight")
         if weight is None or kind not in ("A.weight", "B.weight"):
-            problems.append(f"adapter {folder}: {name} is of no layer of the model.")
+            problems.append(
+                f"adapter {folder}: {name} belongs to no layer of the model."
+            )
             continue
         expected = (rank, weight[1]) if kind == "A.weight" else (weight[0], rank)
         if header.shape != expected:

@@ -30,7 +30,7 @@ def read_json(model: str, name: str) -> dict[str, Any]:
 
     Raises:
         OSError: The file is missing; names the model.
-        ValueError: Names the file that holds no JSON object.
+        ValueError: Names the file that does not contain a JSON object.
     """
     file = Path(model, name)
     if not Path(model).is_dir():
@@ -46,9 +46,9 @@ def read_json(model: str, name: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no JSON object.")
+        raise ValueError(f"{file} does not contain a JSON object.")
     return content
 
 

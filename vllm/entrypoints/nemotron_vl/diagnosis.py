@@ -94,7 +94,7 @@ def _python() -> Finding:
         "Python",
         OK if fits else PROBLEM,
         platform.python_version(),
-        "" if fits else f"make the environment with Python {first} to {last}",
+        "" if fits else f"create the environment with Python {first} to {last}",
     )
 
 
@@ -233,7 +233,7 @@ def _threads(on_cpu: bool) -> Finding:
     if on_cpu and given and given.isdigit() and int(given) > cores:
         return Finding("threads", WARNING, found, "unset OMP_NUM_THREADS")
     if cores < 2:
-        mend = "give it 2 cores: one prepares pictures while the other computes"
+        mend = "use 2 cores: one processes images while the other runs the model"
         return Finding("threads", WARNING, found, mend)
     return Finding("threads", OK, found)
 
@@ -245,7 +245,7 @@ def _memory() -> Finding:
             state = OK if free >= _LEAST_MEMORY else WARNING
             mend = "" if state == OK else "close other programs; an engine takes 4 GB"
             return Finding("memory", state, f"{free / 1e9:.1f} GB available", mend)
-    return Finding("memory", WARNING, "the system does not tell")
+    return Finding("memory", WARNING, "/proc/meminfo has no line MemAvailable")
 
 
 def _shared_memory() -> Finding:
@@ -278,5 +278,5 @@ def _pixels() -> Finding:
         return Finding("resampling", PROBLEM, str(error), mend)
     if agrees_with_pillow():
         return Finding("resampling", OK, f"compiled, equal to Pillow {pillow}")
-    found = f"Pillow {pillow} rounds otherwise, so that it resamples itself, slower"
+    found = f"Pillow {pillow} rounds differently, so Pillow resamples, which is slower"
     return Finding("resampling", WARNING, found, 'pip install "pillow>=13,<14"')

@@ -20,9 +20,10 @@ from ...model_executor.models.nemotron_vl_layout import (
 from ...transformers_utils.configs.nemotron_vl_checks import check_servable, check_shape
 from ...transformers_utils.configs.nemotron_vl_schema import read_config
 from .adapter_inspection import inspect_adapter
-from .checkpoint_files import read_headers, read_json
+from .checkpoint_files import Header, read_headers, read_json
 from .sizing import (
     BYTES_OF_DTYPE,
+    FLOATS,
     PARTS,
     compare,
     has_fp8_cache,
@@ -134,13 +135,17 @@ def inspect(
         "pictures_per_gib_of_processor_cache": 2**30 // picture_bytes,
         "tile_cache_bytes_per_tile": tile_tokens * llm.hidden_size * size,
         "adapters": found_adapters,
-        "notes": _notes(parts, dtype, quantised),
+        "notes": _notes(parts, dtype, headers),
         "problems": problems,
     }
 
 
-def _notes(parts: dict[str, Any], dtype: str, quantised: bool) -> list[str]:
+def _notes(parts: dict[str, Any], dtype: str, headers: dict[str, Header]) -> list[str]:
     """What differs on this machine's CPU."""
+    quantised = any(
+        header.dtype not in FLOATS and name.startswith(("vision_model.", "mlp1."))
+        for name, header in headers.items()
+    )
     if quantised or has_native_products(dtype):
         return []
     encoder = parts["vision tower"], parts["connector"]

@@ -76,7 +76,7 @@ def make_checkpoint(
             f"and that of --kv-heads {kv_heads}."
         )
 
-    # Not before they are needed: PyTorch takes seconds.
+    # Imported here, because importing PyTorch takes seconds.
     from .random_weights import write_weights
     from .small_tokenizer import BOS, EOS, train_tokenizer, write_tokenizer
 

@@ -23,7 +23,7 @@ PARTS = {
 # Types that an engine may have, with the bytes of a value.
 BYTES_OF_DTYPE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 # vLLM pads the vocabulary to a multiple of this before it is shared out.
 _VOCABULARY_UNIT = 64
@@ -53,7 +53,7 @@ def compare(
     if unknown:
         problems.append(f"{len(unknown)} tensors are not known: {_some(unknown)}.")
     for name, header in headers.items():
-        if quantised and header.dtype not in _FLOATS:
+        if quantised and header.dtype not in FLOATS:
             continue
         if name in known and math.prod(header.shape) != math.prod(known[name]):
             problems.append(
@@ -92,7 +92,7 @@ def measure(
     }
     rank_bytes = 0
     for name, header in headers.items():
-        if name in loaded and header.dtype in _FLOATS:
+        if name in loaded and header.dtype in FLOATS:
             rank_bytes += loaded[name] * size
         elif name in loaded or name in part_of:
             rank_bytes += int(header.num_bytes * share(name, header.shape))

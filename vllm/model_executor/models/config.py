@@ -74,6 +74,7 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
             ValueError: Names the setting, the missing kernel, or the size that the
                 number of ranks does not divide.
         """
+        # Not needed in processes that only register the model.
         from .nemotron_vl_layout import tensor_parallel_problems
 
         EncoderConfig.from_vllm_config(vllm_config)

@@ -140,7 +140,7 @@ class NemotronVLDummyInputsBuilder(
         images = super()._get_dummy_images(width=width - 1, **kwargs)
         for image in images:
             # Their tiles are equal; profiling must encode each of them.
-            image.info[NO_REUSE] = True
+            image.info[NO_REUSE] = True  # type: ignore[index]
         return images
 
 

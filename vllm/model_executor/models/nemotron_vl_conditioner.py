@@ -14,7 +14,7 @@ try:
     from vllm.model_executor.layers.fusion.mm_input_norm import (
         fused_mm_input_norm_triton,
     )
-except ImportError:  # only faster; `forward` computes the same without it
+except ImportError:  # `forward` gives the same values without it, more slowly
     fused_mm_input_norm_triton = None  # type: ignore[assignment]
 
 _LEVELS = 255  # of a uint8 pixel

@@ -43,8 +43,8 @@ def adapter_mapper(config: Config, encoder: bool) -> WeightsMapper:
     """The mapper for an engine that serves LoRA adapters.
 
     vLLM silently leaves out layers of an adapter that the model does not have.
-    This mapper renames such a layer to a sentence. vLLM finds no module of this
-    name, refuses the adapter and quotes the sentence.
+    This mapper renames such a layer to an error message. vLLM finds no module of
+    that name, so it refuses the adapter and quotes the message.
 
     Args:
         config: The composite configuration.
@@ -112,7 +112,7 @@ def resolve_patterns(
     for attribute, partial in _IGNORE_LISTS.items():
         if patterns := getattr(quant_config, attribute, None):
             found = _matches(patterns, renamed, partial)
-            # A new list: all engines share those of vLLM's shorthands.
+            # A new list: for --quantization fp8, all engines share vLLM's list.
             setattr(quant_config, attribute, [*patterns, *found])
     schemes = getattr(quant_config, "target_scheme_map", {})  # compressed-tensors
     for pattern in [*schemes]:

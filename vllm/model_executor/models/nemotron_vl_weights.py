@@ -78,7 +78,7 @@ def unreadable_files_explained() -> Iterator[None]:
     except SafetensorError as error:
         raise ValueError(
             f"A safetensors file of the checkpoint is damaged: {error}. "
-            "`nemotron-vl inspect` tells which; download it again."
+            "`nemotron-vl inspect` names it; download it again."
         ) from error
     except UnpicklingError as error:
         raise ValueError(

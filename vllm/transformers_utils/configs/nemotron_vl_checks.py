@@ -89,7 +89,7 @@ def check_servable(
     }.items():
         if value := getattr(vision, key, None):
             refuse(f"vision_config.{key}", value, reason)
-    if registers := getattr(vision, "cpe_num_registers", None):
+    if registers := vision.args.get("cpe_num_registers"):
         refuse(
             "vision_config.args.cpe_num_registers",
             registers,

@@ -6,8 +6,9 @@ commands that must not import PyTorch, transformers and vLLM, which takes second
 Keys without a field here are kept as attributes.
 """
 
-from typing import Any
+from typing import Any, get_args
 
+from annotated_types import Le
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -39,14 +40,14 @@ _DIMS = (
 )
 
 
-def _size(largest: int, **default: Any) -> Any:
+def _up_to(largest: int) -> Any:
     """A positive whole number.
 
     No model comes near the largest values here. Modules are built before a tensor
     of the checkpoint is compared with them, so a larger value could exhaust the
     machine's memory.
     """
-    return Field(ge=1, le=largest, **default)
+    return Field(ge=1, le=largest)
 
 
 class _Section(BaseModel):
@@ -55,17 +56,33 @@ class _Section(BaseModel):
     )
 
 
-class LanguageModel(_Section):
+class LanguageModelSizes(_Section):
+    """Sizes of the language model, also in a built configuration."""
+
+    vocab_size: StrictInt = _up_to(1 << 24)
+    hidden_size: StrictInt = _up_to(1 << 20)
+    intermediate_size: StrictInt = _up_to(1 << 20)
+    num_hidden_layers: StrictInt = _up_to(1024)
+    num_attention_heads: StrictInt = _up_to(4096)
+    num_key_value_heads: StrictInt = _up_to(4096)
+    head_dim: StrictInt = _up_to(4096)
+    max_position_embeddings: StrictInt = _up_to(1 << 22)
+
+
+# Values of transformers' LlamaConfig for sizes that `llm_config` leaves out.
+_LLAMA_SIZES: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+}
+
+
+class LanguageModel(LanguageModelSizes):
     """``llm_config``, with the defaults of transformers' ``LlamaConfig``."""
 
-    vocab_size: StrictInt = _size(1 << 24, default=32000)
-    hidden_size: StrictInt = _size(1 << 20, default=4096)
-    intermediate_size: StrictInt = _size(1 << 20, default=11008)
-    num_hidden_layers: StrictInt = _size(1024, default=32)
-    num_attention_heads: StrictInt = _size(4096, default=32)
-    num_key_value_heads: StrictInt | None = _size(4096, default=None)
-    head_dim: StrictInt | None = _size(4096, default=None)
-    max_position_embeddings: StrictInt = _size(1 << 22, default=2048)
     attention_bias: StrictBool = False
     mlp_bias: StrictBool = False
     tie_word_embeddings: StrictBool = False
@@ -75,29 +92,39 @@ class LanguageModel(_Section):
     rope_parameters: InstanceOf[dict] | None = None
     quantization_config: InstanceOf[dict] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_sizes(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = _LLAMA_SIZES | values
+        width, heads = values["hidden_size"], values["num_attention_heads"]
+        if values.get("num_key_value_heads") is None:
+            values["num_key_value_heads"] = heads
+        whole = all(isinstance(x, int) and x > 0 for x in (width, heads))
+        if values.get("head_dim") is None and whole:
+            values["head_dim"] = max(1, width // heads)
+        return values
+
     @model_validator(mode="after")
-    def _derive(self) -> "LanguageModel":
+    def _check_heads(self) -> "LanguageModel":
         width, heads = self.hidden_size, self.num_attention_heads
         if width % heads:
             raise ValueError(
                 f"llm_config.hidden_size = {width} is not supported; it must be a "
                 f"multiple of num_attention_heads {heads}."
             )
-        if self.num_key_value_heads is None:
-            self.num_key_value_heads = heads
-        if self.head_dim is None:
-            self.head_dim = width // heads
         return self
 
 
 class TowerSizes(_Section):
-    """Sizes of the tower, the same in the file and in `NemotronVLVisionConfig`."""
+    """Sizes of the tower, also in a built configuration."""
 
-    patch_size: StrictInt = _size(1024)
-    hidden_size: StrictInt = _size(1 << 16)
-    intermediate_size: StrictInt = _size(1 << 20)
-    num_hidden_layers: StrictInt = _size(1024)
-    num_attention_heads: StrictInt = _size(1024)
+    patch_size: StrictInt = _up_to(1024)
+    hidden_size: StrictInt = _up_to(1 << 16)
+    intermediate_size: StrictInt = _up_to(1 << 20)
+    num_hidden_layers: StrictInt = _up_to(1024)
+    num_attention_heads: StrictInt = _up_to(1024)
 
 
 class TowerArgs(_Section):
@@ -105,6 +132,10 @@ class TowerArgs(_Section):
 
     model: StrictStr
     cpe_max_size: StrictInt
+
+    def get(self, name: str) -> Any:
+        """An option or ``None``, as `dict.get` of a built configuration's args."""
+        return getattr(self, name, None)
 
 
 class Tower(TowerSizes):
@@ -114,8 +145,8 @@ class Tower(TowerSizes):
     """
 
     args: TowerArgs
-    model_name: str = ""  # args.model
-    image_size: int = 0  # force_image_size, pixels
+    model_name: Any = None  # set to args.model
+    image_size: Any = None  # set to force_image_size, pixels
     qkv_bias: Any = True
     # CLIP's mean and standard deviation.
     norm_mean: Any = [0.48145466, 0.4578275, 0.40821073]
@@ -147,18 +178,19 @@ class Tower(TowerSizes):
 
 
 class Sizes(_Section):
-    """Sizes to check again in a `NemotronVLConfig`, after ``--hf-overrides``."""
+    """Sizes to check in a built `NemotronVLConfig`, after ``--hf-overrides``."""
 
-    force_image_size: StrictInt = _size(4096)
-    projector_hidden_size: StrictInt = _size(1 << 20)
+    force_image_size: StrictInt = _up_to(4096)
+    projector_hidden_size: StrictInt = _up_to(1 << 20)
     vision_config: TowerSizes
-    llm_config: LanguageModel
+    llm_config: LanguageModelSizes
 
 
 class CheckpointConfig(Sizes):
     """All of ``config.json``."""
 
     vision_config: Tower
+    llm_config: LanguageModel
     downsample_ratio: StrictInt | InstanceOf[float]
     vit_hidden_size: StrictInt
     ps_version: Any = "v1"
@@ -210,29 +242,43 @@ def _sentence(error: ValidationError) -> str:
     """What is wrong with the first wrong key."""
     # For a key with several types, the location ends with the type that failed.
     found = [
-        (".".join(key for key in map(str, one["loc"]) if key in _KEYS), one)
+        ([key for key in map(str, one["loc"]) if key in _KEYS], one)
         for one in error.errors(include_url=False)
     ]
-    path, first = found[0]
-    value, context = first["input"], first.get("ctx", {})
+    keys, first = found[0]
+    path, value = ".".join(keys) or "the file", first["input"]
+    allowed, null = _allowed(keys)
     match first["type"]:
         case "missing":
             return (
                 f"the key {path!r} is missing. A {MODEL_TYPE} checkpoint has it; "
                 "download the file again or restore the key."
             )
-        case "greater_than_equal":
-            least = context["ge"]
-            return f"{path} = {value!r} is not supported; it must be at least {least}."
-        case "less_than_equal":
+        case "greater_than_equal" | "less_than_equal":
             return (
-                f"{path} = {value!r} is not supported; it must be a whole number from "
-                f"1 to {context['le']}."
+                f"{path} = {value!r} is not supported; it must be a whole number "
+                f"{allowed}."
             )
         case "value_error":
-            return str(context["error"])
-    kinds = [_type_of(one) for its_path, one in found if its_path == path]
-    return f"{path} must be of type {' or '.join(kinds)}, but is {value!r}."
+            return str(first["ctx"]["error"])
+    types = [_type_of(one) for its_keys, one in found if its_keys == keys]
+    kinds = " or ".join([*types, *["null"] * null])
+    if allowed:
+        kinds += f", {allowed}"
+    return f"{path} must be of type {kinds}, but is {value!r}."
+
+
+def _allowed(keys: list[str]) -> tuple[str, bool]:
+    """The range of a key as text, if it has one, and whether it may be null."""
+    section: Any = CheckpointConfig
+    for key in keys[:-1]:
+        section = section.model_fields[key].annotation
+    if not keys:
+        return "", False
+    field = section.model_fields[keys[-1]]
+    bounds = [bound.le for bound in field.metadata if isinstance(bound, Le)]
+    text = f"from 1 to {bounds[0]}" if bounds else ""
+    return text, type(None) in get_args(field.annotation)
 
 
 def _type_of(error: Any) -> str:

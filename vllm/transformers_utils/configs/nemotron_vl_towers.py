@@ -15,10 +15,4 @@ DEFAULT_VIT = "vit_huge_patch16_224"
 
 # C-RADIO's training options that shape the tower. `args` holds about a hundred
 # more, which are kept and ignored.
-TOWER_ARGS = (
-    "cpe_max_size",
-    "cpe_num_registers",
-    "register_multiple",
-    "teachers",
-    "cls_token_per_teacher",
-)
+TOWER_ARGS = ("cpe_max_size", "register_multiple", "teachers", "cls_token_per_teacher")

@@ -152,13 +152,13 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         """
         size, (columns, rows, thumbnail) = self.image_size, grid
         tiles = torch.empty((grid.num_tiles, 3, size, size), dtype=torch.uint8)
-        # Compiled loops: only processes that see images import the compiler.
-        from .nemotron_vl_recipes import resizer
-
-        resize_into = resizer(image, self.resize)
-        resize_into(tiles[: rows * columns].unflatten(0, (rows, columns)))
+        buffers = [tiles[: rows * columns].unflatten(0, (rows, columns))]
         if thumbnail:
-            resize_into(tiles[None, -1:])
+            buffers.append(tiles[None, -1:])
+        # Compiled loops: only processes that see images import the compiler.
+        from .nemotron_vl_recipes import resize
+
+        resize(image, self.resize, buffers)
         return tiles
 
     def __call__(
@@ -179,9 +179,8 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
             ``tile_digests`` (tiles, 16), uint8, see `tile_digest`.
         """
         images = images if isinstance(images, list) else [images]
-        images = [to_rgb(image) for image in images]
         tiles = []
-        for image in images:
+        for image in map(to_rgb, images):
             grid = self.grid_for(
                 *image.size,
                 min_dynamic_patch=min_dynamic_patch,

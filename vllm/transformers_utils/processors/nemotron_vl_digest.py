@@ -12,8 +12,9 @@ from PIL import Image
 DIGEST_BYTES = 16
 _KEY = os.urandom(32)
 
-# Key in the ``info`` of an image whose tiles must all be encoded.
-NO_REUSE = "nemotron_vl_no_reuse"
+# Key in the ``info`` of an image whose tiles must all be encoded. It is no string,
+# because the text chunks of a PNG file become keys, too.
+NO_REUSE = ("nemotron_vl", "no_reuse")
 
 
 def tile_digest(tile: torch.Tensor) -> bytes:

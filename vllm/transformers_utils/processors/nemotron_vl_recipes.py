@@ -11,56 +11,102 @@
 `RESIZE_RECIPES` in ``nemotron_vl_tiling.py`` lists their names.
 """
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from .nemotron_vl_resample import (
-    doubled,
+    bands,
+    doubled_bands,
     pillow_resizes_columns_first,
     resample,
-    rgbx_pixels,
 )
 
+# Bytes between the two passes, if they are more than those of the image. The first
+# pass makes a narrow image many times wider. If that takes more, columns are resized
+# first; values then differ by rounding from those of the recipe.
+_BETWEEN = 64 << 20
+_COLUMNS = 32
 
-def resizer(image: Image.Image, recipe: str) -> Callable[[torch.Tensor], None]:
-    """A function that resizes an RGB image and cuts it into tiles.
 
-    The function takes a contiguous uint8 buffer of shape ``(rows, columns, 3,
-    size, size)`` and fills it. The resized image has ``rows * size`` x ``columns
-    * size`` pixels. An image that has this size already is not resampled.
+def resize(image: Image.Image, recipe: str, buffers: Sequence[torch.Tensor]) -> None:
+    """Resize an RGB image to several sizes and cut each into tiles.
+
+    An image that has a size already is not resampled for it.
 
     Args:
         image: RGB.
         recipe: One of `RESIZE_RECIPES`.
+        buffers: Contiguous, uint8 of shape ``(rows, columns, 3, size, size)``. The
+            image is resized to ``rows * size`` x ``columns * size`` pixels.
     """
-
-    @cache  # used for the grid and for the thumbnail
-    def source() -> torch.Tensor:
-        pixels = doubled(image) if recipe == "hf" else rgbx_pixels(image)
-        return torch.from_numpy(pixels).permute(2, 0, 1)[None]
-
-    def resize(tiles: torch.Tensor) -> None:
-        rows, columns, _, side, _ = tiles.shape
-        height, width = size = rows * side, columns * side
-        # torch resizes along rows first. It is faster than `resample` where the
-        # image shrinks, and close to it where Pillow has the same order.
+    if recipe == "hf":
+        _resize_with_torch(image, buffers, twice=True)
+        return
+    for tiles in buffers:
+        height, width = _height_and_width(tiles)
+        # torch is faster where the width shrinks. Its values are close to those of
+        # `resample` only where Pillow also resizes along rows first.
         use_torch = (
             recipe == "fast"
             and width < image.width
             and not pillow_resizes_columns_first(image, width, height)
         )
-        if recipe != "hf" and not use_torch and image.size != (width, height):
+        if use_torch or image.size == (width, height):
+            _resize_with_torch(image, [tiles])
+        else:
             resample(image, tiles.numpy())
-            return
-        pixels = source()
-        if pixels.shape[2:] != size:
-            mode = "bilinear" if recipe == "hf" else "bicubic"
-            pixels = F.interpolate(pixels, size, mode=mode, antialias=True)
-        cut = pixels[0, :3].unflatten(2, (columns, side)).unflatten(1, (rows, side))
-        tiles.copy_(cut.permute(1, 3, 0, 2, 4))
 
-    return resize
+
+def _height_and_width(tiles: torch.Tensor) -> tuple[int, int]:
+    rows, columns, _, side, _ = tiles.shape
+    return rows * side, columns * side
+
+
+def _resize_with_torch(
+    image: Image.Image, buffers: Sequence[torch.Tensor], *, twice: bool = False
+) -> None:
+    """torch's antialiased resampling on uint8.
+
+    torch resizes along rows, rounds to uint8, and resizes along columns. The first
+    pass is done here for bands of rows, which gives the same values.
+
+    Args:
+        image: RGB.
+        buffers: As of `resize`.
+        twice: Double the image before, and resample it bilinearly. Otherwise the
+            filter is bicubic.
+    """
+    mode = "bilinear" if twice else "bicubic"
+    height, width = (side * (2 if twice else 1) for side in (image.height, image.width))
+    widths = [_height_and_width(tiles)[1] for tiles in buffers]
+    columns_first = 3 * height * sum(widths) > max(_BETWEEN, 3 * height * width)
+    if columns_first:
+        widths = [width]
+    between = [torch.empty((3, height, w), dtype=torch.uint8) for w in widths]
+    for top, pixels in (doubled_bands if twice else bands)(image, max(widths)):
+        band = torch.from_numpy(pixels).permute(2, 0, 1)[:3]
+        for rows in between:
+            size = len(pixels), rows.shape[2]
+            rows[:, top : top + len(pixels)] = _interpolate(band, size, mode)
+    if columns_first:
+        between *= len(buffers)
+    for tiles, rows in zip(buffers, between, strict=True):
+        size = _height_and_width(tiles)
+        # In groups of columns, because torch makes a copy of its input.
+        groups = rows.split(_COLUMNS, dim=2)
+        done = [_interpolate(g, (size[0], g.shape[2]), mode) for g in groups]
+        resized = _interpolate(torch.cat(done, dim=2), size, mode)
+        down, across, _, side, _ = tiles.shape
+        parts = resized.unflatten(2, (across, side)).unflatten(1, (down, side))
+        tiles.copy_(parts.permute(1, 3, 0, 2, 4))
+
+
+def _interpolate(
+    pixels: torch.Tensor, size: tuple[int, int], mode: str
+) -> torch.Tensor:
+    if pixels.shape[1:] == size:
+        return pixels
+    return F.interpolate(pixels[None], size, mode=mode, antialias=True)[0]

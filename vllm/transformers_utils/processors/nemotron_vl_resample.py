@@ -11,9 +11,11 @@ installed Pillow gives other values, it is called instead (`agrees_with_pillow`)
 
 import ctypes
 from collections.abc import Callable, Iterator
-from functools import cache, lru_cache
+from functools import cache
+from threading import Lock
 
 import numpy as np
+from cachetools import LRUCache, cached
 from numba import njit
 from PIL import Image
 
@@ -26,6 +28,12 @@ _LANES = 3 * _ROWS
 
 # Bytes of a band of rows that is copied out of an image; it fits into a CPU cache.
 _BAND = 1 << 19
+
+# Bytes of a strip of columns, one of Pillow's blocks of memory.
+_STRIP = 1 << 22
+
+# Bytes of all weights that are kept. Clients choose the sizes of their images.
+_WEIGHTS_BYTES = 16 << 20
 
 Weights = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -72,33 +80,52 @@ def _resample(image: Image.Image, out: np.ndarray) -> None:
     along_rows = _weights(image.width, width)
     along_columns = _weights(image.height, height)
     if pillow_resizes_columns_first(image, width, height):
-        pixels = rgbx_pixels(image)
-        between = np.empty((height, *pixels.shape[1:]), np.uint8)
-        _along_columns(_lines(pixels), *along_columns, _one_part(between))
+        between = np.empty((height, image.width, 4), np.uint8)
+        for left, strip in _strips(image):
+            part = np.empty((height, *strip.shape[1:]), np.uint8)
+            _along_columns(_lines(strip), *along_columns, _one_part(part))
+            between[:, left : left + strip.shape[1]] = part
         _along_rows(between, *along_rows, out)
     else:
         between = np.empty((image.height, 1, 3, 1, width), np.uint8)
-        for top, band in _bands(image):
+        for top, band in bands(image):
             _along_rows(band, *along_rows, between[top : top + len(band)])
         _along_columns(_lines(between), *along_columns, out)
 
 
-def doubled(image: Image.Image) -> np.ndarray:
-    """Double the width and height of an RGB image with Pillow's bilinear filter.
+def doubled_bands(
+    image: Image.Image, width: int = 0
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Double width and height of an RGB image with Pillow's bilinear filter.
 
-    Returns:
-        uint8 of shape ``(height, width, 3)``.
+    Args:
+        image: RGB.
+        width: As of `bands`.
+
+    Yields:
+        Bands of the doubled image: the number of the first row, and uint8 of shape
+        ``(rows, width, 3)``.
     """
-    width, height = image.size
-    between = np.empty((height, 2 * width, 3), np.uint8)
-    along_rows = _weights(width, 2 * width, bilinear=True)
-    for top, band in _bands(image):
-        part = between[top : top + len(band)].transpose(0, 2, 1)
-        _along_rows(band, *along_rows, part[:, None, :, None])
-    out = np.empty((2 * height, 2 * width, 3), np.uint8)
-    along_columns = _weights(height, 2 * height, bilinear=True)
-    _along_columns(_lines(between), *along_columns, _one_part(out))
-    return out
+    along_rows = _weights(image.width, 2 * image.width, bilinear=True)
+    first, count, weights = _weights(image.height, 2 * image.height, bilinear=True)
+    rows = _band_height(max(2 * image.width, width))
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        # The rows of the image that the rows of the band depend on.
+        band = slice(2 * top, 2 * bottom)
+        above, below = first[band][0], (first + count)[band][-1]
+        source = rgbx_pixels(image.crop((0, above, image.width, below)))
+        between = np.empty((len(source), 2 * image.width, 3), np.uint8)
+        _along_rows(source, *along_rows, between.transpose(0, 2, 1)[:, None, :, None])
+        out = np.empty((2 * (bottom - top), 2 * image.width, 3), np.uint8)
+        _along_columns(
+            _lines(between),
+            first[band] - above,
+            count[band],
+            weights[band],
+            _one_part(out),
+        )
+        yield 2 * top, out
 
 
 def pillow_resizes_columns_first(image: Image.Image, width: int, height: int) -> bool:
@@ -114,7 +141,7 @@ def _lines(pixels: np.ndarray) -> np.ndarray:
 
 
 def _one_part(pixels: np.ndarray) -> np.ndarray:
-    """View an image as one tile with one channel, which holds whole rows."""
+    """View an image as one tile, whose only channel holds the rows of values."""
     return pixels.reshape(len(pixels), 1, 1, 1, -1)
 
 
@@ -129,17 +156,41 @@ def rgbx_pixels(image: Image.Image) -> np.ndarray:
         return np.asarray(_Memory(image))
     except ValueError:  # the memory of a large image is in several blocks
         pixels = np.empty((image.height, image.width, 4), np.uint8)
-        for top, band in _bands(image):
+        for top, band in bands(image):
             pixels[top : top + len(band)] = band
         return pixels
 
 
-def _bands(image: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
-    """Bands of rows: the number of the first row, and uint8 (height, width, 4)."""
-    height = max(_ROWS, _BAND // (4 * image.width) // _ROWS * _ROWS)
+def bands(image: Image.Image, width: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """Bands of rows of an RGB image.
+
+    Args:
+        image: RGB.
+        width: Pixels of a row after resizing, if that makes rows longer. Bands get
+            fewer rows then.
+
+    Yields:
+        The number of the first row, and uint8 of shape ``(rows, width, 4)``.
+    """
+    height = _band_height(max(image.width, width))
     for top in range(0, image.height, height):
         bottom = min(top + height, image.height)
         yield top, rgbx_pixels(image.crop((0, top, image.width, bottom)))
+
+
+def _band_height(width: int) -> int:
+    return max(_ROWS, _BAND // (4 * width) // _ROWS * _ROWS)
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
+    """Strips of columns: the first column, and uint8 (height, columns, 4)."""
+    try:
+        yield 0, np.asarray(_Memory(image))
+    except ValueError:  # the memory of a large image is in several blocks
+        width = max(1, _STRIP // (4 * image.height))
+        for left in range(0, image.width, width):
+            right = min(left + width, image.width)
+            yield left, rgbx_pixels(image.crop((left, 0, right, image.height)))
 
 
 class _ArrowArray(ctypes.Structure):
@@ -195,7 +246,11 @@ def _bilinear(x: np.ndarray) -> np.ndarray:
     return np.maximum(1 - x, 0.0)
 
 
-@lru_cache(maxsize=256)
+def _num_bytes(weights: Weights) -> int:
+    return sum(array.nbytes for array in weights)
+
+
+@cached(LRUCache(_WEIGHTS_BYTES, getsizeof=_num_bytes), lock=Lock())
 def _weights(size: int, new_size: int, *, bilinear: bool = False) -> Weights:
     """For each output pixel: the first input pixel, their number, int32 weights."""
     support, shape = (1, _bilinear) if bilinear else (2, _bicubic)

@@ -8,8 +8,8 @@ model. Nothing here imports PyTorch or vLLM, which takes seconds.
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-# A grid scores lower where it keeps less than this share of the image's area, and
-# no higher where it keeps more (the model card's tiling rule).
+# Share of the image's area above which a grid's score does not rise any more (the
+# model card's tiling rule).
 _ENOUGH_AREA = 0.6
 
 # Of a grid. It bounds the time to choose one; the model card's own limit is 12.
@@ -75,17 +75,20 @@ def choose_grid(
 def _candidate_grids(fewest: int, most: int) -> list[tuple[int, int]]:
     """All grids of ``fewest`` to ``most`` tiles, the smallest first.
 
-    Of two equally good grids of one size the first is taken. vLLM keeps them in a
-    set, whose order depends on the order of insertion, so this loop inserts them
-    in the same order.
+    Of two equally good grids of one size the first is taken. vLLM keeps grids in a
+    set, whose order depends on the order of insertion. They are inserted in the same
+    order here: by the longer side, then by columns, then by rows.
     """
     grids = {
         (columns, rows)
-        for longest in range(fewest, most + 1)
-        for columns in range(1, longest + 1)
-        for rows in range(1, min(longest, most // columns) + 1)
+        for columns in range(1, fewest + 1)
+        for rows in range(1, min(fewest, most // columns) + 1)
         if columns * rows >= fewest
     }
+    for longest in range(fewest + 1, most + 1):
+        shorter = range(1, min(longest, most // longest) + 1)
+        grids.update((columns, longest) for columns in shorter if columns < longest)
+        grids.update((longest, rows) for rows in shorter)
     return sorted(grids, key=lambda grid: grid[0] * grid[1])
 
 

@@ -450,7 +450,10 @@ def test_files_from_the_server_keep_16_bit_levels(processor, mode):
     assert torch.equal(pixels(result), pixels(process(processor, "<image>", [grey])))
 
 
-@pytest.mark.parametrize("kind", ["hwc", "chw", "torch", "batch", "grey", "hw1"])
+@pytest.mark.parametrize(
+    "kind",
+    [*("hwc", "chw", "torch", "batch", "grey", "hw1"), "one torch", "grey torch"],
+)
 def test_arrays_are_pictures(processor, kind):
     picture = noise(96, 64)
     array = np.asarray(picture)
@@ -461,8 +464,10 @@ def test_arrays_are_pictures(processor, kind):
         "batch": array[None],
         "grey": [array[..., 0]],
         "hw1": [array[..., :1]],
+        "one torch": torch.from_numpy(array.transpose(2, 0, 1).copy()),
+        "grey torch": [torch.from_numpy(array[..., 0].copy())],
     }[kind]
-    if kind in ("grey", "hw1"):
+    if kind in ("grey", "hw1", "grey torch"):
         picture = Image.fromarray(array[..., 0])
     result = process(processor, "<image>", given)
     expected = process(processor, "<image>", [picture])

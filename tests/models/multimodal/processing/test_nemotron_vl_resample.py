@@ -66,7 +66,9 @@ def test_doubled_values_equal_pillows(size):
     picture = noise(size)
     twice = (2 * picture.width, 2 * picture.height)
     expected = np.asarray(picture.resize(twice, Image.Resampling.BILINEAR))
-    assert np.array_equal(resampling.doubled(picture), expected)
+    bands = dict(resampling.doubled_bands(picture))
+    assert np.array_equal(np.concatenate([*bands.values()]), expected)
+    assert [*bands] == [*np.cumsum([0, *map(len, bands.values())])[:-1]]
 
 
 @pytest.mark.parametrize("size", [(30, 20), (2600, 2500)])

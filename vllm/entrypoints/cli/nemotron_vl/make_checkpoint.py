@@ -2,8 +2,8 @@
 """``nemotron-vl make-checkpoint``: the real layout with random weights.
 
 Configuration keys, tensor names, special tokens and prompt format are those of
-``nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1``. The sizes are free, and the weights are
-random. Everything can be tried with it, but its answers mean nothing.
+``nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1``. You choose the sizes. The weights are
+random, so everything can be tried with it, but its answers mean nothing.
 """
 
 import argparse

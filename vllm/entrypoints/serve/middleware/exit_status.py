@@ -52,7 +52,7 @@ class ExitStatusMiddleware:
 
 
 def _has_died(engine: Any) -> bool:
-    """Whether an engine process has ended although nobody asked it to."""
+    """Whether an engine process has ended without a shutdown request."""
     resources = getattr(getattr(engine, "engine_core", None), "resources", None)
     manager = getattr(resources, "engine_manager", None)
     if resources is None or manager is None:

@@ -1,0 +1,62 @@
+"""Which errors in the loading of an image are the client's, and what is logged."""
+
+import io
+import logging
+
+import pytest
+from PIL import Image
+from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.media.image import ImageMediaIO
+
+from vllm_nemotron_vl.renderers.nemotron_vl import _media_errors_are_the_clients
+
+SECRET = "https://user:pass@bucket.example/scan.png?X-Signature=abc123"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Load an image through vLLM while Pillow raises an error."""
+
+    def run(error: Exception) -> None:
+        def fail(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(Image, "open", fail)
+        file = io.BytesIO()
+        Image.new("RGB", (4, 4)).save(file, "PNG")
+        with _media_errors_are_the_clients():
+            ImageMediaIO().load_bytes(file.getvalue())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("cannot schedule new futures after shutdown"),
+        RuntimeError("cannot schedule new futures after interpreter shutdown"),
+    ],
+    ids=str,
+)
+def test_errors_of_the_server_stay_its_own(load, error):
+    """With status 400, a client would not try again."""
+    with pytest.raises(type(error)) as raised:
+        load(error)
+    assert raised.value is error
+
+
+def test_errors_of_the_file_are_the_clients(load):
+    with pytest.raises(VLLMValidationError, match="cannot be read: .*broken data"):
+        load(OSError("broken data"))
+
+
+def test_no_secret_is_logged(load, caplog, monkeypatch):
+    logger = logging.getLogger("vllm.renderers.nemotron_vl")
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    with caplog.at_level("INFO"), pytest.raises(VLLMValidationError):
+        load(OSError(f"404, url='{SECRET}' of the scan"))
+    (line,) = [r.getMessage() for r in caplog.records if "loaded" in r.getMessage()]
+    assert "https://bucket.example/..." in line and "of the scan" in line
+    assert not any(word in line for word in ("user", "pass", "Signature", "abc123"))
