@@ -83,10 +83,15 @@ def _is_runner_v2(worker) -> bool:
 def _engines():
     """Yield a function that starts engines; shut them all down afterwards."""
     from vllm import LLM
+    from vllm.config.kernel import KernelConfig
 
     engines = []
 
     def start(model: Path, **options) -> LLM:
+        if RUNNER_V2 and hasattr(KernelConfig, "enable_jit_warmup"):
+            # With compiled models, vLLM's warm-up runs its kernel for top-k and top-p,
+            # which Triton's interpreter cannot: `tl.range` yields Python integers.
+            options["kernel_config"] = {"enable_jit_warmup": False}
         engines.append(LLM(str(model), **{**ENGINE_OPTIONS, **options}))
         assert set(engines[-1].collective_rpc(_is_runner_v2)) == {RUNNER_V2}
         return engines[-1]

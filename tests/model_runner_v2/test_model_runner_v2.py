@@ -45,6 +45,7 @@ def run_on_v2(tests: list[str]) -> str:
         env=environment,
         capture_output=True,
         text=True,
+        timeout=3600,  # a rank that waits for another one may wait for ever
     )
     assert done.returncode == 0, done.stdout[-20000:]
     return done.stdout

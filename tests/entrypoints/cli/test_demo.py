@@ -1,5 +1,6 @@
 """`nemotron-vl demo` serves the embedded checkpoint and checks its answers."""
 
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl import demo
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
 
 
@@ -17,3 +18,12 @@ def test_every_answer_is_right(tmp_path, capsys):
 def test_an_unknown_model_is_named(tmp_path, capsys):
     assert main(["demo", "--model", "nowhere/no-model", "--out", str(tmp_path)]) == 2
     assert "nowhere/no-model" in capsys.readouterr().err
+
+
+def test_a_server_that_does_not_start_is_reported(tmp_path, capsys, monkeypatch):
+    def serving(*args, **kwargs):
+        raise RuntimeError("vllm ended with status 1; the end of server.log: ...")
+
+    monkeypatch.setattr(demo, "serving", serving)
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert "nemotron-vl: vllm ended with status 1" in capsys.readouterr().err

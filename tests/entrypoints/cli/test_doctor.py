@@ -175,6 +175,13 @@ def test_missing_system_packages(diagnose, monkeypatch, tmp_path):
     assert "apt-get" not in diagnose(cuda="13.0")[1]
 
 
+def test_no_shared_memory(diagnose, monkeypatch):
+    monkeypatch.setattr(doctor.Path, "is_dir", lambda path: str(path) != "/dev/shm")
+    status, printed = diagnose()
+    assert status == 0
+    assert "there is no /dev/shm" in printed
+
+
 def test_little_shared_memory(diagnose, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=64 << 20)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)

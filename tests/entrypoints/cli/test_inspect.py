@@ -97,3 +97,44 @@ def test_unsupported_keys_and_contexts_are_named(checkpoint, tmp_path):
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path, capsys):
     assert main(["inspect", str(tmp_path)]) == 2
     assert "config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("layer", "shapes", "fits"),
+    [
+        (
+            "language_model.model.embed_tokens",
+            {"lora_embedding_A": "rank vocabulary", "lora_embedding_B": "width rank"},
+            True,
+        ),
+        (
+            "language_model.model.embed_tokens",
+            {"lora_embedding_A": "vocabulary rank", "lora_embedding_B": "rank width"},
+            False,
+        ),
+        ("language_model.model.norm", {"lora_A.weight": "rank width"}, False),
+        (
+            "vision_model.radio_model.model.patch_generator.embedder",
+            {"lora_A.weight": "rank patch"},
+            False,
+        ),
+    ],
+    ids=["embeddings", "turned embeddings", "norm", "patch embedder"],
+)
+def test_adapters_of_special_layers(tiny, tmp_path, layer, shapes, fits):
+    llm = json.loads((tiny / "config.json").read_text())["llm_config"]
+    sizes = {
+        "rank": 2,
+        "vocabulary": llm["vocab_size"],
+        "width": llm["hidden_size"],
+        "patch": 3 * 16 * 16,
+    }
+    tensors = {
+        f"base_model.model.{layer}.{name}": torch.zeros(*map(sizes.get, sides.split()))
+        for name, sides in shapes.items()
+    }
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2}))
+    problems = inspect(str(tiny), adapters=[str(tmp_path)])["problems"]
+    assert (not problems) == fits
+    assert all(layer in problem for problem in problems)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from vllm.model_executor.models import interfaces
 
+from vllm_nemotron_vl.entrypoints.nemotron_vl import random_weights
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
 from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
@@ -111,6 +112,24 @@ def test_a_second_load_may_be_partial(load_model, edit, checkpoint):
     model.load_weights([("mlp1.3.bias", torch.ones(256))])
     assert not torch.equal(before, model.mlp1[3].bias)
     assert torch.equal(model.mlp1[3].bias, torch.ones(256))
+
+
+def test_the_encoder_alone_is_loaded_of_several_files(
+    load_model, tmp_path, monkeypatch
+):
+    """vLLM does not read the files that hold only the language model."""
+    monkeypatch.setattr(random_weights, "_SHARD_BYTES", 1 << 20)
+    make_checkpoint(tmp_path / "files")
+    assert len([*(tmp_path / "files").glob("*.safetensors")]) > 2
+    alone = load_model(tmp_path / "files", mm_encoder_only=True)
+    whole = load_model(tmp_path / "files")
+    assert torch.equal(alone.extract_feature(tiles(2)), whole.extract_feature(tiles(2)))
+    for file in (tmp_path / "files").glob("*00001-of*.safetensors"):
+        tensors = load_file(file)
+        tensors.popitem()
+        save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 of"):
+        load_model(tmp_path / "files", mm_encoder_only=True)
 
 
 def test_every_parameter_comes_from_the_checkpoint(load_model, checkpoint):

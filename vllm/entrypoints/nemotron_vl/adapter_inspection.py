@@ -7,10 +7,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...model_executor.models.nemotron_vl_layout import LANGUAGE_MODEL, Shape
+from ...model_executor.models.nemotron_vl_layout import (
+    LANGUAGE_MODEL,
+    TOWER_LINEAR,
+    Shape,
+)
 from .checkpoint_files import headers_of_folder
 
 _PREFIX = "base_model.model."
+# Ends of the names of layers that vLLM applies adapters to.
+_LAYERS = (
+    *TOWER_LINEAR,
+    *("mlp1.1", "mlp1.3"),
+    *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    *("embed_tokens", "lm_head"),
+)
+# Ends of the names of an adapter's tensors. PEFT has other ones for embeddings.
+_MATRICES = {
+    "A.weight": "A",
+    "B.weight": "B",
+    "embedding_A": "A",
+    "embedding_B": "B",
+}
 _SHOWN = 3  # messages about one adapter
 
 
@@ -33,17 +51,20 @@ def inspect_adapter(
     problems = []
     layers = set()
     for name, header in headers.items():
-        layer, _, kind = name.removeprefix(_PREFIX).partition(".lora_")
+        layer, _, matrix = name.removeprefix(_PREFIX).partition(".lora_")
         layers.add(layer)
         weight = known.get(f"{layer}.weight")
         # Adapters made for a Llama without the vision parts have shorter names.
         weight = weight or known.get(f"{LANGUAGE_MODEL}{layer}.weight")
-        if weight is None or kind not in ("A.weight", "B.weight"):
+        if weight is None or not layer.endswith(_LAYERS) or matrix not in _MATRICES:
             problems.append(
-                f"adapter {folder}: {name} belongs to no layer of the model."
+                f"adapter {folder}: {name} belongs to no layer that adapters apply to."
             )
             continue
-        expected = (rank, weight[1]) if kind == "A.weight" else (weight[0], rank)
+        outputs, inputs = weight
+        if matrix.startswith("embedding"):
+            outputs, inputs = inputs, outputs
+        expected = (rank, inputs) if _MATRICES[matrix] == "A" else (outputs, rank)
         if header.shape != expected:
             problems.append(
                 f"adapter {folder}: {name} has the shape {header.shape}; the model "

@@ -62,8 +62,12 @@ def read_headers(model: str) -> dict[str, Header]:
     if Path(model).is_dir():
         return headers_of_folder(Path(model))
     from huggingface_hub import get_safetensors_metadata
+    from huggingface_hub.errors import NotASafetensorsRepoError
 
-    files = get_safetensors_metadata(model).files_metadata.values()
+    try:
+        files = get_safetensors_metadata(model).files_metadata.values()
+    except NotASafetensorsRepoError as error:
+        raise FileNotFoundError(f"{model} has no safetensors files.") from error
     return {
         name: Header(tuple(info.shape), info.dtype)
         for file in files

@@ -239,7 +239,8 @@ def _threads(on_cpu: bool) -> Finding:
 
 
 def _memory() -> Finding:
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    file = Path("/proc/meminfo")
+    for line in file.read_text().splitlines() if file.exists() else []:
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
             state = OK if free >= _LEAST_MEMORY else WARNING
@@ -249,6 +250,9 @@ def _memory() -> Finding:
 
 
 def _shared_memory() -> Finding:
+    if not Path("/dev/shm").is_dir():
+        mend = "mount a tmpfs there: the processes of vLLM exchange data in it"
+        return Finding("shared memory", WARNING, "there is no /dev/shm", mend)
     size = shutil.disk_usage("/dev/shm").free
     found = f"{size / 1e9:.1f} GB free in /dev/shm"
     if size >= _LEAST_SHARED:

@@ -388,7 +388,9 @@ class LlamaNemotronVLChatModel(
         """
         if self.tile_reuse is not None:
             self.tile_reuse.clear()
-        weights = checked(weights, self.config, complete=self._expects_whole_checkpoint)
+        complete = self._expects_whole_checkpoint
+        encoder_only = self.multimodal_config.mm_encoder_only
+        weights = checked(weights, self.config, complete, encoder_only)
         weights = self.input_conditioner.load_statistics(weights)
         with unreadable_files_explained():
             loaded = AutoWeightsLoader(self).load_weights(

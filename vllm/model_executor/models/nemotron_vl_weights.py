@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from .nemotron_vl_layout import (
     CONDITIONER_TENSORS,
     IGNORED_SUFFIXES,
+    LANGUAGE_MODEL,
     Config,
     checkpoint_tensors,
     is_quantised,
@@ -21,7 +22,10 @@ _SHOWN = 5  # names of missing tensors in a message
 
 
 def checked(
-    weights: Iterable[tuple[str, torch.Tensor]], config: Config, *, complete: bool
+    weights: Iterable[tuple[str, torch.Tensor]],
+    config: Config,
+    complete: bool,
+    encoder_only: bool,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Pass tensors on and compare them with what the configuration implies.
 
@@ -32,18 +36,24 @@ def checked(
         weights: Names and tensors, as in the checkpoint.
         config: The composite configuration.
         complete: Whether the tensors must be all those of a checkpoint.
+        encoder_only: With ``complete``, whether those of the language model may be
+            missing: with ``--mm-encoder-only`` vLLM does not read their files.
 
     Raises:
         ValueError: Names a tensor that is missing, unknown or of a wrong shape.
     """
     required = checkpoint_tensors(config)
     known = required | CONDITIONER_TENSORS
-    missing = dict(required)
+    missing = {
+        name
+        for name in required
+        if not (encoder_only and name.startswith(LANGUAGE_MODEL))
+    }
     quantised = is_quantised(config) or is_quantised(config.llm_config)
     for name, tensor in weights:
         part_of = quantised_weight(name, known) if quantised else None
         if part_of is not None:
-            missing.pop(part_of, None)
+            missing.discard(part_of)
         elif name in known:
             packed = quantised and not tensor.is_floating_point()
             if tensor.shape != known[name] and not packed:
@@ -56,10 +66,11 @@ def checked(
                 f"Tensor {name!r} of the checkpoint is not part of the model "
                 "that config.json describes."
             )
-        missing.pop(name, None)
+        missing.discard(name)
         yield name, tensor
     if missing and complete:
-        shown = ", ".join([*missing][:_SHOWN]) + ", ..." * (len(missing) > _SHOWN)
+        names = [name for name in required if name in missing]
+        shown = ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
         raise ValueError(
             f"The checkpoint lacks {len(missing)} of {len(required)} tensors: "
             f"{shown}. Download its safetensors files again."
