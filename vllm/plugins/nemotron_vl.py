@@ -3,6 +3,7 @@
 
 import logging
 from importlib.util import find_spec
+from multiprocessing import parent_process
 from pathlib import Path
 
 from ..config.nemotron_vl_names import (
@@ -11,6 +12,7 @@ from ..config.nemotron_vl_names import (
     is_tested,
     plugin_version,
     tested_range,
+    tested_requirement,
 )
 
 # "vllm_nemotron_vl", or "vllm" where the tree lies over a vLLM checkout.
@@ -74,7 +76,8 @@ def _register() -> None:
     register_chat_template_fallback_path(
         ARCHITECTURE, templates / "template_nemotron_vl.jinja"
     )
-    if not is_tested(vllm.__version__):
+    # One warning, not one for each process.
+    if not is_tested(vllm.__version__) and parent_process() is None:
         logger.warning(
             "vllm-nemotron-vl %s was tested with vLLM %s, not with the installed "
             "%s, which has everything that it imports from vLLM.",
@@ -115,7 +118,7 @@ def refusal(vllm_version: str) -> str | None:
 def _sentence(vllm_version: str, problem: str) -> str:
     return (
         f"vllm-nemotron-vl {plugin_version()} cannot serve {ARCHITECTURE} with vLLM "
-        f'{vllm_version}: {problem}. Install "vllm{tested_range()}".'
+        f'{vllm_version}: {problem}. Install "{tested_requirement()}".'
     )
 
 

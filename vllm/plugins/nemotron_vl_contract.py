@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks whether the installed vLLM has everything that this package uses.
+"""Checks whether the installed vLLM has the names that this package imports.
 
-This package's imports are compared with the names that vLLM's source files define.
-No module is imported, so a name that has moved raises no error.
-``tools/vllm_contract.py`` in the source tree checks much more.
+They and the methods in `HOOKS` are compared with what vLLM's source files define. No
+module is imported, so a name that has moved raises no error. Attributes, signatures
+and behaviour are not checked; ``tools/vllm_contract.py`` in the source tree does that.
 """
 
 import ast

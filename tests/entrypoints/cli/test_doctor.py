@@ -85,7 +85,7 @@ def test_a_release_that_was_not_tested(diagnose):
     status, printed = diagnose(vllm="{}.{}.0".format(*names.TESTED_VLLM[1]))
     assert status == 0
     assert "warning  vLLM" in printed
-    assert f'-> pip install "vllm{names.tested_range()}"' in printed
+    assert f'-> pip install "{names.tested_requirement()}"' in printed
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_release_that_lacks_something(doctored, capsys):
         assert found["state"] == doctor.PROBLEM
         assert "cannot serve Llama_Nemotron_Nano_VL with vLLM 9.0.0" in found["found"]
         assert "vllm.model_executor.models.internvl.InternVLChatModel" in found["found"]
-        assert names.tested_range() in found["mend"]
+        assert names.tested_requirement() in found["mend"]
 
 
 def test_a_processor_without_a_kernel_for_gptq(diagnose):

@@ -72,3 +72,22 @@ def test_make_checkpoint_imports_no_vllm(tmp_path):
     names = imported("make-checkpoint", str(tmp_path / "out"), *small)
     assert "torch" in names  # proves that the names come from that process
     assert not names & {"transformers", "vllm"}
+
+
+DOCTOR = """
+from vllm_nemotron_vl.entrypoints.nemotron_vl import diagnosis
+seen = {"torch": "", "cuda": None, "vllm": "0.32.0", "kernels": [*diagnosis._KERNELS]}
+diagnosis._look = lambda: seen  # its process
+list(diagnosis.examine())
+import json, sys
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+def test_doctor_imports_vllm_in_another_process_only():
+    """A broken vLLM may end the process that imports it."""
+    done = subprocess.run(
+        [sys.executable, "-c", DOCTOR], capture_output=True, text=True, check=True
+    )
+    names = set(json.loads(done.stdout))
+    assert "PIL" in names and not names & {"torch", "transformers", "vllm"}

@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...config.nemotron_vl_cpu import slow_dtype
-from ...config.nemotron_vl_names import ARCHITECTURE, is_tested, tested_range
+from ...config.nemotron_vl_names import (
+    ARCHITECTURE,
+    is_tested,
+    tested_range,
+    tested_requirement,
+)
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 _PYTHONS = ((3, 11), (3, 13))
@@ -124,7 +129,7 @@ def _torch(seen: dict[str, Any]) -> Finding:
 
 
 def _vllm(seen: dict[str, Any]) -> Finding:
-    wanted = f'pip install "vllm{tested_range()}"'
+    wanted = f'pip install "{tested_requirement()}"'
     if "vllm" not in seen:
         return Finding("vLLM", PROBLEM, seen["error"], wanted)
     if "refusal" in seen:
@@ -155,7 +160,7 @@ def _plugin(seen: dict[str, Any]) -> Finding:
             "unset VLLM_PLUGINS, or add nemotron_vl to it",
         )
     if "refusal" in seen:
-        mend = f'pip install "vllm{tested_range()}"'
+        mend = f'pip install "{tested_requirement()}"'
         return Finding(what, PROBLEM, seen["refusal"], mend)
     model = seen.get("model", "")
     if model.endswith("nemotron_vl") and not model.startswith("vllm."):

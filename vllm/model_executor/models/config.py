@@ -88,5 +88,5 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
         if problems:
             raise ValueError(" ".join(problems))
         slow = slow_dtype(str(model_config.dtype).removeprefix("torch."))
-        if slow and current_platform.is_cpu():
+        if slow and current_platform.is_cpu() and not model_config.quantization:
             logger.warning(slow)
