@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .nemotron_vl_resample import (
-    bands,
     doubled_bands,
     pillow_resizes_columns_first,
     resample,
+    rgbx_pixels,
 )
 
 # Bytes between the two passes, if they are more than those of the image. The first
@@ -43,7 +43,7 @@ def resize(image: Image.Image, recipe: str, buffers: Sequence[torch.Tensor]) -> 
             image is resized to ``rows * size`` x ``columns * size`` pixels.
     """
     if recipe == "hf":
-        _resize_with_torch(image, buffers, twice=True)
+        _resize_doubled(image, buffers)
         return
     for tiles in buffers:
         height, width = _height_and_width(tiles)
@@ -55,7 +55,8 @@ def resize(image: Image.Image, recipe: str, buffers: Sequence[torch.Tensor]) -> 
             and not pillow_resizes_columns_first(image, width, height)
         )
         if use_torch or image.size == (width, height):
-            _resize_with_torch(image, [tiles])
+            pixels = torch.from_numpy(rgbx_pixels(image)).permute(2, 0, 1)
+            _cut(_interpolate(pixels, (height, width), "bicubic"), tiles)
         else:
             resample(image, tiles.numpy())
 
@@ -65,43 +66,39 @@ def _height_and_width(tiles: torch.Tensor) -> tuple[int, int]:
     return rows * side, columns * side
 
 
-def _resize_with_torch(
-    image: Image.Image, buffers: Sequence[torch.Tensor], *, twice: bool = False
-) -> None:
-    """torch's antialiased resampling on uint8.
+def _resize_doubled(image: Image.Image, buffers: Sequence[torch.Tensor]) -> None:
+    """Resize the doubled image, which is never whole in memory.
 
     torch resizes along rows, rounds to uint8, and resizes along columns. The first
     pass is done here for bands of rows, which gives the same values.
-
-    Args:
-        image: RGB.
-        buffers: As of `resize`.
-        twice: Double the image before, and resample it bilinearly. Otherwise the
-            filter is bicubic.
     """
-    mode = "bilinear" if twice else "bicubic"
-    height, width = (side * (2 if twice else 1) for side in (image.height, image.width))
+    height, width = 2 * image.height, 2 * image.width
     widths = [_height_and_width(tiles)[1] for tiles in buffers]
     columns_first = 3 * height * sum(widths) > max(_BETWEEN, 3 * height * width)
     if columns_first:
         widths = [width]
     between = [torch.empty((3, height, w), dtype=torch.uint8) for w in widths]
-    for top, pixels in (doubled_bands if twice else bands)(image, max(widths)):
-        band = torch.from_numpy(pixels).permute(2, 0, 1)[:3]
+    for top, pixels in doubled_bands(image, max(widths)):
+        band = torch.from_numpy(pixels).permute(2, 0, 1)
         for rows in between:
             size = len(pixels), rows.shape[2]
-            rows[:, top : top + len(pixels)] = _interpolate(band, size, mode)
-    if columns_first:
-        between *= len(buffers)
-    for tiles, rows in zip(buffers, between, strict=True):
+            rows[:, top : top + len(pixels)] = _interpolate(band, size, "bilinear")
+    for number, tiles in enumerate(buffers):
         size = _height_and_width(tiles)
-        # In groups of columns, because torch makes a copy of its input.
-        groups = rows.split(_COLUMNS, dim=2)
-        done = [_interpolate(g, (size[0], g.shape[2]), mode) for g in groups]
-        resized = _interpolate(torch.cat(done, dim=2), size, mode)
-        down, across, _, side, _ = tiles.shape
-        parts = resized.unflatten(2, (across, side)).unflatten(1, (down, side))
-        tiles.copy_(parts.permute(1, 3, 0, 2, 4))
+        if columns_first:
+            # In groups of columns, because torch makes a copy of its input.
+            groups = between[0].split(_COLUMNS, dim=2)
+            tall = [_interpolate(g, (size[0], g.shape[2]), "bilinear") for g in groups]
+            resized = torch.cat(tall, dim=2)
+        else:
+            resized = between[number]
+        _cut(_interpolate(resized, size, "bilinear"), tiles)
+
+
+def _cut(pixels: torch.Tensor, tiles: torch.Tensor) -> None:
+    rows, columns, _, side, _ = tiles.shape
+    parts = pixels[:3].unflatten(2, (columns, side)).unflatten(1, (rows, side))
+    tiles.copy_(parts.permute(1, 3, 0, 2, 4))
 
 
 def _interpolate(
