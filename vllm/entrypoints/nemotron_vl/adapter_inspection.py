@@ -7,21 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...model_executor.models.nemotron_vl_layout import (
-    LANGUAGE_MODEL,
-    TOWER_LINEAR,
-    Shape,
-)
+from ...model_executor.models.nemotron_vl_layout import LANGUAGE_MODEL, Shape
 from .checkpoint_files import headers_of_folder
+from .sizing import BY_INPUT, BY_OUTPUT, ENCODER
 
 _PREFIX = "base_model.model."
 # Ends of the names of layers that vLLM applies adapters to.
-_LAYERS = (
-    *TOWER_LINEAR,
-    *("mlp1.1", "mlp1.3"),
-    *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    *("embed_tokens", "lm_head"),
-)
+_LAYERS = (*BY_OUTPUT, *BY_INPUT, "k_proj", "v_proj", "embed_tokens", "lm_head")
 # Ends of the names of an adapter's tensors. PEFT has other ones for embeddings.
 _MATRICES = {
     "A.weight": "A",
@@ -77,7 +69,7 @@ def inspect_adapter(
         "parameters": sum(math.prod(header.shape) for header in headers.values()),
         "bytes": sum(header.num_bytes for header in headers.values()),
         "needs_tower_connector_lora": any(
-            layer.startswith(("vision_model.", "mlp1.")) for layer in layers
+            layer.startswith(ENCODER) for layer in layers
         ),
     }
     more = len(problems) - _SHOWN

@@ -23,6 +23,7 @@ from .adapter_inspection import inspect_adapter
 from .checkpoint_files import Header, read_headers, read_json
 from .sizing import (
     BYTES_OF_DTYPE,
+    ENCODER,
     FLOATS,
     PARTS,
     compare,
@@ -143,7 +144,7 @@ def inspect(
 def _notes(parts: dict[str, Any], dtype: str, headers: dict[str, Header]) -> list[str]:
     """What differs on this machine's CPU."""
     quantised = any(
-        header.dtype not in FLOATS and name.startswith(("vision_model.", "mlp1."))
+        header.dtype not in FLOATS and name.startswith(ENCODER)
         for name, header in headers.items()
     )
     if quantised or has_native_products(dtype):

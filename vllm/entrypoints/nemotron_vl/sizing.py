@@ -20,6 +20,8 @@ PARTS = {
     "connector": "mlp1.",
     "language model": "language_model.",
 }
+ENCODER = (PARTS["vision tower"], PARTS["connector"])
+
 # Types that an engine may have, with the bytes of a value.
 BYTES_OF_DTYPE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -29,8 +31,8 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 _VOCABULARY_UNIT = 64
 
 # Layers whose outputs, and whose inputs, tensor parallel divides.
-_BY_OUTPUT = ("attn.qkv", "mlp.fc1", "mlp1.1", "q_proj", "gate_proj", "up_proj")
-_BY_INPUT = ("attn.proj", "mlp.fc2", "mlp1.3", "o_proj", "down_proj")
+BY_OUTPUT = ("attn.qkv", "mlp.fc1", "mlp1.1", "q_proj", "gate_proj", "up_proj")
+BY_INPUT = ("attn.proj", "mlp.fc2", "mlp1.3", "o_proj", "down_proj")
 
 
 def compare(
@@ -136,7 +138,7 @@ def parameters_on_rank(
     if layer.endswith(("k_proj", "v_proj")):
         kv_heads = llm.num_key_value_heads
         return size // kv_heads * max(1, kv_heads // tp)
-    if layer.endswith(_BY_OUTPUT) or (layer.endswith(_BY_INPUT) and kind == "weight"):
+    if layer.endswith(BY_OUTPUT) or (layer.endswith(BY_INPUT) and kind == "weight"):
         return size // tp
     return size
 
@@ -150,7 +152,7 @@ def share_on_rank(
         return 0  # without desc_act the groups are in order, and vLLM drops g_idx
     if math.prod(shape) == 1:
         return 1  # one scale for the layer
-    if layer.endswith(_BY_INPUT) and 1 in (shape[0], shape[-1]):
+    if layer.endswith(BY_INPUT) and 1 in (shape[0], shape[-1]):
         return 1  # scales of the outputs, which are not divided here
     weight = f"{layer}.weight"
     units = 1 << 20  # any number that the ranks divide

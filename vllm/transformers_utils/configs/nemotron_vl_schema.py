@@ -170,7 +170,7 @@ class Tower(TowerSizes):
     def _read_args(self) -> "Tower":
         self.model_name = self.args.model
         for name in TOWER_ARGS:
-            if (value := getattr(self.args, name, None)) is not None:
+            if (value := self.args.get(name)) is not None:
                 setattr(self, name, value)
         if self.teachers is None:
             self.teachers = []

@@ -88,7 +88,7 @@ def _resample(image: Image.Image, out: np.ndarray) -> None:
         _along_rows(between, *along_rows, out)
     else:
         between = np.empty((image.height, 1, 3, 1, width), np.uint8)
-        for top, band in bands(image):
+        for top, band in _bands(image):
             _along_rows(band, *along_rows, between[top : top + len(band)])
         _along_columns(_lines(between), *along_columns, out)
 
@@ -100,7 +100,8 @@ def doubled_bands(
 
     Args:
         image: RGB.
-        width: As of `bands`.
+        width: Pixels of a row after resizing. If that makes rows longer, bands get
+            fewer rows.
 
     Yields:
         Bands of the doubled image: the number of the first row, and uint8 of shape
@@ -156,23 +157,14 @@ def rgbx_pixels(image: Image.Image) -> np.ndarray:
         return np.asarray(_Memory(image))
     except ValueError:  # the memory of a large image is in several blocks
         pixels = np.empty((image.height, image.width, 4), np.uint8)
-        for top, band in bands(image):
+        for top, band in _bands(image):
             pixels[top : top + len(band)] = band
         return pixels
 
 
-def bands(image: Image.Image, width: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-    """Bands of rows of an RGB image.
-
-    Args:
-        image: RGB.
-        width: Pixels of a row after resizing, if that makes rows longer. Bands get
-            fewer rows then.
-
-    Yields:
-        The number of the first row, and uint8 of shape ``(rows, width, 4)``.
-    """
-    height = _band_height(max(image.width, width))
+def _bands(image: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
+    """Bands of rows: the number of the first row, and uint8 (height, width, 4)."""
+    height = _band_height(image.width)
     for top in range(0, image.height, height):
         bottom = min(top + height, image.height)
         yield top, rgbx_pixels(image.crop((0, top, image.width, bottom)))
