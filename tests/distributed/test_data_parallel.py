@@ -38,6 +38,8 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.server import (
     serving_process,
 )
 
+pytestmark = pytest.mark.usefixtures("one_process")
+
 BIN = Path(sys.executable).parent
 TOKENS = 12
 OPTIONS = [*SERVER_OPTIONS, EXACT]
@@ -263,7 +265,8 @@ def test_a_server_behind_the_router_is_killed_under_load(tiny, requests, tmp_pat
                 turn += 1
                 late = killed.is_set()
                 response = httpx.post(address, json=job["request"], timeout=30)
-                text = content(response) if response.status_code == 200 else ""
+                good = response.status_code == 200
+                text = content(response) if good else response.text
                 found.append((response.status_code, text, job["answer"], late))
 
         with ThreadPoolExecutor(clients) as threads:
@@ -275,8 +278,14 @@ def test_a_server_behind_the_router_is_killed_under_load(tiny, requests, tmp_pat
             for future in running_clients:
                 future.result(timeout=60)  # fails if a request hangs
 
-        statuses = Counter(status for status, *_ in found)
-        assert statuses.keys() <= {200, 502, 503}, statuses
+        # The router itself answers 500 if a connection breaks while it sends.
+        unexpected = [
+            (status, text)
+            for status, text, *_ in found
+            if status not in (200, 502, 503)
+            and not text.startswith("Request failed: error sending request")
+        ]
+        assert not unexpected
         assert all(text == answer for status, text, answer, _ in found if status == 200)
         late = [status for status, *_, late in found if late]
         assert late.count(200) > 10

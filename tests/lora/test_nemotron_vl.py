@@ -75,6 +75,7 @@ def generate(llm, question, requests) -> list[list[int]]:
 def llm(make_llm, tiny):
     return make_llm(
         tiny,
+        processes=True,
         dtype="float32",
         enable_lora=True,
         enable_tower_connector_lora=True,
@@ -145,7 +146,7 @@ def test_tower_and_connector_adapters_need_their_option(
 
 
 @pytest.fixture(scope="module")
-def client(tiny, trained, tmp_path_factory):
+def client(one_process, tiny, trained, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log.txt"
     options = [
         *SERVER_OPTIONS,
