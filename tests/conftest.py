@@ -83,7 +83,7 @@ def start_llm():
 
 @pytest.fixture(scope="module")
 def one_process():
-    """Servers run an engine in one process, as vLLM does for one rank on a GPU."""
+    """Engines of servers have one process for core and worker, as on a GPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         yield

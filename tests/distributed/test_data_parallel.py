@@ -82,10 +82,13 @@ def served_by_engine(metrics: str) -> Counter:
     return counts
 
 
-def test_two_engines_of_one_server(tiny, requests, tmp_path, monkeypatch):
+def test_two_engines_and_two_api_servers_of_one_server(
+    tiny, requests, tmp_path, monkeypatch
+):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     options = [
         "--data-parallel-size=2",
+        "--api-server-count=2",
         '--additional-config={"nemotron_vl": {"tile_cache_mb": 1}}',
     ]
     with serving(tiny, *OPTIONS, *options, log=tmp_path / "log.txt") as url:

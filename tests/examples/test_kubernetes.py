@@ -13,7 +13,8 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm_router.launch_router import parse_router_args
 
-FOLDER = Path(__file__).parents[2] / "examples" / "kubernetes"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples" / "kubernetes"
 DOCUMENTS = [
     (file.name, document)
     for file in sorted(FOLDER.glob("*.yaml"))
@@ -99,6 +100,42 @@ def test_commands_are_accepted(workload):
         assert parsed.shutdown_timeout > 0
     else:
         assert arguments[:3] == ["exec", "ray", "start"]
+
+
+SERVERS = [w for w in WORKLOADS if "nvidia/" in " ".join(words(container(w)))]
+
+
+def recommended() -> tuple[dict[str, str], set[str]]:
+    """Variables and options that docs/security.md recommends."""
+    page = (ROOT / "docs" / "security.md").read_text()
+    _, _, rest = page.partition("for users you do not trust:\n\n```bash\n")
+    block = shlex.split(rest.partition("```")[0].replace("\\\n", " "))
+    program = block.index("vllm")
+    variables = dict(word.split("=", 1) for word in block[:program])
+    return variables, {word for word in block[program:] if word[:2] == "--"}
+
+
+@pytest.mark.parametrize("workload", SERVERS, ids=name_of)
+def test_servers_are_set_up_as_the_page_on_security_recommends(workload):
+    variables, options = recommended()
+    assert len(variables) == 4
+    assert len(options) == 4
+    main = container(workload)
+    found = {entry["name"]: entry.get("value") for entry in main["env"]}
+    assert variables.items() <= found.items()
+    if "VLLM_API_KEY" in found:  # from a secret
+        options.remove("--api-key")
+    given = {word.partition("=")[0] for word in words(main)}
+    assert options <= given
+    assert "--allowed-media-domains=none.invalid" in words(main)
+    # What the page warns of is off: the tile cache and options of trusted clients.
+    assert not given & {
+        "--additional-config",
+        "--allowed-local-media-path",
+        "--enable-mm-embeds",
+        "--trust-remote-code",
+        "--trust-request-mm-kwargs",
+    }
 
 
 def test_names_refer_to_each_other():

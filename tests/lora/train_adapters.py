@@ -26,9 +26,16 @@ TARGETS = {
     "tower": TOWER,
     "connector": CONNECTOR,
     "all": LANGUAGE + TOWER + CONNECTOR,
+    "embeddings": ["embed_tokens"],
 }
 # The answer that each adapter learns; all differ, so it shows which one was used.
-ANSWERS = {"language": "1:1", "tower": "2,2", "connector": "3.3", "all": "4-4"}
+ANSWERS = {
+    "language": "1:1",
+    "tower": "2,2",
+    "connector": "3.3",
+    "all": "4-4",
+    "embeddings": "5/5",
+}
 
 
 class PublishedNames(nn.Module):
@@ -75,7 +82,8 @@ def train(checkpoint: Path, part: str, folder: Path, *, rank=4, steps=24) -> Ref
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    model.save_pretrained(folder)
+    # Else PEFT adds the whole table of embeddings.
+    model.save_pretrained(folder, save_embedding_layers=False)
     model.merge_and_unload()
     return reference.requires_grad_(False)
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import modelopt
+from vllm.model_executor.layers.quantization.torchao import TorchAOConfig, should_skip
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.torch_utils import set_default_torch_dtype
 
@@ -361,6 +362,64 @@ def test_nvfp4_is_refused_by_vllm_on_a_cpu(tiny, with_quantisation):
     folder = with_quantisation(tiny, nvfp4_config(["vision_model*", "mlp1*"]))
     with pytest.raises(ValueError, match="Failed to find a kernel .* NVFP4"):
         build(folder)
+
+
+# Methods that this environment cannot run
+
+
+def quark_config(**changes) -> dict:
+    """Quark's entry in config.json: INT8 weights and activations."""
+    eight = {"dtype": "int8", "qscheme": "per_tensor", "is_dynamic": False}
+    scheme = {"weight": {**eight, "symmetric": True}, "input_tensors": eight}
+    return {
+        "quant_method": "quark",
+        "export": {"kv_cache_group": [], "pack_method": "reorder"},
+        "global_quant_config": scheme | {"output_tensors": None, "bias": None},
+        "layer_quant_config": {},
+        "layer_type_quant_config": {},
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("exclude", "plain_blocks"),
+    [
+        (["re:.*radio_model.*"], BLOCKS),
+        (["re:.*blocks.[02].*"], 2),
+        (["vision_model.radio_model.model.blocks.3.attn.qkv"], 0.25),
+    ],
+)
+def test_quarks_list_uses_the_names_of_the_checkpoint(
+    tiny, with_quantisation, exclude, plain_blocks
+):
+    folder = with_quantisation(tiny, quark_config(exclude=[*exclude, "lm_head"]))
+    found = methods(build(folder))["vision tower"]
+    assert found[PLAIN] == 4 * plain_blocks
+    assert found.total() == 4 * BLOCKS
+
+
+@pytest.mark.parametrize(
+    ("skipped", "blocks"),
+    [
+        (["radio_model"], {0, 1, 2, 3}),
+        (["vision_model.radio_model.model.blocks.1"], {1}),
+        (["blocks.2", "model.blocks.3.attn"], {2}),
+        (["locks.0"], set()),
+    ],
+)
+def test_torchaos_list_uses_the_names_of_the_checkpoint(tiny, skipped, blocks):
+    model = build(tiny)
+    config = TorchAOConfig(None, skipped)
+    model._patch_quant_config(model.config, config)
+
+    def skips(layer: str) -> bool:
+        return should_skip(layer, config.skip_modules)
+
+    for block in range(BLOCKS):
+        prefix = f"vision_model.model.encoder.layers.{block}"
+        assert skips(f"{prefix}.mlp.fc1") == (block in blocks)
+    assert not skips("mlp1.1")
+    assert not skips("language_model.model.layers.0.mlp.down_proj")
 
 
 # Sizes and completeness

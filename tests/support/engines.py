@@ -1,7 +1,7 @@
-"""Start engines: in this process where one rank is enough, else in processes.
+"""Start engines that answer as vLLM's do, in fewer processes.
 
-Each process of an engine takes 15 s to import vLLM. vLLM allows one engine at a time
-in a process: an engine that runs beside others must have processes of its own.
+Each process of an engine takes 15 s to import vLLM. On CPUs vLLM gives an engine of
+one rank two processes, a core and a worker; here one process is both, as on GPUs.
 """
 
 import gc
@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unittest import mock
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -31,35 +30,28 @@ def _is_runner_v2(worker) -> bool:
     return "vllm.v1.worker.gpu.model_runner" in {c.__module__ for c in classes}
 
 
-def _dict_of(value) -> dict:
-    found = value.__dict__
-    return found if hasattr(found, "get") else {}
-
-
 def engines() -> Iterator[Callable[..., "LLM"]]:
     """Yield a function that starts engines; shut them all down afterwards.
 
-    The function takes vLLM's options, and `processes`: whether the engine gets
-    processes of its own, as vLLM's users have it, also for one rank.
+    The function takes vLLM's options, and `worker_process`: whether an engine of one
+    rank has a process for its worker.
     """
     from vllm import LLM
     from vllm.config.kernel import KernelConfig
-    from vllm.triton_utils import dispatcher
-
-    # Each CPU worker looks for vLLM's kernels in all modules that are imported. There
-    # it fails on llvmlite, whose library object answers every name with a function.
-    dispatcher.vars = _dict_of
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     started: list[LLM] = []
 
-    def start(model: Path, processes: bool = False, **options) -> LLM:
+    def start(model: Path, worker_process: bool = False, **options) -> LLM:
+        ranks = ("tensor_parallel_size", "pipeline_parallel_size")
+        if not worker_process and not options.keys() & {*ranks}:
+            # By its class: vLLM replaces the name "uni" on CPUs.
+            options["distributed_executor_backend"] = UniProcExecutor
         if RUNNER_V2 and hasattr(KernelConfig, "enable_jit_warmup"):
             # With compiled models, vLLM's warm-up runs its kernel for top-k and top-p,
             # which Triton's interpreter cannot: `tl.range` yields Python integers.
             options["kernel_config"] = {"enable_jit_warmup": False}
-        environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(processes))}
-        with mock.patch.dict(os.environ, environment):
-            started.append(LLM(str(model), **{**OPTIONS, **options}))
+        started.append(LLM(str(model), **{**OPTIONS, **options}))
         assert set(started[-1].collective_rpc(_is_runner_v2)) == {RUNNER_V2}
         return started[-1]
 

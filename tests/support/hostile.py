@@ -21,7 +21,7 @@ def bounded_memory(megabytes: float, pid: int | str = "self") -> Iterator[None]:
     """Assert that the memory of a process grows by less than this in the block."""
     with memory_of(pid) as used:
         yield
-    assert used.peak < megabytes
+    assert used.peak < megabytes, f"{used.peak:.0f} MB"
 
 
 @contextlib.contextmanager

@@ -77,7 +77,12 @@ class Case(NamedTuple):
 
 
 CASES: dict[str, Case] = {}
-UNREADABLE = "image"
+
+# Reasons that Pillow gives, in lower case
+UNKNOWN_KIND = "cannot be read: failed to load image: cannot identify image file"
+TRUNCATED = "truncated"
+NO_DATA = "not enough image data"
+NO_DECODER = "could not create decoder object"
 
 # Malformed files in the formats that Pillow writes and vLLM opens
 
@@ -88,6 +93,21 @@ FORMATS = (
     *("JPEG2000", "MPO", "MSP", "PCX", "PNG", "PPM", "QOI", "SGI", "SPIDER"),
     *("TGA", "TIFF", "WEBP", "XBM"),
 )
+REASONS = {
+    "half": dict.fromkeys(FORMATS, TRUNCATED)
+    | dict.fromkeys(("AVIF", "ICNS", "ICO"), UNKNOWN_KIND)
+    | {"DDS": NO_DATA, "QOI": NO_DATA, "WEBP": NO_DECODER},
+    "head": dict.fromkeys(FORMATS, UNKNOWN_KIND)
+    | dict.fromkeys(("BLP", "BMP", "DIB", "JPEG", "MPO", "PNG"), TRUNCATED)
+    | dict.fromkeys(("PPM", "SGI", "TGA"), TRUNCATED)
+    | {"DDS": "incomplete header", "JPEG2000": "expected to read 8 bytes"}
+    | {"QOI": NO_DATA, "WEBP": NO_DECODER},
+    "zeros": dict.fromkeys(FORMATS, UNKNOWN_KIND)
+    | {"BMP": "unsupported bmp header", "DIB": "unsupported bmp pixel depth"}
+    | {"DDS": "unknown pixel format", "PCX": "unknown pcx mode", "ICO": TRUNCATED}
+    | {"PPM": "token too long in file header", "XBM": "invalid literal"},
+    "without head": dict.fromkeys(FORMATS, UNKNOWN_KIND),
+}
 # Pillow reads these without an error and leaves the rest of the image black.
 READ_ANYWAY = {("JPEG2000", "half"), ("QOI", "zeros"), ("SGI", "zeros")}
 
@@ -103,7 +123,7 @@ for fmt in FORMATS:
             fmt in ("TGA", "XBM") and damage == "without head"
         ):
             kind = f"image/{fmt.lower()}"
-            CASES[f"{fmt} {damage}"] = Case(file_of(data, kind), UNREADABLE)
+            CASES[f"{fmt} {damage}"] = Case(file_of(data, kind), REASONS[damage][fmt])
 
 # Decompression bombs: the header declares 50,000 x 50,000 pixels
 
@@ -177,7 +197,11 @@ CASES["no picture: a strip"] = Case(
     file_of(saved(Image.new("L", (2_000_000, 1)), "PNG")),
     "2000000x1 pixels; a side may have at most 131072",
 )
-CASES |= {f"bomb {name}": Case(file_of(data), "image") for name, data in BOMBS.items()}
+CASES |= {
+    f"bomb {name}": Case(file_of(data), "exceeds limit of 178956970 pixels")
+    for name, data in BOMBS.items()
+}
+CASES["bomb GIF"] = Case(file_of(BOMBS["GIF"]), UNKNOWN_KIND)
 
 # Files that are not images
 
@@ -197,87 +221,101 @@ NO_PICTURES = {
     "random": np.random.default_rng(0).bytes(5000),
     "megabytes of nothing": bytes(5_000_000),
 }
-CASES |= {f"no picture: {n}": Case(file_of(d), "image") for n, d in NO_PICTURES.items()}
+CASES |= {
+    f"no picture: {name}": Case(file_of(data), UNKNOWN_KIND)
+    for name, data in NO_PICTURES.items()
+}
 
 # Odd data URLs
 
 GOOD_DATA = base64.b64encode(saved(draw_text("1"), "PNG")).decode()
 DATA_URLS = {
-    "no comma": "data:image/png;base64",
-    "empty": "data:image/png;base64,",
-    "empty scheme": "data:",
-    "not base64": "data:image/png;base64,%%%%",
-    "spaces": "data:image/png;base64," + GOOD_DATA.replace("A", " ", 5),
-    "cut": "data:image/png;base64," + GOOD_DATA[:-5],
-    "no base64": "data:image/png," + GOOD_DATA[:100],
-    "percent": "data:image/svg+xml;utf8,%3Csvg%3E%3C/svg%3E",
-    "text": data_url(b"hello", "text/plain"),
-    "audio": data_url(b"RIFF0000WAVE", "audio/wav"),
-    "json": data_url(b"{}", "application/json"),
+    "no comma": ("data:image/png;base64", "missing ',' separator"),
+    "empty": ("data:image/png;base64,", UNKNOWN_KIND),
+    "empty scheme": ("data:", "missing ',' separator"),
+    "not base64": ("data:image/png;base64,%%%%", "non-base64 digit"),
+    "spaces": (
+        "data:image/png;base64," + GOOD_DATA.replace("A", " ", 5),
+        "non-base64 digit",
+    ),
+    "cut": ("data:image/png;base64," + GOOD_DATA[:-5], "non-base64 digit"),
+    "no base64": ("data:image/png," + GOOD_DATA[:100], "only base64 data urls"),
+    "percent": ("data:image/svg+xml;utf8,%3Csvg%3E%3C/svg%3E", "only base64 data urls"),
+    "text": (data_url(b"hello", "text/plain"), UNKNOWN_KIND),
+    "audio": (data_url(b"RIFF0000WAVE", "audio/wav"), UNKNOWN_KIND),
+    "json": (data_url(b"{}", "application/json"), UNKNOWN_KIND),
 }
-CASES |= {f"data URL: {n}": Case(chat(image_part(u)), "") for n, u in DATA_URLS.items()}
+CASES |= {
+    f"data URL: {name}": Case(chat(image_part(url)), reason)
+    for name, (url, reason) in DATA_URLS.items()
+}
 
 # URLs
 
+SCHEME = "must be either a http, data or file url"
+DOMAIN = "must be from one of the allowed domains: ['localhost']"
+FOLDER = "must be a subpath of `--allowed-local-media-path"
+NOT_FETCHED = "could not be fetched from its url"
 URLS = {
-    "empty": "",
-    "space": " ",
-    "word": "picture.png",
-    "path": "/etc/passwd",
-    "ftp": "ftp://localhost/picture.png",
-    "gopher": "gopher://localhost/",
-    "javascript": "javascript:alert(1)",
-    "blob": "blob:https://localhost/1",
-    "nothing after": "http://",
-    "bad port": "http://localhost:99999/picture.png",
-    "bad host": "http://[::1/picture.png",
-    "control": "http://localhost/\x00picture.png",
-    "private": "http://127.0.0.1:9/picture.png",
-    "any": "http://0.0.0.0:9/picture.png",
-    "IPv6": "http://[::1]:9/picture.png",
-    "number": "http://2130706433:9/picture.png",
-    "octal": "http://0177.0.0.1:9/picture.png",
-    "network": "http://10.0.0.1/picture.png",
-    "metadata": "http://169.254.169.254/latest/meta-data/",
-    "other host": "https://example.org/picture.png",
-    "user part": "http://localhost@127.0.0.1:9/picture.png",
-    "backslash": "http://127.0.0.1:9\\@localhost/picture.png",
-    "suffix": "http://localhost.example.org/picture.png",
-    "long": "http://localhost/" + "a" * 100_000,
-    "closed port": "http://localhost:9/picture.png",
-    "passwd": "file:///etc/passwd",
-    "host": "file://localhost/etc/passwd",
-    "relative": "file://picture.png",
-    "proc": "file:///proc/self/environ",
-    "device": "file:///dev/zero",
+    "empty": ("", "is empty"),
+    "space": (" ", "failed to parse"),
+    "word": ("picture.png", SCHEME),
+    "path": ("/etc/passwd", SCHEME),
+    "ftp": ("ftp://localhost/picture.png", SCHEME),
+    "gopher": ("gopher://localhost/", SCHEME),
+    "javascript": ("javascript:alert(1)", SCHEME),
+    "blob": ("blob:https://localhost/1", SCHEME),
+    "nothing after": ("http://", DOMAIN),
+    "bad port": ("http://localhost:99999/picture.png", "failed to parse"),
+    "bad host": ("http://[::1/picture.png", "not a valid host or port"),
+    "control": ("http://localhost/\x00picture.png", NOT_FETCHED),
+    "private": ("http://127.0.0.1:9/picture.png", DOMAIN),
+    "any": ("http://0.0.0.0:9/picture.png", DOMAIN),
+    "IPv6": ("http://[::1]:9/picture.png", DOMAIN),
+    "number": ("http://2130706433:9/picture.png", DOMAIN),
+    "octal": ("http://0177.0.0.1:9/picture.png", DOMAIN),
+    "network": ("http://10.0.0.1/picture.png", DOMAIN),
+    "metadata": ("http://169.254.169.254/latest/meta-data/", DOMAIN),
+    "other host": ("https://example.org/picture.png", DOMAIN),
+    "user part": ("http://localhost@127.0.0.1:9/picture.png", DOMAIN),
+    "backslash": ("http://127.0.0.1:9\\@localhost/picture.png", DOMAIN),
+    "suffix": ("http://localhost.example.org/picture.png", DOMAIN),
+    "long": ("http://localhost/" + "a" * 100_000, NOT_FETCHED),
+    "closed port": ("http://localhost:9/picture.png", NOT_FETCHED),
+    "passwd": ("file:///etc/passwd", FOLDER),
+    "host": ("file://localhost/etc/passwd", FOLDER),
+    "relative": ("file://picture.png", FOLDER),
+    "proc": ("file:///proc/self/environ", FOLDER),
+    "device": ("file:///dev/zero", FOLDER),
 }
 CASES |= {
-    f"URL: {name}": Case(chat(image_part(url)), "", (400, 422))
-    for name, url in URLS.items()
+    f"URL: {name}": Case(chat(image_part(url)), reason)
+    for name, (url, reason) in URLS.items()
 }
 FILES = {
-    "outside": "../secret.png",
-    "deeper outside": "folder/../../secret.png",
-    "encoded outside": "%2e%2e/secret.png",
-    "link": "link.png",
-    "folder": "folder",
-    "missing": "missing.png",
-    "text": "text.png",
+    "outside": ("../secret.png", FOLDER),
+    "deeper outside": ("folder/../../secret.png", FOLDER),
+    "encoded outside": ("%2e%2e/secret.png", FOLDER),
+    "link": ("link.png", FOLDER),
+    "folder": ("folder", "is a directory"),
+    "missing": ("missing.png", "no such file"),
+    "text": ("text.png", UNKNOWN_KIND),
 }
 CASES |= {
     f"file: {name}": Case(
-        lambda server, path=path: chat(image_part(f"file://{server.media}/{path}")), ""
+        lambda server, path=path: chat(image_part(f"file://{server.media}/{path}")),
+        reason,
     )
-    for name, path in FILES.items()
+    for name, (path, reason) in FILES.items()
 }
 PAGES = {
     "404": "the url: http 404|fetch",
-    "403": "",
+    "403": "from url: http 403",
     "500": "could not be fetched",
-    "redirect": "",
-    "page": "image",
+    "redirect": UNKNOWN_KIND,
+    "page": UNKNOWN_KIND,
     "endless": "could not be fetched",
-    "huge": "",
+    "huge": "exceeds vllm_max_media_download_size_mb=256",
 }
 CASES |= {
     f"page: {name}": Case(
@@ -298,37 +336,49 @@ def message(content: Any, role: str = "user") -> dict:
 
 
 CASES |= {
-    "no messages": Case({"messages": []}, ""),
-    "messages a word": Case({"messages": "hi"}, ""),
-    "no role": Case({"messages": [{"content": "hi"}]}, ""),
-    "url None": Case(chat(image_part(None)), ""),
-    "url a number": Case(chat(image_part(7)), ""),
-    "url a list": Case(chat(image_part(["a"])), ""),
-    "image_url a number": Case(chat({"type": "image_url", "image_url": 7}), ""),
-    "image_url empty": Case(chat({"type": "image_url", "image_url": {}}), ""),
-    "no image_url": Case(chat({"type": "image_url"}), ""),
-    "no type": Case(chat({"picture": "x"}), ""),
-    "unknown type": Case(chat({"type": "hologram", "hologram": "x"}), ""),
-    "PIL over HTTP": Case(chat({"type": "image_pil", "image_pil": "x"}), ""),
+    "no messages": Case({"messages": []}, "empty conversation"),
+    "messages a word": Case({"messages": "hi"}, "should be a valid list"),
+    "no role": Case({"messages": [{"content": "hi"}]}, "role"),
+    "url None": Case(chat(image_part(None)), "image_url.url"),
+    "url a number": Case(chat(image_part(7)), "image_url.url"),
+    "url a list": Case(chat(image_part(["a"])), "image_url.url"),
+    "image_url a number": Case(
+        chat({"type": "image_url", "image_url": 7}), "should be a valid dictionary"
+    ),
+    "image_url empty": Case(
+        chat({"type": "image_url", "image_url": {}}), "image_url.url"
+    ),
+    "no image_url": Case(chat({"type": "image_url"}), "image_url"),
+    "no type": Case(chat({"picture": "x"}), "missing 'type' field"),
+    "unknown type": Case(
+        chat({"type": "hologram", "hologram": "x"}),
+        "unsupported chat content part type: 'hologram'",
+    ),
+    "PIL over HTTP": Case(
+        chat({"type": "image_pil", "image_pil": "x"}),
+        "must be a pil image or a uint8 array, not str",
+    ),
     "video": Case(
         chat({"type": "video_url", "video_url": {"url": data_url(b"x", "video/mp4")}}),
-        "",
+        "at most 0 video(s)",
     ),
     "audio": Case(
         chat({"type": "audio_url", "audio_url": {"url": data_url(b"x", "audio/wav")}}),
-        "",
+        "at most 0 audio(s)",
     ),
     "input audio": Case(
         chat({"type": "input_audio", "input_audio": {"data": "eA==", "format": "wav"}}),
-        "",
+        "at most 0 audio(s)",
     ),
     "three pictures": Case(chat(PICTURE, PICTURE, PICTURE), "at most 2 image"),
     "thousand pictures": Case(chat(*[PICTURE] * 1000), "at most 2 image"),
-    "one bad of two": Case(chat(PICTURE, image_part("data:image/png;base64,")), ""),
+    "one bad of two": Case(
+        chat(PICTURE, image_part("data:image/png;base64,")), UNKNOWN_KIND
+    ),
     "long text": Case(chat(text_part("9 " * 5000)), "1024"),
     "longer text": Case(chat(text_part("9 " * 500_000)), "1024"),
     "too many tokens": Case(chat(max_tokens=100_000), "1024"),
-    "negative tokens": Case(chat(max_tokens=-1), ""),
+    "negative tokens": Case(chat(max_tokens=-1), "at least 1, got -1"),
 }
 
 # Special tokens typed by users
@@ -357,37 +407,106 @@ CASES |= {
     ),
     "typed by the assistant": Case(message("<image>", "assistant"), "<image>"),
     "completion": Case({"prompt": "<image>"}, "<image>", path="/v1/completions"),
-    "completion ids": Case({"prompt": [10**9]}, "", path="/v1/completions"),
-    "completion of nothing": Case({"prompt": ""}, "", path="/v1/completions"),
+    "tokenize": Case(
+        {"prompt": "a <image>"}, "1 <image> placeholder(s) for 0", path="/tokenize"
+    ),
+    "completion ids": Case(
+        {"prompt": [10**9]},
+        "token id 1000000000 is out of vocabulary",
+        path="/v1/completions",
+    ),
+    "completion of nothing": Case(
+        {"prompt": ""}, "must be provided and non-empty", path="/v1/completions"
+    ),
 }
 
 # Settings
 
-SETTINGS: dict[str, Any] = {
-    "max text": {"max_dynamic_patch": "all"},
-    "max list": {"max_dynamic_patch": [3]},
-    "max null": {"max_dynamic_patch": None},
-    "max float": {"max_dynamic_patch": 2.5},
-    "max zero": {"max_dynamic_patch": 0},
-    "max negative": {"max_dynamic_patch": -3},
-    "max huge": {"max_dynamic_patch": 10**9},
-    "min zero": {"min_dynamic_patch": 0},
-    "min text": {"min_dynamic_patch": "1"},
-    "min above max": {"min_dynamic_patch": 9, "max_dynamic_patch": 3},
-    "dynamic number": {"dynamic_image_size": 3},
-    "dynamic text": {"dynamic_image_size": "yes"},
-    "thumbnail text": {"use_thumbnail": "no"},
-    "resize unknown": {"resize": "magic"},
-    "resize number": {"resize": 3},
-    "unknown": {"tiles": 3},
-    "size": {"image_size": 32},
-    "private": {"__class__": "x"},
-    "word": "fast",
-    "list": [1],
+SETTINGS: dict[str, tuple[Any, str]] = {
+    "max text": (
+        {"max_dynamic_patch": "all"},
+        "max_dynamic_patch must be a whole number from 1 to 256, but is 'all'",
+    ),
+    "max list": (
+        {"max_dynamic_patch": [3]},
+        "max_dynamic_patch must be a whole number from 1 to 256, but is [3]",
+    ),
+    "max null": (
+        {"max_dynamic_patch": None},
+        "max_dynamic_patch must be a whole number from 1 to 256, but is none",
+    ),
+    "max float": (
+        {"max_dynamic_patch": 2.5},
+        "max_dynamic_patch must be a whole number from 1 to 256, but is 2.5",
+    ),
+    "max zero": (
+        {"max_dynamic_patch": 0},
+        "max_dynamic_patch must be a whole number from 1 to 256, but is 0",
+    ),
+    "max negative": (
+        {"max_dynamic_patch": -3},
+        "max_dynamic_patch must be a whole number from 1 to 256, but is -3",
+    ),
+    "max huge": (
+        {"max_dynamic_patch": 10**9},
+        "max_dynamic_patch must be a whole number from 1 to 256, but is 1000000000",
+    ),
+    "min zero": (
+        {"min_dynamic_patch": 0},
+        "min_dynamic_patch must be a whole number from 1 to 256, but is 0",
+    ),
+    "min text": (
+        {"min_dynamic_patch": "1"},
+        "min_dynamic_patch must be a whole number from 1 to 256, but is '1'",
+    ),
+    "min above max": (
+        {"min_dynamic_patch": 9, "max_dynamic_patch": 3},
+        "max_dynamic_patch must be a whole number from 9 to 256, but is 3",
+    ),
+    "dynamic number": (
+        {"dynamic_image_size": 3},
+        "dynamic_image_size must be true or false, but is 3",
+    ),
+    "dynamic text": (
+        {"dynamic_image_size": "yes"},
+        "dynamic_image_size must be true or false, but is 'yes'",
+    ),
+    "thumbnail text": (
+        {"use_thumbnail": "no"},
+        "use_thumbnail must be true or false, but is 'no'",
+    ),
+    "resize unknown": (
+        {"resize": "magic"},
+        "resize must be one of 'fast', 'exact', 'hf', but is 'magic'",
+    ),
+    "resize number": (
+        {"resize": 3},
+        "resize must be one of 'fast', 'exact', 'hf', but is 3",
+    ),
+    "unknown": (
+        {"tiles": 3},
+        "unknown mm_processor_kwargs ['tiles']",
+    ),
+    "size": (
+        {"image_size": 32},
+        "unknown mm_processor_kwargs ['image_size']",
+    ),
+    "private": (
+        {"__class__": "x"},
+        "unknown mm_processor_kwargs ['__class__']",
+    ),
+    "word": (
+        "fast",
+        "should be a valid dictionary",
+    ),
+    "list": (
+        [1],
+        "should be a valid dictionary",
+    ),
 }
 CASES |= {
-    f"setting: {name}": Case(chat(PICTURE, mm_processor_kwargs=settings), "")
-    for name, settings in SETTINGS.items()
+    f"setting: {name}": Case(chat(PICTURE, mm_processor_kwargs=settings), reason)
+    for name, (settings, reason) in SETTINGS.items()
 }
 
 # Embeddings
@@ -404,29 +523,30 @@ def embeds_part(tensor: torch.Tensor | bytes) -> dict:
 
 
 WIDTH = 256
-DAMAGED = ("words", "nothing", "pickle")
-EMBEDS: dict[str, torch.Tensor | bytes] = {
-    "NaN": torch.full((4, WIDTH), torch.nan),
-    "infinite": torch.full((4, WIDTH), torch.inf),
-    "wide": torch.zeros(4, WIDTH + 1),
-    "narrow": torch.zeros(4, 1),
-    "rank 1": torch.zeros(WIDTH),
-    "rank 0": torch.zeros(()),
-    "rank 5": torch.zeros(1, 1, 1, 4, WIDTH),
-    "empty": torch.zeros(0, WIDTH),
-    "no width": torch.zeros(4, 0),
-    "whole numbers": torch.zeros(4, WIDTH, dtype=torch.int64),
-    "complex": torch.zeros(4, WIDTH, dtype=torch.complex64),
-    "words": b"hello",
-    "nothing": b"",
-    "long": torch.zeros(3000, WIDTH),
-    "pickle": b"\x80\x04cos\nsystem\n(S'true'\ntR.",
+DAMAGED = "the data are damaged"
+EMBEDS: dict[str, tuple[torch.Tensor | bytes, str]] = {
+    "NaN": (torch.full((4, WIDTH), torch.nan), "must be finite numbers"),
+    "infinite": (torch.full((4, WIDTH), torch.inf), "must be finite numbers"),
+    "wide": (torch.zeros(4, WIDTH + 1), "got 257, but model expects 256"),
+    "narrow": (torch.zeros(4, 1), "got 1, but model expects 256"),
+    "rank 1": (torch.zeros(WIDTH), "torch.float32 of shape (1, 256)"),
+    "rank 0": (torch.zeros(()), "torch.float32 of shape (1,)"),
+    "rank 5": (
+        torch.zeros(1, 1, 1, 4, WIDTH),
+        "torch.float32 of shape (1, 1, 1, 1, 4, 256)",
+    ),
+    "empty": (torch.zeros(0, WIDTH), "at least one row"),
+    "no width": (torch.zeros(4, 0), "got 0, but model expects 256"),
+    "whole numbers": (torch.zeros(4, WIDTH, dtype=torch.int64), "not torch.int64"),
+    "complex": (torch.zeros(4, WIDTH, dtype=torch.complex64), "not torch.complex64"),
+    "words": (b"hello", DAMAGED),
+    "nothing": (b"", DAMAGED),
+    "long": (torch.zeros(3000, WIDTH), "1024"),
+    "pickle": (b"\x80\x04cos\nsystem\n(S'true'\ntR.", DAMAGED),
 }
 CASES |= {
-    f"embeds: {name}": Case(
-        chat(embeds_part(tensor)), "the data are damaged" if name in DAMAGED else ""
-    )
-    for name, tensor in EMBEDS.items()
+    f"embeds: {name}": Case(chat(embeds_part(tensor)), reason)
+    for name, (tensor, reason) in EMBEDS.items()
 }
 
 
@@ -521,6 +641,7 @@ def server(tiny, tmp_path_factory):
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "VLLM_IMAGE_FETCH_TIMEOUT": "3",
         "VLLM_MEDIA_FETCH_MAX_RETRIES": "1",  # each retry waits four times longer
+        "MALLOC_MMAP_THRESHOLD_": "1000000",  # freed memory goes back at once
     }
     log = folder / "log.txt"
     with serving_process(tiny, *options, log=log, env=env) as (process, url):
@@ -543,8 +664,9 @@ def good_answer(server: Server) -> str:
     return response.json()["choices"][0]["message"]["content"]
 
 
-def test_there_are_many_cases():
+def test_there_are_many_cases_and_each_names_its_cause():
     assert len(CASES) >= 150
+    assert all(len(case.cause) >= 4 for case in CASES.values())
 
 
 def test_good_requests_are_answered(server):
@@ -560,6 +682,22 @@ def test_an_odd_request_is_answered(server, name):
     assert response.status_code == 200, response.text
     if expected is not None:
         assert response.json()["choices"][0]["message"]["content"] == expected
+
+
+LARGE = [("RGB", "PNG"), ("LA", "PNG"), ("CMYK", "JPEG")]
+
+
+@pytest.mark.parametrize(("mode", "kind"), LARGE)
+def test_eight_large_images_at_once(server, mode, kind):
+    """Within the bound of docs/security.md."""
+    count, side = 8, 6000
+    data = saved(Image.new(mode, (side, side)), kind)
+    request = Case(file_of(data, f"image/{kind.lower()}"), "")
+    pixels = side * side
+    bound = count * (16 * pixels + 4 * len(data)) + 100e6
+    with bounded_memory(bound / 1e6, server.pid), ThreadPoolExecutor(count) as threads:
+        found = list(threads.map(lambda _: post(server, request), range(count)))
+    assert [response.status_code for response in found] == [200] * count
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from drawn_text import PILLOW_FONT, make_question
 from reference.nemotron_vl import Reference
@@ -26,8 +27,10 @@ from support.chat import (
     SERVER_OPTIONS,
     chat_request,
     content,
+    picture_part,
     reference_text,
 )
+from support.hostile import memory_of
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving_process
 
 TOKENS = 12
@@ -48,6 +51,7 @@ def server(tiny, log):
         "HF_HOME": "/proc/nowhere",
         "VLLM_CACHE_ROOT": "/proc/nowhere",
         "XDG_CACHE_HOME": "/proc/nowhere",
+        "MALLOC_MMAP_THRESHOLD_": "1000000",  # freed memory goes back at once
     }
     options = [*SERVER_OPTIONS, EXACT, EXIT_STATUS]
     with serving_process(tiny, *options, log=log, env=env) as server:
@@ -83,15 +87,18 @@ def wait_until_idle(url: str) -> None:
         time.sleep(0.2)
 
 
-def leave_early(url: str, request: dict) -> None:
-    """Send a request and disconnect before the answer is complete."""
+def leave_early(url: str, request: dict, after: float = 0.3) -> None:
+    """Send a request and disconnect before the answer is complete.
+
+    `after` is in seconds, for a request that is not streamed.
+    """
     with contextlib.closing(HTTPConnection(url.removeprefix("http://"))) as asked:
         kind = {"Content-Type": "application/json"}
         asked.request("POST", CHAT, json.dumps(request), kind)
         if request["stream"]:
             assert asked.getresponse().readline().startswith(b"data:")
         else:
-            time.sleep(0.3)
+            time.sleep(after)
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -109,6 +116,27 @@ def test_a_request_is_aborted_when_its_client_disconnects(server, job, streamed)
             break
     assert 0 < made < MANY
     assert answer(url, job[0]) == job[1]
+
+
+def test_a_client_may_leave_while_its_picture_is_processed(server, job, log):
+    """At each stage: decoding takes about a second, resizing another one."""
+    process, url = server
+    picture = picture_part(Image.new("L", (12_000, 12_000)))
+    (message,) = job[0]["messages"]
+    large = {"role": "user", "content": [picture, *message["content"][1:]]}
+    request = job[0] | {"messages": [large], "stream": False}
+    assert answer(url, job[0]) == job[1]
+    before = len(log.read_text())
+    with memory_of(process.pid) as used:
+        for after in (0.05, 0.5, 1, 1.5, 2):
+            leave_early(url, request, after)
+            assert answer(url, job[0]) == job[1]
+        wait_until_idle(url)
+        time.sleep(5)  # threads of vLLM still work for the clients that have left
+        assert answer(url, job[0]) == job[1]
+    assert used.peak > 100  # the large image was decoded
+    assert used.left < 200
+    assert "Traceback" not in log.read_text()[before:]
 
 
 def test_requests_are_answered_without_caches_or_a_hub(server, job):

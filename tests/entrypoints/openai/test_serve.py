@@ -6,6 +6,8 @@ import json
 import re
 import time
 
+import httpx
+import jsonschema
 import openai
 import pytest
 import torch
@@ -42,6 +44,8 @@ def client(checkpoint, media, log):
         "--trust-remote-code",
         "--trust-request-mm-kwargs",
         "--enable-mm-embeds",
+        "--structured-outputs-config="
+        '{"backend": "xgrammar", "disable_any_whitespace": true}',
         '--additional-config={"nemotron_vl": {"tile_cache_mb": 1}}',
     ]
     with serving(checkpoint, *options, log=log) as url:
@@ -112,6 +116,38 @@ def test_settings_per_request(client, photo):
         extra_body={"mm_processor_kwargs": {"dynamic_image_size": False}},
     )
     assert many.usage.prompt_tokens - one.usage.prompt_tokens == 12 * 4
+
+
+def test_structured_output_about_a_picture(client, photo):
+    schema = {
+        "type": "object",
+        "properties": {
+            "kind": {"enum": ["letter", "receipt"]},
+            "paid": {"type": "boolean"},
+        },
+        "required": ["kind", "paid"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": [picture_part(photo), text_part("?")]}],
+        max_tokens=60,
+        temperature=0,
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "document", "schema": schema},
+        },
+    )
+    jsonschema.validate(json.loads(answer.choices[0].message.content), schema)
+
+
+def test_tokenize_counts_the_tokens_of_pictures(client, photo):
+    parts = [picture_part(photo), text_part("What is this?")]
+    expected = ask(client, *parts).usage.prompt_tokens
+    url = str(client.base_url).removesuffix("/v1/") + "/tokenize"
+    messages = [{"role": "user", "content": parts}]
+    found = httpx.post(url, json={"model": MODEL, "messages": messages}, timeout=60)
+    assert found.json()["count"] == expected
 
 
 def embeds_part(rows: int, width: int) -> dict:

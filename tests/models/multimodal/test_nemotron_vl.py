@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from vllm.model_executor.model_loader.sharded_state_loader import ShardedStateLoader
 from vllm.model_executor.models import interfaces
 
 from vllm_nemotron_vl.entrypoints.nemotron_vl import random_weights
@@ -112,6 +113,60 @@ def test_a_second_load_may_be_partial(load_model, edit, checkpoint):
     model.load_weights([("mlp1.3.bias", torch.ones(256))])
     assert not torch.equal(before, model.mlp1[3].bias)
     assert torch.equal(model.mlp1[3].bias, torch.ones(256))
+
+
+# Checkpoints that are loaded in other ways
+
+
+STATISTICS = {
+    TOWER + "input_conditioner.norm_mean": torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1),
+    TOWER + "input_conditioner.norm_std": torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1),
+}
+
+
+def state(model) -> dict[str, torch.Tensor]:
+    """All parameters and buffers."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def test_parameters_may_follow_dummy_weights(load_model, edit):
+    """As reinforcement learning does. The statistics are no parameters."""
+    folder = edit(put=STATISTICS)
+    expected = load_model(folder, pack_weights=False)
+    model = load_model(folder, pack_weights=False, load_format="dummy")
+    defaults = model.input_conditioner.scale.clone()
+    tensors = load_file(folder / "model.safetensors")
+    parameters = {n: t for n, t in tensors.items() if n not in STATISTICS}
+    model.load_weights(parameters.items())
+    assert torch.equal(model.input_conditioner.scale, defaults)
+    assert torch.allclose(
+        defaults, 1 / (255 * torch.tensor([0.26862954, 0.26130258, 0.27577711]))
+    )
+    model.load_weights(STATISTICS.items())
+    assert state(model).keys() == state(expected).keys()
+    for name, tensor in state(expected).items():
+        if "self_attn.attn._" not in name:  # scales of a KV cache, which vLLM keeps
+            assert torch.equal(tensor, state(model)[name]), name
+
+
+def test_sharded_state_keeps_the_statistics(load_model, edit, tmp_path):
+    folder = edit(put=STATISTICS)
+    expected = load_model(folder, pack_weights=False)
+    shards = tmp_path / "shards"
+    shutil.copytree(folder, shards, ignore=shutil.ignore_patterns("*.safetensors"))
+    ShardedStateLoader.save_model(expected, str(shards), max_size=500_000)
+    assert len(list(shards.glob("*.safetensors"))) > 1
+    model = load_model(shards, pack_weights=False, load_format="sharded_state")
+    for name, tensor in state(expected).items():
+        assert torch.equal(tensor, state(model)[name]), name
+
+
+def test_the_streamer_gives_the_same_model(load_model, edit):
+    folder = edit(put=STATISTICS)
+    expected = load_model(folder, pack_weights=False)
+    model = load_model(folder, pack_weights=False, load_format="runai_streamer")
+    for name, tensor in state(expected).items():
+        assert torch.equal(tensor, state(model)[name]), name
 
 
 def test_the_encoder_alone_is_loaded_of_several_files(

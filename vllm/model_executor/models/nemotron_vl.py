@@ -198,10 +198,12 @@ class LlamaNemotronVLChatModel(
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         model_config = vllm_config.model_config
-        vision_config = self.config.vision_config
+        vision = self.config.vision_config
         self.dtype = cast(torch.dtype, model_config.dtype)
+        # Only dummy weights may be incomplete.
+        self._must_be_whole = vllm_config.load_config.load_format != "dummy"
         self.input_conditioner = InputConditioner(
-            vision_config.norm_mean, vision_config.norm_std, self.encoder_dtype
+            vision.norm_mean, vision.norm_std, self.encoder_dtype, self._must_be_whole
         )
         encoder_config = EncoderConfig.from_vllm_config(vllm_config)
         lora_config = vllm_config.lora_config
@@ -227,8 +229,6 @@ class LlamaNemotronVLChatModel(
                     "The settings of the encoder in additional_config have no "
                     "effect with --enable-tower-connector-lora."
                 )
-        # Only dummy weights may be incomplete.
-        self._expects_whole_checkpoint = vllm_config.load_config.load_format != "dummy"
         if vllm_config.speculative_config is not None:
             # A multimodal draft model reads the token's id from the configuration.
             tokenizer = cached_tokenizer_from_config(model_config)
@@ -388,13 +388,12 @@ class LlamaNemotronVLChatModel(
         """
         if self.tile_reuse is not None:
             self.tile_reuse.clear()
-        complete = self._expects_whole_checkpoint
         encoder_only = self.multimodal_config.mm_encoder_only
-        weights = checked(weights, self.config, complete, encoder_only)
+        weights = checked(weights, self.config, self._must_be_whole, encoder_only)
         weights = self.input_conditioner.load_statistics(weights)
         with unreadable_files_explained():
             loaded = AutoWeightsLoader(self).load_weights(
                 weights, mapper=self.hf_to_vllm_mapper
             )
-        self._expects_whole_checkpoint = False
+        self._must_be_whole = False
         return loaded

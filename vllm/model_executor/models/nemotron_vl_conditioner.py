@@ -34,20 +34,25 @@ class InputConditioner(nn.Module):
         mean: Of each channel, for pixels in 0..1.
         std: Standard deviation of each channel.
         dtype: Of the conditioned pixels.
+        persistent: Whether the statistics are part of the state dict. vLLM fills
+            all of that at random for dummy weights.
     """
 
     scale: torch.Tensor
     shift: torch.Tensor
 
     def __init__(
-        self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dtype: torch.dtype,
+        persistent: bool = True,
     ) -> None:
         super().__init__()
         self.dtype = dtype
-        # Not persistent: vLLM fills all of the state at random for dummy weights.
         for name in ("scale", "shift"):
             buffer = torch.empty(len(mean), dtype=torch.float32)
-            self.register_buffer(name, buffer, persistent=False)
+            self.register_buffer(name, buffer, persistent=persistent)
         self._set(_float32(mean), _float32(std))
 
     def _set(self, mean: torch.Tensor, std: torch.Tensor) -> None:

@@ -6,14 +6,16 @@ in LoRA adapters made for it. All three are mapped to vLLM's names here.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from operator import contains, eq
 
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.layers.quantization.online.base import (
     OnlineQuantizationConfig,
 )
+from vllm.model_executor.layers.quantization.quark.quark import QuarkConfig
 from vllm.model_executor.models.utils import WeightsMapper
 
 from .nemotron_vl_layout import LANGUAGE_MODEL, TOWER, Config, checkpoint_tensors
@@ -27,13 +29,19 @@ HF_TO_VLLM = WeightsMapper(
     }
 )
 
-# Attributes of vLLM's configurations that list layers to leave unquantised, and
-# whether an entry may be a part of a name.
-_IGNORE_LISTS = {
-    "ignore": False,  # compressed-tensors
-    "ignored_layers": False,  # FP8, and all methods that quantise while loading
-    "exclude_modules": True,  # ModelOpt
-    "modules_to_not_convert": True,  # AWQ
+
+def _has_components(name: str, part: str) -> bool:
+    return f".{part}." in f".{name}."
+
+
+# Attributes of vLLM's configurations that list layers to leave unquantised, and how
+# an entry is compared with a name, besides patterns.
+_IGNORE_LISTS: dict[str, Callable[[str, str], bool]] = {
+    "ignore": eq,  # compressed-tensors
+    "ignored_layers": eq,  # FP8, and all methods that quantise while loading
+    "exclude_modules": contains,  # ModelOpt
+    "modules_to_not_convert": contains,  # AWQ
+    "skip_modules": _has_components,  # torchao
 }
 
 _ENCODER_LAYERS = ["vision_model.*", "mlp1.*"]
@@ -109,14 +117,22 @@ def resolve_patterns(
     nested = getattr(quant_config, "online_quantization_config", None)
     if isinstance(nested, OnlineQuantizationConfig):
         resolve_patterns(nested, renamed)
-    for attribute, partial in _IGNORE_LISTS.items():
+    for attribute, same in _IGNORE_LISTS.items():
         if patterns := getattr(quant_config, attribute, None):
-            found = _matches(patterns, renamed, partial)
+            found = _matches(patterns, renamed, same)
             # A new list: for --quantization fp8, all engines share vLLM's list.
             setattr(quant_config, attribute, [*patterns, *found])
-    schemes = getattr(quant_config, "target_scheme_map", {})  # compressed-tensors
+    _resolve_keys(getattr(quant_config, "target_scheme_map", {}), renamed)
+    if isinstance(quant_config, QuarkConfig):
+        settings = quant_config.quant_config
+        if excluded := settings.get("exclude"):
+            settings["exclude"] = [*excluded, *_matches(excluded, renamed, eq)]
+        _resolve_keys(settings.get("layer_quant_config") or {}, renamed)
+
+
+def _resolve_keys(schemes: dict[str, object], renamed: Mapping[str, str]) -> None:
     for pattern in [*schemes]:
-        for name in _matches([pattern], renamed, partial=False):
+        for name in _matches([pattern], renamed, eq):
             schemes.setdefault(name, schemes[pattern])
 
 
@@ -133,16 +149,17 @@ def quantises(quant_config: QuantizationConfig | None, layers: Iterable[str]) ->
 
 
 def _matches(
-    patterns: Iterable[str], renamed: Mapping[str, str], partial: bool
+    patterns: Iterable[str],
+    renamed: Mapping[str, str],
+    same: Callable[[str, str], bool],
 ) -> list[str]:
+    def match(pattern: str, name: str) -> bool:
+        if pattern.startswith("re:"):
+            return re.match(pattern[3:], name) is not None
+        return fnmatchcase(name, pattern) or same(name, pattern)
+
     return [
         new
         for old, new in renamed.items()
-        if any(_match(pattern, old, partial) for pattern in patterns)
+        if any(match(pattern, old) for pattern in patterns)
     ]
-
-
-def _match(pattern: str, name: str, partial: bool) -> bool:
-    if pattern.startswith("re:"):
-        return re.match(pattern[3:], name) is not None
-    return fnmatchcase(name, pattern) or (partial and pattern in name)

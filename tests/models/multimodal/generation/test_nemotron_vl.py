@@ -21,7 +21,9 @@ GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 
 @pytest.fixture(scope="module")
 def llm(make_llm, checkpoint):
-    return make_llm(checkpoint, processes=True, dtype="float32", enable_mm_embeds=True)
+    return make_llm(
+        checkpoint, worker_process=True, dtype="float32", enable_mm_embeds=True
+    )
 
 
 def prompt(text: str, *images, **more) -> dict:
