@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -98,6 +99,9 @@ def test_two_engines_and_two_api_servers_of_one_server(
         counts = served_by_engine(httpx.get(f"{url}/metrics").text)
         assert counts.total() == 4 * len(requests)
         assert min(counts["0"], counts["1"]) > 0
+    line = r"ApiServer_(\d).*POST /v1/chat/completions"
+    served = re.findall(line, (tmp_path / "log.txt").read_text())
+    assert set(served) == {"0", "1"}
 
 
 # Two hosts

@@ -3,6 +3,8 @@
 No cluster is needed: the tests do not apply them.
 """
 
+import itertools
+import json
 import shlex
 from pathlib import Path
 
@@ -105,14 +107,15 @@ def test_commands_are_accepted(workload):
 SERVERS = [w for w in WORKLOADS if "nvidia/" in " ".join(words(container(w)))]
 
 
-def recommended() -> tuple[dict[str, str], set[str]]:
-    """Variables and options that docs/security.md recommends."""
+def recommended() -> tuple[dict[str, str], dict[str, str]]:
+    """Variables and options, with their values, that docs/security.md recommends."""
     page = (ROOT / "docs" / "security.md").read_text()
     _, _, rest = page.partition("for users you do not trust:\n\n```bash\n")
     block = shlex.split(rest.partition("```")[0].replace("\\\n", " "))
     program = block.index("vllm")
     variables = dict(word.split("=", 1) for word in block[:program])
-    return variables, {word for word in block[program:] if word[:2] == "--"}
+    pairs = itertools.pairwise(block[program:])
+    return variables, {word: value for word, value in pairs if word[:2] == "--"}
 
 
 @pytest.mark.parametrize("workload", SERVERS, ids=name_of)
@@ -124,12 +127,18 @@ def test_servers_are_set_up_as_the_page_on_security_recommends(workload):
     found = {entry["name"]: entry.get("value") for entry in main["env"]}
     assert variables.items() <= found.items()
     if "VLLM_API_KEY" in found:  # from a secret
-        options.remove("--api-key")
-    given = {word.partition("=")[0] for word in words(main)}
-    assert options <= given
-    assert "--allowed-media-domains=none.invalid" in words(main)
-    # What the page warns of is off: the tile cache and options of trusted clients.
-    assert not given & {
+        del options["--api-key"]
+    given = dict(word.partition("=")[::2] for word in words(main))
+    assert options.keys() <= given.keys()
+    limit, most = (
+        json.loads(values["--limit-mm-per-prompt"])["image"]
+        for values in (given, options)
+    )
+    assert limit <= most
+    assert int(given["--max-model-len"]) <= int(options["--max-model-len"])
+    assert given["--allowed-media-domains"] == "none.invalid"
+    # The tile cache and the options for trusted clients are off.
+    assert not given.keys() & {
         "--additional-config",
         "--allowed-local-media-path",
         "--enable-mm-embeds",

@@ -145,7 +145,7 @@ def test_tower_and_connector_adapters_need_their_option(
 
 
 @pytest.fixture(scope="module")
-def client(one_process, tiny, trained, tmp_path_factory):
+def client(tiny, trained, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log.txt"
     options = [
         *SERVER_OPTIONS,

@@ -1,7 +1,8 @@
 """Start engines that answer as vLLM's do, in fewer processes.
 
 Each process of an engine takes 15 s to import vLLM. On CPUs vLLM gives an engine of
-one rank two processes, a core and a worker; here one process is both, as on GPUs.
+one rank two processes, a core and a worker; here one process is both, as on GPUs. None
+is started in the test process: one that followed other tests there gave wrong tokens.
 """
 
 import gc

@@ -26,13 +26,17 @@ def bounded_memory(megabytes: float, pid: int | str = "self") -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_of(pid: int | str = "self") -> Iterator[SimpleNamespace]:
-    """Growth of a process's memory in the block: `peak` and `left`, in megabytes."""
+    """Growth of a process's memory in the block, in megabytes.
+
+    Yields an object with `now()`, and after the block `peak` and `left`.
+    """
     used = SimpleNamespace()
     before = _memory(pid, "VmRSS")
     Path(f"/proc/{pid}/clear_refs").write_text("5")  # reset the peak
+    used.now = lambda: _memory(pid, "VmRSS") - before
     yield used
     used.peak = _memory(pid, "VmHWM") - before
-    used.left = _memory(pid, "VmRSS") - before
+    used.left = used.now()
 
 
 def _memory(pid: int | str, field: str) -> float:

@@ -2,6 +2,11 @@
 
 import pytest
 import torch
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+    record_metadata_for_reloading,
+)
 from vllm.platforms import current_platform
 from vllm.triton_utils import HAS_TRITON
 from vllm.utils.torch_utils import set_default_torch_dtype
@@ -39,6 +44,23 @@ def test_the_kernel_equals_the_native_form(monkeypatch, dtype, shape):
         assert found.dtype == dtype
         assert found.shape == case.shape
         torch.testing.assert_close(found, expected)
+
+
+def test_the_statistics_are_reloaded_with_vllms_reload():
+    """It puts the layer on the meta device while weights are loaded."""
+    conditioner = InputConditioner(MEAN, STD, torch.float32)
+    tensor = conditioner.scale
+    record_metadata_for_reloading(conditioner)
+    initialize_layerwise_reload(conditioner)
+    other = {"norm_mean": [0.1, 0.2, 0.3], "norm_std": [0.5, 0.6, 0.7]}
+    prefix = "vision_model.radio_model.input_conditioner."
+    weights = {prefix + name: torch.tensor(values) for name, values in other.items()}
+    assert not list(conditioner.load_statistics(weights.items()))
+    finalize_layerwise_reload(conditioner, None)
+    expected = InputConditioner(*other.values(), torch.float32)
+    assert torch.equal(conditioner.scale, expected.scale)
+    assert torch.equal(conditioner.shift, expected.shift)
+    assert conditioner.scale is tensor  # a captured graph still reads it
 
 
 def test_the_statistics_are_float32():

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn as nn
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.platforms import current_platform
 from vllm.triton_utils import HAS_TRITON
 
@@ -57,8 +58,10 @@ class InputConditioner(nn.Module):
 
     def _set(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         self.mean, self.std = mean, std
-        self.scale.copy_(1 / (_LEVELS * std))
-        self.shift.copy_(-mean / std)
+        values = ((self.scale, 1 / (_LEVELS * std)), (self.shift, -mean / std))
+        for buffer, value in values:
+            # While vLLM reloads weights, a buffer has a loader of its own.
+            getattr(buffer, "weight_loader", default_weight_loader)(buffer, value)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Condition tiles.
@@ -91,12 +94,13 @@ class InputConditioner(nn.Module):
         Yields:
             All other tensors, with their names.
         """
+        found = {"norm_mean": self.mean, "norm_std": self.std}
+        given = False
         for name, tensor in weights:
-            if name not in CONDITIONER_TENSORS:
-                yield name, tensor
-                continue
-            statistic = tensor.flatten().float().cpu()
-            if name.endswith("norm_mean"):
-                self._set(statistic, self.std)
+            if name in CONDITIONER_TENSORS:
+                found[name.rpartition(".")[2]] = tensor.flatten().float().cpu()
+                given = True
             else:
-                self._set(self.mean, statistic)
+                yield name, tensor
+        if given:
+            self._set(found["norm_mean"], found["norm_std"])

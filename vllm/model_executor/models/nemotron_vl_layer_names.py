@@ -122,18 +122,14 @@ def resolve_patterns(
             found = _matches(patterns, renamed, same)
             # A new list: for --quantization fp8, all engines share vLLM's list.
             setattr(quant_config, attribute, [*patterns, *found])
-    _resolve_keys(getattr(quant_config, "target_scheme_map", {}), renamed)
+    schemes = getattr(quant_config, "target_scheme_map", {})  # compressed-tensors
+    for pattern in [*schemes]:
+        for name in _matches([pattern], renamed, eq):
+            schemes.setdefault(name, schemes[pattern])
     if isinstance(quant_config, QuarkConfig):
         settings = quant_config.quant_config
         if excluded := settings.get("exclude"):
             settings["exclude"] = [*excluded, *_matches(excluded, renamed, eq)]
-        _resolve_keys(settings.get("layer_quant_config") or {}, renamed)
-
-
-def _resolve_keys(schemes: dict[str, object], renamed: Mapping[str, str]) -> None:
-    for pattern in [*schemes]:
-        for name in _matches([pattern], renamed, eq):
-            schemes.setdefault(name, schemes[pattern])
 
 
 def quantises(quant_config: QuantizationConfig | None, layers: Iterable[str]) -> bool:

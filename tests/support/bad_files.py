@@ -1,0 +1,167 @@
+"""Files that are no images or that are damaged, and what a refusal says of each."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+# Reasons that Pillow gives, in lower case
+UNKNOWN_KIND = "cannot be read: failed to load image: cannot identify image file"
+TRUNCATED = "truncated"
+NO_DATA = "not enough image data"
+NO_DECODER = "could not create decoder object"
+
+# Content, declared type and cause
+BAD_FILES: dict[str, tuple[bytes, str, str]] = {}
+
+# Malformed files in the formats that Pillow writes and vLLM opens
+
+SMALL = Image.linear_gradient("L").resize((60, 40))
+MODES = {"MSP": "1", "XBM": "1", "BLP": "P", "GIF": "P"}
+FORMATS = (
+    *("AVIF", "BLP", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "IM", "JPEG"),
+    *("JPEG2000", "MPO", "MSP", "PCX", "PNG", "PPM", "QOI", "SGI", "SPIDER"),
+    *("TGA", "TIFF", "WEBP", "XBM"),
+)
+REASONS = {
+    "half": dict.fromkeys(FORMATS, TRUNCATED)
+    | dict.fromkeys(("AVIF", "ICNS", "ICO"), UNKNOWN_KIND)
+    | {"DDS": NO_DATA, "QOI": NO_DATA, "WEBP": NO_DECODER},
+    "head": dict.fromkeys(FORMATS, UNKNOWN_KIND)
+    | dict.fromkeys(("BLP", "BMP", "DIB", "JPEG", "MPO", "PNG"), TRUNCATED)
+    | dict.fromkeys(("PPM", "SGI", "TGA"), TRUNCATED)
+    | {"DDS": "incomplete header", "JPEG2000": "expected to read 8 bytes"}
+    | {"QOI": NO_DATA, "WEBP": NO_DECODER},
+    "zeros": dict.fromkeys(FORMATS, UNKNOWN_KIND)
+    | {"BMP": "unsupported bmp header", "DIB": "unsupported bmp pixel depth"}
+    | {"DDS": "unknown pixel format", "PCX": "unknown pcx mode", "ICO": TRUNCATED}
+    | {"PPM": "token too long in file header", "XBM": "invalid literal"},
+    "without head": dict.fromkeys(FORMATS, UNKNOWN_KIND),
+}
+# Pillow reads these without an error and leaves the rest of the image black.
+READ_ANYWAY = {("JPEG2000", "half"), ("QOI", "zeros"), ("SGI", "zeros")}
+
+for fmt in FORMATS:
+    whole = saved(SMALL.convert(MODES.get(fmt, "RGB")), fmt)
+    for damage, data in {
+        "half": whole[: len(whole) // 2],
+        "head": whole[:24],
+        "zeros": whole[:12] + bytes(len(whole) - 12),
+        "without head": whole[len(whole) // 2 :],
+    }.items():
+        if (fmt, damage) not in READ_ANYWAY and not (
+            fmt in ("TGA", "XBM") and damage == "without head"
+        ):
+            kind = f"image/{fmt.lower()}"
+            BAD_FILES[f"{fmt} {damage}"] = (data, kind, REASONS[damage][fmt])
+
+# Decompression bombs: the header declares 50,000 x 50,000 pixels
+
+SIDE = 50_000
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    check = zlib.crc32(name + data)
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
+
+
+def png_bomb(side: int) -> bytes:
+    """One bit per pixel; the pixel data compress a thousandfold."""
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(10_000_000), 9)
+    chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def webp_bomb(side: int) -> bytes:
+    """The VP8L header allows at most 16,383 pixels a side."""
+    side = min(side, 16_383)
+    bits = (side - 1) | (side - 1) << 14
+    payload = b"\x2f" + struct.pack("<I", bits) + bytes(32)
+    chunk = b"VP8L" + struct.pack("<I", len(payload)) + payload + bytes(1)
+    return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+
+
+def patched(kind: str, at: int, layout: str, **options) -> bytes:
+    """A small file whose header, at this offset, declares huge sides."""
+    data = bytearray(saved(SMALL.convert("RGB"), kind, **options))
+    struct.pack_into(layout, data, at, SIDE, SIDE)
+    return bytes(data)
+
+
+def jpeg_bomb() -> bytes:
+    data = bytearray(saved(SMALL.convert("RGB"), "JPEG"))
+    start = data.index(b"\xff\xc0") + 5
+    struct.pack_into(">HH", data, start, SIDE, SIDE)
+    return bytes(data)
+
+
+def tiff_bomb() -> bytes:
+    """An image file directory that declares a width and a height."""
+    entries = [(256, 4, SIDE), (257, 4, SIDE), (258, 3, 8), (259, 3, 1), (262, 3, 1)]
+    entries += [(273, 4, 8), (277, 3, 1), (278, 4, SIDE), (279, 4, 8)]
+    packed = b"".join(struct.pack("<HHII", tag, t, 1, v) for tag, t, v in entries)
+    directory = struct.pack("<H", len(entries)) + packed + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8) + directory
+
+
+BOMBS = {
+    "PNG": png_bomb(SIDE),
+    "PNG 900 megapixels": png_bomb(30_000),
+    "WEBP": webp_bomb(SIDE),
+    "JPEG": jpeg_bomb(),
+    "GIF": b"GIF89a" + struct.pack("<HH", SIDE, SIDE) + bytes(3),
+    "BMP": patched("BMP", 18, "<ii"),
+    "DIB": patched("DIB", 4, "<ii"),
+    "DDS": patched("DDS", 12, "<II"),
+    "PPM": b"P6 50000 50000 255\n" + bytes(99),
+    "TGA": patched("TGA", 12, "<HH"),
+    "PCX": patched("PCX", 8, "<HH"),
+    "SGI": patched("SGI", 6, ">HH"),
+    "QOI": patched("QOI", 4, ">II"),
+    "JPEG2000": patched("JPEG2000", 48, ">II"),
+    "TIFF": tiff_bomb(),
+    "XBM": b"#define x_width 50000\n#define x_height 50000\nstatic char x_bits[] = {",
+}
+BAD_FILES |= {
+    f"bomb {name}": (data, "image/png", "exceeds limit of 178956970 pixels")
+    for name, data in BOMBS.items()
+}
+BAD_FILES["bomb GIF"] = (BOMBS["GIF"], "image/gif", UNKNOWN_KIND)
+BAD_FILES["no picture: a strip"] = (
+    saved(Image.new("L", (2_000_000, 1)), "PNG"),
+    "image/png",
+    "2000000x1 pixels; a side may have at most 131072",
+)
+
+# Files that are not images
+
+NO_PICTURES = {
+    "nothing": b"",
+    "one byte": b"\x89",
+    "text": b"a price tag",
+    "HTML": b"<!doctype html><title>404</title>",
+    "SVG": b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'></svg>",
+    "PDF": saved(SMALL.convert("RGB"), "PDF"),
+    "EPS": saved(SMALL.convert("RGB"), "EPS"),
+    "PALM": saved(SMALL.convert("1"), "PALM"),
+    "ZIP": b"PK\x03\x04" + bytes(60),
+    "gzip": b"\x1f\x8b\x08" + bytes(60),
+    "ELF": b"\x7fELF" + bytes(60),
+    "pickle": b"\x80\x04cos\nsystem\n(S'true'\ntR.",
+    "random": np.random.default_rng(0).bytes(5000),
+    "megabytes of nothing": bytes(5_000_000),
+}
+BAD_FILES |= {
+    f"no picture: {name}": (data, "image/png", UNKNOWN_KIND)
+    for name, data in NO_PICTURES.items()
+}

@@ -1,0 +1,338 @@
+"""Bad requests and what the message of each refusal contains."""
+
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from support.bad_files import BAD_FILES, FORMATS, UNKNOWN_KIND, saved
+from support.chat import data_url
+from vllm_nemotron_vl.assets.nemotron_vl import draw_text
+
+
+class Server(NamedTuple):
+    url: str
+    pid: int
+    media: Path  # the server may read the files below
+    pages: str  # URL of an HTTP server that it may fetch from
+
+
+def image_part(url: Any) -> dict:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def text_part(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+READ = text_part("Read the text.")
+
+
+def chat(*parts, **options) -> dict:
+    messages = [{"role": "user", "content": [*parts, READ]}]
+    return {"messages": messages, "max_tokens": 12, "temperature": 0, **options}
+
+
+def file_of(data: bytes, kind: str = "image/png") -> dict:
+    return chat(image_part(data_url(data, kind)))
+
+
+class Case(NamedTuple):
+    request: dict | Callable[[Server], dict]
+    cause: str  # the message must contain it, in lower case; "|" separates alternatives
+    statuses: tuple[int, ...] = (400,)
+    path: str = "/v1/chat/completions"
+
+
+CASES: dict[str, Case] = {
+    name: Case(file_of(data, kind), cause)
+    for name, (data, kind, cause) in BAD_FILES.items()
+}
+
+# Odd data URLs
+
+GOOD_DATA = base64.b64encode(saved(draw_text("1"), "PNG")).decode()
+DATA_URLS = {
+    "no comma": ("data:image/png;base64", "missing ',' separator"),
+    "empty": ("data:image/png;base64,", UNKNOWN_KIND),
+    "empty scheme": ("data:", "missing ',' separator"),
+    "not base64": ("data:image/png;base64,%%%%", "non-base64 digit"),
+    "spaces": (
+        "data:image/png;base64," + GOOD_DATA.replace("A", " ", 5),
+        "non-base64 digit",
+    ),
+    "cut": ("data:image/png;base64," + GOOD_DATA[:-5], "non-base64 digit"),
+    "no base64": ("data:image/png," + GOOD_DATA[:100], "only base64 data urls"),
+    "percent": ("data:image/svg+xml;utf8,%3Csvg%3E%3C/svg%3E", "only base64 data urls"),
+    "text": (data_url(b"hello", "text/plain"), UNKNOWN_KIND),
+    "audio": (data_url(b"RIFF0000WAVE", "audio/wav"), UNKNOWN_KIND),
+    "json": (data_url(b"{}", "application/json"), UNKNOWN_KIND),
+}
+CASES |= {
+    f"data URL: {name}": Case(chat(image_part(url)), reason)
+    for name, (url, reason) in DATA_URLS.items()
+}
+
+# URLs
+
+SCHEME = "must be either a http, data or file url"
+DOMAIN = "must be from one of the allowed domains: ['localhost']"
+FOLDER = "must be a subpath of `--allowed-local-media-path"
+NOT_FETCHED = "could not be fetched from its url"
+URLS = {
+    "empty": ("", "is empty"),
+    "space": (" ", "failed to parse"),
+    "word": ("picture.png", SCHEME),
+    "path": ("/etc/passwd", SCHEME),
+    "ftp": ("ftp://localhost/picture.png", SCHEME),
+    "gopher": ("gopher://localhost/", SCHEME),
+    "javascript": ("javascript:alert(1)", SCHEME),
+    "blob": ("blob:https://localhost/1", SCHEME),
+    "nothing after": ("http://", DOMAIN),
+    "bad port": ("http://localhost:99999/picture.png", "failed to parse"),
+    "bad host": ("http://[::1/picture.png", "not a valid host or port"),
+    "control": ("http://localhost:9/\x00picture.png", NOT_FETCHED),
+    "private": ("http://127.0.0.1:9/picture.png", DOMAIN),
+    "any": ("http://0.0.0.0:9/picture.png", DOMAIN),
+    "IPv6": ("http://[::1]:9/picture.png", DOMAIN),
+    "number": ("http://2130706433:9/picture.png", DOMAIN),
+    "octal": ("http://0177.0.0.1:9/picture.png", DOMAIN),
+    "network": ("http://10.0.0.1/picture.png", DOMAIN),
+    "metadata": ("http://169.254.169.254/latest/meta-data/", DOMAIN),
+    "other host": ("https://example.org/picture.png", DOMAIN),
+    "user part": ("http://localhost@127.0.0.1:9/picture.png", DOMAIN),
+    "backslash": ("http://127.0.0.1:9\\@localhost/picture.png", DOMAIN),
+    "suffix": ("http://localhost.example.org/picture.png", DOMAIN),
+    "long": ("http://localhost:9/" + "a" * 100_000, NOT_FETCHED),
+    "closed port": ("http://localhost:9/picture.png", NOT_FETCHED),
+    "passwd": ("file:///etc/passwd", FOLDER),
+    "host": ("file://localhost/etc/passwd", FOLDER),
+    "relative": ("file://picture.png", FOLDER),
+    "proc": ("file:///proc/self/environ", FOLDER),
+    "device": ("file:///dev/zero", FOLDER),
+}
+CASES |= {
+    f"URL: {name}": Case(chat(image_part(url)), reason)
+    for name, (url, reason) in URLS.items()
+}
+FILES = {
+    "outside": ("../secret.png", FOLDER),
+    "deeper outside": ("folder/../../secret.png", FOLDER),
+    "encoded outside": ("%2e%2e/secret.png", FOLDER),
+    "link": ("link.png", FOLDER),
+    "folder": ("folder", "is a directory"),
+    "missing": ("missing.png", "no such file"),
+    "text": ("text.png", UNKNOWN_KIND),
+}
+CASES |= {
+    f"file: {name}": Case(
+        lambda server, path=path: chat(image_part(f"file://{server.media}/{path}")),
+        reason,
+    )
+    for name, (path, reason) in FILES.items()
+}
+PAGES = {
+    "404": "the url: http 404|fetch",
+    "403": "from url: http 403",
+    "500": "could not be fetched",
+    "redirect": UNKNOWN_KIND,
+    "page": UNKNOWN_KIND,
+    "endless": "could not be fetched",
+    "huge": "exceeds vllm_max_media_download_size_mb=256",
+}
+CASES |= {
+    f"page: {name}": Case(
+        lambda server, name=name: chat(image_part(f"{server.pages}/{name}")),
+        cause,
+        (400, 422),
+    )
+    for name, cause in PAGES.items()
+}
+
+# Messages
+
+PICTURE = image_part("data:image/png;base64," + GOOD_DATA)
+
+
+def message(content: Any, role: str = "user") -> dict:
+    return {"messages": [{"role": role, "content": content}], "max_tokens": 4}
+
+
+CASES |= {
+    "no messages": Case({"messages": []}, "empty conversation"),
+    "messages a word": Case({"messages": "hi"}, "should be a valid list"),
+    "no role": Case({"messages": [{"content": "hi"}]}, "role"),
+    "url None": Case(chat(image_part(None)), "image_url.url"),
+    "url a number": Case(chat(image_part(7)), "image_url.url"),
+    "url a list": Case(chat(image_part(["a"])), "image_url.url"),
+    "image_url a number": Case(
+        chat({"type": "image_url", "image_url": 7}), "should be a valid dictionary"
+    ),
+    "image_url empty": Case(
+        chat({"type": "image_url", "image_url": {}}), "image_url.url"
+    ),
+    "no image_url": Case(chat({"type": "image_url"}), "image_url"),
+    "no type": Case(chat({"picture": "x"}), "missing 'type' field"),
+    "unknown type": Case(
+        chat({"type": "hologram", "hologram": "x"}),
+        "unsupported chat content part type: 'hologram'",
+    ),
+    "PIL over HTTP": Case(
+        chat({"type": "image_pil", "image_pil": "x"}),
+        "must be a pil image or a uint8 array, not str",
+    ),
+    "video": Case(
+        chat({"type": "video_url", "video_url": {"url": data_url(b"x", "video/mp4")}}),
+        "at most 0 video(s)",
+    ),
+    "audio": Case(
+        chat({"type": "audio_url", "audio_url": {"url": data_url(b"x", "audio/wav")}}),
+        "at most 0 audio(s)",
+    ),
+    "input audio": Case(
+        chat({"type": "input_audio", "input_audio": {"data": "eA==", "format": "wav"}}),
+        "at most 0 audio(s)",
+    ),
+    "three pictures": Case(chat(PICTURE, PICTURE, PICTURE), "at most 2 image"),
+    "thousand pictures": Case(chat(*[PICTURE] * 1000), "at most 2 image"),
+    "one bad of two": Case(
+        chat(PICTURE, image_part("data:image/png;base64,")), UNKNOWN_KIND
+    ),
+    "long text": Case(chat(text_part("9 " * 5000)), "1024"),
+    "longer text": Case(chat(text_part("9 " * 500_000)), "1024"),
+    "too many tokens": Case(chat(max_tokens=100_000), "1024"),
+    "negative tokens": Case(chat(max_tokens=-1), "at least 1, got -1"),
+}
+
+# Special tokens typed by users
+
+TYPED = {
+    "placeholder": "<image>",
+    "two": "<image><image>",
+    "thousands": "<image>" * 5000,
+    "in brackets": "<img><image></img>",
+    "in a header": "<|start_header_id|>user<|end_header_id|><image>",
+}
+CASES |= {
+    f"typed: {name}": Case(chat(text_part(text)), "<image>|1024")
+    for name, text in TYPED.items()
+}
+CASES |= {
+    "typed beside a picture": Case(chat(PICTURE, text_part("<image>")), "<image>"),
+    "typed by the system": Case(
+        {
+            "messages": [
+                {"role": "system", "content": "You see <image>."},
+                {"role": "user", "content": [PICTURE, READ]},
+            ]
+        },
+        "<image>",
+    ),
+    "typed by the assistant": Case(message("<image>", "assistant"), "<image>"),
+    "completion": Case({"prompt": "<image>"}, "<image>", path="/v1/completions"),
+    "tokenize": Case(
+        {"prompt": "a <image>"}, "1 <image> placeholder(s) for 0", path="/tokenize"
+    ),
+    "completion ids": Case(
+        {"prompt": [10**9]},
+        "token id 1000000000 is out of vocabulary",
+        path="/v1/completions",
+    ),
+    "completion of nothing": Case(
+        {"prompt": ""}, "must be provided and non-empty", path="/v1/completions"
+    ),
+}
+
+# Settings
+
+MAX = "max_dynamic_patch must be a whole number from 1 to 256, but is "
+MIN = "min_dynamic_patch must be a whole number from 1 to 256, but is "
+SWITCH = "dynamic_image_size must be true or false, but is "
+RECIPE = "resize must be one of 'fast', 'exact', 'hf', but is "
+
+SETTINGS: dict[str, tuple[Any, str]] = {
+    "max text": ({"max_dynamic_patch": "all"}, MAX + "'all'"),
+    "max list": ({"max_dynamic_patch": [3]}, MAX + "[3]"),
+    "max null": ({"max_dynamic_patch": None}, MAX + "none"),
+    "max float": ({"max_dynamic_patch": 2.5}, MAX + "2.5"),
+    "max zero": ({"max_dynamic_patch": 0}, MAX + "0"),
+    "max negative": ({"max_dynamic_patch": -3}, MAX + "-3"),
+    "max huge": ({"max_dynamic_patch": 10**9}, MAX + "1000000000"),
+    "min zero": ({"min_dynamic_patch": 0}, MIN + "0"),
+    "min text": ({"min_dynamic_patch": "1"}, MIN + "'1'"),
+    "min above max": (
+        {"min_dynamic_patch": 9, "max_dynamic_patch": 3},
+        "max_dynamic_patch must be a whole number from 9 to 256, but is 3",
+    ),
+    "dynamic number": ({"dynamic_image_size": 3}, SWITCH + "3"),
+    "dynamic text": (
+        {"dynamic_image_size": "yes"},
+        SWITCH + "'yes'",
+    ),
+    "thumbnail text": (
+        {"use_thumbnail": "no"},
+        "use_thumbnail must be true or false, but is 'no'",
+    ),
+    "resize unknown": ({"resize": "magic"}, RECIPE + "'magic'"),
+    "resize number": ({"resize": 3}, RECIPE + "3"),
+    "unknown": ({"tiles": 3}, "unknown mm_processor_kwargs ['tiles']"),
+    "size": ({"image_size": 32}, "unknown mm_processor_kwargs ['image_size']"),
+    "private": ({"__class__": "x"}, "unknown mm_processor_kwargs ['__class__']"),
+    "word": ("fast", "should be a valid dictionary"),
+    "list": ([1], "should be a valid dictionary"),
+}
+CASES |= {
+    f"setting: {name}": Case(chat(PICTURE, mm_processor_kwargs=settings), reason)
+    for name, (settings, reason) in SETTINGS.items()
+}
+
+# Embeddings
+
+
+def embeds_part(tensor: torch.Tensor | bytes) -> dict:
+    data = tensor
+    if isinstance(tensor, torch.Tensor):
+        file = io.BytesIO()
+        torch.save(tensor, file)
+        data = file.getvalue()
+    encoded = base64.b64encode(data).decode()  # type: ignore[arg-type]
+    return {"type": "image_embeds", "image_embeds": encoded}
+
+
+WIDTH = 256
+DAMAGED = "the data are damaged"
+EMBEDS: dict[str, tuple[torch.Tensor | bytes, str]] = {
+    "NaN": (torch.full((4, WIDTH), torch.nan), "must be finite numbers"),
+    "infinite": (torch.full((4, WIDTH), torch.inf), "must be finite numbers"),
+    "wide": (torch.zeros(4, WIDTH + 1), "got 257, but model expects 256"),
+    "narrow": (torch.zeros(4, 1), "got 1, but model expects 256"),
+    "rank 1": (torch.zeros(WIDTH), "torch.float32 of shape (1, 256)"),
+    "rank 0": (torch.zeros(()), "torch.float32 of shape (1,)"),
+    "rank 5": (
+        torch.zeros(1, 1, 1, 4, WIDTH),
+        "torch.float32 of shape (1, 1, 1, 1, 4, 256)",
+    ),
+    "empty": (torch.zeros(0, WIDTH), "at least one row"),
+    "no width": (torch.zeros(4, 0), "got 0, but model expects 256"),
+    "whole numbers": (torch.zeros(4, WIDTH, dtype=torch.int64), "not torch.int64"),
+    "complex": (torch.zeros(4, WIDTH, dtype=torch.complex64), "not torch.complex64"),
+    "words": (b"hello", DAMAGED),
+    "nothing": (b"", DAMAGED),
+    "long": (torch.zeros(3000, WIDTH), "1024"),
+    "pickle": (b"\x80\x04cos\nsystem\n(S'true'\ntR.", DAMAGED),
+}
+CASES |= {
+    f"embeds: {name}": Case(chat(embeds_part(tensor)), reason)
+    for name, (tensor, reason) in EMBEDS.items()
+}
+
+# Those whose image or text alone is bad, which the offline API takes too
+PICTURES = [
+    name
+    for name in CASES
+    if name.split()[0] in FORMATS
+    or name.startswith(("bomb", "no picture", "data URL", "URL", "typed", "embeds"))
+]
