@@ -79,11 +79,3 @@ def make_llm():
 def start_llm():
     """Start engines that run until the test is done."""
     yield from engines()
-
-
-@pytest.fixture(scope="module")
-def one_process():
-    """Engines of servers have one process for core and worker, as on a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        yield

@@ -77,6 +77,10 @@ class Question:
     drawings: list[Drawing]
     turns: list[tuple[str, str]]
 
+    @property
+    def pictures(self) -> list[Image.Image]:
+        return [drawing.picture for drawing in self.drawings]
+
     def prompt(self, turn: int = 0) -> str:
         """A turn in the chat format, up to the answer; turn 0 has the images."""
         images = "" if turn else "<image>\n" * len(self.drawings)

@@ -53,8 +53,7 @@ def to_text(model: Reference, ids: list[int]) -> str:
 def answer_with_reference(model: Reference, questions: list[Question]) -> list[str]:
     answers = []
     for number, question in enumerate(questions, 1):
-        pictures = [drawing.picture for drawing in question.drawings]
-        _, ids, _ = model.answer(question.prompt(), pictures, limit(question))
+        _, ids, _ = model.answer(question.prompt(), question.pictures, limit(question))
         answers.append(to_text(model, ids))
         if number % 200 == 0:
             print(f"reference: {number} of {len(questions)}", file=sys.stderr)
@@ -71,9 +70,7 @@ def answer_with_engine(
         [
             {
                 "prompt": question.prompt(),
-                "multi_modal_data": {
-                    "image": [drawing.picture for drawing in question.drawings]
-                },
+                "multi_modal_data": {"image": question.pictures},
                 "mm_processor_kwargs": {"resize": resize},
             }
             for question in questions

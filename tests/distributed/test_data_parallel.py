@@ -32,6 +32,7 @@ from support.chat import (
     content,
     reference_text,
 )
+from support.engines import ONE_PROCESS
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import (
     free_port,
     running,
@@ -39,11 +40,9 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.server import (
     serving_process,
 )
 
-pytestmark = pytest.mark.usefixtures("one_process")
-
 BIN = Path(sys.executable).parent
 TOKENS = 12
-OPTIONS = [*SERVER_OPTIONS, EXACT]
+OPTIONS = [*SERVER_OPTIONS, EXACT, f"--distributed-executor-backend={ONE_PROCESS}"]
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +82,11 @@ def served_by_engine(metrics: str) -> Counter:
     return counts
 
 
-def test_two_engines_and_two_api_servers_of_one_server(
-    tiny, requests, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+def test_two_engines_and_two_api_servers_of_one_server(tiny, requests, tmp_path):
     options = [
         "--data-parallel-size=2",
         "--api-server-count=2",
+        "--enable-log-requests",
         '--additional-config={"nemotron_vl": {"tile_cache_mb": 1}}',
     ]
     with serving(tiny, *OPTIONS, *options, log=tmp_path / "log.txt") as url:
@@ -99,7 +96,7 @@ def test_two_engines_and_two_api_servers_of_one_server(
         counts = served_by_engine(httpx.get(f"{url}/metrics").text)
         assert counts.total() == 4 * len(requests)
         assert min(counts["0"], counts["1"]) > 0
-    line = r"ApiServer_(\d).*POST /v1/chat/completions"
+    line = r"\(ApiServer_(\d) .*Received request"
     served = re.findall(line, (tmp_path / "log.txt").read_text())
     assert set(served) == {"0", "1"}
 
@@ -178,10 +175,10 @@ def test_engines_on_two_hosts(tiny, requests, hosts, tmp_path):
     ]
     nodes = []
     try:
-        for core, (command, own) in enumerate(
+        for number, (command, own) in enumerate(
             zip(commands, (address, other_address), strict=True)
         ):
-            with open(tmp_path / f"host{core}.txt", "wb") as log:
+            with open(tmp_path / f"host{number}.txt", "wb") as log:
                 nodes.append(
                     subprocess.Popen(
                         command,
@@ -192,7 +189,6 @@ def test_engines_on_two_hosts(tiny, requests, hosts, tmp_path):
                             **os.environ,
                             "VLLM_HOST_IP": own,
                             "GLOO_SOCKET_IFNAME": "eth1",
-                            "VLLM_CPU_OMP_THREADS_BIND": str(core),
                         },
                     )
                 )
@@ -237,15 +233,14 @@ def test_a_server_behind_the_router_is_killed_under_load(tiny, requests, tmp_pat
     with contextlib.ExitStack() as stack:
         servers, urls = [], []
 
-        def start(core: int) -> tuple[subprocess.Popen, str]:
+        def start(number: int) -> tuple[subprocess.Popen, str]:
             return stack.enter_context(
                 serving_process(
                     tiny,
                     *OPTIONS,
                     "--shutdown-timeout=60",
                     EXIT_STATUS,
-                    log=tmp_path / f"server{core}.txt",
-                    env={"VLLM_CPU_OMP_THREADS_BIND": str(core)},
+                    log=tmp_path / f"server{number}.txt",
                 )
             )
 

@@ -8,6 +8,7 @@ from PIL import Image
 from vllm import SamplingParams
 
 from reference.nemotron_vl import Reference
+from support.engines import answers
 from support.loading import make_config
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
 from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
@@ -37,15 +38,6 @@ def prompts(photo, page):
         ("Hello", []),
         ("<image>\nRead.", [changed(photo)]),
     ]
-
-
-def answers(llm, prompts) -> list[list[int]]:
-    requests = [
-        {"prompt": text, "multi_modal_data": {"image": images} if images else None}
-        for text, images in prompts
-    ]
-    outputs = llm.generate(requests, GREEDY, use_tqdm=False)
-    return [list(output.outputs[0].token_ids) for output in outputs]
 
 
 def reference_answers(folder: Path, prompts) -> list[list[int]]:
@@ -111,11 +103,11 @@ def test_tensor_and_encoder_data_parallel(
         additional_config=REUSE,
     )
     llm.apply_model(_count_tiles)
-    assert answers(llm, prompts[:1]) == expected[:1]
+    assert answers(llm, prompts[:1], GREEDY) == expected[:1]
     (first, second) = llm.apply_model(_tiles_seen)
     # The photo has 13 tiles. Mode "data" pads them to 14 and gives each rank 7.
     assert first == second == ([13] if mode == "weights" else [7])
-    assert answers(llm, prompts) == expected
+    assert answers(llm, prompts, GREEDY) == expected
     # 13 tiles of the photo, 11 of the page and 2 of the changed photo.
     counts, elsewhere = llm.apply_model(_reuse)
     assert (counts["encoded"], counts["cached"]) == (13 + 11 + 2, 11)
@@ -135,7 +127,7 @@ def test_pipeline_parallel(start_llm, tiny, prompts, expected, monkeypatch):
         enforce_eager=False,  # in eager mode vLLM's CPU runner has no pipelines
         additional_config=REUSE,
     )
-    assert answers(llm, prompts) == expected
+    assert answers(llm, prompts, GREEDY) == expected
     # Only the first stage encodes images and has a cache. A tile takes 4 x 256
     # float32 values.
     assert llm.apply_model(_slots) == [1_000_000 // (4 * 4 * 256), 0]
@@ -150,7 +142,7 @@ def test_heads_that_do_not_divide_by_two_ranks(
     vision = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
     make_checkpoint(folder, kv_heads=1, vision_options=vision)
     llm = start_llm(folder, dtype="float32", tensor_parallel_size=2)
-    assert answers(llm, prompts) == reference_answers(folder, prompts)
+    assert answers(llm, prompts, GREEDY) == reference_answers(folder, prompts)
     told = inspect(str(folder), tp=2)
     assert not told["problems"]
     expected_counts = {p: told["parts"][p]["rank_parameters"] for p in PARTS}

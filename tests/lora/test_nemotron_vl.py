@@ -26,6 +26,7 @@ from drawn_text import PILLOW_FONT, make_question
 from lora.train_adapters import LANGUAGE, TARGETS, train
 from reference.nemotron_vl import Reference
 from support.chat import EXACT, SERVER_OPTIONS, chat_request, content, reference_text
+from support.engines import answers
 from support.hostile import Code
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import inspect
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
@@ -54,21 +55,14 @@ def questions(plain):
 
 
 def answer_of(reference: Reference, question) -> list[int]:
-    pictures = [drawing.picture for drawing in question.drawings]
-    return reference.answer(question.prompt(), pictures, TOKENS)[1]
+    return reference.answer(question.prompt(), question.pictures, TOKENS)[1]
 
 
 def generate(llm, question, requests) -> list[list[int]]:
     """Answers to one question in one batch, each with its own LoRA request."""
-    pictures = [drawing.picture for drawing in question.drawings]
-    prompt = {"prompt": question.prompt(), "multi_modal_data": {"image": pictures}}
-    outputs = llm.generate(
-        [prompt] * len(requests),
-        SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True),
-        lora_request=requests,
-        use_tqdm=False,
-    )
-    return [list(output.outputs[0].token_ids) for output in outputs]
+    asked = [(question.prompt(), question.pictures)] * len(requests)
+    sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
+    return answers(llm, asked, sampling, lora_request=requests)
 
 
 @pytest.fixture(scope="module")

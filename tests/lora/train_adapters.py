@@ -66,8 +66,7 @@ def train(checkpoint: Path, part: str, folder: Path, *, rank=4, steps=24) -> Ref
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(steps):
         question = make_question(rng, PILLOW_FONT, reference, "read")
-        pictures = [drawing.picture for drawing in question.drawings]
-        ids, embeds = reference.embed(question.prompt(), pictures)
+        ids, embeds = reference.embed(question.prompt(), question.pictures)
         answer = reference.tokenizer.encode(
             ANSWERS[part] + "<|eot_id|>", add_special_tokens=False
         )

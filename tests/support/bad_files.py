@@ -1,18 +1,12 @@
 """Files that are no images or that are damaged, and what a refusal says of each."""
 
-import io
 import struct
 import zlib
 
 import numpy as np
 from PIL import Image
 
-
-def saved(image: Image.Image, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
+from support.chat import saved
 
 # Reasons that Pillow gives, in lower case
 UNKNOWN_KIND = "cannot be read: failed to load image: cannot identify image file"

@@ -1,15 +1,14 @@
 """Bad requests and what the message of each refusal contains."""
 
 import base64
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from support.bad_files import BAD_FILES, FORMATS, UNKNOWN_KIND, saved
-from support.chat import data_url
+from support.bad_files import BAD_FILES, UNKNOWN_KIND
+from support.chat import data_url, embeds_part, image_part, saved, text_part
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text
 
 
@@ -18,14 +17,6 @@ class Server(NamedTuple):
     pid: int
     media: Path  # the server may read the files below
     pages: str  # URL of an HTTP server that it may fetch from
-
-
-def image_part(url: Any) -> dict:
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
-def text_part(text: str) -> dict:
-    return {"type": "text", "text": text}
 
 
 READ = text_part("Read the text.")
@@ -71,10 +62,6 @@ DATA_URLS = {
     "audio": (data_url(b"RIFF0000WAVE", "audio/wav"), UNKNOWN_KIND),
     "json": (data_url(b"{}", "application/json"), UNKNOWN_KIND),
 }
-CASES |= {
-    f"data URL: {name}": Case(chat(image_part(url)), reason)
-    for name, (url, reason) in DATA_URLS.items()
-}
 
 # URLs
 
@@ -115,8 +102,9 @@ URLS = {
     "device": ("file:///dev/zero", FOLDER),
 }
 CASES |= {
-    f"URL: {name}": Case(chat(image_part(url)), reason)
-    for name, (url, reason) in URLS.items()
+    f"{kind}: {name}": Case(chat(image_part(url)), reason)
+    for kind, urls in {"data URL": DATA_URLS, "URL": URLS}.items()
+    for name, (url, reason) in urls.items()
 }
 FILES = {
     "outside": ("../secret.png", FOLDER),
@@ -268,10 +256,7 @@ SETTINGS: dict[str, tuple[Any, str]] = {
         "max_dynamic_patch must be a whole number from 9 to 256, but is 3",
     ),
     "dynamic number": ({"dynamic_image_size": 3}, SWITCH + "3"),
-    "dynamic text": (
-        {"dynamic_image_size": "yes"},
-        SWITCH + "'yes'",
-    ),
+    "dynamic text": ({"dynamic_image_size": "yes"}, SWITCH + "'yes'"),
     "thumbnail text": (
         {"use_thumbnail": "no"},
         "use_thumbnail must be true or false, but is 'no'",
@@ -290,17 +275,6 @@ CASES |= {
 }
 
 # Embeddings
-
-
-def embeds_part(tensor: torch.Tensor | bytes) -> dict:
-    data = tensor
-    if isinstance(tensor, torch.Tensor):
-        file = io.BytesIO()
-        torch.save(tensor, file)
-        data = file.getvalue()
-    encoded = base64.b64encode(data).decode()  # type: ignore[arg-type]
-    return {"type": "image_embeds", "image_embeds": encoded}
-
 
 WIDTH = 256
 DAMAGED = "the data are damaged"
@@ -333,6 +307,5 @@ CASES |= {
 PICTURES = [
     name
     for name in CASES
-    if name.split()[0] in FORMATS
-    or name.startswith(("bomb", "no picture", "data URL", "URL", "typed", "embeds"))
+    if name in BAD_FILES or name.startswith(("data URL", "URL", "typed", "embeds"))
 ]

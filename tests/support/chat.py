@@ -2,8 +2,10 @@
 
 import base64
 import io
+from typing import Any
 
 import httpx
+import torch
 from PIL import Image
 
 from drawn_text import Question
@@ -26,21 +28,46 @@ EXIT_STATUS = (
 )
 
 
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    """An image as a file of a kind that Pillow writes."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
 def data_url(data: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
+# Parts of a chat message
+
+
+def text_part(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+def image_part(url: Any) -> dict:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
 def picture_part(picture: Image.Image) -> dict:
-    """An image as a part of a chat message."""
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return {"type": "image_url", "image_url": {"url": data_url(file.getvalue())}}
+    return image_part(data_url(saved(picture, "PNG")))
+
+
+def embeds_part(data: torch.Tensor | bytes) -> dict:
+    """A tensor, or bytes in the place of a saved one."""
+    if isinstance(data, torch.Tensor):
+        file = io.BytesIO()
+        torch.save(data, file)
+        data = file.getvalue()
+    encoded = base64.b64encode(data).decode()
+    return {"type": "image_embeds", "image_embeds": encoded}
 
 
 def chat_request(question: Question, *, tokens: int, model: str = "tiny") -> dict:
     """A greedy request that gives exactly `tokens` tokens, as the reference does."""
-    parts = [picture_part(drawing.picture) for drawing in question.drawings]
-    parts.append({"type": "text", "text": question.turns[0][0]})
+    parts = [picture_part(picture) for picture in question.pictures]
+    parts.append(text_part(question.turns[0][0]))
     return {
         "model": model,
         "messages": [{"role": "user", "content": parts}],
@@ -58,6 +85,5 @@ def content(response: httpx.Response) -> str:
 
 def reference_text(reference: Reference, question: Question, *, tokens: int) -> str:
     """The answer that a server must give to `chat_request`."""
-    pictures = [drawing.picture for drawing in question.drawings]
-    ids = reference.answer(question.prompt(), pictures, tokens)[1]
+    ids = reference.answer(question.prompt(), question.pictures, tokens)[1]
     return reference.tokenizer.decode(ids)

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vllm import LLM
+    from vllm import LLM, SamplingParams
 
 # Set by model_runner_v2/test_model_runner_v2.py, which runs tests again on V2.
 RUNNER_V2 = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
+
+# An executor without a worker process. vLLM replaces its short name, "uni", on CPUs.
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 OPTIONS = dict(
     enforce_eager=True,
@@ -39,15 +42,13 @@ def engines() -> Iterator[Callable[..., "LLM"]]:
     """
     from vllm import LLM
     from vllm.config.kernel import KernelConfig
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     started: list[LLM] = []
 
     def start(model: Path, worker_process: bool = False, **options) -> LLM:
-        ranks = ("tensor_parallel_size", "pipeline_parallel_size")
-        if not worker_process and not options.keys() & {*ranks}:
-            # By its class: vLLM replaces the name "uni" on CPUs.
-            options["distributed_executor_backend"] = UniProcExecutor
+        ranks = {"tensor_parallel_size", "pipeline_parallel_size"}
+        if not worker_process and ranks.isdisjoint(options):
+            options["distributed_executor_backend"] = ONE_PROCESS
         if RUNNER_V2 and hasattr(KernelConfig, "enable_jit_warmup"):
             # With compiled models, vLLM's warm-up runs its kernel for top-k and top-p,
             # which Triton's interpreter cannot: `tl.range` yields Python integers.
@@ -60,3 +61,18 @@ def engines() -> Iterator[Callable[..., "LLM"]]:
     while started:
         started.pop().llm_engine.engine_core.shutdown()
     gc.collect()
+
+
+def generate(llm: "LLM", requests, sampling: "SamplingParams", **options):
+    """The outputs of one batch of prompts, each with its images."""
+    prompts = [
+        {"prompt": text, "multi_modal_data": {"image": images} if images else None}
+        for text, images in requests
+    ]
+    return llm.generate(prompts, sampling, use_tqdm=False, **options)
+
+
+def answers(llm: "LLM", requests, sampling, **options) -> list[list[int]]:
+    """The tokens of each answer; arguments as of `generate`."""
+    outputs = generate(llm, requests, sampling, **options)
+    return [list(output.outputs[0].token_ids) for output in outputs]

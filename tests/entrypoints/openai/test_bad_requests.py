@@ -17,7 +17,7 @@ from PIL import Image
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
 
-from support.bad_files import SMALL, png_bomb, saved
+from support.bad_files import SMALL, png_bomb
 from support.bad_requests import (
     CASES,
     PICTURE,
@@ -27,10 +27,8 @@ from support.bad_requests import (
     Server,
     chat,
     file_of,
-    image_part,
-    text_part,
 )
-from support.chat import SERVER_OPTIONS
+from support.chat import SERVER_OPTIONS, image_part, saved, text_part
 from support.hostile import bounded_memory
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving_process

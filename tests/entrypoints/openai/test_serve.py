@@ -1,6 +1,5 @@
 """A server and the OpenAI client."""
 
-import base64
 import io
 import json
 import re
@@ -13,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from support.chat import data_url, picture_part
+from support.chat import data_url, embeds_part, image_part, picture_part, text_part
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
 
 MODEL = "tiny"
@@ -53,12 +52,7 @@ def client(checkpoint, media, log):
 
 
 def url_part(data: bytes, kind: str = "png") -> dict:
-    url = data_url(data, f"image/{kind}")
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
-def text_part(text: str) -> dict:
-    return {"type": "text", "text": text}
+    return image_part(data_url(data, f"image/{kind}"))
 
 
 def ask(client, *parts, **options):
@@ -150,16 +144,9 @@ def test_tokenize_counts_the_tokens_of_pictures(client, photo):
     assert found.json()["count"] == expected
 
 
-def embeds_part(rows: int, width: int) -> dict:
-    file = io.BytesIO()
-    torch.save(torch.zeros(rows, width), file)
-    data = base64.b64encode(file.getvalue()).decode()
-    return {"type": "image_embeds", "image_embeds": data}
-
-
 def test_image_embeds(client):
     plain = ask(client, text_part("?")).usage.prompt_tokens
-    answer = ask(client, embeds_part(4, 256), text_part("?"))
+    answer = ask(client, embeds_part(torch.zeros(4, 256)), text_part("?"))
     assert answer.usage.prompt_tokens - plain == 4 + 3
 
 
@@ -188,8 +175,8 @@ BAD = {
     "too many pictures": ([picture_part(SMALL)] * 4, "At most 3 image"),
     "no image file": ([url_part(b"%PDF-1.7 nothing")], "cannot identify image"),
     "empty file": ([url_part(b"")], "image"),
-    "wrong width": ([embeds_part(4, 64)], "got 64, but model expects 256"),
-    "no rows": ([embeds_part(0, 256)], "at least one row"),
+    "wrong width": ([embeds_part(torch.zeros(4, 64))], "got 64, but model expects 256"),
+    "no rows": ([embeds_part(torch.zeros(0, 256))], "at least one row"),
     "too long": ([picture_part(SMALL), text_part("word " * 2000)], "maximum context"),
     "a video": (
         [{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}],

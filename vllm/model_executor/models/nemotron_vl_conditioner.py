@@ -94,13 +94,13 @@ class InputConditioner(nn.Module):
         Yields:
             All other tensors, with their names.
         """
-        found = {"norm_mean": self.mean, "norm_std": self.std}
-        given = False
+        found: dict[str, torch.Tensor] = {}
         for name, tensor in weights:
             if name in CONDITIONER_TENSORS:
                 found[name.rpartition(".")[2]] = tensor.flatten().float().cpu()
-                given = True
             else:
                 yield name, tensor
-        if given:
-            self._set(found["norm_mean"], found["norm_std"])
+        if found:
+            self._set(
+                found.get("norm_mean", self.mean), found.get("norm_std", self.std)
+            )

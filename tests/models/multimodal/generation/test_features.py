@@ -33,14 +33,13 @@ def llm(make_llm, tiny):
 
 
 def prompt(question: Question) -> dict:
-    pictures = [drawing.picture for drawing in question.drawings]
-    return {"prompt": question.prompt(), "multi_modal_data": {"image": pictures}}
+    images = {"image": question.pictures}
+    return {"prompt": question.prompt(), "multi_modal_data": images}
 
 
 def logprobs(reference: Reference, question: Question, answer: list[int]):
     """Log-probability of each token of an answer, by the reference."""
-    pictures = [drawing.picture for drawing in question.drawings]
-    ids, embeds = reference.embed(question.prompt(), pictures)
+    ids, embeds = reference.embed(question.prompt(), question.pictures)
     shown = reference.language_model.get_input_embeddings()(torch.tensor([answer]))
     output = reference.language_model(inputs_embeds=torch.cat([embeds, shown], dim=1))
     scores = output.logits[0, len(ids) - 1 : -1].log_softmax(-1)

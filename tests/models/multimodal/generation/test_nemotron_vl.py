@@ -14,6 +14,7 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 
 from reference.nemotron_vl import Reference
+from support.chat import text_part
 
 KINDS_OF_HEADS = ("attention", "key_value")
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
@@ -44,10 +45,6 @@ def chat(llm, *parts) -> tuple[list[int], list[int]]:
 
 def picture_part(image: Image.Image) -> dict:
     return {"type": "image_pil", "image_pil": image}
-
-
-def text_part(text: str) -> dict:
-    return {"type": "text", "text": text}
 
 
 @pytest.mark.parametrize("weights", ["random", "trained"])

@@ -10,6 +10,7 @@ from vllm import SamplingParams
 
 from drawn_text import PILLOW_FONT, Question, make_question
 from reference.nemotron_vl import Reference
+from support import engines
 
 BLOCK = 32  # tokens in a KV cache block; also the most tokens in a step
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -34,17 +35,7 @@ def llm(make_llm, tiny):
 @pytest.fixture
 def generate(llm):
     """A function that generates outputs for a batch of prompts with images."""
-
-    def generate(*requests):
-        prompts = [
-            {"prompt": text, "multi_modal_data": {"image": pictures}}
-            if pictures
-            else text
-            for text, pictures in requests
-        ]
-        return llm.generate(prompts, GREEDY, use_tqdm=False)
-
-    return generate
+    return lambda *requests: engines.generate(llm, requests, GREEDY)
 
 
 def tokens(output) -> list[int]:
@@ -76,7 +67,7 @@ def test_reading_from_split_prompts(generate, reference):
     asked: list[Question] = [
         make_question(rng, PILLOW_FONT, reference, kind) for kind in kinds
     ]
-    requests = [(q.prompt(), [d.picture for d in q.drawings]) for q in asked]
+    requests = [(q.prompt(), q.pictures) for q in asked]
     found = [tokens(output) for output in generate(*requests)]
     assert found == [reference.answer(*r, GREEDY.max_tokens)[1] for r in requests]
 
