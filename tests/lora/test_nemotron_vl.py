@@ -65,20 +65,23 @@ def generate(llm, question, requests) -> list[list[int]]:
     return answers(llm, asked, sampling, lora_request=requests)
 
 
+ALL_PARTS = dict(
+    dtype="float32",
+    enable_lora=True,
+    enable_tower_connector_lora=True,
+    # The key of vLLM's processor cache does not include the adapter.
+    mm_processor_cache_gb=0,
+    **OPTIONS,
+)
+
+
 @pytest.fixture(scope="module")
 def llm(make_llm, tiny):
-    return make_llm(
-        tiny,
-        dtype="float32",
-        enable_lora=True,
-        enable_tower_connector_lora=True,
-        # The key of vLLM's processor cache does not include the adapter.
-        mm_processor_cache_gb=0,
-        **OPTIONS,
-    )
+    return make_llm(tiny, **ALL_PARTS)
 
 
-def test_each_adapter_answers_as_merged(llm, plain, trained, questions):
+def check_each_adapter(llm, plain, trained, questions) -> None:
+    """Each answers as the reference with the adapter merged into its weights."""
     for question in questions:
         expected = answer_of(plain, question)
         assert generate(llm, question, [None]) == [expected]
@@ -87,6 +90,21 @@ def test_each_adapter_answers_as_merged(llm, plain, trained, questions):
             assert merged != expected, part
             request = LoRARequest(part, number, str(folder))
             assert generate(llm, question, [request]) == [merged], part
+
+
+def test_each_adapter_answers_as_merged(llm, plain, trained, questions):
+    check_each_adapter(llm, plain, trained, questions)
+
+
+@pytest.mark.releases
+def test_each_adapter_on_two_pipeline_ranks(
+    start_llm, tiny, plain, trained, questions, monkeypatch
+):
+    """Only the first rank has the tower, and applies the adapters' layers of it."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    # In eager mode vLLM's CPU runner has no pipelines.
+    llm = start_llm(tiny, **ALL_PARTS, pipeline_parallel_size=2, enforce_eager=False)
+    check_each_adapter(llm, plain, trained, questions)
 
 
 def test_an_adapter_of_llama_alone_applies_to_the_language_model(

@@ -25,7 +25,10 @@ SHORT = [
 LONG = [
     pytest.param([f"{GENERATION}/test_nemotron_vl.py"], id="generation"),
     pytest.param([f"{GENERATION}/test_reading.py"], id="reading"),
-    pytest.param(["tests/lora/test_nemotron_vl.py"], id="adapters"),
+    pytest.param(
+        ["-m", "releases or not releases", "tests/lora/test_nemotron_vl.py"],
+        id="adapters",
+    ),
     pytest.param(["tests/distributed/test_nemotron_vl.py"], id="parallel"),
 ]
 

@@ -1,9 +1,11 @@
 """The plugin's entry point: what it changes in vLLM and what it leaves alone."""
 
 import json
+import os
 import subprocess
 import sys
-from importlib.metadata import distribution, entry_points
+from importlib.metadata import distribution, entry_points, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -139,39 +141,63 @@ def other_model(checkpoint, tmp_path_factory) -> Path:
     return folder
 
 
-def load(vllm_is: str, checkpoint: Path, other: Path) -> list[str]:
+def other_vllm(folder: Path, changes: dict[str, tuple[str, str]]) -> dict[str, str]:
+    """Environment of a process that finds a changed copy of the installed vLLM.
+
+    Args:
+        changes: For files of the copy, a text and what replaces it. All other files
+            are links to the installed ones.
+    """
+    installed = Path(find_spec("vllm").submodule_search_locations[0])
+    copy = folder / "vllm"
+    for file, (old, new) in changes.items():
+        for part in reversed(Path(file).parents):
+            if not (copy / part).is_dir() or (copy / part).is_symlink():
+                (copy / part).unlink(missing_ok=True)
+                (copy / part).mkdir()
+                for inner in (installed / part).iterdir():
+                    (copy / part / inner.name).symlink_to(inner)
+        text = (installed / file).read_text()
+        assert old in text
+        (copy / file).unlink()
+        (copy / file).write_text(text.replace(old, new))
+    return os.environ | {"PYTHONPATH": str(folder)}
+
+
+VERSION = {"_version.py": (version("vllm").partition("+")[0], "9.9.0")}
+INTERNVL = "model_executor/models/internvl.py"
+
+
+def load(checkpoint: Path, other: Path, **options) -> list[str]:
     """vLLM's result for our checkpoint without and with remote code allowed, and for
     another model."""
     load = LOAD.format(checkpoint=str(checkpoint), other=str(other))
-    result = run_python(f"import sys, vllm\n{vllm_is}\n{load}")
+    result = run_python(load, **options)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()[-3:]
 
 
 @pytest.mark.parametrize(
-    ("vllm_is", "lacks"),
+    ("changes", "lacks"),
     [
         pytest.param(
-            # Like a release that was not tested, in which a method is missing.
-            "vllm.__version__ = '9.9.0'\n"
-            "from vllm_nemotron_vl.plugins import nemotron_vl_contract as contract\n"
-            "module = 'vllm.model_executor.models.internvl'\n"
-            "contract.HOOKS[module, 'InternVLChatModel'] += ('gone',)\n",
-            "it lacks vllm.model_executor.models.internvl.InternVLChatModel.gone",
+            VERSION | {INTERNVL: ("_init_mlp1", "_make_mlp1")},
+            "it lacks vllm.model_executor.models.internvl.InternVLChatModel._init_mlp1",
             id="an untested release without a method",
         ),
         pytest.param(
-            "sys.modules['vllm.renderers.registry'] = None",
-            "vllm.renderers.registry",
+            {"renderers/registry.py": ("RENDERER_REGISTRY", "REGISTRY")},
+            "RENDERER_REGISTRY",
             id="a tested release that is damaged",
         ),
     ],
 )
 def test_an_incompatible_vllm_refuses_this_architecture_alone(
-    checkpoint, other_model, vllm_is, lacks
+    checkpoint, other_model, tmp_path, changes, lacks
 ):
     """vLLM's in-tree model, which would run remote code, does not take over."""
-    *refusals, served = load(vllm_is, checkpoint, other_model)
+    environment = other_vllm(tmp_path, changes)
+    *refusals, served = load(checkpoint, other_model, env=environment)
     for refused in refusals:
         assert "cannot serve Llama_Nemotron_Nano_VL with vLLM" in refused
         assert lacks in refused
@@ -212,15 +238,20 @@ def test_a_missing_vllm_is_logged_and_raises_nothing():
     assert "cannot serve Llama_Nemotron_Nano_VL" in line
 
 
-def test_an_untested_vllm_that_fits_serves_with_one_warning():
+def test_an_untested_vllm_that_fits_serves_with_one_warning(
+    checkpoint, other_model, tmp_path
+):
+    code = LOAD.format(checkpoint=str(checkpoint), other=str(other_model))
     result = run_python(
-        "import vllm; vllm.__version__ = '9.9.0'\n"
-        "from vllm_nemotron_vl.plugins.nemotron_vl import register\nregister()\n"
-        "print(vllm.ModelRegistry.models['Llama_Nemotron_Nano_VL'].module_name)"
+        f"{code}\nfrom vllm import ModelRegistry\n"
+        "print(ModelRegistry.models['Llama_Nemotron_Nano_VL'].module_name)",
+        env=other_vllm(tmp_path, VERSION),
     )
     (warning,) = [x for x in result.stderr.splitlines() if "was tested with" in x]
     assert f"vLLM {names.tested_range()}, not with the installed 9.9.0" in warning
-    assert result.stdout.startswith("vllm_nemotron_vl.")
+    *served, module = result.stdout.splitlines()[-4:]
+    assert served[:2] == ["serves Llama_Nemotron_Nano_VL"] * 2
+    assert module.startswith("vllm_nemotron_vl.")
 
 
 def fake_release(folder: Path, files: dict[str, str]) -> Path:

@@ -94,7 +94,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     """Grey levels of 16 or 32 bits, or float ones, as 8-bit levels."""
     levels = np.asarray(image)
     if image.mode == "F":
-        levels = np.nan_to_num(levels).clip(0, 1)
+        levels = np.fmin(np.fmax(levels, 0), 1)  # what is no number becomes 0
         return Image.fromarray(np.rint(levels * 255).astype(np.uint8))
     return Image.fromarray(_EIGHT_BITS[levels.clip(0, 65535)])
 

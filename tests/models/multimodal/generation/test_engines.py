@@ -50,13 +50,32 @@ def test_a_processor_cache_in_shared_memory(start_llm, tiny, requests, expected)
     assert answers(llm, requests, GREEDY) == expected
 
 
-def test_a_checkpoint_of_several_files(start_llm, tiny, requests, expected, tmp_path):
+def spoil(model) -> None:
+    model.input_conditioner.scale.zero_()
+    model.mlp1[0].weight.data.zero_()
+
+
+def forget(llm) -> None:
+    """Empty the caches of what was computed with other weights."""
+    llm.reset_prefix_cache()
+    llm.llm_engine.reset_encoder_cache()
+
+
+def test_a_checkpoint_of_several_files_is_loaded_and_reloaded(
+    start_llm, tiny, requests, expected, tmp_path
+):
     folder = tmp_path / "files"
     shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     tensors = load_file(tiny / "model.safetensors")
     save_torch_state_dict(tensors, folder, max_shard_size="3MB")
     assert (folder / "model.safetensors.index.json").exists()
     llm = start_llm(folder, dtype="float32")
+    assert answers(llm, requests, GREEDY) == expected
+    llm.apply_model(spoil)
+    forget(llm)
+    assert answers(llm, requests, GREEDY) != expected
+    llm.collective_rpc("reload_weights")
+    forget(llm)
     assert answers(llm, requests, GREEDY) == expected
 
 
