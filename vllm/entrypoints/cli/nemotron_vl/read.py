@@ -73,13 +73,14 @@ def add_parser(subparsers) -> None:
         "--serve-options",
         default="",
         metavar="TEXT",
-        help="further options of `vllm serve`, such as '--dtype float32'",
+        help="further options of `vllm serve`: --serve-options='--dtype float32'",
     )
     parser.add_argument(
         "--max-tiles",
         type=_number(MAX_TILES),
         metavar="N",
-        help="most tiles of a page's grid, as the server is set (default: the model's)",
+        help="most tiles of a page's grid; a server of --url must have the same setting "
+        "(default: the model's)",
     )
     parser.add_argument(
         "--max-tokens",
@@ -182,7 +183,7 @@ def _read(
         print(f"{args.out} has a record for each page.")
         return 0
     start = time.perf_counter()
-    errors = before = len(records)
+    before = len(records)
     with _server(args) as url, _progress(None, files, done=before) as bar:
         errors = asyncio.run(
             _ask(args, url, question, itertools.chain([first], pages), records, bar)
