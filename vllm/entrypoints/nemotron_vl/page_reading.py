@@ -2,8 +2,8 @@
 """Pages are sent to a server, a few at a time, and its answers become records.
 
 The server speaks OpenAI's chat API, such as ``vllm serve``. OpenAI's client tries
-again, after 0.5 to 8 s or as long as ``Retry-After`` asks, when a connection breaks,
-no answer comes in time, or the status is 408, 409, 429 or from 500.
+again, after 0.5 to 8 s or as long as ``Retry-After`` asks, when a connection breaks
+or the status is 408, 409, 429 or from 500.
 """
 
 import asyncio
@@ -36,15 +36,17 @@ async def read_answers(
     question: Question,
     pages: Iterator[Page],
     at_once: int,
+    timeout: float,
 ) -> AsyncIterator[dict[str, Any]]:
     """Ask about all pages.
 
     Args:
-        client: Of the server. Its ``max_retries`` and ``timeout`` hold.
+        client: Of the server. Its ``max_retries`` holds.
         model: Its name on the server.
         question: What is asked.
         pages: Taken in another thread, one by one, as requests end.
         at_once: Most requests at a time, which is also the most pages in memory.
+        timeout: Seconds for an answer, with all retries.
 
     Yields:
         A record for each page, as `PageRecords.append` takes it, in the order of the
@@ -66,7 +68,7 @@ async def read_answers(
                 if page is None:
                     more = False
                 else:
-                    work = _record(client, model, question, page)
+                    work = _record(client, model, question, page, timeout)
                     running.add(asyncio.create_task(work))
                     del page, work
             if running:
@@ -109,14 +111,21 @@ async def find_model(
 
 
 async def _record(
-    client: "openai.AsyncOpenAI", model: str, question: Question, page: Page
+    client: "openai.AsyncOpenAI",
+    model: str,
+    question: Question,
+    page: Page,
+    timeout: float,
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"file": page.file, "page": page.number}
     if page.error is not None:
         return record | {"error": page.error}
     start = time.perf_counter()
     try:
-        record |= await _answer(client, model, question, page)
+        async with asyncio.timeout(timeout):
+            record |= await _answer(client, model, question, page)
+    except TimeoutError:
+        record |= {"error": f"No answer came within {timeout:g} s."}
     except _PageFailure as failure:
         record |= {"error": str(failure)}
     return record | {"seconds": round(time.perf_counter() - start, 3)}
@@ -138,9 +147,6 @@ async def _answer(
         message = f"The server answered {_status_message(error)}"
         if error.status_code in _NOT_THE_PAGE:
             raise ServerFailure(message) from error
-        raise _PageFailure(message) from error
-    except openai.APITimeoutError as error:
-        message = "No answer came in time, in all attempts."
         raise _PageFailure(message) from error
     except openai.APIConnectionError as error:
         message = f"The connection broke in all attempts: {_cause(error)}"

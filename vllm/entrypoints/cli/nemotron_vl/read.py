@@ -73,14 +73,14 @@ def add_parser(subparsers) -> None:
         "--serve-options",
         default="",
         metavar="TEXT",
-        help="further options of `vllm serve`: --serve-options='--dtype float32'",
+        help="further options of `vllm serve`, all in one: --serve-options='...'",
     )
     parser.add_argument(
         "--max-tiles",
         type=_number(MAX_TILES),
         metavar="N",
-        help="most tiles of a page's grid; a server of --url must have the same setting "
-        "(default: the model's)",
+        help="most tiles of a page's grid (default: the model's); set a server of "
+        "--url the same way",
     )
     parser.add_argument(
         "--max-tokens",
@@ -99,9 +99,9 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--timeout",
         type=_number(),
-        default=600,
+        default=1800,
         metavar="SECONDS",
-        help="for an answer (default: %(default)s)",
+        help="for an answer, with all retries (default: %(default)s)",
     )
     parser.add_argument(
         "--retry-errors",
@@ -124,9 +124,10 @@ def _number(most: int | None = None):
 def _run(args: argparse.Namespace) -> int:
     missing = [package for package in _PACKAGES if not find_spec(package)]
     if missing:
+        names = " ".join(missing)
         raise RuntimeError(
-            f"`nemotron-vl read` needs {', '.join(missing)}: "
-            "pip install 'vllm-nemotron-vl[documents]'"
+            f"`nemotron-vl read` needs more packages: pip install {names} (the extra "
+            '"documents" of this package)'
         )
     if args.question is None and args.schema is None:
         raise ValueError("Give --question, --schema, or both.")
@@ -206,7 +207,9 @@ async def _ask(args, url, question, pages, records: PageRecords, bar: tqdm) -> i
         timeout=openai.Timeout(args.timeout, connect=10),
     ) as client:
         model = await find_model(client, args.url and args.model, question)
-        answers = read_answers(client, model, question, pages, args.at_once)
+        answers = read_answers(
+            client, model, question, pages, args.at_once, args.timeout
+        )
         async with contextlib.aclosing(answers):
             async for record in answers:
                 records.append(record)
