@@ -3,9 +3,12 @@
 import asyncio
 import json
 import random
+import re
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import openai
 import pytest
@@ -17,6 +20,8 @@ from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
 from vllm_nemotron_vl.entrypoints.nemotron_vl import page_reading
 from vllm_nemotron_vl.entrypoints.nemotron_vl.page_questions import Question
 from vllm_nemotron_vl.entrypoints.nemotron_vl.pages import Page
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -383,3 +388,15 @@ def test_a_missing_package_is_named(folder, capsys, monkeypatch):
         "nemotron-vl: `nemotron-vl read` needs more packages: pip install pypdfium2 "
         '(the extra "documents" of this package)\n'
     )
+
+
+def test_the_extra_installs_what_the_command_needs():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extra = settings["project"]["optional-dependencies"]["documents"]
+    names = {re.match(r"[\w-]+", requirement)[0] for requirement in extra}
+    assert names == {*read._PACKAGES, "tqdm"}
+    for lock in (
+        ROOT / "requirements" / "test.txt",
+        *ROOT.glob("requirements/*/*.txt"),
+    ):
+        assert all(f"\n{name}==" in lock.read_text() for name in names), lock

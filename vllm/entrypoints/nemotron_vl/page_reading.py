@@ -8,7 +8,7 @@ or the status is 408, 409, 429 or from 500.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .page_questions import Question
@@ -37,7 +37,7 @@ async def read_answers(
     pages: Iterator[Page],
     at_once: int,
     timeout: float,
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncGenerator[dict[str, Any], None]:
     """Ask about all pages.
 
     Args:

@@ -216,8 +216,8 @@ async def _ask(args, url, question, pages, records: PageRecords, bar: tqdm) -> i
                 bar.update()
                 if "error" in record:
                     errors += 1
-                    complaint = _complaint(*map(record.get, ("file", "page", "error")))
-                    bar.write(complaint, sys.stderr)
+                    place = record["file"], record["page"]
+                    bar.write(_complaint(*place, record["error"]), sys.stderr)
     return errors
 
 
