@@ -1,16 +1,22 @@
 """`nemotron-vl read` against a server without a model: nothing is lost."""
 
 import asyncio
+import contextlib
 import json
+import os
+import pty
 import random
 import re
+import signal
 import subprocess
 import sys
+import termios
 import time
 import tomllib
 from pathlib import Path
 
 import openai
+import psutil
 import pytest
 
 from support.documents import blank_pdf, encrypted_pdf, pdf, solid, tiff
@@ -94,7 +100,7 @@ def test_each_page_has_a_record(server, folder, out, capsys):
     assert request["temperature"] == 0
     assert request["messages"][0]["content"][1]["text"] == "Read it."
     captured = capsys.readouterr()
-    assert "8 pages, 2 errors" in captured.out
+    assert "records: 8, new: 8 at " in captured.out
     assert "locked.pdf: The PDF is encrypted and needs a password." in captured.err
 
 
@@ -109,8 +115,8 @@ def test_a_second_start_does_what_is_left(server, folder, out, capsys):
     # Files that cannot be read are not tried again, and nothing is asked.
     trials = len(server.trials)
     capsys.readouterr()
-    assert run(server, folder, out) == 0
-    assert "has a record for each page" in capsys.readouterr().out
+    assert run(server, folder, out) == 1
+    assert "records: 8, new: 0, errors: 2" in capsys.readouterr().out
     assert (len(server.requests), len(server.trials)) == (8, trials)
     # unless the user says so.
     (folder / "locked.pdf").write_bytes(blank_pdf(612, 792))
@@ -147,6 +153,68 @@ def test_killed_at_random_moments_it_loses_nothing(server, tmp_path, out):
     assert sorted(r["page"] for r in records(out)) == list(range(1, 121))
     # What was in flight was asked again, and no more than that.
     assert len(server.requests) <= 120 + kills * 3
+
+
+def test_a_terminal_shows_rate_and_time_left(server, folder, out):
+    server.delay = 0.2
+    command = [sys.executable, "-m", main.__module__, "read", folder, "--question", "?"]
+    command += ["--url", server.url, "--out", out, "--at-once", "1"]
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    with subprocess.Popen(command, stderr=theirs, stdout=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the end
+            while part := os.read(ours, 4096):
+                shown += part
+    os.close(ours)
+    assert process.returncode == 1
+    assert re.search(rb"5/8 \[00:0\d<00:0\d, .*(page/s|s/page)\]", shown), shown
+    assert b"locked.pdf: The PDF is encrypted" in shown
+
+
+def test_stopped_by_hand_it_says_how_to_go_on(server, folder, out):
+    server.delay = 0.5
+    command = [sys.executable, "-m", main.__module__, "read", folder, "--question", "?"]
+    command += ["--url", server.url, "--out", out, "--at-once", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not server.requests:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        errors = process.stderr.read()
+    assert process.returncode == 130
+    assert errors.endswith("nemotron-vl: stopped; the same command goes on\n")
+    assert "Traceback" not in errors
+    assert run(server, folder, out, "--question", "?") == 1
+    assert places(out) == ALL
+
+
+BESIDE = """
+import sys
+import termios
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
+sys.executable = sys.argv[1]  # vLLM's command is beside it
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_a_server_ends_with_the_command_that_started_it(folder, tiny, tmp_path, out):
+    """Also if that is killed. The server is a script in the place of vLLM."""
+    started = tmp_path / "started"
+    vllm = tmp_path / "vllm"
+    vllm.write_text(f"#!/bin/sh\necho $$ >{started}\nexec sleep 60\n")
+    vllm.chmod(0o755)
+    command = [sys.executable, "-c", BESIDE, tmp_path / "python", "read", folder]
+    command += ["--question", "?", "--model", tiny, "--out", out]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (
+            started.exists() and started.read_text().endswith("\n")
+        ):
+            time.sleep(0.05)
+        server = psutil.Process(int(started.read_text()))
+        assert server.is_running()
+        process.kill()
+    server.wait(10)  # raises TimeoutExpired if it still runs
 
 
 @pytest.mark.parametrize("failure", [429, 503, BREAK], ids=["429", "503", "broken"])
@@ -345,7 +413,7 @@ def test_a_batch_has_a_request_for_each_page(folder, tmp_path, capsys, schema):
     assert picture_of(body).size == (1536, 2048)
     assert body["response_format"]["json_schema"]["schema"] == SCHEMA
     captured = capsys.readouterr()
-    assert "6 requests, 2 errors" in captured.out
+    assert "requests: 6, errors: 2" in captured.out
     assert "locked.pdf: The PDF is encrypted" in captured.err
     assert not batch.with_name("requests.jsonl.part").exists()
 

@@ -55,7 +55,7 @@ def test_a_model_is_served_and_reads_the_pages(folder, tiny, tmp_path, capsys):
     assert all(r["tokens"]["prompt"] > r["tokens"]["answer"] > 0 for r in found)
     # Nothing is left to do, so no server starts.
     assert main(["read", *arguments]) == 0
-    assert "has a record for each page" in capsys.readouterr().out
+    assert "records: 4, new: 0, errors: 0" in capsys.readouterr().out
 
 
 def test_run_batch_takes_the_requests(folder, tiny, tmp_path):

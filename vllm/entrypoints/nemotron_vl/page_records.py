@@ -19,6 +19,8 @@ class PageRecords:
 
     A process that is killed may leave half a line. The next one removes it and does
     that page again. A lock keeps two processes from writing to one file.
+
+    ``errors`` is the number of records with ``error``.
     """
 
     def __init__(self, path: Path, question: str, retry_errors: bool = False) -> None:
@@ -36,6 +38,7 @@ class PageRecords:
                 its records answer another question.
         """
         self.path = path
+        self.errors = 0
         self._question = question
         self._done: dict[str, set[int | None]] = {}
         self._file = _lock(path)
@@ -75,14 +78,18 @@ class PageRecords:
         if self._file.write(line) != len(line):
             raise OSError(f"{self.path}: the disk is full.")
         os.fsync(self._file.fileno())
-        self._done.setdefault(file, set()).add(page)
+        self._note(record)
+
+    def _note(self, record: dict[str, Any]) -> None:
+        self._done.setdefault(record["file"], set()).add(record["page"])
+        self.errors += "error" in record
 
     def _recover(self) -> None:
         """Note which pages are done, and remove half a line at the end."""
         end = 0
         for line, record in self._lines():
             end += len(line)
-            self._done.setdefault(record["file"], set()).add(record["page"])
+            self._note(record)
         self._file.truncate(end)
 
     def _drop_errors(self) -> None:

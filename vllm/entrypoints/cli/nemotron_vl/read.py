@@ -40,7 +40,7 @@ def add_parser(subparsers) -> None:
         help="ask about each page of documents in files and folders",
         description="Asks a server about each page of PDFs, TIFFs and pictures and "
         "writes a record for each to a file of JSON lines. Started again, it goes on "
-        "with the pages that have no record. Exits with 1 if a page has an error. The "
+        "with the pages that have no record. Exits with 1 if a record is an error. The "
         "environment variable OPENAI_API_KEY is the server's key.",
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
@@ -168,7 +168,7 @@ def _write_batch(
         errors += page.error is not None
         if page.error is not None:
             tqdm.write(_complaint(page.file, page.number, page.error), sys.stderr)
-    print(f"{args.batch}: {written} requests, {errors} errors")
+    print(f"{args.batch}: requests: {written}, errors: {errors}")
     return 1 if errors else 0
 
 
@@ -180,26 +180,26 @@ def _read(
     records: PageRecords,
 ) -> int:
     first = next(pages, None)
-    if first is None:
-        print(f"{args.out} has a record for each page.")
-        return 0
-    start = time.perf_counter()
     before = len(records)
-    with _server(args) as url, _progress(None, files, done=before) as bar:
-        errors = asyncio.run(
-            _ask(args, url, question, itertools.chain([first], pages), records, bar)
-        )
-    asked = len(records) - before
-    rate = asked / (time.perf_counter() - start)
-    print(f"{args.out}: {asked} pages, {errors} errors, {rate:.2f} pages/s")
-    return 1 if errors else 0
+    rate = ""
+    if first is not None:
+        pages = itertools.chain([first], pages)
+        with _server(args) as url, _progress(None, files, done=before) as bar:
+            start = time.perf_counter()
+            asyncio.run(_ask(args, url, question, pages, records, bar))
+            seconds = time.perf_counter() - start
+        rate = f" at {(len(records) - before) / seconds:.2f} pages/s"
+    print(
+        f"{args.out}: records: {len(records)}, new: {len(records) - before}{rate}, "
+        f"errors: {records.errors}"
+    )
+    return 1 if records.errors else 0
 
 
-async def _ask(args, url, question, pages, records: PageRecords, bar: tqdm) -> int:
-    """Append a record for each page; return the number of errors."""
+async def _ask(args, url, question, pages, records: PageRecords, bar: tqdm) -> None:
+    """Append a record for each page."""
     import openai
 
-    errors = 0
     async with openai.AsyncOpenAI(
         base_url=f"{url.rstrip('/').removesuffix('/v1')}/v1",
         api_key=os.environ.get("OPENAI_API_KEY") or "none",
@@ -215,10 +215,8 @@ async def _ask(args, url, question, pages, records: PageRecords, bar: tqdm) -> i
                 records.append(record)
                 bar.update()
                 if "error" in record:
-                    errors += 1
                     place = record["file"], record["page"]
                     bar.write(_complaint(*place, record["error"]), sys.stderr)
-    return errors
 
 
 def _complaint(file: str, number: int | None, error: str) -> str:
