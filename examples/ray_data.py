@@ -1,6 +1,6 @@
 """Ask about each page of a folder with Ray Data: one engine per GPU, on many hosts.
 
-    pip install "ray[data]" "vllm-nemotron-vl[documents]"
+    pip install "ray[data]" ".[documents]"
     python examples/ray_data.py FOLDER OUT --question "Read the text." --engines 8
 
 Each host must see FOLDER. OUT gets files of JSON lines: a record for each page, and in

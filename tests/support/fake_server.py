@@ -29,28 +29,21 @@ def size_of_picture(request: dict) -> str:
 
 
 class FakeServer:
-    """What the server does, and what it has seen.
-
-    Args:
-        answer: Text of the answer to a request, or a status and a message.
-        failures: Statuses that the next requests with a page get first.
-        delay: Seconds that an answer takes.
-    """
+    """What the server does, and what it has seen."""
 
     def __init__(self) -> None:
+        # Text of the answer to a request, or a status and a message.
         self.answer: Callable[[dict], str | tuple[int, str]] = size_of_picture
+        # Statuses that the next requests with a page get first.
         self.failures: list[int] = []
-        self.delay = 0.0
+        self.delay = 0.0  # seconds that an answer takes
+        self.models = [{"id": "fake", "object": "model", "created": 0}]
         self.requests: list[dict] = []  # those with a page
         self.trials: list[dict] = []  # those without
         self.most_at_once = 0
         self.url = ""
         self._at_once = 0
         self._lock = threading.Lock()
-
-    @property
-    def at_once(self) -> int:
-        return self._at_once
 
     def respond(self, request: dict) -> tuple[int, dict]:
         trial = isinstance(request["messages"][0]["content"], str)
@@ -87,8 +80,7 @@ def fake_server() -> Iterator[FakeServer]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            model = {"id": "fake", "object": "model", "created": 0, "owned_by": "me"}
-            self._send(200, {"object": "list", "data": [model]})
+            self._send(200, {"object": "list", "data": fake.models})
 
         def do_POST(self) -> None:
             length = int(self.headers["Content-Length"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.server
 import json
 import os
 import pty
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
 import tomllib
 from pathlib import Path
@@ -125,7 +127,7 @@ def test_a_second_start_does_what_is_left(server, folder, out, capsys):
 
 
 def test_killed_at_random_moments_it_loses_nothing(server, tmp_path, out):
-    (tmp_path / "long.pdf").write_bytes(pdf([solid("red")] * 120))
+    (tmp_path / "long.pdf").write_bytes(pdf([solid("red")] * 150))
     server.delay = 0.03
     command = [
         sys.executable,
@@ -148,11 +150,11 @@ def test_killed_at_random_moments_it_loses_nothing(server, tmp_path, out):
         assert process.returncode == -9, "it was done before it was killed"
         kills += 1
         assert out.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
-    assert 5 <= len(out.read_text().splitlines()) < 120
+    assert 5 <= len(out.read_text().splitlines()) < 150
     subprocess.run(command, check=True, capture_output=True)
-    assert sorted(r["page"] for r in records(out)) == list(range(1, 121))
+    assert sorted(r["page"] for r in records(out)) == list(range(1, 151))
     # What was in flight was asked again, and no more than that.
-    assert len(server.requests) <= 120 + kills * 3
+    assert len(server.requests) <= 150 + kills * 3
 
 
 def test_a_terminal_shows_rate_and_time_left(server, folder, out):
@@ -386,6 +388,29 @@ def test_a_refused_schema_stops_before_the_first_page(
         in capsys.readouterr().err
     )
     assert server.requests == [] and records(out) == []
+
+
+def test_a_server_of_another_kind_is_named(server, folder, out, capsys):
+    server.models = []
+    assert run(server, folder, out) == 2
+    assert "has no model or is no server of OpenAI's API" in capsys.readouterr().err
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Website) as website:
+        threading.Thread(target=website.serve_forever, daemon=True).start()
+        server.url = f"http://127.0.0.1:{website.server_port}"
+        assert run(server, folder, out) == 2
+        website.shutdown()
+    assert "has no model or is no server of OpenAI's API" in capsys.readouterr().err
+
+
+class Website(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<html>Welcome</html>")
+
+    def log_message(self, *args: object) -> None:
+        pass
 
 
 def test_another_question_needs_another_file(server, folder, out, capsys):

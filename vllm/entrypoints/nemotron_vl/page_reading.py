@@ -107,6 +107,11 @@ async def find_model(
         raise ServerFailure(
             f"No server answers at {client.base_url}: {_cause(error)}"
         ) from error
+    except (AttributeError, IndexError, TypeError) as error:  # other data
+        raise ValueError(
+            f"What answers at {client.base_url} has no model or is no server of "
+            "OpenAI's API."
+        ) from error
     return model
 
 

@@ -105,6 +105,8 @@ def read_pages(
             for number, draw in read(file, tiler):
                 if not done(name, number):
                     yield _page(name, number, draw)
+        except MemoryError:
+            raise  # the machine's problem, not the document's
         except Exception as error:  # Pillow raises all kinds for damaged files
             yield Page(name, None, error=_message(error))
 
@@ -112,6 +114,8 @@ def read_pages(
 def _page(name: str, number: int, draw: Callable[[], tuple[bytes, str]]) -> Page:
     try:
         return Page(name, number, *draw())
+    except MemoryError:
+        raise
     except Exception as error:
         return Page(name, number, error=_message(error))
 
