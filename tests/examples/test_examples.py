@@ -16,7 +16,8 @@ ANSWERS = {
 }
 
 
-ELSEWHERE = {"quantize"}  # run by tests/quantization/
+# quantize is run by tests/quantization/, ray_data by test_ray_data.py
+ELSEWHERE = {"quantize", "ray_data"}
 
 
 def test_every_example_is_run():

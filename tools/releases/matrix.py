@@ -33,6 +33,7 @@ DOCS = ROOT / "docs" / "releases.md"
 STARTS_ENGINES = [
     "tests/distributed",
     "tests/entrypoints/cli/test_demo.py",
+    "tests/entrypoints/cli/test_read_engine.py",
     "tests/entrypoints/openai",
     "tests/examples",
     "tests/lora",

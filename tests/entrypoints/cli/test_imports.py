@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from support.documents import pdf
+from support.fake_server import fake_server
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import COMMANDS
 
 HEAVY = {"torch", "transformers", "vllm", "numba"}
@@ -49,6 +51,15 @@ def test_tiles(tiny, tmp_path):
     out = str(tmp_path / "tiles.png")
     options = ("--model", str(tiny), "-o", out)
     assert not imported("tiles", str(tmp_path / "photo.png"), *options) & HEAVY
+
+
+def test_read(tmp_path):
+    (tmp_path / "page.pdf").write_bytes(pdf([Image.new("RGB", (60, 40))]))
+    options = ("--question", "?", "--out", str(tmp_path / "answers.jsonl"))
+    with fake_server() as server:
+        names = imported("read", str(tmp_path), "--url", server.url, *options)
+    assert {"openai", "pypdfium2"} <= names  # proves that it read the page
+    assert not names & HEAVY
 
 
 def test_inspect(tiny, tmp_path):

@@ -20,6 +20,8 @@ _PUBLISHED: dict[str, Any] = {
 }
 MARKERS = 2  # <img> and </img>
 
+_FINE = 100_000  # pixels of the shorter side, more than any grid has
+
 
 class Tiler(NamedTuple):
     """The tiling settings of a checkpoint and of the command line."""
@@ -78,6 +80,24 @@ class Tiler(NamedTuple):
             use_thumbnail=self.use_thumbnail,
             resize=recipe,
         )
+
+    def filling_scale(self, width: float, height: float) -> float:
+        """How many pixels to draw per unit of a page so that it fills its tiles.
+
+        The page gets the grid that an endlessly fine image of its shape would get:
+        of the best fitting ones, that with the most tiles. At this scale it covers
+        the grid in both directions. A long strip covers only the long side, and no
+        page takes more than twice the pixels of its grid.
+
+        Args:
+            width: Of the page, in any unit.
+            height: In the same unit.
+        """
+        fine = _FINE / min(width, height)
+        grid = self.grid_for(round(fine * width), round(fine * height), "fast")
+        across = grid.columns * self.image_size / width
+        down = grid.rows * self.image_size / height
+        return min(max(across, down), 2 * min(across, down))
 
     def describe(self, width: int, height: int, recipe: str) -> dict[str, Any]:
         """Grid, tiles and tokens of an image of ``width`` x ``height`` pixels."""

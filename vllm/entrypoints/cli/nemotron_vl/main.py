@@ -15,6 +15,7 @@ COMMANDS = {
     "doctor": "doctor",
     "inspect": "inspect_model",
     "make-checkpoint": "make_checkpoint",
+    "read": "read",
     "tiles": "tiles",
 }
 

@@ -1,0 +1,495 @@
+"""`nemotron-vl read` against a server without a model: nothing is lost."""
+
+import asyncio
+import contextlib
+import http.server
+import json
+import os
+import pty
+import random
+import re
+import signal
+import subprocess
+import sys
+import termios
+import threading
+import time
+import tomllib
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+from support.documents import blank_pdf, encrypted_pdf, pdf, solid, tiff
+from support.fake_server import BREAK, FakeServer, fake_server, picture_of
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl import read
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
+from vllm_nemotron_vl.entrypoints.nemotron_vl import page_reading
+from vllm_nemotron_vl.entrypoints.nemotron_vl.page_questions import Question
+from vllm_nemotron_vl.entrypoints.nemotron_vl.pages import Page
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def server():
+    with fake_server() as server:
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of six pages, and two PDFs that cannot be read."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "report.pdf").write_bytes(pdf([solid("red")] * 3))
+    (folder / "scan.tif").write_bytes(tiff([solid("white")] * 2))
+    solid("blue", (40, 30)).save(folder / "photo.png")
+    (folder / "locked.pdf").write_bytes(encrypted_pdf())
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.4 and no more")
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "answers.jsonl"
+
+
+def run(server: FakeServer, paths, out, *options: str) -> int:
+    question = () if "--schema" in options else ("--question", "Read it.")
+    where = ("--url", server.url, "--out", str(out))
+    return main(["read", str(paths), *question, *where, *options])
+
+
+def records(out) -> list[dict]:
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def places(out) -> list[tuple[str, int | None]]:
+    """File name and page of each record, in order of the names."""
+    found = [(r["file"].rpartition("/")[2], r["page"]) for r in records(out)]
+    return sorted(found, key=str)
+
+
+SIX = [
+    ("photo.png", 1),
+    *(("report.pdf", number) for number in (1, 2, 3)),
+    *(("scan.tif", number) for number in (1, 2)),
+]
+ALL = sorted([*SIX, ("broken.pdf", None), ("locked.pdf", None)], key=str)
+
+
+def test_each_page_has_a_record(server, folder, out, capsys):
+    assert run(server, folder, out) == 1
+    assert places(out) == ALL
+    by_place = {(r["file"].rpartition("/")[2], r["page"]): r for r in records(out)}
+    page = by_place["report.pdf", 2]
+    assert page.pop("seconds") > 0
+    assert page == {
+        "file": str(folder / "report.pdf"),
+        "page": 2,
+        "answer": "1536x2048",
+        "finish_reason": "stop",
+        "tokens": {"prompt": 3330, "answer": 7},
+        "question": page["question"],
+    }
+    assert by_place["photo.png", 1]["answer"] == "40x30"
+    assert "needs a password" in by_place["locked.pdf", None]["error"]
+    assert "cannot be opened" in by_place["broken.pdf", None]["error"]
+    request = server.requests[0]
+    assert request["model"] == "fake"
+    assert request["temperature"] == 0
+    assert request["messages"][0]["content"][1]["text"] == "Read it."
+    captured = capsys.readouterr()
+    assert "records: 8, new: 8 at " in captured.out
+    assert "locked.pdf: The PDF is encrypted and needs a password." in captured.err
+
+
+def test_a_second_start_does_what_is_left(server, folder, out, capsys):
+    run(server, folder / "report.pdf", out)
+    assert len(server.requests) == 3
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text(lines[0] + lines[1][:-9])
+    assert run(server, folder, out) == 1
+    assert len(server.requests) == 3 + 5
+    assert places(out) == ALL
+    # Files that cannot be read are not tried again, and nothing is asked.
+    trials = len(server.trials)
+    capsys.readouterr()
+    assert run(server, folder, out) == 1
+    assert "records: 8, new: 0, errors: 2" in capsys.readouterr().out
+    assert (len(server.requests), len(server.trials)) == (8, trials)
+    # unless the user says so.
+    (folder / "locked.pdf").write_bytes(blank_pdf(612, 792))
+    assert run(server, folder, out, "--retry-errors") == 1
+    assert ("locked.pdf", 1) in places(out) and len(places(out)) == 8
+
+
+def test_killed_at_random_moments_it_loses_nothing(server, tmp_path, out):
+    (tmp_path / "long.pdf").write_bytes(pdf([solid("red")] * 150))
+    server.delay = 0.03
+    command = [
+        sys.executable,
+        "-m",
+        "vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main",
+    ]
+    command += ["read", tmp_path / "long.pdf", "--question", "?", "--url", server.url]
+    command += ["--out", out, "--max-tiles", "1", "--at-once", "3"]
+    chance = random.Random(0)
+    kills = 0
+    while kills < 5:
+        before = out.read_bytes() if out.exists() else b""
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            while (
+                not out.exists() or out.stat().st_size <= len(before)
+            ) and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(chance.random() * 0.25)
+            process.kill()
+        assert process.returncode == -9, "it was done before it was killed"
+        kills += 1
+        assert out.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    assert 5 <= len(out.read_text().splitlines()) < 150
+    subprocess.run(command, check=True, capture_output=True)
+    assert sorted(r["page"] for r in records(out)) == list(range(1, 151))
+    # What was in flight was asked again, and no more than that.
+    assert len(server.requests) <= 150 + kills * 3
+
+
+def test_a_terminal_shows_rate_and_time_left(server, folder, out):
+    server.delay = 0.2
+    command = [sys.executable, "-m", main.__module__, "read", folder, "--question", "?"]
+    command += ["--url", server.url, "--out", out, "--at-once", "1"]
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    with subprocess.Popen(command, stderr=theirs, stdout=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the end
+            while part := os.read(ours, 4096):
+                shown += part
+    os.close(ours)
+    assert process.returncode == 1
+    assert re.search(rb"5/8 \[00:0\d<00:0\d, .*(page/s|s/page)\]", shown), shown
+    assert b"locked.pdf: The PDF is encrypted" in shown
+
+
+def test_stopped_by_hand_it_says_how_to_go_on(server, folder, out):
+    server.delay = 0.5
+    command = [sys.executable, "-m", main.__module__, "read", folder, "--question", "?"]
+    command += ["--url", server.url, "--out", out, "--at-once", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not server.requests:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        errors = process.stderr.read()
+    assert process.returncode == 130
+    assert errors.endswith("nemotron-vl: stopped; the same command goes on\n")
+    assert "Traceback" not in errors
+    assert run(server, folder, out, "--question", "?") == 1
+    assert places(out) == ALL
+
+
+BESIDE = """
+import sys
+import termios
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
+sys.executable = sys.argv[1]  # vLLM's command is beside it
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_a_server_ends_with_the_command_that_started_it(folder, tiny, tmp_path, out):
+    """Also if that is killed. The server is a script in the place of vLLM."""
+    started = tmp_path / "started"
+    vllm = tmp_path / "vllm"
+    vllm.write_text(f"#!/bin/sh\necho $$ >{started}\nexec sleep 60\n")
+    vllm.chmod(0o755)
+    command = [sys.executable, "-c", BESIDE, tmp_path / "python", "read", folder]
+    command += ["--question", "?", "--model", tiny, "--out", out]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (
+            started.exists() and started.read_text().endswith("\n")
+        ):
+            time.sleep(0.05)
+        server = psutil.Process(int(started.read_text()))
+        assert server.is_running()
+        process.kill()
+    server.wait(10)  # raises TimeoutExpired if it still runs
+
+
+@pytest.mark.parametrize("failure", [429, 503, BREAK], ids=["429", "503", "broken"])
+def test_a_failure_that_passes_is_not_seen(server, folder, out, failure):
+    server.failures = [failure] * 5
+    assert run(server, folder / "report.pdf", out) == 0
+    assert [r["answer"] for r in records(out)] == ["1536x2048"] * 3
+    assert len(server.requests) == 3 + 5
+
+
+@pytest.fixture
+def no_patience(monkeypatch):
+    """As after all retries."""
+    monkeypatch.setattr(read, "RETRIES", 1)
+
+
+@pytest.mark.parametrize("failure", [429, 503, 401, 404])
+def test_a_server_that_does_not_recover_ends_the_run(
+    server, folder, out, capsys, no_patience, failure
+):
+    server.answer = lambda request: (failure, "not now") if picture_of(request) else ""
+    assert run(server, folder / "report.pdf", out) == 2
+    assert f"nemotron-vl: The server answered {failure}: not now" in (
+        capsys.readouterr().err
+    )
+    assert records(out) == []
+    server.answer = lambda request: "yes"
+    assert run(server, folder, out) == 1
+    assert places(out) == ALL
+
+
+def test_a_server_that_dies_ends_the_run(folder, out, capsys, no_patience, monkeypatch):
+    monkeypatch.setattr(page_reading, "_RETRIES_AT_START", 0)
+    with fake_server() as server:
+        url = server.url
+    for pages in (folder / "report.pdf", folder / "photo.png"):
+        server.url = url
+        assert run(server, pages, out) == 2
+        assert (
+            f"nemotron-vl: No server answers at {url}/v1/: " in capsys.readouterr().err
+        )
+    assert records(out) == []
+
+
+def test_a_page_that_the_server_refuses_does_not_stop_the_others(
+    server, folder, out, no_patience
+):
+    def answer(request):
+        picture = picture_of(request)
+        if picture and picture.size == (40, 30):
+            return 400, "The image cannot be read: it is blue."
+        return (500, "a bug") if picture and picture.size == (60, 80) else "yes"
+
+    server.answer = answer
+    assert run(server, folder, out) == 1
+    errors = {r["file"].rpartition("/")[2]: r.get("error") for r in records(out)}
+    assert errors["photo.png"] == (
+        "The server answered 400: The image cannot be read: it is blue."
+    )
+    assert errors["scan.tif"] == "The server answered 500: a bug"
+    assert errors["report.pdf"] is None
+    assert places(out) == ALL
+
+
+def test_a_page_at_which_the_connection_breaks_does_not_stop_the_others(
+    server, folder, out, no_patience
+):
+    def answer(request):
+        picture = picture_of(request)
+        return (BREAK, "") if picture and picture.size == (40, 30) else "yes"
+
+    server.answer = answer
+    assert run(server, folder, out) == 1
+    errors = {r["file"].rpartition("/")[2]: r.get("error") for r in records(out)}
+    assert errors["photo.png"].startswith("The connection broke in all attempts: ")
+    assert places(out) == ALL
+
+
+def test_an_answer_that_takes_too_long_is_an_error(server, folder, out, no_patience):
+    def answer(request):
+        time.sleep(1.5 if picture_of(request) else 0)
+        return "late"
+
+    server.answer = answer
+    assert run(server, folder / "photo.png", out, "--timeout", "1") == 1
+    assert records(out)[0]["error"] == "No answer came within 1 s."
+
+
+def test_requests_and_pages_in_memory_are_bounded(server):
+    server.delay = 0.02
+    taken = []
+
+    def pages():
+        for number in range(1, 41):
+            taken.append(number)
+            # Four are asked about, or answered and not yet written.
+            assert number <= len(written) + 4
+            yield Page("a.pdf", number, b"", "image/png")
+
+    written = []
+
+    async def read_all():
+        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none")
+        question = Question("?", None, 9)
+        server.answer = lambda request: "yes"
+        async for record in page_reading.read_answers(
+            client, "fake", question, pages(), at_once=4, timeout=60
+        ):
+            written.append(record)
+
+    asyncio.run(read_all())
+    assert len(taken) == len(written) == 40
+    assert server.most_at_once == 4
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"total": {"type": "number"}, "currency": {"enum": ["EUR", "USD"]}},
+    "required": ["total"],
+}
+
+
+@pytest.fixture
+def schema(tmp_path):
+    file = tmp_path / "invoice.json"
+    file.write_text(json.dumps(SCHEMA))
+    return str(file)
+
+
+def test_a_schema_is_enforced_and_its_data_recorded(server, folder, out, schema):
+    server.answer = lambda request: '{"total": 3.5}'
+    assert run(server, folder / "photo.png", out, "--schema", schema) == 0
+    (record,) = records(out)
+    assert record["answer"] == {"total": 3.5}
+    # The server is asked with the schema before any page is sent.
+    for request in (*server.trials, *server.requests):
+        sent = request["response_format"]
+        assert sent["type"] == "json_schema"
+        assert sent["json_schema"]["schema"] == SCHEMA
+    text = server.requests[0]["messages"][0]["content"][1]["text"]
+    assert json.dumps(SCHEMA) in text
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        ('{"total": "3"}', "does not follow the schema: $.total: '3' is not of type"),
+        ('{"total": 1, "currency": "F"}', "does not follow the schema: $.currency"),
+        ('{"total": 3', "The answer is not JSON: "),
+    ],
+)
+def test_an_answer_that_breaks_the_schema_is_an_error(
+    server, folder, out, schema, answer, cause
+):
+    server.answer = lambda request: answer
+    assert run(server, folder / "photo.png", out, "--schema", schema) == 1
+    (record,) = records(out)
+    assert cause in record["error"]
+    assert record["answer"] == answer
+
+
+def test_a_refused_schema_stops_before_the_first_page(
+    server, folder, out, schema, capsys
+):
+    server.answer = lambda request: (400, "The grammar is not supported.")
+    assert run(server, folder, out, "--schema", schema) == 2
+    assert (
+        "nemotron-vl: The server refuses requests: 400: The grammar is not supported."
+        in capsys.readouterr().err
+    )
+    assert server.requests == [] and records(out) == []
+
+
+def test_a_server_of_another_kind_is_named(server, folder, out, capsys):
+    server.models = []
+    assert run(server, folder, out) == 2
+    assert "has no model or is no server of OpenAI's API" in capsys.readouterr().err
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Website) as website:
+        threading.Thread(target=website.serve_forever, daemon=True).start()
+        server.url = f"http://127.0.0.1:{website.server_port}"
+        assert run(server, folder, out) == 2
+        website.shutdown()
+    assert "has no model or is no server of OpenAI's API" in capsys.readouterr().err
+
+
+class Website(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<html>Welcome</html>")
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_another_question_needs_another_file(server, folder, out, capsys):
+    run(server, folder, out)
+    before = out.read_text()
+    where = ("--url", server.url, "--out", str(out))
+    assert main(["read", str(folder), "--question", "Other?", *where]) == 2
+    assert "has answers to another question or schema" in capsys.readouterr().err
+    assert out.read_text() == before
+
+
+def test_a_batch_has_a_request_for_each_page(folder, tmp_path, capsys, schema):
+    batch = tmp_path / "requests.jsonl"
+    options = ["--model", "nvidia/model", "--batch", str(batch), "--schema", schema]
+    assert main(["read", str(folder), *options]) == 1
+    requests = [json.loads(line) for line in batch.read_text().splitlines()]
+    assert [r["custom_id"].rpartition("/")[2] for r in requests] == [
+        f"{name}#{number}" for name, number in SIX
+    ]
+    assert {(r["method"], r["url"]) for r in requests} == {
+        ("POST", "/v1/chat/completions")
+    }
+    body = requests[1]["body"]
+    assert body["model"] == "nvidia/model"
+    assert picture_of(body).size == (1536, 2048)
+    assert body["response_format"]["json_schema"]["schema"] == SCHEMA
+    captured = capsys.readouterr()
+    assert "requests: 6, errors: 2" in captured.out
+    assert "locked.pdf: The PDF is encrypted" in captured.err
+    assert not batch.with_name("requests.jsonl.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "o"], "Give --question, --schema, or both."),
+        (["--out", "o", "--question", "?"], "Give --url of a server, or --model"),
+        (["--batch", "b", "--question", "?"], "--batch needs --model"),
+        (["--out", "o", "--schema", "nowhere.json"], "nowhere.json"),
+        (["--out", "o", "--schema", "{folder}/notes"], "notes is not JSON: "),
+        (["--out", "o", "--schema", "{folder}/odd.json"], "$.type: 'nothing' is not"),
+        (["--out", "o", "--question", "?", "{folder}/none"], "none does not exist."),
+        (["--out", "o", "--question", "?", "--url", "u", "{folder}/empty"], "no PDFs"),
+    ],
+)
+def test_wrong_use_is_explained(tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").write_text("no schema")
+    (tmp_path / "odd.json").write_text('{"type": "nothing"}')
+    (tmp_path / "empty").mkdir()
+    paths = [] if any("{folder}" in o for o in options[-1:]) else [str(tmp_path)]
+    if "--schema" in options:
+        paths = [str(tmp_path)]
+    filled = [option.format(folder=tmp_path) for option in options]
+    if not any(tmp_path.name in option for option in filled):
+        solid("red").save(tmp_path / "page.png")
+    assert main(["read", *paths, *filled]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named(folder, capsys, monkeypatch):
+    real = read.find_spec
+    monkeypatch.setattr(
+        read, "find_spec", lambda name: None if name == "pypdfium2" else real(name)
+    )
+    assert main(["read", str(folder), "--question", "?", "--out", "o"]) == 2
+    assert capsys.readouterr().err == (
+        "nemotron-vl: `nemotron-vl read` needs more packages: pip install pypdfium2 "
+        '(the extra "documents" of this package)\n'
+    )
+
+
+def test_the_extra_installs_what_the_command_needs():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extra = settings["project"]["optional-dependencies"]["documents"]
+    names = {re.match(r"[\w-]+", requirement)[0] for requirement in extra}
+    assert names == {*read._PACKAGES, "tqdm"}
+    for lock in (
+        ROOT / "requirements" / "test.txt",
+        *ROOT.glob("requirements/*/*.txt"),
+    ):
+        assert all(f"\n{name}==" in lock.read_text() for name in names), lock

@@ -1,0 +1,228 @@
+"""Documents become pages: their size, their order, and what is wrong with them."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from support.chat import saved
+from support.documents import blank_pdf, encrypted_pdf, pdf, solid, tiff
+from vllm_nemotron_vl.entrypoints.nemotron_vl.pages import (
+    Page,
+    count_pages,
+    find_documents,
+    read_pages,
+)
+from vllm_nemotron_vl.entrypoints.nemotron_vl.tiler import Tiler
+
+PUBLISHED = Tiler.from_model(None)
+COLOURS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+def pages(*files: Path, tiler: Tiler = PUBLISHED, done=()) -> list[Page]:
+    return list(read_pages(files, tiler, lambda *page: page in done))
+
+
+def opened(page: Page) -> Image.Image:
+    assert page.error is None, page.error
+    return Image.open(io.BytesIO(page.picture))
+
+
+# Points, and the grid that has most tiles
+SHAPES = {
+    "A4": (595.28, 841.89, (3, 4)),
+    "Letter": (612, 792, (3, 4)),
+    "Legal": (612, 1008, (3, 4)),
+    "A3 across": (1190.55, 841.89, (4, 3)),
+    "slide": (960, 540, (4, 3)),
+    "square": (300, 300, (3, 3)),
+    "receipt": (226, 800, (2, 6)),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_page_fills_its_tiles(tmp_path, shape):
+    width, height, (columns, rows) = SHAPES[shape]
+    file = tmp_path / "page.pdf"
+    file.write_bytes(blank_pdf(width, height))
+    (page,) = pages(file)
+    drawn = opened(page)
+    assert PUBLISHED.grid_for(*drawn.size, "fast")[:2] == (columns, rows)
+    across, down = drawn.width / (512 * columns), drawn.height / (512 * rows)
+    assert 1 <= min(across, down) < 1.002  # covers the grid, with one side exactly
+    assert max(across, down) < 2
+    assert drawn.width / drawn.height == pytest.approx(width / height, rel=0.002)
+
+
+def test_the_most_tiles_set_the_resolution(tmp_path):
+    file = tmp_path / "page.pdf"
+    file.write_bytes(blank_pdf(612, 792))
+    (page,) = pages(file, tiler=Tiler.from_model(None, 6))
+    assert opened(page).size == (1187, 1536)
+
+
+@pytest.mark.parametrize("width", [1, 5000])
+def test_a_strip_takes_bounded_pixels(tmp_path, width):
+    file = tmp_path / "strip.pdf"
+    file.write_bytes(blank_pdf(width, 50))
+    (page,) = pages(file)
+    drawn = opened(page)
+    assert drawn.width * drawn.height < 2.1 * 12 * 512 * 512
+
+
+@pytest.mark.parametrize(("kind", "write"), [("pdf", pdf), ("tiff", tiff)])
+def test_the_pages_come_in_order(tmp_path, kind, write):
+    file = tmp_path / f"colours.{kind}"
+    file.write_bytes(write(map(solid, COLOURS)))
+    found = pages(file)
+    assert count_pages(file) == 3
+    assert [page.number for page in found] == [1, 2, 3]
+    for page, colour in zip(found, COLOURS.values(), strict=True):
+        middle = opened(page).convert("RGB").getpixel((30, 40))
+        assert np.abs(np.subtract(middle, colour)).max() < 5
+    two = pages(file, done={(str(file), 2)})
+    assert two == [found[0], found[2]]
+
+
+def test_what_is_filled_into_a_form_is_drawn(tmp_path):
+    """A field without an appearance of its own, filled with black."""
+    field = (
+        "4 0 obj <</Type /Annot /Subtype /Widget /FT /Tx /T (a) /V (HHHHHH) /F 4 "
+        "/Rect [0 0 612 792] /DA (/Helv 200 Tf 0 g) /MK <</BG [0]>> >> endobj\n"
+    )
+    text = blank_pdf(612, 792, extra=field).decode()
+    text = text.replace("/Catalog", "/Catalog /AcroForm <</Fields [4 0 R]>>")
+    text = text.replace("/Type /Page ", "/Type /Page /Annots [4 0 R] ")
+    file = tmp_path / "form.pdf"
+    file.write_text(text)
+    (page,) = pages(file)
+    assert opened(page).convert("L").getextrema()[0] < 250
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_a_picture_is_sent_as_it_is(tmp_path, photo, kind):
+    file = tmp_path / f"photo.{kind.lower()}"
+    file.write_bytes(saved(photo, kind))
+    (page,) = pages(file)
+    assert page.picture == file.read_bytes()
+    assert page.media_type == f"image/{kind.lower()}"
+    assert page.number == 1
+
+
+GREY = np.linspace(0, 65535, 100, dtype=np.uint16).reshape(10, 10)
+
+
+@pytest.mark.parametrize(
+    ("picture", "levels"),
+    [
+        (Image.fromarray(GREY), (0, 65535)),
+        (Image.fromarray((GREY / 65535).astype(np.float32)), (0, 255)),
+        (Image.fromarray((GREY > 999).astype(bool)), (0, 255)),
+        (Image.fromarray((GREY >> 8).astype(np.uint8)).convert("CMYK"), (0, 255)),
+    ],
+    ids=["16 bits", "float", "1 bit", "CMYK"],
+)
+def test_a_tiff_keeps_its_levels(tmp_path, picture, levels):
+    file = tmp_path / "page.tif"
+    picture.save(file)
+    (page,) = pages(file)
+    drawn = opened(page)
+    drawn = drawn.convert("L") if drawn.mode == "RGB" else drawn
+    assert drawn.getextrema() == levels
+    assert drawn.size == (10, 10)
+
+
+@pytest.mark.parametrize("kind", ["tif", "avif"])
+def test_a_turned_scan_is_upright(tmp_path, kind):
+    scan = solid("white", (60, 80))
+    exif = scan.getexif()
+    exif[0x0112] = 6
+    file = tmp_path / f"scan.{kind}"
+    scan.save(file, exif=exif)
+    (page,) = pages(file)
+    assert opened(page).size == (80, 60)
+
+
+BROKEN = {
+    "encrypted.pdf": (encrypted_pdf(), "The PDF is encrypted and needs a password."),
+    "cut.pdf": (pdf([solid("red")])[:100], "The PDF cannot be opened: "),
+    "empty.pdf": (b"", "cannot identify image file"),
+    "text.tif": (b"no picture", "cannot identify image file"),
+    "flat.pdf": (blank_pdf(612, 0), ""),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_document_that_cannot_be_read_is_one_page_with_its_cause(tmp_path, name):
+    data, cause = BROKEN[name]
+    (tmp_path / name).write_bytes(data)
+    good = tmp_path / "good.png"
+    solid("red").save(good)
+    bad, last = pages(tmp_path / name, good)
+    assert last.file == str(good) and last.error is None
+    if name == "flat.pdf":  # PDFium gives it the size of a letter
+        assert bad.error is None
+    else:
+        assert cause in bad.error
+        assert bad.number is None
+        assert count_pages(tmp_path / name) == 1
+
+
+def test_a_broken_page_does_not_stop_the_others(tmp_path):
+    whole = tiff([solid("red"), solid("lime"), solid("blue")])
+    file = tmp_path / "scan.tif"
+    file.write_bytes(whole)
+    with Image.open(file) as scan:
+        scan.seek(1)
+        offset = scan.tag_v2[273][0]  # StripOffsets
+    broken = bytearray(whole)
+    place = whole.find(offset.to_bytes(4, "little"))
+    broken[place : place + 4] = (len(whole) + 99).to_bytes(4, "little")
+    file.write_bytes(broken)
+    found = pages(file)
+    assert [page.error is None for page in found] == [True, False, True]
+    assert found[1].number == 2
+
+
+def test_folders_are_searched_for_documents(tmp_path):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    for name in ("b.PDF", "a.tiff", "notes.txt", ".hidden.pdf", "inner/c.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.pdf").mkdir()
+    odd = tmp_path / "notes.txt"
+    found = find_documents([tmp_path, inner, odd, tmp_path / "inner/../a.tiff"])
+    names = [str(file.relative_to(tmp_path)) for file in found]
+    assert names == ["a.tiff", "b.PDF", "inner/c.jpg", "notes.txt"]
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        find_documents([tmp_path / "nowhere"])
+
+
+CODE = """
+import resource, sys
+from pathlib import Path
+from vllm_nemotron_vl.entrypoints.nemotron_vl.pages import read_pages
+from vllm_nemotron_vl.entrypoints.nemotron_vl.tiler import Tiler
+tiler = Tiler.from_model(None, 1)._replace(image_size=256)
+pages = read_pages([Path(sys.argv[1])], tiler, lambda *_: False)
+for number, page in enumerate(pages, 1):
+    assert page.number == number and page.error is None
+    if number in (10, 1000):
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_a_thousand_pages_take_the_memory_of_a_few(tmp_path, photo):
+    file = tmp_path / "long.pdf"
+    file.write_bytes(pdf([photo.resize((300, 200))] * 1000))
+    assert count_pages(file) == 1000
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, file], capture_output=True, text=True, check=True
+    )
+    ten, thousand = map(int, done.stdout.split())  # MB at the peak
+    # All pictures together have 180 MB, all drawn pages 290 MB.
+    assert thousand - ten < 60, (ten, thousand)

@@ -1,0 +1,119 @@
+"""A server of OpenAI's chat API in the test process, without a model."""
+
+import base64
+import contextlib
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from PIL import Image
+
+BREAK = 0  # in `failures`: close the connection without an answer
+
+
+def picture_of(request: dict) -> Image.Image | None:
+    """The image of a chat request."""
+    parts = request["messages"][0]["content"]
+    if isinstance(parts, str):
+        return None
+    data = parts[0]["image_url"]["url"].partition(",")[2]
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def size_of_picture(request: dict) -> str:
+    picture = picture_of(request)
+    return "yes" if picture is None else f"{picture.width}x{picture.height}"
+
+
+class FakeServer:
+    """What the server does, and what it has seen."""
+
+    def __init__(self) -> None:
+        # Text of the answer to a request, or a status and a message.
+        self.answer: Callable[[dict], str | tuple[int, str]] = size_of_picture
+        # Statuses that the next requests with a page get first.
+        self.failures: list[int] = []
+        self.delay = 0.0  # seconds that an answer takes
+        self.models = [{"id": "fake", "object": "model", "created": 0}]
+        self.requests: list[dict] = []  # those with a page
+        self.trials: list[dict] = []  # those without
+        self.most_at_once = 0
+        self.url = ""
+        self._at_once = 0
+        self._lock = threading.Lock()
+
+    def respond(self, request: dict) -> tuple[int, dict]:
+        trial = isinstance(request["messages"][0]["content"], str)
+        with self._lock:
+            (self.trials if trial else self.requests).append(request)
+            if not trial and self.failures:
+                return self.failures.pop(0), {"error": {"message": "a failure"}}
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            time.sleep(self.delay)
+            answer = self.answer(request)
+        finally:
+            with self._lock:
+                self._at_once -= 1
+        if isinstance(answer, tuple):
+            return answer[0], {"error": {"message": answer[1]}}
+        choice = {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": answer},
+        }
+        usage = {"prompt_tokens": 3330, "completion_tokens": 7, "total_tokens": 3337}
+        head = {"id": "1", "object": "chat.completion", "created": 0, "model": "fake"}
+        return 200, head | {"choices": [choice], "usage": usage}
+
+
+@contextlib.contextmanager
+def fake_server() -> Iterator[FakeServer]:
+    """Run a server on loopback while the block runs."""
+    fake = FakeServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._send(200, {"object": "list", "data": fake.models})
+
+        def do_POST(self) -> None:
+            length = int(self.headers["Content-Length"])
+            status, body = fake.respond(json.loads(self.rfile.read(length)))
+            if status == BREAK:
+                self.close_connection = True
+            else:
+                self._send(status, body)
+
+        def _send(self, status: int, body: dict) -> None:
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Retry-After-Ms", "10")
+            self.end_headers()
+            with contextlib.suppress(ConnectionError):  # a client that was killed
+                self.wfile.write(data)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *args: object) -> None:
+            pass  # clients that were killed
+
+    server = Server(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        server.server_close()

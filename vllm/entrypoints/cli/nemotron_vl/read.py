@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``nemotron-vl read``: ask about each page of PDFs, TIFFs and pictures.
+
+Imports neither PyTorch, nor transformers, nor vLLM. With ``--model`` another process
+serves the model.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ....transformers_utils.processors.nemotron_vl_tiling import MAX_TILES
+from ...nemotron_vl.checkpoint_files import read_json
+from ...nemotron_vl.page_questions import Question, write_batch
+from ...nemotron_vl.page_reading import RETRIES, find_model, read_answers
+from ...nemotron_vl.page_records import PageRecords
+from ...nemotron_vl.pages import Page, count_pages, find_documents, read_pages
+from ...nemotron_vl.server import serving_process
+from ...nemotron_vl.tiler import Tiler
+
+_PACKAGES = ("jsonschema", "openai", "pypdfium2")  # the extra "documents"
+_CONTEXT = 16384  # tokens, the limit of the model card
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "read",
+        help="ask about each page of documents in files and folders",
+        description="Asks a server about each page of PDFs, TIFFs and pictures and "
+        "writes a record for each to a file of JSON lines. Started again, it goes on "
+        "with the pages that have no record. Exits with 1 if a record is an error. The "
+        "environment variable OPENAI_API_KEY is the server's key.",
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
+    parser.add_argument("--question", metavar="TEXT", help="asked about each page")
+    parser.add_argument(
+        "--schema",
+        type=Path,
+        metavar="FILE",
+        help="JSON schema that the answers follow; the default question asks for its "
+        "data",
+    )
+    result = parser.add_mutually_exclusive_group(required=True)
+    result.add_argument(
+        "--out", type=Path, metavar="FILE", help="records, one JSON object a line"
+    )
+    result.add_argument(
+        "--batch",
+        type=Path,
+        metavar="FILE",
+        help="write requests for `vllm run-batch` instead of sending them",
+    )
+    parser.add_argument("--url", help="of a server, such as http://127.0.0.1:8000")
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="folder or hub name to serve meanwhile; with --url (default: the server's "
+        "first) or --batch the name of the served model",
+    )
+    parser.add_argument(
+        "--serve-options",
+        default="",
+        metavar="TEXT",
+        help="further options of `vllm serve`, all in one: --serve-options='...'",
+    )
+    parser.add_argument(
+        "--max-tiles",
+        type=_number(MAX_TILES),
+        metavar="N",
+        help="most tiles of a page's grid (default: the model's); set a server of "
+        "--url the same way",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=_number(),
+        default=2048,
+        metavar="N",
+        help="most tokens of an answer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--at-once",
+        type=_number(),
+        default=8,
+        metavar="N",
+        help="most requests at a time, and pages in memory (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_number(),
+        default=1800,
+        metavar="SECONDS",
+        help="for an answer, with all retries (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--retry-errors",
+        action="store_true",
+        help="remove the records of errors and do their pages again",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _number(most: int | None = None):
+    def parse(text: str) -> int:
+        if not text.isdigit() or not 1 <= int(text) <= (most or int(text)):
+            limit = f"from 1 to {most}" if most else "of at least 1"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {limit}")
+        return int(text)
+
+    return parse
+
+
+def _run(args: argparse.Namespace) -> int:
+    missing = [package for package in _PACKAGES if not find_spec(package)]
+    if missing:
+        names = " ".join(missing)
+        raise RuntimeError(
+            f"`nemotron-vl read` needs more packages: pip install {names} (the extra "
+            '"documents" of this package)'
+        )
+    if args.question is None and args.schema is None:
+        raise ValueError("Give --question, --schema, or both.")
+    question = Question.from_files(args.question, args.schema, args.max_tokens)
+    files = find_documents(args.paths)
+    if not files:
+        raise ValueError("The folders hold no PDFs and no pictures.")
+    if args.batch:
+        return _write_batch(args, question, files)
+    if not (args.url or args.model):
+        raise ValueError("Give --url of a server, or --model to start one.")
+    with PageRecords(args.out, question.digest, args.retry_errors) as records:
+        pages = read_pages(files, _tiler(args), records.done)
+        try:
+            return _read(args, question, files, pages, records)
+        except KeyboardInterrupt:
+            print("nemotron-vl: stopped; the same command goes on", file=sys.stderr)
+            return 130
+
+
+def _tiler(args: argparse.Namespace) -> Tiler:
+    served = args.model and not args.url and not args.batch
+    local = args.model and Path(args.model).is_dir()
+    return Tiler.from_model(args.model if served or local else None, args.max_tiles)
+
+
+def _write_batch(
+    args: argparse.Namespace, question: Question, files: list[Path]
+) -> int:
+    if not args.model:
+        raise ValueError("--batch needs --model, the model that `vllm run-batch` runs.")
+    pages = read_pages(files, _tiler(args), lambda file, page: False)
+    written = errors = 0
+    for page in _progress(
+        write_batch(pages, question, args.model, args.batch), files, done=0
+    ):
+        written += page.error is None
+        errors += page.error is not None
+        if page.error is not None:
+            tqdm.write(_complaint(page.file, page.number, page.error), sys.stderr)
+    print(f"{args.batch}: requests: {written}, errors: {errors}")
+    return 1 if errors else 0
+
+
+def _read(
+    args: argparse.Namespace,
+    question: Question,
+    files: list[Path],
+    pages: Iterator[Page],
+    records: PageRecords,
+) -> int:
+    first = next(pages, None)
+    before = len(records)
+    rate = ""
+    if first is not None:
+        pages = itertools.chain([first], pages)
+        with _server(args) as url, _progress(None, files, done=before) as bar:
+            start = time.perf_counter()
+            asyncio.run(_ask(args, url, question, pages, records, bar))
+            seconds = time.perf_counter() - start
+        rate = f" at {(len(records) - before) / seconds:.2f} pages/s"
+    print(
+        f"{args.out}: records: {len(records)}, new: {len(records) - before}{rate}, "
+        f"errors: {records.errors}"
+    )
+    return 1 if records.errors else 0
+
+
+async def _ask(args, url, question, pages, records: PageRecords, bar: tqdm) -> None:
+    """Append a record for each page."""
+    import openai
+
+    async with openai.AsyncOpenAI(
+        base_url=f"{url.rstrip('/').removesuffix('/v1')}/v1",
+        api_key=os.environ.get("OPENAI_API_KEY") or "none",
+        max_retries=RETRIES,
+        timeout=openai.Timeout(args.timeout, connect=10),
+    ) as client:
+        model = await find_model(client, args.url and args.model, question)
+        answers = read_answers(
+            client, model, question, pages, args.at_once, args.timeout
+        )
+        async with contextlib.aclosing(answers):
+            async for record in answers:
+                records.append(record)
+                bar.update()
+                if "error" in record:
+                    place = record["file"], record["page"]
+                    bar.write(_complaint(*place, record["error"]), sys.stderr)
+
+
+def _complaint(file: str, number: int | None, error: str) -> str:
+    page = "" if number is None else f", page {number}"
+    return f"nemotron-vl: {file}{page}: {error}"
+
+
+def _progress(pages, files: list[Path], done: int) -> tqdm:
+    """A bar with rate and time left, on a terminal only: it counts all pages first."""
+    total = None
+    if sys.stderr.isatty():
+        counted = tqdm(files, "counting pages", unit="file", leave=False)
+        total = sum(count_pages(file) for file in counted)
+    return tqdm(pages, total=total, initial=done, unit="page", disable=total is None)
+
+
+@contextlib.contextmanager
+def _server(args: argparse.Namespace) -> Iterator[str]:
+    """The given server, or one that runs while the block does."""
+    if args.url:
+        yield args.url
+        return
+    language = read_json(args.model, "config.json").get("llm_config", {})
+    context = min(_CONTEXT, language.get("max_position_embeddings", _CONTEXT))
+    options = [f"--max-model-len={context}", '--limit-mm-per-prompt={"image": 1}']
+    if args.max_tiles:
+        settings = {"max_dynamic_patch": args.max_tiles}
+        options.append(f"--mm-processor-kwargs={json.dumps(settings)}")
+    log = args.out.with_name(args.out.name + ".server.log")
+    print(f"Starting vllm serve (log: {log}) ...", file=sys.stderr, flush=True)
+    # The server ends even if this process is killed.
+    setpriv = shutil.which("setpriv")
+    prefix = (setpriv, "--pdeathsig", "TERM") if setpriv else ()
+    options += shlex.split(args.serve_options)
+    with serving_process(args.model, *options, log=log, prefix=prefix) as (_, url):
+        yield url

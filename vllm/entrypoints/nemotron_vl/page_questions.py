@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The question about each page: as a chat request, and whether an answer fits it."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .pages import Page
+
+_ABOUT_A_SCHEMA = (
+    "Extract the data of this page as JSON that follows this JSON schema:\n{schema}"
+)
+
+
+class Question(NamedTuple):
+    """What is asked about each page.
+
+    Args:
+        text: The question. A question without a text asks for the schema's data.
+        schema: JSON schema of the answer, or ``None`` for plain text.
+        max_tokens: Most tokens of an answer.
+    """
+
+    text: str | None
+    schema: dict[str, Any] | None
+    max_tokens: int
+
+    @classmethod
+    def from_files(
+        cls, text: str | None, schema_file: Path | None, max_tokens: int
+    ) -> "Question":
+        """A question whose schema is in a file.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is not a JSON schema.
+        """
+        schema = None
+        if schema_file is not None:
+            schema = _read_schema(schema_file)
+        return cls(text, schema, max_tokens)
+
+    @property
+    def prompt(self) -> str:
+        """The text that follows the image."""
+        if self.text is not None:
+            return self.text
+        return _ABOUT_A_SCHEMA.format(schema=json.dumps(self.schema))
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal prompts and schemas, 12 characters."""
+        asked = json.dumps([self.prompt, self.schema]).encode()
+        return hashlib.sha256(asked).hexdigest()[:12]
+
+    def chat_request(self, page: Page, model: str) -> dict[str, Any]:
+        """The body of a request to ``/v1/chat/completions``, without sampling.
+
+        Args:
+            page: With a picture.
+            model: Its name on the server.
+        """
+        data = base64.b64encode(page.picture).decode()
+        url = f"data:{page.media_type};base64,{data}"
+        return self._request(
+            model,
+            [
+                {"type": "image_url", "image_url": {"url": url}},
+                {"type": "text", "text": self.prompt},
+            ],
+            self.max_tokens,
+        )
+
+    def trial_request(self, model: str) -> dict[str, Any]:
+        """A request without a page: whether the server takes model and schema."""
+        return self._request(model, "Say yes.", max_tokens=1)
+
+    def _request(self, model: str, content: Any, max_tokens: int) -> dict[str, Any]:
+        request = {
+            "model": model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+        }
+        if self.schema is not None:
+            answer = {"name": "answer", "schema": self.schema, "strict": True}
+            request["response_format"] = {"type": "json_schema", "json_schema": answer}
+        return request
+
+    def parse(self, answer: str) -> Any:
+        """The answer, as data if there is a schema.
+
+        Raises:
+            ValueError: It does not follow the schema.
+        """
+        if self.schema is None:
+            return answer
+        import jsonschema
+
+        try:
+            data = json.loads(answer)
+            jsonschema.validate(data, self.schema)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"The answer is not JSON: {error}") from error
+        except jsonschema.ValidationError as error:
+            at = error.json_path
+            message = f"The answer does not follow the schema: {at}: {error.message}"
+            raise ValueError(message) from error
+        return data
+
+
+def _read_schema(file: Path) -> dict[str, Any]:
+    import jsonschema
+
+    try:
+        schema = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(schema, dict):
+        raise ValueError(f"{file} must hold a JSON object, a schema.")
+    try:
+        jsonschema.validators.validator_for(schema).check_schema(schema)
+    except jsonschema.SchemaError as error:
+        message = f"{file} is not a JSON schema: {error.json_path}: {error.message}"
+        raise ValueError(message) from error
+    return schema
+
+
+def write_batch(
+    pages: Iterable[Page], question: Question, model: str, out: Path
+) -> Iterable[Page]:
+    """Write a file of OpenAI batch requests, for ``vllm run-batch``.
+
+    A line has the request for a page. Its ``custom_id`` is the file, ``#`` and the
+    number of the page. The file appears when it is complete.
+
+    Args:
+        pages: Pages with and without errors.
+        question: What is asked.
+        model: Its name for ``vllm run-batch``.
+        out: Is replaced if it exists.
+
+    Yields:
+        Each page, after its request is written. Pages with errors have none.
+    """
+    part = out.with_name(out.name + ".part")
+    with part.open("w") as lines:
+        for page in pages:
+            if page.error is None:
+                request = {
+                    "custom_id": f"{page.file}#{page.number}",
+                    "method": "POST",
+                    "url": "/v1/chat/completions",
+                    "body": question.chat_request(page, model),
+                }
+                lines.write(json.dumps(request) + "\n")
+            yield page
+    part.replace(out)
