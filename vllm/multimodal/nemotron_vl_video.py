@@ -13,13 +13,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import MediaWithBytes
 from vllm.multimodal.parse import ModalityDataItems, VideoProcessorItems
 
-from ..config.nemotron_vl_video import (
-    FRAMES_KEY,
-    LOADER,
-    MOST_BYTES,
-    frame_indices,
-    num_frames_problem,
-)
+from ..config.nemotron_vl_video import LOADER, MOST_BYTES, frame_indices
 from .nemotron_vl import NemotronVLDataParser, to_picture
 
 # vLLM's loaders return the frames and a dictionary about them.
@@ -79,25 +73,19 @@ class NemotronVLVideoDataParser(NemotronVLDataParser):
         """Number of items in what a user passes as videos."""
         return 0 if data is None else len(_as_videos(data))
 
-    def read_videos(
-        self, data: Any, settings: Mapping[str, Any] | None = None
-    ) -> list[Video | None]:
+    def read_videos(self, data: Any, num_frames: int = 0) -> list[Video | None]:
         """Read videos; what was read before is returned as it is.
 
         Args:
             data: One or several videos. ``None`` in their place stands for a video
                 that vLLM has in its cache.
-            settings: ``media_io_kwargs["video"]`` of the request.
+            num_frames: Most frames of a video; 0 for the engine's setting.
 
         Raises:
             VLLMValidationError: A video of another kind, without frames, too large,
-                or damaged; embeddings; or a setting out of range.
+                or damaged; or embeddings.
         """
-        num_frames = self.num_frames
-        if settings and FRAMES_KEY in settings:
-            num_frames = settings[FRAMES_KEY]
-            if problem := num_frames_problem(num_frames, self.num_frames):
-                raise VLLMValidationError(problem, parameter="media_io_kwargs")
+        num_frames = num_frames or self.num_frames
         if isinstance(data, Mapping) or self.is_embeddings(data):
             raise VLLMValidationError(
                 "video_embeds are not supported. Send the video, or image_embeds.",

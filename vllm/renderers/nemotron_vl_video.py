@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
-from vllm.inputs import TokensPrompt
+from vllm.inputs import MultiModalInput, TokensInput, TokensPrompt
 from vllm.renderers.params import ChatParams
 
 from ..config.nemotron_vl_video import FRAMES_KEY, num_frames_problem
@@ -67,6 +67,28 @@ class NemotronVLVideoRenderer(NemotronVLRenderer):
                 return
             problem = found
         raise VLLMValidationError(problem, parameter="media_io_kwargs")
+
+    def _process_tokens(
+        self, prompt: TokensPrompt, *, skip_mm_cache: bool = False
+    ) -> TokensInput | MultiModalInput:
+        self._read_videos(prompt)
+        return super()._process_tokens(prompt, skip_mm_cache=skip_mm_cache)
+
+    async def _process_tokens_async(
+        self, prompt: TokensPrompt, *, skip_mm_cache: bool = False
+    ) -> TokensInput | MultiModalInput:
+        self._read_videos(prompt)
+        return await super()._process_tokens_async(prompt, skip_mm_cache=skip_mm_cache)
+
+    def _read_videos(self, prompt: TokensPrompt) -> None:
+        """Take the frames that the request asks for; vLLM does so for URLs only."""
+        settings = (prompt.get("media_io_kwargs") or {}).get("video")
+        data = prompt.get("multi_modal_data") or {}
+        if settings and data.get("video") is not None and self.mm_processor:
+            self._check_settings(settings)
+            parser = self.mm_processor.info.data_parser
+            videos = parser.read_videos(data["video"], settings.get(FRAMES_KEY, 0))
+            prompt["multi_modal_data"] = {**data, "video": videos}
 
     def _check_placeholders(self, prompt: TokensPrompt) -> None:
         super()._check_placeholders(prompt)
