@@ -4,7 +4,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,8 +41,8 @@ class Video:
 class VideoItems(VideoProcessorItems):
     """Videos, of which vLLM hashes the identity instead of the frames."""
 
-    def get_item_for_hash(self, index: int) -> object:
-        video = self.data[index]
+    def get_item_for_hash(self, index: int) -> Any:
+        video: Any = self.data[index]
         return video.identity if isinstance(video, Video) else video
 
 
@@ -67,7 +67,9 @@ class NemotronVLVideoDataParser(NemotronVLDataParser):
         self.num_frames = num_frames
 
     def _parse_video_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
-        return None if data is None else VideoItems(self.read_videos(data))
+        if data is None:
+            return None
+        return VideoItems(cast(Any, self.read_videos(data)))
 
     def count_videos(self, data: Any) -> int:
         """Number of items in what a user passes as videos."""

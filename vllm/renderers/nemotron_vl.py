@@ -91,7 +91,9 @@ class NemotronVLRenderer(HfRenderer):
 
 
 @contextlib.contextmanager
-def _media_errors_are_the_clients(media: str) -> Iterator[None]:
+def _media_errors_are_the_clients(
+    media: str = NemotronVLRenderer.media,
+) -> Iterator[None]:
     """Turn errors in the loading of media into errors with status 400."""
     try:
         yield

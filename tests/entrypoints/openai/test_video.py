@@ -81,6 +81,10 @@ def server(tiny, folder):
     pages.shutdown()
 
 
+def url_part(url: str) -> dict:
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
 def ask(server, *parts, **options) -> httpx.Response:
     body = {
         "model": "tiny",
@@ -124,8 +128,7 @@ def test_a_data_url_a_file_and_a_fetched_clip_equal_the_reference(server, refere
     ]
     answer = expected(reference, "<img></img>", videos=[FRAMES])
     for url in urls:
-        part = {"type": "video_url", "video_url": {"url": url}}
-        assert content(ask(server, part)) == answer
+        assert content(ask(server, url_part(url))) == answer
 
 
 def test_a_video_between_pictures(server, reference):
@@ -153,7 +156,8 @@ def test_first_odds_and_prompt_tokens(server, reference):
     ids, _, logprobs = reference.answer(prompt, [], 1, [FRAMES])
     assert found["usage"]["prompt_tokens"] == len(ids)
     best = logprobs.topk(5)
-    odds = [entry["logprob"] for entry in found["choices"][0]["logprobs"]["content"][0]["top_logprobs"]]
+    (first,) = found["choices"][0]["logprobs"]["content"]
+    odds = [entry["logprob"] for entry in first["top_logprobs"]]
     assert odds == pytest.approx(best.values.tolist(), abs=1e-3)
 
 
@@ -191,23 +195,23 @@ REQUESTS = {
         "video_embeds are not supported",
     ),
     "list of JPEG": (
-        ({"type": "video_url", "video_url": {"url": "data:video/jpeg;base64,QQ==,QQ=="}},),
+        (url_part("data:video/jpeg;base64,QQ==,QQ=="),),
         {},
         "list of jpeg pictures",
     ),
-    "no URL": (({"type": "video_url", "video_url": {"url": ""}},), {}, "empty"),
+    "no URL": ((url_part(""),), {}, "empty"),
     "not base64": (
-        ({"type": "video_url", "video_url": {"url": "data:video/mp4;base64,%%%"}},),
+        (url_part("data:video/mp4;base64,%%%"),),
         {},
         "cannot be read",
     ),
     "missing file": (
-        ({"type": "video_url", "video_url": {"url": "file:///etc/passwd"}},),
+        (url_part("file:///etc/passwd"),),
         {},
         "must be a subpath",
     ),
     "closed port": (
-        ({"type": "video_url", "video_url": {"url": "http://localhost:9/a.mp4"}},),
+        (url_part("http://localhost:9/a.mp4"),),
         {},
         "could not be fetched",
     ),
@@ -240,7 +244,8 @@ REQUESTS |= {
     }.items()
 }
 REQUESTS |= {
-    name: ((video_part(data()),), {}, cause) for name, (data, cause) in BAD_CLIPS.items()
+    name: ((video_part(data()),), {}, cause)
+    for name, (data, cause) in BAD_CLIPS.items()
 }
 
 

@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 from transformers.utils import TensorType
+from vllm import envs
+from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.processing import PromptUpdateDetails
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoLoader
 from vllm.tokenizers.hf import HfTokenizer
 
-from ...config.nemotron_vl_video import LOADER
-from ...multimodal.nemotron_vl_decoding import decode
+from ...config.nemotron_vl_video import LOADER, MOST_FRAME_PIXELS
+from ...multimodal.nemotron_vl_decoding import UnreadableVideo, decode
 from ...multimodal.nemotron_vl_video import Loaded, Video
 from .nemotron_vl import NemotronVLImageProcessor, NemotronVLProcessor
 from .nemotron_vl_compat import InternVLChatVideoProcessor
@@ -69,13 +71,20 @@ class NemotronVLVideoLoader(VideoLoader):
             dictionary about them, with ``resize``.
 
         Raises:
-            VLLMValidationError: See `decode`.
+            VLLMValidationError: See `UnreadableVideo`; or a frame has more pixels
+                than ``VLLM_MAX_IMAGE_PIXELS``.
         """
 
         def shrink(frame: np.ndarray) -> np.ndarray:
             return tile_of_frame(Image.fromarray(frame), tile_size, resize).numpy()
 
-        decoded = decode(data, num_frames, shrink)
+        most = MOST_FRAME_PIXELS
+        if envs.VLLM_MAX_IMAGE_PIXELS > 0:
+            most = min(most, envs.VLLM_MAX_IMAGE_PIXELS)
+        try:
+            decoded = decode(data, num_frames, shrink, most)
+        except UnreadableVideo as error:
+            raise VLLMValidationError(str(error), parameter="video_url") from error
         return np.stack(decoded.frames), {
             "total_num_frames": decoded.total,
             "fps": decoded.fps,
