@@ -30,7 +30,7 @@ logger = logging.getLogger("vllm.multimodal.nemotron_vl_decoding")
 _THREADS = 2
 
 # An array of RGB pixels, uint8 of shape (height, width, 3), to something smaller.
-Shrink = Callable[[np.ndarray], np.ndarray]
+Shrink = Callable[[np.ndarray], Any]
 
 
 class UnreadableVideo(ValueError):
@@ -47,7 +47,7 @@ class Decoded(NamedTuple):
         fps: Frames a second by the header; 0 if it does not say it.
     """
 
-    frames: list[np.ndarray]
+    frames: list[Any]
     indices: list[int]
     total: int
     fps: float
@@ -158,7 +158,7 @@ def _walk(
     shrink: Shrink,
     most_pixels: int,
     deadline: float,
-) -> tuple[dict[int, np.ndarray], int]:
+) -> tuple[dict[int, Any], int]:
     """Decode all frames; give the wanted ones, shrunk, and the number of all."""
     import cv2
 

@@ -336,3 +336,23 @@ def test_a_wrong_number_of_frames_is_named(llm, frames):
     settings = {"media_io_kwargs": {"video": {"num_frames": frames}}}
     with pytest.raises(VLLMValidationError, match="num_frames must be a whole number"):
         generate(llm, request(ASK, [ARRAY], **settings))
+
+
+def test_without_caches_and_without_images(start_llm, tiny, reference):
+    """The tower is loaded for videos alone; images are refused."""
+    llm = start_llm(
+        tiny,
+        dtype="float32",
+        hf_overrides=VIDEO,
+        limit_mm_per_prompt={"image": 0, "video": 2},
+        mm_processor_cache_gb=0,
+        enable_prefix_caching=False,
+    )
+    frames, still = CLIPS["noise"], CLIPS["still"]
+    requests = [request(ASK, [encoded(frames)]), request(ASK, [still])] * 2
+    for output, video in zip(
+        generate(llm, *requests), [frames, still] * 2, strict=True
+    ):
+        check(output, reference, ASK, [video])
+    with pytest.raises(VLLMValidationError, match="At most 0 image"):
+        generate(llm, request("<image>", images=still[:1]))
