@@ -24,9 +24,6 @@ HOOKS = {
     ("vllm.model_executor.models.internvl", "BaseInternVLMultiModalProcessor"): (
         "_get_image_fields_config",
     ),
-    ("vllm.model_executor.models.internvl", "InternVLDummyInputsBuilder"): (
-        "_get_dummy_videos",
-    ),
     ("vllm.model_executor.models.internvl", "InternVLMultiModalProcessor"): (
         "_get_prompt_repl_video",
         "_get_video_fields_config",
@@ -39,6 +36,10 @@ HOOKS = {
         "_parse_video_data",
     ),
     ("vllm.multimodal.parse", "VideoProcessorItems"): ("get_item_for_hash",),
+    ("vllm.multimodal.processing.dummy_inputs", "BaseDummyInputsBuilder"): (
+        "_get_dummy_images",
+        "_get_dummy_videos",
+    ),
     ("vllm.renderers.base", "BaseRenderer"): (
         "_process_tokens",
         "_process_tokens_async",
