@@ -81,7 +81,7 @@ runs with `--trust-request-mm-kwargs`.
 | setting | default | meaning |
 |---|---|---|
 | `{FRAMES_KEY}` | `{DEFAULT_FRAMES}` | Most frames that are taken of a video, 1 to {MOST_FRAMES}. |
-"""
+"""  # noqa: E501
 COMMAND = """
 ## The command `nemotron-vl`
 """

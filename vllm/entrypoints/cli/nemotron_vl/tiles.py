@@ -156,7 +156,9 @@ def _displayed_size(file: Path) -> tuple[int, int]:
 
 
 def _print_clips(found: list[dict[str, Any]]) -> None:
-    rows = [("video", "pixels", "frames", "taken", "tiles", "tokens")]
+    rows: list[tuple[str, ...]] = [
+        ("video", "pixels", "frames", "taken", "tiles", "tokens")
+    ]
     for clip in found:
         taken = [*map(str, clip["taken"])]
         if len(taken) > _SHOWN_FRAMES:
