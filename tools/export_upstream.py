@@ -5,8 +5,8 @@
 
 - Files of `vllm/` are copied to the same paths. If vLLM has a file of that name, ours
   is appended to it: it adds definitions and replaces one class.
-- The model is added to the registry, the plugin's entry point to pyproject.toml, and a
-  row to the table of supported models.
+- The models are added to the registry, the plugin's entry point to pyproject.toml, and
+  rows to the table of supported models.
 - The tests are copied to `tests/models/multimodal/nemotron_vl` and import `vllm`.
 
 Running it again replaces what an earlier run wrote. Review `git diff` in the checkout.
@@ -17,16 +17,27 @@ import re
 import sys
 from pathlib import Path
 
-from vllm_nemotron_vl.config.nemotron_vl_names import ARCHITECTURE
+from vllm_nemotron_vl.config.nemotron_vl_names import (
+    ARCHITECTURE,
+    VIDEO_ARCHITECTURE,
+)
 
 ROOT = Path(__file__).parents[1]
 MARK = "\n\n# Laid over by tools/export_upstream.py of vllm-nemotron-vl:\n\n"
-REGISTRY_LINE = f'    "{ARCHITECTURE}": ("nemotron_vl", "LlamaNemotronVLChatModel"),\n'
+REGISTRY_LINES = (
+    f'    "{ARCHITECTURE}": ("nemotron_vl", "LlamaNemotronVLChatModel"),\n'
+    f'    "{VIDEO_ARCHITECTURE}": '
+    '("nemotron_vl_video", "LlamaNemotronVLVideoChatModel"),\n'
+)
 ENTRY_POINTS = '[project.entry-points."vllm.general_plugins"]\n'
 ENTRY_POINT = 'nemotron_vl = "vllm.plugins.nemotron_vl:register"\n'
-ROW = (
-    f"| `{ARCHITECTURE}` | Llama Nemotron Nano VL | T + I<sup>E+</sup> "
+ROWS = "".join(
+    f"| `{name}` | Llama Nemotron Nano VL | {inputs} "
     "| `nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1` | ✅︎ | ✅︎ |\n"
+    for name, inputs in (
+        (ARCHITECTURE, "T + I<sup>E+</sup>"),
+        (VIDEO_ARCHITECTURE, "T + I<sup>E+</sup> + V<sup>+</sup>"),
+    )
 )
 TESTS = Path("tests/models/multimodal/nemotron_vl")
 
@@ -91,13 +102,12 @@ def edit(file: Path, change) -> None:
 
 
 def add_to_registry(text: str) -> str:
-    line = re.compile(rf'    "{ARCHITECTURE}": \([^)]*\),\n')
-    if line.search(text):
-        return line.sub(REGISTRY_LINE, text)
+    names = f"{ARCHITECTURE}|{VIDEO_ARCHITECTURE}"
+    text = re.sub(rf' {{4}}"({names})": \([^)]*\),\n', "", text)
     table = "_MULTIMODAL_MODELS = {\n"
     if table not in text:
         sys.exit("The registry has no table _MULTIMODAL_MODELS.")
-    return text.replace(table, table + REGISTRY_LINE)
+    return text.replace(table, table + REGISTRY_LINES)
 
 
 def add_entry_point(text: str) -> str:
@@ -109,10 +119,9 @@ def add_entry_point(text: str) -> str:
 
 
 def add_row(text: str) -> str:
-    """Add a row to the table of multimodal models, in alphabetical order."""
-    row = re.compile(rf"^\| `{ARCHITECTURE}` \|.*\n", re.MULTILINE)
-    if row.search(text):
-        return row.sub(ROW, text)
+    """Add rows to the table of multimodal models, in alphabetical order."""
+    names = f"{ARCHITECTURE}|{VIDEO_ARCHITECTURE}"
+    text = re.sub(rf"^\| `({names})` \|.*\n", "", text, flags=re.MULTILINE)
     after = [
         found
         for found in re.finditer(r"^\| `(\w+)` \|.*\n", text, re.MULTILINE)
@@ -122,7 +131,7 @@ def add_row(text: str) -> str:
         print("The docs have no table of multimodal models.", file=sys.stderr)
         return text
     place = after[-1].end()
-    return text[:place] + ROW + text[place:]
+    return text[:place] + ROWS + text[place:]
 
 
 if __name__ == "__main__":

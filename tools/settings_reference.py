@@ -17,6 +17,11 @@ from pathlib import Path
 os.environ["COLUMNS"] = "80"  # width of the help texts
 
 from vllm_nemotron_vl.config.nemotron_vl import EncoderConfig
+from vllm_nemotron_vl.config.nemotron_vl_video import (
+    DEFAULT_FRAMES,
+    FRAMES_KEY,
+    MOST_FRAMES,
+)
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import COMMANDS, main
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
@@ -66,6 +71,17 @@ ENCODER = """
 `--additional-config '{"nemotron_vl": {...}}'` sets them for an engine. An unknown
 setting is refused at start. [encoder.md](encoder.md) explains tile reuse.
 """
+VIDEO = f"""
+## Videos: `media_io_kwargs`
+
+`--media-io-kwargs '{{"video": {{...}}}}'` sets them for an engine that serves videos
+([video.md](video.md)). A request may lower the number with `media_io_kwargs` if the server
+runs with `--trust-request-mm-kwargs`.
+
+| setting | default | meaning |
+|---|---|---|
+| `{FRAMES_KEY}` | `{DEFAULT_FRAMES}` | Most frames that are taken of a video, 1 to {MOST_FRAMES}. |
+"""  # noqa: E501
 COMMAND = """
 ## The command `nemotron-vl`
 """
@@ -115,7 +131,7 @@ def page() -> str:
         f"\n### {command}\n{help_of(command)}" for command in sorted(COMMANDS)
     )
     encoder = ENCODER + table(EncoderConfig)
-    return HEAD + pictures + RECIPES + encoder + COMMAND + commands
+    return HEAD + pictures + RECIPES + encoder + VIDEO + COMMAND + commands
 
 
 if __name__ == "__main__":

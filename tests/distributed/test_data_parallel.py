@@ -32,6 +32,7 @@ from support.chat import (
     content,
     reference_text,
 )
+from support.clips import VIDEO_SWITCH, encoded, numbers, video_part
 from support.engines import ONE_PROCESS
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import (
     free_port,
@@ -99,6 +100,35 @@ def test_two_engines_and_two_api_servers_of_one_server(tiny, requests, tmp_path)
     line = r"\(ApiServer_(\d) .*Received request"
     served = re.findall(line, (tmp_path / "log.txt").read_text())
     assert set(served) == {"0", "1"}
+
+
+@pytest.mark.releases
+def test_videos_on_two_engines_and_two_api_servers(tiny, requests, tmp_path):
+    """The settings of our loader reach each API server."""
+    reference, job = Reference.load(tiny), requests[0]
+    clips = [numbers(str(number), "640-27") for number in range(6)]
+    asked = [
+        {
+            "request": job["request"]
+            | {"messages": [{"role": "user", "content": [video_part(encoded(clip))]}]},
+            "answer": reference.tokenizer.decode(
+                reference.answer(
+                    "<|start_header_id|>user<|end_header_id|>\n\n<img></img><|eot_id|>"
+                    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+                    [],
+                    TOKENS,
+                    [clip],
+                )[1]
+            ),
+        }
+        for clip in clips
+    ]
+    options = [*VIDEO_SWITCH, "--data-parallel-size=2", "--api-server-count=2"]
+    with serving(tiny, *OPTIONS, *options, log=tmp_path / "log.txt") as url:
+        jobs = [*asked, *requests]  # images, too
+        assert answers(url, jobs) == [job["answer"] for job in jobs] * 2
+        counts = served_by_engine(httpx.get(f"{url}/metrics").text)
+        assert min(counts["0"], counts["1"]) > 0
 
 
 # Two hosts

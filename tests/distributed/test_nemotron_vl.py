@@ -8,6 +8,7 @@ from PIL import Image
 from vllm import SamplingParams
 
 from reference.nemotron_vl import Reference
+from support.clips import VIDEO, encoded, noise
 from support.engines import answers
 from support.loading import make_config
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
@@ -116,6 +117,28 @@ def test_tensor_and_encoder_data_parallel(
     told = inspect(str(tiny), tp=2, encoder_data_parallel=mode == "data")
     expected_counts = {p: told["parts"][p]["rank_parameters"] for p in PARTS}
     assert llm.apply_model(_count_parameters) == [expected_counts] * 2
+
+
+@pytest.mark.releases
+def test_encoder_data_parallel_shares_the_frames_of_a_video(
+    start_llm, tiny, monkeypatch
+):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # one core for each rank
+    llm = start_llm(
+        tiny,
+        dtype="float32",
+        hf_overrides=VIDEO,
+        tensor_parallel_size=2,
+        mm_encoder_tp_mode="data",
+    )
+    llm.apply_model(_count_tiles)
+    frames, text = noise(9), "<img></img>\nRead the text."
+    prompt = {"prompt": text, "multi_modal_data": {"video": encoded(frames)}}
+    (output,) = llm.generate([prompt], GREEDY, use_tqdm=False)
+    assert [*map(sum, llm.apply_model(_tiles_seen))] == [5, 5]  # one is padding
+    reference = Reference.load(tiny)
+    expected = reference.answer(text, [], GREEDY.max_tokens, [frames])[1]
+    assert list(output.outputs[0].token_ids) == expected
 
 
 def test_pipeline_parallel(start_llm, tiny, prompts, expected, monkeypatch):

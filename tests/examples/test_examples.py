@@ -13,6 +13,8 @@ ANSWERS = {
     "offline_chat": ["'640-27'", "'6'"],
     "offline_generate": ["'$12.50'", "'640-27'"],
     "openai_client": ["$12.50"],
+    "video_client": ["19"],
+    "video_offline": ["tokens: '18'\n"],
 }
 
 

@@ -26,6 +26,7 @@ from drawn_text import PILLOW_FONT, make_question
 from lora.train_adapters import LANGUAGE, TARGETS, train
 from reference.nemotron_vl import Reference
 from support.chat import EXACT, SERVER_OPTIONS, chat_request, content, reference_text
+from support.clips import VIDEO, encoded, numbers
 from support.engines import answers
 from support.hostile import Code
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import inspect
@@ -105,6 +106,27 @@ def test_each_adapter_on_two_pipeline_ranks(
     # In eager mode vLLM's CPU runner has no pipelines.
     llm = start_llm(tiny, **ALL_PARTS, pipeline_parallel_size=2, enforce_eager=False)
     check_each_adapter(llm, plain, trained, questions)
+
+
+def test_an_adapter_of_the_language_model_answers_about_a_video(
+    start_llm, tiny, plain, trained
+):
+    llm = start_llm(
+        tiny, dtype="float32", hf_overrides=VIDEO, enable_lora=True, **OPTIONS
+    )
+    folder, merged = trained["language"]
+    frames, text = numbers("640-27", "12"), "<img></img>\nRead the text."
+    sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
+    prompt = {"prompt": text, "multi_modal_data": {"video": encoded(frames)}}
+    found = []
+    for lora, reference in (
+        (LoRARequest("language", 1, str(folder)), merged),
+        (None, plain),
+    ):
+        (output,) = llm.generate([prompt], sampling, lora_request=lora, use_tqdm=False)
+        found.append(list(output.outputs[0].token_ids))
+        assert found[-1] == reference.answer(text, [], TOKENS, [frames])[1]
+    assert found[0] != found[1]
 
 
 def test_an_adapter_of_llama_alone_applies_to_the_language_model(

@@ -20,6 +20,9 @@ ROOT = Path(__file__).parents[2]
 GENERATION = "tests/models/multimodal/generation"
 SHORT = [
     f"{GENERATION}/test_scheduling.py",
+    f"{GENERATION}/test_video.py::test_a_lossless_file_equals_the_reference",
+    f"{GENERATION}/test_video.py::test_videos_and_images_in_any_order",
+    f"{GENERATION}/test_video.py::test_a_prefix_may_end_inside_a_video",
     "tests/models/multimodal/test_nemotron_vl_conditioner.py",
 ]
 LONG = [
@@ -29,6 +32,7 @@ LONG = [
         ["-m", "releases or not releases", "tests/lora/test_nemotron_vl.py"],
         id="adapters",
     ),
+    pytest.param([f"{GENERATION}/test_video.py"], id="video"),
     pytest.param(["tests/distributed/test_nemotron_vl.py"], id="parallel"),
 ]
 

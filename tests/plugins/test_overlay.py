@@ -32,6 +32,9 @@ print(type(config.hf_config).__module__)
 processor = MULTIMODAL_REGISTRY.create_processor(config)
 print(type(processor.info.get_hf_processor()).__module__)
 
+video = ModelRegistry.models["Llama_Nemotron_Nano_VL_Video"]
+print(video.module_name, video.load_model_cls().__mro__[1] is cls)
+
 # Files of vLLM that ours are appended to keep their own definitions.
 print(ModelRegistry.models["LlamaNemotronVLModel"].load_model_cls().__name__)
 import sys
@@ -84,11 +87,13 @@ def test_the_installed_vllm_is_not_changed(checkout):
 def test_registry_docs_plugin_and_tests_are_added(checkout):
     registry = (checkout / "vllm/model_executor/models/registry.py").read_text()
     line = '"Llama_Nemotron_Nano_VL": ("nemotron_vl", "LlamaNemotronVLChatModel"),'
-    assert registry.count(line) == 1
+    video = '"Llama_Nemotron_Nano_VL_Video": ('
+    assert registry.count(line) == registry.count(video) == 1
     rows = (checkout / "docs/models/supported_models.md").read_text().splitlines()
     assert [row.split("`")[1] for row in rows[2:]] == [
         "InternVLChatModel",
         "Llama_Nemotron_Nano_VL",
+        "Llama_Nemotron_Nano_VL_Video",
         "LlavaForConditionalGeneration",
     ]
     project = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]
@@ -126,13 +131,14 @@ def test_the_tree_works_laid_over_vllm(checkout, checkpoint, tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     lines = [line for line in result.stdout.splitlines() if "INFO" not in line]
     module = "vllm.model_executor.models.nemotron_vl"
-    assert lines[-8:] == [
+    assert lines[-9:] == [
         str(checkout / "vllm" / "__init__.py"),
         module,
         f"vllm.model_executor.models.internvl {module}",
         "True True",
         "vllm.transformers_utils.configs.nemotron_vl",
         "vllm.transformers_utils.processors.nemotron_vl",
+        f"{module}_video True",
         "LlamaNemotronVLForEmbedding",
         "[]",
     ]

@@ -108,6 +108,53 @@ print([m for m in sys.modules if "nemotron_vl" in m and ".processors." in m])
     assert names.plugin_version() in said[0] and names.ARCHITECTURE in said[0]
 
 
+ARCHITECTURES = """
+import sys
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+from vllm import ModelRegistry
+from vllm.engine.arg_utils import EngineArgs
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.renderers.registry import RENDERER_REGISTRY
+overrides = {overrides!r}
+config = EngineArgs(model={checkpoint!r}, hf_overrides=overrides).create_engine_config()
+model = config.model_config
+processor = MULTIMODAL_REGISTRY.create_processor(model)
+processor.get_dummy_mm_inputs({{"image": 1}})
+print(ModelRegistry.models[model.architecture].load_model_cls().__name__)
+print(RENDERER_REGISTRY.load_renderer_cls(model.tokenizer_mode).__name__)
+print([m for m in sys.modules if m.startswith("vllm_nemotron_vl") and any(
+    word in m for word in ("video", "decoding", "containers"))])
+"""
+
+
+@pytest.mark.parametrize("video", [False, True])
+def test_code_for_videos_is_imported_for_the_video_architecture_only(checkpoint, video):
+    overrides = {"architectures": [names.VIDEO_ARCHITECTURE]} if video else {}
+    code = ARCHITECTURES.format(checkpoint=str(checkpoint), overrides=overrides)
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr[-2000:]
+    model, renderer, imported = result.stdout.splitlines()[-3:]
+    infix = "Video" * video
+    assert model == f"LlamaNemotronVL{infix}ChatModel"
+    assert renderer == f"NemotronVL{infix}Renderer"
+    assert (imported != "[]") == video
+
+
+def test_the_architecture_may_be_in_the_checkpoint(checkpoint, tmp_path):
+    from vllm.engine.arg_utils import EngineArgs
+
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    settings = json.loads((checkpoint / "config.json").read_text())
+    settings["architectures"] = [names.VIDEO_ARCHITECTURE]
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    config = EngineArgs(model=str(tmp_path)).create_model_config()
+    assert config.architecture == names.VIDEO_ARCHITECTURE
+    assert config.tokenizer_mode == names.VIDEO_TOKENIZER_MODE
+
+
 def test_importing_the_plugin_imports_neither_torch_nor_vllm():
     result = run_python(
         "import sys, vllm_nemotron_vl.plugins.nemotron_vl\n"

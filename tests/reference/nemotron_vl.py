@@ -7,6 +7,8 @@ read, not to be fast. Each step is a method of its own, so that a test can repla
 
 import itertools
 import json
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -197,14 +199,32 @@ class Reference(nn.Module):
         tiles = [np.asarray(tile.convert("RGB")) for tile in self.cut(picture)]
         return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).contiguous()
 
-    def expand(self, prompt: str, tiles: list[int]) -> str:
-        """Replace each ``<image>`` by the image tokens of its tiles."""
-        head, *rest = prompt.split("<image>")
-        assert len(rest) == len(tiles)
+    def frames_to_pixels(self, frames: list[Image.Image]) -> torch.Tensor:
+        """uint8 tiles (n, 3, size, size) of a video: each frame squashed to a tile."""
+        size = self.tile_size, self.tile_size
+        tiles = [np.asarray(f.resize(size, Image.Resampling.BICUBIC)) for f in frames]
+        return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).contiguous()
+
+    def image_tokens(self, tiles: int) -> str:
+        """What takes the place of an image or of a video."""
         side = self.tile_size // self.tower.patch_size // self.shuffle
-        for count, text in zip(tiles, rest, strict=True):
-            head += f"<img>{'<image>' * count * side * side}</img>{text}"
-        return head
+        return f"<img>{'<image>' * tiles * side * side}</img>"
+
+    def video_tokens(self, frames: int) -> str:
+        return self.image_tokens(frames)
+
+    def expand(self, prompt: str, tiles: list[int], frames: Iterable[int] = ()) -> str:
+        """Replace each ``<image>``, and each ``<img></img>``, which is a video."""
+        tiles, frames = [*tiles], [*frames]  # those that are left
+
+        def tokens(placeholder: re.Match) -> str:
+            if placeholder[0] == "<image>":
+                return self.image_tokens(tiles.pop(0))
+            return self.video_tokens(frames.pop(0))
+
+        text = re.sub("<image>|<img></img>", tokens, prompt)
+        assert not tiles and not frames
+        return text
 
     # The model
 
@@ -235,29 +255,47 @@ class Reference(nn.Module):
         return self.connect(self.tower(self.condition(pixels)))
 
     def embed(
-        self, prompt: str, pictures: list[Image.Image]
+        self,
+        prompt: str,
+        pictures: list[Image.Image],
+        videos: Sequence[list[Image.Image]] = (),
     ) -> tuple[list[int], torch.Tensor]:
         """Token ids of the expanded prompt, and its embeddings (1, tokens, width)."""
         pixels = [self.to_pixels(picture) for picture in pictures]
-        text = self.expand(prompt, [len(tiles) for tiles in pixels])
+        frames = [self.frames_to_pixels(video) for video in videos]
+        text = self.expand(prompt, [*map(len, pixels)], [*map(len, frames)])
         ids = self.tokenizer.encode(text)
         embeds = self.language_model.get_input_embeddings()(torch.tensor([ids])).clone()
-        if pixels:
+        places = re.findall("<image>|<img></img>", prompt)
+        ordered = [
+            pixels.pop(0) if place == "<image>" else frames.pop(0) for place in places
+        ]
+        if ordered:
             (image_id,) = self.tokenizer.encode("<image>", add_special_tokens=False)
-            features = self.encode(torch.cat(pixels)).flatten(0, 1)
+            features = self.encode(torch.cat(ordered)).flatten(0, 1)
             embeds[0, torch.tensor(ids) == image_id] = features
         return ids, embeds
 
     def answer(
-        self, prompt: str, pictures: list[Image.Image], max_tokens: int
+        self,
+        prompt: str,
+        pictures: list[Image.Image],
+        max_tokens: int,
+        videos: Sequence[list[Image.Image]] = (),
     ) -> tuple[list[int], list[int], torch.Tensor]:
         """Decode greedily, without a stop token.
+
+        Args:
+            prompt: With ``<image>`` for each image and ``<img></img>`` for each video.
+            pictures: RGB.
+            max_tokens: Length of the answer.
+            videos: The frames of each, RGB, of which all are used.
 
         Returns:
             Token ids of the prompt, token ids of the answer, and the
             log-probabilities over the vocabulary at the answer's first token.
         """
-        ids, embeds = self.embed(prompt, pictures)
+        ids, embeds = self.embed(prompt, pictures, videos)
         output = self.language_model.generate(
             inputs_embeds=embeds,
             attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),

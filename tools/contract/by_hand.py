@@ -27,7 +27,15 @@ ATTRIBUTES = {
         f"{_ENGINE}.utils.CoreEngineProcManager.manager_stopped",
         f"{_ENGINE}.utils.CoreEngineProcManager.failed_proc_name",
     ],
-    "model_executor/models/config.py": ["vllm._custom_ops.cpu_gemm_wna16"],
+    "config/nemotron_vl_video.py": [
+        "vllm.config.multimodal.MultiModalConfig.video_pruning_rate",
+    ],
+    "model_executor/models/config.py": [
+        "vllm._custom_ops.cpu_gemm_wna16",
+        "vllm.config.lora.LoRAConfig.enable_tower_connector_lora",
+        "vllm.config.multimodal.MultiModalConfig.get_limit_per_prompt",
+        "vllm.config.multimodal.VideoDummyOptions.count",
+    ],
     "model_executor/models/nemotron_vl.py": [
         "vllm.config.multimodal.MultiModalConfig.mm_device_do_normalize",
         "vllm.config.multimodal.MultiModalConfig.mm_encoder_only",
@@ -67,6 +75,11 @@ ATTRIBUTES = {
         f"{_QUANTISATION}.modelopt.ModelOptQuantConfigBase.exclude_modules",
         f"{_QUANTISATION}.auto_awq.AutoAWQConfig.modules_to_not_convert",
     ],
+    "multimodal/nemotron_vl_video.py": [
+        "vllm.multimodal.media.base.MediaWithBytes.media",
+        "vllm.multimodal.media.base.MediaWithBytes.original_bytes",
+    ],
+    "renderers/nemotron_vl_video.py": ["vllm.inputs.TokensPrompt.media_io_kwargs"],
     "renderers/nemotron_vl.py": [
         "vllm.inputs.TokensPrompt.multi_modal_data",
         "vllm.inputs.TokensPrompt.prompt_token_ids",
@@ -86,7 +99,13 @@ BEHAVIOUR = [
     "vllm.entrypoints.launchers.api_server.app_state.init_app_state",
     "vllm.lora.utils.parse_fine_tuned_lora_name",
     "vllm.multimodal.image.convert_image_mode",
+    "vllm.multimodal.hasher.MultiModalHasher.serialize_item",
+    "vllm.multimodal.media.connector.MediaConnector.fetch_video",
+    "vllm.multimodal.media.connector.MediaConnector.fetch_video_async",
+    "vllm.multimodal.media.connector.merge_media_io_kwargs",
     "vllm.multimodal.media.image.ImageMediaIO",
+    "vllm.multimodal.media.video.VideoMediaIO",
+    "vllm.multimodal.processing.inputs.ProcessorInputs.get_mm_hashes",
     "vllm.transformers_utils.processors.internvl.calculate_internvl_targets",
     "vllm.transformers_utils.processors.internvl.get_internvl_target_ratios",
     f"{_RADIO}.ClsToken",

@@ -52,8 +52,10 @@ ENGINES = [
     f"{GENERATION}/test_nemotron_vl.py::test_text_ids_chat_cache_and_uuid_give_the_same",
     f"{GENERATION}/test_nemotron_vl.py::test_image_embeds_equal_the_picture_they_were_made_of",
     f"{GENERATION}/test_nemotron_vl.py::test_bad_input_is_named_and_the_next_request_served",
+    f"{GENERATION}/test_video.py",
     # server
     "tests/entrypoints/openai/test_serve.py",
+    "tests/entrypoints/openai/test_video.py",
     # LoRA
     f"{LORA}::test_each_adapter_answers_as_merged",
     f"{LORA}::test_two_adapters_in_one_batch",

@@ -42,3 +42,31 @@ def draw_text(
         y = margin / 8 + line_height * (number + 0.5)
         pen.text((margin, y), line, ink, font, anchor="lm")
     return picture
+
+
+def write_clip(
+    file: str | Path, *texts: str, size: tuple[int, int] = (160, 120)
+) -> None:
+    """Write a video whose frames show one text each, a second long.
+
+    The embedded checkpoint reads the text of a frame as that line of an image: "Read
+    line 2." asks for the second frame.
+
+    Args:
+        file: Its name ends with ``.mp4``.
+        texts: In the order of the frames.
+        size: Width and height of the frames in pixels.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    import cv2
+    import numpy as np
+
+    code = cv2.VideoWriter.fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(file), cv2.CAP_FFMPEG, code, 1, size)
+    if not writer.isOpened():
+        raise OSError(f"{file} cannot be written.")
+    for text in texts:
+        writer.write(np.asarray(draw_text(text).resize(size))[..., ::-1].copy())
+    writer.release()

@@ -6,8 +6,16 @@ from importlib.metadata import PackageNotFoundError, version
 # Checkpoints have the same name as architecture and as model_type.
 ARCHITECTURE = MODEL_TYPE = "Llama_Nemotron_Nano_VL"
 
+# The same checkpoints with videos, for those who ask for it.
+VIDEO_ARCHITECTURE = "Llama_Nemotron_Nano_VL_Video"
+VIDEO_SWITCH = f'--hf-overrides \'{{"architectures": ["{VIDEO_ARCHITECTURE}"]}}\''
+IMAGES_ONLY = (
+    f"{ARCHITECTURE} reads images only. To send videos, start vLLM with {VIDEO_SWITCH}."
+)
+
 # vLLM's --tokenizer-mode that selects our renderer. The tokenizer is that of "hf".
 TOKENIZER_MODE = "nemotron_vl"
+VIDEO_TOKENIZER_MODE = "nemotron_vl_video"
 
 # The tests run on these releases of vLLM: from the first to below the second.
 TESTED_VLLM = ((0, 31), (0, 34))

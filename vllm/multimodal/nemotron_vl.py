@@ -127,7 +127,7 @@ class NemotronVLDataParser(MultiModalDataParser):
             for item in [] if items is None else items.get_all():
                 _check_embeddings(item)
             return items
-        pictures: list[Any] = [_to_picture(item) for item in _as_pictures(data)]
+        pictures: list[Any] = [to_picture(item) for item in _as_pictures(data)]
         return super()._parse_image_data(pictures)
 
     def count_images(self, data: Any) -> int:
@@ -158,7 +158,12 @@ def _as_pictures(data: Any) -> Sequence[Any]:
     return [data]
 
 
-def _to_picture(item: Any) -> Image.Image | MediaWithBytes[Image.Image] | None:
+def to_picture(item: Any) -> Image.Image | MediaWithBytes[Image.Image] | None:
+    """One image of those that `NemotronVLDataParser` accepts, as RGB.
+
+    Raises:
+        VLLMValidationError: It is none, is too large, or cannot be decoded.
+    """
     if item is None:  # the caller knows that vLLM has this image in its cache
         return None
     if isinstance(item, MediaWithBytes):

@@ -9,6 +9,8 @@ from pathlib import Path
 from ..config.nemotron_vl_names import (
     ARCHITECTURE,
     TOKENIZER_MODE,
+    VIDEO_ARCHITECTURE,
+    VIDEO_TOKENIZER_MODE,
     is_tested,
     plugin_version,
     tested_range,
@@ -54,24 +56,30 @@ def _register() -> None:
         register_chat_template_fallback_path,
     )
 
-    from ..model_executor.models.config import NemotronVLModelConfig
+    from ..model_executor.models.config import (
+        NemotronVLModelConfig,
+        NemotronVLVideoModelConfig,
+    )
     from ..transformers_utils.config import register_nemotron_vl_config
 
     if MODELS_CONFIG_MAP.get(ARCHITECTURE) is NemotronVLModelConfig:
         return
     logger = init_logger("vllm.plugins.nemotron_vl")
     register_nemotron_vl_config()
+    video = f"{_MODEL}_video:LlamaNemotronVLVideoChatModel"
     ModelRegistry.register_model(ARCHITECTURE, f"{_MODEL}:LlamaNemotronVLChatModel")
+    ModelRegistry.register_model(VIDEO_ARCHITECTURE, video)
     MODELS_CONFIG_MAP[ARCHITECTURE] = NemotronVLModelConfig
+    MODELS_CONFIG_MAP[VIDEO_ARCHITECTURE] = NemotronVLVideoModelConfig
     # For the models in this set vLLM reads the tokenizer from its data files only.
     # AutoTokenizer would import the class that tokenizer_config.json names.
     _MODEL_TYPES_WITH_INCORRECT_TOKENIZER_CLASS.add(ARCHITECTURE)
-    TokenizerRegistry.register(
-        TOKENIZER_MODE, "vllm.tokenizers.hf", "CachedHfTokenizer"
-    )
-    RENDERER_REGISTRY.register(
-        TOKENIZER_MODE, f"{_PACKAGE}.renderers.nemotron_vl", "NemotronVLRenderer"
-    )
+    for mode, file, name in (
+        (TOKENIZER_MODE, "nemotron_vl", "NemotronVLRenderer"),
+        (VIDEO_TOKENIZER_MODE, "nemotron_vl_video", "NemotronVLVideoRenderer"),
+    ):
+        TokenizerRegistry.register(mode, "vllm.tokenizers.hf", "CachedHfTokenizer")
+        RENDERER_REGISTRY.register(mode, f"{_PACKAGE}.renderers.{file}", name)
     templates = Path(__file__).parents[1] / "transformers_utils/chat_templates"
     register_chat_template_fallback_path(
         ARCHITECTURE, templates / "template_nemotron_vl.jinja"

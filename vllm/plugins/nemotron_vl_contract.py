@@ -24,7 +24,22 @@ HOOKS = {
     ("vllm.model_executor.models.internvl", "BaseInternVLMultiModalProcessor"): (
         "_get_image_fields_config",
     ),
-    ("vllm.multimodal.parse", "MultiModalDataParser"): ("_parse_image_data",),
+    ("vllm.model_executor.models.internvl", "InternVLMultiModalProcessor"): (
+        "_get_prompt_repl_video",
+        "_get_video_fields_config",
+    ),
+    ("vllm.model_executor.models.internvl", "InternVLProcessingInfo"): (
+        "get_num_frames_with_most_features",
+    ),
+    ("vllm.multimodal.parse", "MultiModalDataParser"): (
+        "_parse_image_data",
+        "_parse_video_data",
+    ),
+    ("vllm.multimodal.parse", "VideoProcessorItems"): ("get_item_for_hash",),
+    ("vllm.multimodal.processing.dummy_inputs", "BaseDummyInputsBuilder"): (
+        "_get_dummy_images",
+        "_get_dummy_videos",
+    ),
     ("vllm.renderers.base", "BaseRenderer"): (
         "_process_tokens",
         "_process_tokens_async",

@@ -45,12 +45,14 @@ _NETWORK = (aiohttp.ClientError, requests.RequestException, TimeoutError)
 class NemotronVLRenderer(HfRenderer):
     """vLLM's renderer for Hugging Face tokenizers, with these checks."""
 
+    media = "image"  # what the messages of errors call it
+
     def render_messages(self, messages: list[Any], params: ChatParams):
-        with _media_errors_are_the_clients():
+        with _media_errors_are_the_clients(self.media):
             return super().render_messages(messages, params)
 
     async def render_messages_async(self, messages: list[Any], params: ChatParams):
-        with _media_errors_are_the_clients():
+        with _media_errors_are_the_clients(self.media):
             return await super().render_messages_async(messages, params)
 
     def _process_tokens(
@@ -89,8 +91,10 @@ class NemotronVLRenderer(HfRenderer):
 
 
 @contextlib.contextmanager
-def _media_errors_are_the_clients() -> Iterator[None]:
-    """Turn errors in the loading of an image into errors with status 400."""
+def _media_errors_are_the_clients(
+    media: str = NemotronVLRenderer.media,
+) -> Iterator[None]:
+    """Turn errors in the loading of media into errors with status 400."""
     try:
         yield
     except VLLMError:
@@ -98,16 +102,17 @@ def _media_errors_are_the_clients() -> Iterator[None]:
     except Exception as error:
         if not _raised_while_loading(error.__traceback__) or _is_the_servers(error):
             raise
-        logger.info("An image could not be loaded: %s", _without_urls(repr(error)))
+        said = _without_urls(repr(error))
+        logger.info("An %s could not be loaded: %s", media, said)
         if isinstance(error, _NETWORK):
             # Details would reveal the server's network to the client.
-            text = "The image could not be fetched from its URL."
+            text = f"The {media} could not be fetched from its URL."
         else:
             reason = "the data are damaged"
             if isinstance(error, _HELPFUL):
                 reason = getattr(error, "strerror", None) or str(error)
             reason = textwrap.shorten(reason, _LONGEST)
-            text = f"The image cannot be read: {reason}"
+            text = f"The {media} cannot be read: {reason}"
         raise VLLMValidationError(text, parameter="image_url") from error
 
 

@@ -7,12 +7,14 @@ from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
 def test_every_answer_is_right(tmp_path, capsys):
     status = main(["demo", "--out", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "7 of 7 answers are right.", lines
+    assert lines[-1] == "10 of 10 answers are right.", lines
     assert status == 0
-    assert sum(line.startswith("✓ ") for line in lines) == 7
+    assert sum(line.startswith("✓ ") for line in lines) == 10
     for name in ("price_tag", "licence_plate", "receipt"):
         assert (tmp_path / f"{name}.png").exists()
         assert (tmp_path / f"{name}_tiles.png").exists()
+    assert (tmp_path / "counter.mp4").exists()
+    assert (tmp_path / "counter_tiles.png").exists()
 
 
 def test_an_unknown_model_is_named(tmp_path, capsys):

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from support.documents import pdf
 from support.fake_server import fake_server
+from support.clips import encoded, noise
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import COMMANDS
 
 HEAVY = {"torch", "transformers", "vllm", "numba"}
@@ -48,6 +49,8 @@ def test_help(arguments):
 def test_tiles(tiny, tmp_path):
     Image.new("RGB", (600, 400)).save(tmp_path / "photo.png")
     assert not imported("tiles", str(tmp_path / "photo.png")) & HEAVY
+    (tmp_path / "clip.mkv").write_bytes(encoded(noise(3)))
+    assert not imported("tiles", str(tmp_path / "clip.mkv")) & HEAVY
     out = str(tmp_path / "tiles.png")
     options = ("--model", str(tiny), "-o", out)
     assert not imported("tiles", str(tmp_path / "photo.png"), *options) & HEAVY

@@ -5,6 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from support.clips import encoded, noise
+from vllm_nemotron_vl.config.nemotron_vl_video import frame_indices
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
 from vllm_nemotron_vl.entrypoints.nemotron_vl.tile_drawing import draw_tiles
 from vllm_nemotron_vl.entrypoints.nemotron_vl.tiler import Tiler
@@ -82,9 +84,9 @@ def test_a_bad_picture_does_not_stop_the_others(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{}", "-o", "out.png"], "-o draws one picture, not 2."),
+        (["{}", "-o", "out.png"], "-o draws one file, not 2."),
         (["{}/photo.jpg", "--model", "{}"], "config.json"),
-        (["{}/empty"], "The folder holds no pictures."),
+        (["{}/empty"], "The folder holds no pictures or videos."),
     ],
 )
 def test_wrong_use_is_explained(folder, capsys, arguments, message):
@@ -124,3 +126,48 @@ def test_the_settings_of_a_single_tile(checkpoint, tmp_path):
         data["dynamic_image_size"] = False
         (tmp_path / name).write_text(json.dumps(data))
     assert Tiler.from_model(str(tmp_path)).grid_for(900, 100, "fast") == (1, 1, False)
+
+
+def test_a_video_shows_its_frames_and_their_tokens(tiny, tmp_path, capsys):
+    frames = noise(100, 90, 70)
+    clip = tmp_path / "clip.mkv"
+    clip.write_bytes(encoded(frames))
+    out = tmp_path / "frames.png"
+    options = ["--model", str(tiny), "--frames", "5", "-o", str(out)]
+    assert main(["tiles", str(clip), *options]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["video", "pixels", "frames", "taken", "tiles", "tokens"]
+    taken = [0, 24, 49, 74, 99]
+    expected = f"{clip} 90x70 100 {' '.join(map(str, taken))} 5 {5 * 4 + 2}"
+    assert " ".join(row.split()) == expected
+    # The drawing has the frames row by row, enlarged.
+    with Image.open(out) as sheet:
+        assert sheet.size == (3 * 256, 2 * 256)
+        drawn = sheet.resize((3 * 64, 2 * 64), Image.Resampling.NEAREST)
+    for number, index in enumerate(taken):
+        frame = frames[index].resize((64, 64), Image.Resampling.BICUBIC)
+        x, y = number % 3 * 64, number // 3 * 64
+        for place in ((50, 50), (30, 55)):  # outside of the label and of the outline
+            assert drawn.getpixel((x + place[0], y + place[1])) == frame.getpixel(place)
+
+
+def test_videos_and_pictures_in_one_folder(folder, capsys):
+    (folder / "clip.mkv").write_bytes(encoded(noise(40)))
+    (folder / "broken.mp4").write_bytes(b"no video")
+    assert main(["tiles", str(folder), "--json"]) == 1
+    captured = capsys.readouterr()
+    found = {row["picture"]: row for row in json.loads(captured.out)}
+    assert len(found) == 4
+    clip = found[str(folder / "clip.mkv")]
+    assert (clip["frames"], clip["tiles"]) == (40, 32)
+    assert clip["prompt_tokens"] == 32 * 256 + 2
+    assert "broken.mp4" in captured.err
+    # As many as a processor with the published settings would take.
+    assert clip["taken"] == frame_indices(40, 32)
+
+
+@pytest.mark.parametrize("frames", ["0", "-1", "1025", "many"])
+def test_a_wrong_number_of_frames_is_named(folder, capsys, frames):
+    with pytest.raises(SystemExit):
+        main(["tiles", str(folder), "--frames", frames])
+    assert f"{frames!r} is not a number from 1 to 1024" in capsys.readouterr().err

@@ -8,13 +8,16 @@ from ...transformers_utils.processors.nemotron_vl_tiling import TileGrid
 _LEAST_SIDE = 256  # of a drawn tile, in pixels
 
 
-def draw_tiles(picture: Image.Image, grid: TileGrid, side: int) -> Image.Image:
+def draw_tiles(
+    picture: Image.Image, grid: TileGrid, side: int, most: int | None = None
+) -> Image.Image:
     """The image as the model gets it: numbered tiles, then the thumbnail.
 
     Args:
         picture: RGB.
         grid: How it is cut.
         side: Side of a tile in pixels. Small tiles are drawn enlarged.
+        most: Number only the first tiles, this many.
     """
     zoom = -(-_LEAST_SIDE // side)
     drawn, gap = side * zoom, side * zoom // 8
@@ -33,6 +36,8 @@ def draw_tiles(picture: Image.Image, grid: TileGrid, side: int) -> Image.Image:
         for top in range(0, zoomed[1], drawn):
             for x in range(left, left + zoomed[0], drawn):
                 number += 1
+                if most is not None and number > most:
+                    return sheet
                 pen.rectangle((x, top, x + drawn - 1, top + drawn - 1), outline="red")
                 label = (x + drawn // 20, top + drawn // 20)
                 box = pen.textbbox(label, str(number), font)

@@ -9,7 +9,11 @@ from vllm.platforms import current_platform
 
 from ...config.nemotron_vl import EncoderConfig
 from ...config.nemotron_vl_cpu import slow_dtype
-from ...config.nemotron_vl_names import TOKENIZER_MODE
+from ...config.nemotron_vl_names import (
+    IMAGES_ONLY,
+    TOKENIZER_MODE,
+    VIDEO_TOKENIZER_MODE,
+)
 from ...transformers_utils.configs.nemotron_vl_checks import check_servable
 
 logger = init_logger("vllm.model_executor.models.config")
@@ -50,6 +54,12 @@ def _int4_scheme(model_config: ModelConfig) -> str | None:
     return None
 
 
+def _check_model(model_config: ModelConfig, renderer: str) -> None:
+    check_servable(model_config.hf_config, model_config.hf_image_processor_config)
+    if model_config.tokenizer_mode in ("auto", "hf"):
+        model_config.tokenizer_mode = renderer
+
+
 class NemotronVLModelConfig(VerifyAndUpdateConfig):
     """Refuses configurations that cannot be served; selects our renderer."""
 
@@ -60,9 +70,10 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
         Raises:
             ValueError: Names the key of the checkpoint's configuration.
         """
-        check_servable(model_config.hf_config, model_config.hf_image_processor_config)
-        if model_config.tokenizer_mode in ("auto", "hf"):
-            model_config.tokenizer_mode = TOKENIZER_MODE
+        _check_model(model_config, TOKENIZER_MODE)
+        limits = model_config.get_multimodal_config().limit_per_prompt
+        if (videos := limits.get("video")) and videos.count:
+            raise ValueError(f"limit_mm_per_prompt has videos, but {IMAGES_ONLY}")
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
@@ -90,3 +101,58 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
         slow = slow_dtype(str(model_config.dtype).removeprefix("torch."))
         if slow and current_platform.is_cpu() and not model_config.quantization:
             logger.warning(slow)
+
+
+class NemotronVLVideoModelConfig(NemotronVLModelConfig):
+    """The same for videos; completes the settings of our loader of video files."""
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: ModelConfig) -> None:
+        """vLLM calls this after it has read the checkpoint's configuration.
+
+        Raises:
+            ValueError: Names the key of the checkpoint's configuration, or the
+                setting of videos that is not supported.
+        """
+        # Only for this architecture: the other one imports no code for videos.
+        from ...config.nemotron_vl_video import check_options, loader_settings
+        from ...transformers_utils.processors.nemotron_vl_tiling import (
+            RESIZE_RECIPES,
+            image_settings,
+        )
+
+        _check_model(model_config, VIDEO_TOKENIZER_MODE)
+        options = model_config.get_multimodal_config()
+        check_options(options)
+        settings = image_settings(
+            options.mm_processor_kwargs or {},
+            model_config.hf_image_processor_config or {},
+            vars(model_config.hf_config),
+        )
+        options.media_io_kwargs["video"] = loader_settings(
+            options.media_io_kwargs.get("video", {}),
+            tile_size=model_config.hf_config.force_image_size,
+            resize=settings.get("resize", RESIZE_RECIPES[0]),
+        )
+        # Templates that read text only would lose the order of images and videos.
+        options.interleave_mm_strings = True
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+        """See the base class; also refuses adapters on the encoder.
+
+        Raises:
+            ValueError: Names the setting.
+        """
+        NemotronVLModelConfig.verify_and_update_config(vllm_config)
+        lora, options = (
+            vllm_config.lora_config,
+            vllm_config.model_config.get_multimodal_config(),
+        )
+        encoder = lora is not None and lora.enable_tower_connector_lora
+        if encoder and options.get_limit_per_prompt("video"):
+            raise ValueError(
+                "--enable-tower-connector-lora does not work with videos: vLLM assigns "
+                "the adapters to images and videos in another order than it encodes "
+                "them. Leave it out, or set --limit-mm-per-prompt '{\"video\": 0}'."
+            )

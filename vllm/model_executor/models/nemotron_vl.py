@@ -47,6 +47,7 @@ from vllm.tokenizers.hf import HfTokenizer
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from ...config.nemotron_vl import EncoderConfig
+from ...config.nemotron_vl_names import IMAGES_ONLY
 from ...multimodal.nemotron_vl import NemotronVLDataParser
 from ...transformers_utils.configs.nemotron_vl import NemotronVLConfig
 from ...transformers_utils.processors.nemotron_vl import (
@@ -55,10 +56,7 @@ from ...transformers_utils.processors.nemotron_vl import (
     image_seq_length,
 )
 from ...transformers_utils.processors.nemotron_vl_digest import NO_REUSE
-from ...transformers_utils.processors.nemotron_vl_tiling import (
-    IMAGE_SETTINGS,
-    image_settings,
-)
+from ...transformers_utils.processors.nemotron_vl_tiling import image_settings
 from .nemotron_vl_conditioner import InputConditioner
 from .nemotron_vl_layer_names import (
     HF_TO_VLLM,
@@ -91,13 +89,7 @@ class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
         """
         config = self.get_hf_config()
         given = self.ctx.get_merged_mm_kwargs(kwargs)
-        known = {*IMAGE_SETTINGS, "do_rescale", "do_normalize"} - {"image_size"}
-        if unknown := given.keys() - known:
-            raise VLLMValidationError(
-                f"Unknown mm_processor_kwargs {sorted(unknown)}; "
-                f"known are {sorted(known)}.",
-                parameter="mm_processor_kwargs",
-            )
+        NemotronVLImageProcessor.check_names(given)
         checkpoint = image_settings(
             self.ctx.get_hf_image_processor_config(), vars(config)
         )
@@ -119,6 +111,11 @@ class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
             expected_hidden_size=self._get_expected_hidden_size(),
             allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
         )
+
+    def validate_num_items(self, modality: str, num_items: int) -> None:
+        if modality == "video" and modality not in self.supported_mm_limits:
+            raise VLLMValidationError(IMAGES_ONLY, parameter=modality)
+        super().validate_num_items(modality, num_items)
 
     def get_mm_max_tokens_per_item(
         self, seq_len: int, mm_counts: Mapping[str, int]

@@ -5,6 +5,7 @@ The prompt format is that of the checkpoint's model card and of vLLM's in-tree
 model. Pixels stay uint8 until the model conditions them.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,21 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
                 parameter="mm_processor_kwargs",
             )
         self.resolve_min_max_num()
+
+    @staticmethod
+    def check_names(given: Iterable[str]) -> None:
+        """Compare the names in ``mm_processor_kwargs`` with the known ones.
+
+        Raises:
+            VLLMValidationError: One of them is unknown.
+        """
+        known = {*IMAGE_SETTINGS, "do_rescale", "do_normalize"} - {"image_size"}
+        if unknown := {*given} - known:
+            raise VLLMValidationError(
+                f"Unknown mm_processor_kwargs {sorted(unknown)}; "
+                f"known are {sorted(known)}.",
+                parameter="mm_processor_kwargs",
+            )
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any):

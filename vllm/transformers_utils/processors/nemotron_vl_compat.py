@@ -5,6 +5,7 @@ try:
     from vllm.transformers_utils.processors.internvl import (  # type: ignore
         InternVLChatImageProcessor,
         InternVLChatProcessor,
+        InternVLChatVideoProcessor,
     )
 except ImportError:  # vLLM < 0.33: without "Chat" in their names
     from vllm.transformers_utils.processors.internvl import (
@@ -13,5 +14,12 @@ except ImportError:  # vLLM < 0.33: without "Chat" in their names
     from vllm.transformers_utils.processors.internvl import (
         InternVLProcessor as InternVLChatProcessor,
     )
+    from vllm.transformers_utils.processors.internvl import (
+        InternVLVideoProcessor as InternVLChatVideoProcessor,
+    )
 
-__all__ = ["InternVLChatImageProcessor", "InternVLChatProcessor"]
+__all__ = [
+    "InternVLChatImageProcessor",
+    "InternVLChatProcessor",
+    "InternVLChatVideoProcessor",
+]

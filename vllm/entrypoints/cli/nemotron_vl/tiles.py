@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``nemotron-vl tiles``: how images are cut and how many tokens they take.
 
-Reads only the sizes of the images and imports neither PyTorch nor vLLM.
+Reads only the sizes of the images and imports neither PyTorch nor vLLM. Of a video it
+takes the frames that the server takes.
 """
 
 import argparse
@@ -14,13 +15,20 @@ from typing import Any
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
+from ....config.nemotron_vl_video import (
+    DEFAULT_FRAMES,
+    MOST_FRAMES,
+    num_frames_problem,
+)
 from ....transformers_utils.processors.nemotron_vl_tiling import (
     MAX_TILES,
     RESIZE_RECIPES,
 )
+from ...nemotron_vl.clip import SUFFIXES, is_clip, read_clip
 from ...nemotron_vl.tile_drawing import draw_tiles
 from ...nemotron_vl.tiler import Tiler
 
+_SHOWN_FRAMES = 10
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -29,10 +37,10 @@ def add_parser(subparsers) -> None:
         "tiles",
         help="show how images are cut and how many prompt tokens they take",
         description="Prints grid, resized size, tiles and prompt tokens (with <img> "
-        "and </img>) of images for each resize recipe. Exits with 1 if an image "
-        "cannot be read.",
+        "and </img>) of images for each resize recipe. Of a video it prints which "
+        "frames are taken, and their tokens. Exits with 1 if a file cannot be read.",
     )
-    parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE_OR_FOLDER")
+    parser.add_argument("pictures", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
     parser.add_argument(
         "--model",
         help="folder or hub name (default: the published checkpoint's settings)",
@@ -50,7 +58,17 @@ def add_parser(subparsers) -> None:
         help="may be repeated (default: all)",
     )
     parser.add_argument(
-        "-o", "--out", type=Path, help="file for a drawing of the image with its tiles"
+        "--frames",
+        type=_frames,
+        default=DEFAULT_FRAMES,
+        metavar="N",
+        help=f"most frames of a video, 1 to {MOST_FRAMES} (default: {DEFAULT_FRAMES})",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        help="file for a drawing of the image with its tiles, or of the frames",
     )
     parser.add_argument("--json", action="store_true", help="print a list, for scripts")
     parser.set_defaults(run=_run)
@@ -64,48 +82,68 @@ def _tiles(text: str) -> int:
     return int(text)
 
 
+def _frames(text: str) -> int:
+    if not text.isdigit() or num_frames_problem(int(text)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number from 1 to {MOST_FRAMES}"
+        )
+    return int(text)
+
+
 def _run(args: argparse.Namespace) -> int:
     tiler = Tiler.from_model(args.model, args.max_tiles)
     recipes = args.recipe or RESIZE_RECIPES
     files = list(_find_pictures(args.pictures))
     if not files:
-        raise ValueError("The folder holds no pictures.")
+        raise ValueError("The folder holds no pictures or videos.")
     if args.out and len(files) > 1:
-        raise ValueError(f"-o draws one picture, not {len(files)}.")
+        raise ValueError(f"-o draws one file, not {len(files)}.")
     found = []
     # A progress bar for several files, only on a terminal.
     for file in tqdm(files, unit="picture", disable=None if files[1:] else True):
         row: dict[str, Any] = {"picture": str(file)}
         try:
-            width, height = _displayed_size(file)
-            row |= {"width": width, "height": height} | {
-                "recipes": {r: tiler.describe(width, height, r) for r in recipes}
-            }
-            if args.out:
-                with Image.open(file) as opened:
-                    picture = ImageOps.exif_transpose(opened).convert("RGB")
-                grid = tiler.grid_for(width, height, recipes[0])
-                draw_tiles(picture, grid, tiler.image_size).save(args.out)
+            if is_clip(file):
+                clip = read_clip(file, args.frames, tiler.image_size)
+                row |= clip.describe(tiler)
+                if args.out:
+                    clip.draw(tiler.image_size).save(args.out)
+            else:
+                row |= _describe_picture(file, tiler, recipes, args.out)
         except _UNREADABLE as error:
             row["error"] = str(error)
         found.append(row)
     if args.json:
         print(json.dumps(found, indent=1))
     else:
-        _print_table([row for row in found if "error" not in row])
+        _print_pictures([row for row in found if "recipes" in row])
+        _print_clips([row for row in found if "taken" in row])
     errors = [row for row in found if "error" in row]
     for row in errors:
         print(f"nemotron-vl: {row['picture']}: {row['error']}", file=sys.stderr)
     return 1 if errors else 0
 
 
+def _describe_picture(
+    file: Path, tiler: Tiler, recipes: Iterable[str], out: Path | None
+) -> dict[str, Any]:
+    width, height = _displayed_size(file)
+    if out:
+        with Image.open(file) as opened:
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
+        grid = tiler.grid_for(width, height, next(iter(recipes)))
+        draw_tiles(picture, grid, tiler.image_size).save(out)
+    described = {recipe: tiler.describe(width, height, recipe) for recipe in recipes}
+    return {"width": width, "height": height, "recipes": described}
+
+
 def _find_pictures(paths: Iterable[Path]) -> Iterable[Path]:
-    """The files, and those in the folders that Pillow can read by their suffix."""
+    """The files, and in the folders those that have a suffix of images or videos."""
     for path in paths:
         if not path.is_dir():
             yield path
             continue
-        known = Image.registered_extensions()
+        known = {*Image.registered_extensions(), *SUFFIXES}
         yield from sorted(f for f in path.rglob("*") if f.suffix.lower() in known)
 
 
@@ -117,7 +155,28 @@ def _displayed_size(file: Path) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def _print_table(found: list[dict[str, Any]]) -> None:
+def _print_clips(found: list[dict[str, Any]]) -> None:
+    rows: list[tuple[str, ...]] = [
+        ("video", "pixels", "frames", "taken", "tiles", "tokens")
+    ]
+    for clip in found:
+        taken = [*map(str, clip["taken"])]
+        if len(taken) > _SHOWN_FRAMES:
+            taken = [*taken[: _SHOWN_FRAMES - 2], "...", taken[-1]]
+        rows.append(
+            (
+                clip["picture"],
+                f"{clip['width']}x{clip['height']}",
+                str(clip["frames"]),
+                " ".join(taken),
+                str(clip["tiles"]),
+                str(clip["prompt_tokens"]),
+            )
+        )
+    _print_table(rows)
+
+
+def _print_pictures(found: list[dict[str, Any]]) -> None:
     rows: list[tuple[str, ...]] = [
         ("picture", "pixels", "recipe", "grid", "resized", "tiles", "tokens")
     ]
@@ -135,6 +194,13 @@ def _print_table(found: list[dict[str, Any]]) -> None:
         size = f"{picture['width']}x{picture['height']}"
         for rest, recipes in cells.items():
             rows.append((picture["picture"], size, ", ".join(recipes), *rest))
+    _print_table(rows)
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    """Print rows below their titles, if there are any."""
+    if len(rows) == 1:
+        return
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]

@@ -1,0 +1,64 @@
+"""Short videos: frames that differ, and the files that OpenCV writes of them."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from support.chat import data_url
+from vllm_nemotron_vl.assets.nemotron_vl import draw_text
+
+# The switch: as an option of engines, and of servers.
+VIDEO = {"architectures": ["Llama_Nemotron_Nano_VL_Video"]}
+VIDEO_SWITCH = ["--hf-overrides", json.dumps(VIDEO)]
+# Codecs that OpenCV writes; the first two lose nothing.
+LOSSLESS = [("FFV1", "mkv"), ("HFYU", "avi")]
+LOSSY = [("mp4v", "mp4"), ("VP80", "webm"), ("VP90", "webm"), ("MJPG", "avi")]
+
+
+def noise(count: int, width: int = 90, height: int = 70) -> list[Image.Image]:
+    rng = np.random.default_rng(count)
+    shape = count, height, width, 3
+    return [Image.fromarray(f) for f in rng.integers(0, 256, shape, np.uint8)]
+
+
+def numbers(*texts: str, size: tuple[int, int] = (128, 64)) -> list[Image.Image]:
+    """Frames with a text on each."""
+    return [draw_text(text).convert("RGB").resize(size) for text in texts]
+
+
+def encoded(
+    frames: Sequence[Image.Image],
+    codec: str = "FFV1",
+    suffix: str = "mkv",
+    fps: float = 10,
+) -> bytes:
+    """A video file of frames of one size."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"clip.{suffix}")
+        code = cv2.VideoWriter.fourcc(*codec)
+        writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, fps, frames[0].size)
+        assert writer.isOpened(), (codec, suffix)
+        for frame in frames:
+            writer.write(cv2.cvtColor(np.asarray(frame), cv2.COLOR_RGB2BGR))
+        writer.release()
+        return path.read_bytes()
+
+
+def decoded(data: bytes, suffix: str) -> list[Image.Image]:
+    """All frames of a file, read in the plainest way."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"clip.{suffix}")
+        path.write_bytes(data)
+        reader, frames = cv2.VideoCapture(str(path)), []
+        while (read := reader.read())[0]:
+            frames.append(Image.fromarray(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)))
+        return frames
+
+
+def video_part(data: bytes, kind: str = "video/x-matroska") -> dict:
+    return {"type": "video_url", "video_url": {"url": data_url(data, kind)}}

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The renderer of ``Llama_Nemotron_Nano_VL_Video``: checks of requests with videos.
+
+``<img></img>`` is the placeholder of a video, and any user can type it, too.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.inputs import MultiModalInput, TokensInput, TokensPrompt
+from vllm.renderers.params import ChatParams
+
+from ..config.nemotron_vl_video import FRAMES_KEY, num_frames_problem
+from .nemotron_vl import NemotronVLRenderer
+
+OPENING, CLOSING = "<img>", "</img>"
+PLACEHOLDER = OPENING + CLOSING
+
+# vLLM reads this kind of data URL as a list of pictures, without our loader and its
+# limits.
+_LIST_OF_PICTURES = re.compile(r"\s*data:video/jpeg[;,]", re.IGNORECASE)
+
+
+class NemotronVLVideoRenderer(NemotronVLRenderer):
+    """The renderer of the picture architecture, with checks of videos."""
+
+    media = "image or video"
+
+    def render_messages(self, messages: list[Any], params: ChatParams):
+        self._check_videos(messages, params)
+        return super().render_messages(messages, params)
+
+    async def render_messages_async(self, messages: list[Any], params: ChatParams):
+        self._check_videos(messages, params)
+        return await super().render_messages_async(messages, params)
+
+    def _check_videos(self, messages: list[Any], params: ChatParams) -> None:
+        self._check_settings((params.media_io_kwargs or {}).get("video") or {})
+        for url in _video_urls(messages):
+            if _LIST_OF_PICTURES.match(url):
+                raise VLLMValidationError(
+                    "A list of JPEG pictures (data:video/jpeg) is not read as a video. "
+                    "Send a file, or each frame as an image.",
+                    parameter="video_url",
+                )
+
+    def _check_settings(self, given: Any) -> None:
+        """Compare a request's ``media_io_kwargs["video"]`` with the engine's."""
+        engine = self.model_config.get_multimodal_config().media_io_kwargs["video"]
+        if not isinstance(given, Mapping):
+            problem = f"media_io_kwargs: video must be an object, but is {given!r}."
+        elif changed := [
+            name
+            for name, value in given.items()
+            if name != FRAMES_KEY and engine.get(name) != value
+        ]:
+            problem = (
+                f"media_io_kwargs: the only setting of videos is {FRAMES_KEY}, "
+                f"not {changed}."
+            )
+        else:
+            found = num_frames_problem(given.get(FRAMES_KEY, 1), engine[FRAMES_KEY])
+            if found is None:
+                return
+            problem = found
+        raise VLLMValidationError(problem, parameter="media_io_kwargs")
+
+    def _process_tokens(
+        self, prompt: TokensPrompt, *, skip_mm_cache: bool = False
+    ) -> TokensInput | MultiModalInput:
+        self._read_videos(prompt)
+        return super()._process_tokens(prompt, skip_mm_cache=skip_mm_cache)
+
+    async def _process_tokens_async(
+        self, prompt: TokensPrompt, *, skip_mm_cache: bool = False
+    ) -> TokensInput | MultiModalInput:
+        self._read_videos(prompt)
+        return await super()._process_tokens_async(prompt, skip_mm_cache=skip_mm_cache)
+
+    def _read_videos(self, prompt: TokensPrompt) -> None:
+        """Take the frames that the request asks for; vLLM does so for URLs only."""
+        settings = (prompt.get("media_io_kwargs") or {}).get("video")
+        data = prompt.get("multi_modal_data") or {}
+        if settings and data.get("video") is not None and self.mm_processor:
+            self._check_settings(settings)
+            parser = self.mm_processor.info.data_parser
+            videos = parser.read_videos(data["video"], settings.get(FRAMES_KEY, 0))
+            prompt["multi_modal_data"] = {**data, "video": videos}
+
+    def _check_placeholders(self, prompt: TokensPrompt) -> None:
+        super()._check_placeholders(prompt)
+        if self.tokenizer is None:  # --skip-tokenizer-init
+            return
+        vocabulary = self.tokenizer.get_vocab()
+        pair = vocabulary.get(OPENING, -1), vocabulary.get(CLOSING, -1)
+        written = sum(found == pair for found in pairwise(prompt["prompt_token_ids"]))
+        given = self._count_videos(prompt)
+        if written == given:
+            return
+        raise VLLMValidationError(
+            f"The prompt has {written} {PLACEHOLDER} placeholder(s) for {given} "
+            f"video(s); it must have one for each. In a chat request the server "
+            f"writes them, so the text must not contain {PLACEHOLDER}; in a plain "
+            f"prompt, write {PLACEHOLDER} where each video belongs.",
+            parameter="prompt",
+        )
+
+    def _count_videos(self, prompt: TokensPrompt) -> int:
+        if self.mm_processor is None:  # --language-model-only
+            return 0
+        videos = (prompt.get("multi_modal_data") or {}).get("video")
+        return self.mm_processor.info.data_parser.count_videos(videos)
+
+
+def _video_urls(messages: list[Any]) -> Iterator[str]:
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for part in content if isinstance(content, list) else []:
+            video = part.get("video_url") if isinstance(part, Mapping) else None
+            url = video.get("url") if isinstance(video, Mapping) else video
+            if isinstance(url, str):
+                yield url
