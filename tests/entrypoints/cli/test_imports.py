@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from support.clips import encoded, noise
 from support.documents import pdf
 from support.fake_server import fake_server
-from support.clips import encoded, noise
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import COMMANDS
 
 HEAVY = {"torch", "transformers", "vllm", "numba"}
