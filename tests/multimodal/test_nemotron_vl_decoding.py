@@ -1,6 +1,8 @@
 """Video files become the right frames within bounds, or are refused with a cause."""
 
 import io
+import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.bad_clips import BAD_CLIPS, ODD_CLIPS
+from support.bad_clips import BAD_CLIPS, ODD_CLIPS, ending_ffmpeg
 from support.clips import LOSSLESS, LOSSY, decoded, encoded, noise
 from support.hostile import bounded_memory
 from vllm_nemotron_vl.config.nemotron_vl_video import frame_indices
@@ -81,7 +83,8 @@ def test_an_odd_file_is_read(name):
 @pytest.mark.parametrize("name", ["ffconcat", "m3u8", "MPD", "SDP"])
 @pytest.mark.parametrize("head", [b"", b"\x1aE\xdf\xa3\x9f", b"RIFF    AVI LIST"])
 def test_ffmpeg_gets_no_text(name, head, monkeypatch):
-    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: pytest.fail("it was opened"))
+    started = lambda *_, **__: pytest.fail("a decoder was started")  # noqa: E731
+    monkeypatch.setattr(decoding.subprocess, "Popen", started)
     with pytest.raises(UnreadableVideo):
         decode(head + BAD_CLIPS[name][0](), 3, whole)
 
@@ -94,6 +97,43 @@ def test_ffmpeg_would_open_the_file_that_a_text_names(tmp_path, monkeypatch):
     video = cv2.VideoCapture(file, cv2.CAP_FFMPEG, [])  # type: ignore[call-overload]
     assert video.isOpened() and video.read()[0]
     video.release()
+
+
+def test_the_decoder_cannot_open_files(tmp_path, monkeypatch):
+    """Not even if FFmpeg gets a text that names one."""
+    (tmp_path / "secret.mkv").write_bytes(encoded(noise(3)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(decoding, "_check_file", lambda data: None)
+    with pytest.raises(UnreadableVideo, match="no video that can be decoded"):
+        decode(BAD_CLIPS["ffconcat"][0](), 3, whole)
+
+
+def test_a_file_that_ends_ffmpeg_is_refused_and_leaves_nothing():
+    before = {*os.listdir("/proc/self/fd")}
+    with pytest.raises(UnreadableVideo, match="ended its decoder .signal 11"):
+        decode(ending_ffmpeg(), 3, whole)
+    assert same(decode(encoded(noise(2)), 3, whole).frames, noise(2))
+    assert {*os.listdir("/proc/self/fd")} == before
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    assert not children.split()
+
+
+def test_an_error_of_the_caller_ends_the_decoder():
+    def shrink(frame):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        decode(encoded(noise(50)), 50, shrink)
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    assert not children.split()
+
+
+def test_without_opencv_the_server_is_to_blame(monkeypatch, tmp_path):
+    """A client would not try again after a message about its video."""
+    (tmp_path / "cv2.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="OpenCV"):
+        decode(encoded(noise(2)), 3, whole)
 
 
 def test_the_walk_is_bounded(monkeypatch):
@@ -118,7 +158,7 @@ def test_the_walk_is_bounded(monkeypatch):
 FILES = {kind: encoded(noise(4, 16, 12), *kind) for kind in LOSSLESS + LOSSY}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     kind=st.sampled_from(sorted(FILES)),
     seed=st.integers(0, 2**32 - 1),

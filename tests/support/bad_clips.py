@@ -64,6 +64,15 @@ def _many_frames() -> bytes:
     return encoded(noise(1, 2, 2) * 100_000, "FFV1", "avi", fps=1000)
 
 
+def ending_ffmpeg() -> bytes:
+    """256 bytes that end the process of OpenCV 5.0 with a segmentation fault.
+
+    ``tools/fuzz_videos.py`` has found it: a chunk of an AVI file declares 3 GB.
+    """
+    head = b"RIFF" + struct.pack("<I", 248) + b"AVI LIST" + bytes(8)
+    return (head + b"avih" + struct.pack("<I", 0xCBCB0038)).ljust(256, b"\0")
+
+
 def _text(text: str) -> Callable[[], bytes]:
     return lambda: text.encode()
 
@@ -106,6 +115,7 @@ BAD_CLIPS: dict[str, tuple[Callable[[], bytes], str]] = {
     "half a WebM": (lambda: _half("VP80", "webm"), CUT_OFF),
     "half an AVI": (lambda: _half("MJPG", "avi"), CUT_OFF),
     "no frame decodes": (_no_frame_decodes, "cannot be read"),
+    "a crash of FFmpeg": (ending_ffmpeg, "ended its decoder"),
     "huge frames": (_huge_frames, "pixels are allowed"),
     "100,000 frames": (_many_frames, "more than 36000 frames"),
 }

@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding of video files, frame by frame and with bounds.
+"""Decoding of video files, frame by frame, with bounds, in a process of its own.
 
 OpenCV's copy of FFmpeg decodes the file. vLLM's loader uses it, too. Unlike vLLM's
-loader this one opens containers only, counts the frames, and never holds more than one
-frame of full size. Nothing here imports PyTorch or vLLM, which takes seconds.
+loader this one opens containers only, counts the frames, never holds more than one
+frame of full size, and outlives FFmpeg: files exist that end its process. Nothing here
+imports PyTorch or vLLM, which takes seconds.
 """
 
-import io
+import contextlib
+import fcntl
+import json
 import logging
 import math
-import time
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -26,8 +34,11 @@ from .nemotron_vl_containers import CONTAINERS, declared_size, is_container
 
 logger = logging.getLogger("vllm.multimodal.nemotron_vl_decoding")
 
-# FFmpeg holds a few frames for each thread.
-_THREADS = 2
+DECODER = Path(__file__).with_name("nemotron_vl_decoder.py")
+# A larger pipe than usual (64 KiB) moves large frames faster.
+_PIPE_BYTES = 1 << 20
+# Its exit status without OpenCV.
+_NO_OPENCV = 3
 
 # An array of RGB pixels, uint8 of shape (height, width, 3), to something smaller.
 Shrink = Callable[[np.ndarray], Any]
@@ -74,19 +85,27 @@ def decode(
         UnreadableVideo: The file is no container of video, is cut off, has no
             frame that can be decoded, or exceeds a limit of
             ``config/nemotron_vl_video.py``.
+        OSError: The process cannot be started.
+        RuntimeError: OpenCV is missing.
     """
     _check_file(data)
-    deadline = time.monotonic() + MOST_SECONDS
-    promised, fps = _header(data, most_pixels)
-    promised = promised if 0 < promised <= MOST_WALKED_FRAMES else 0
-    wanted = frame_indices(promised, num_frames) if promised else []
-    frames, total = _walk(data, wanted, shrink, most_pixels, deadline)
-    if not total:
-        raise _unreadable("it has no frame that can be decoded")
-    if total != promised:
-        logger.info("A video has %d frames; its header says %d.", total, promised)
-        wanted = frame_indices(total, num_frames)
-        frames, _ = _walk(data, wanted, shrink, most_pixels, deadline)
+    with _decoder(data) as decoder:
+        promised, fps, width, height = decoder.header()
+        _check_pixels(width, height, most_pixels)
+        promised = promised if 0 < promised <= MOST_WALKED_FRAMES else 0
+        wanted = frame_indices(promised, num_frames) if promised else []
+        frames, total = decoder.walk(wanted, shrink, most_pixels)
+        if not total:
+            raise _unreadable("it has no frame that can be decoded")
+        if total > MOST_WALKED_FRAMES:
+            raise _unreadable(
+                f"it has more than {MOST_WALKED_FRAMES} frames; send a part of it, or "
+                "fewer frames a second"
+            )
+        if total != promised:
+            logger.info("A video has %d frames; its header says %d.", total, promised)
+            wanted = frame_indices(total, num_frames)
+            frames, _ = decoder.walk(wanted, shrink, most_pixels)
     if len(frames) < len(wanted):
         lost = next(index for index in wanted if index not in frames)
         raise _unreadable(f"frame {lost} of {total} cannot be decoded")
@@ -104,31 +123,6 @@ def _check_file(data: bytes) -> None:
         raise _unreadable(f"it is cut off after {len(data)} of {size} bytes")
 
 
-def _unreadable(reason: str) -> UnreadableVideo:
-    return UnreadableVideo(f"The video cannot be read: {reason}.")
-
-
-def _open(file: io.BytesIO, most_pixels: int) -> Any:
-    import cv2
-
-    # OpenCV does not keep the file alive; the caller must.
-    options = {
-        cv2.CAP_PROP_N_THREADS: _THREADS,
-        cv2.CAP_PROP_OPEN_TIMEOUT_MSEC: int(MOST_SECONDS * 1000),
-        cv2.CAP_PROP_READ_TIMEOUT_MSEC: int(MOST_SECONDS * 1000),
-    }
-    flat = [number for option in options.items() for number in option]
-    video = cv2.VideoCapture(file, cv2.CAP_FFMPEG, flat)  # type: ignore[call-overload]
-    if not video.isOpened():
-        raise _unreadable("it has no video that can be decoded")
-    _check_pixels(
-        int(video.get(cv2.CAP_PROP_FRAME_WIDTH)),
-        int(video.get(cv2.CAP_PROP_FRAME_HEIGHT)),
-        most_pixels,
-    )
-    return video
-
-
 def _check_pixels(width: int, height: int, most: int) -> None:
     if width * height > most:
         raise _unreadable(
@@ -136,55 +130,106 @@ def _check_pixels(width: int, height: int, most: int) -> None:
         )
 
 
-def _header(data: bytes, most_pixels: int) -> tuple[int, float]:
-    """Frames and frames a second as the header says; 0 for what it does not say."""
-    import cv2
+def _unreadable(reason: str) -> UnreadableVideo:
+    return UnreadableVideo(f"The video cannot be read: {reason}.")
 
-    file = io.BytesIO(data)
-    video = _open(file, most_pixels)
-    frames, fps = (
-        video.get(key) for key in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS)
+
+class _Decoder:
+    """The other end of ``nemotron_vl_decoder.py``."""
+
+    def __init__(self, process: subprocess.Popen) -> None:
+        assert process.stdin
+        self._process = process
+        self._input = process.stdin
+        self._output = cast(BufferedReader, process.stdout)
+        self.timed_out = False
+
+    def send(self, *parts: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):  # `_answer` says why
+            for part in parts:
+                self._input.write(part)
+            self._input.flush()
+
+    def kill(self) -> None:
+        self.timed_out = True
+        self._process.kill()
+
+    def header(self) -> tuple[int, float, int, int]:
+        """Frames, frames a second, width and height; 0 for what it does not say."""
+        values = [v if math.isfinite(v) else 0.0 for v in self._answer()["header"]]
+        frames, fps, width, height = values
+        return int(frames), fps, int(width), int(height)
+
+    def walk(
+        self, wanted: list[int], shrink: Shrink, most_pixels: int
+    ) -> tuple[dict[int, Any], int]:
+        """The wanted frames, shrunk, and the number of all frames."""
+        command = {"wanted": wanted, "most": MOST_WALKED_FRAMES}
+        self.send(json.dumps(command).encode(), b"\n")
+        frames = {}
+        while "total" not in (answer := self._answer()):
+            height, width, channels = answer["shape"]
+            _check_pixels(width, height, most_pixels)
+            pixels = np.empty((height, width, channels), np.uint8)
+            if self._output.readinto(pixels.data.cast("B")) < pixels.size:
+                raise self._ended()
+            frames[answer["frame"]] = shrink(pixels)
+        return frames, answer["total"]
+
+    def _answer(self) -> dict:
+        line = self._output.readline()
+        if not line.endswith(b"\n"):
+            raise self._ended()
+        answer = json.loads(line)
+        if "closed" in answer:
+            raise _unreadable("it has no video that can be decoded")
+        if "damaged" in answer:
+            raise _unreadable(f"{answer['damaged']} is damaged")
+        return answer
+
+    def _ended(self) -> Exception:
+        """Why the process has ended."""
+        status = self._process.wait()
+        if self.timed_out:
+            return _unreadable(
+                f"decoding took more than {MOST_SECONDS:g} seconds; send a shorter or "
+                "smaller one"
+            )
+        if status == _NO_OPENCV:
+            return RuntimeError("OpenCV (cv2) cannot be imported; vLLM brings it.")
+        if status < 0:
+            return _unreadable(
+                f"it is damaged, and ended its decoder (signal {-status})"
+            )
+        return _unreadable(f"its decoder failed (status {status})")
+
+
+@contextlib.contextmanager
+def _decoder(data: bytes) -> Iterator[_Decoder]:
+    """Run a decoder for at most `MOST_SECONDS`."""
+    own = {"OPENCV_LOG_LEVEL": "OFF", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENCV_")}
+    process = subprocess.Popen(
+        # -P: the files beside the script are no modules.
+        [sys.executable, "-P", str(DECODER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment | own,
     )
-    video.release()
-    return (
-        int(frames) if math.isfinite(frames) else 0,
-        fps if math.isfinite(fps) else 0.0,
-    )
-
-
-def _walk(
-    data: bytes,
-    wanted: Collection[int],
-    shrink: Shrink,
-    most_pixels: int,
-    deadline: float,
-) -> tuple[dict[int, Any], int]:
-    """Decode all frames; give the wanted ones, shrunk, and the number of all."""
-    import cv2
-
-    wanted, frames, total = set(wanted), {}, 0
-    file = io.BytesIO(data)
-    video = _open(file, most_pixels)
+    with contextlib.suppress(OSError):  # the user has too many large pipes
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore
+    decoder = _Decoder(process)
+    timer = threading.Timer(MOST_SECONDS, decoder.kill)
+    timer.daemon = True
+    timer.start()
     try:
-        while video.grab():
-            if total >= MOST_WALKED_FRAMES:
-                raise _unreadable(
-                    f"it has more than {MOST_WALKED_FRAMES} frames; send a part of it, "
-                    "or fewer frames a second"
-                )
-            if time.monotonic() > deadline:
-                raise _unreadable(
-                    f"decoding took more than {MOST_SECONDS:g} seconds, at frame "
-                    f"{total}; send a shorter or smaller one"
-                )
-            if total in wanted:
-                decoded, frame = video.retrieve()
-                if decoded and frame is not None and frame.size:
-                    _check_pixels(frame.shape[1], frame.shape[0], most_pixels)
-                    frames[total] = shrink(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-            total += 1
-    except cv2.error as error:
-        raise _unreadable(f"frame {total} is damaged ({error.err})") from error
+        decoder.send(len(data).to_bytes(8), data)
+        yield decoder
     finally:
-        video.release()
-    return frames, total
+        timer.cancel()
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()  # type: ignore[union-attr]
+        process.wait()

@@ -4,6 +4,7 @@
 ``<img></img>`` is the placeholder of a video, and any user can type it, too.
 """
 
+import asyncio
 import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -71,13 +72,15 @@ class NemotronVLVideoRenderer(NemotronVLRenderer):
     def _process_tokens(
         self, prompt: TokensPrompt, *, skip_mm_cache: bool = False
     ) -> TokensInput | MultiModalInput:
-        self._read_videos(prompt)
+        if prompt.get("media_io_kwargs"):
+            self._read_videos(prompt)
         return super()._process_tokens(prompt, skip_mm_cache=skip_mm_cache)
 
     async def _process_tokens_async(
         self, prompt: TokensPrompt, *, skip_mm_cache: bool = False
     ) -> TokensInput | MultiModalInput:
-        self._read_videos(prompt)
+        if prompt.get("media_io_kwargs"):
+            await asyncio.to_thread(self._read_videos, prompt)  # may decode a file
         return await super()._process_tokens_async(prompt, skip_mm_cache=skip_mm_cache)
 
     def _read_videos(self, prompt: TokensPrompt) -> None:

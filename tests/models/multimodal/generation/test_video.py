@@ -145,6 +145,18 @@ def test_chat_reads_a_file_and_keeps_the_order_of_parts(llm, reference, media):
         check(output, reference, text, [video], [picture])
 
 
+def test_a_template_that_reads_text_only_keeps_the_order_too(llm, reference, media):
+    """vLLM would put the image, which is the second part, before the video."""
+    video, picture = CLIPS["numbers"], noise(1, 100, 50)[0]
+    (media / "text.mkv").write_bytes(encoded(video))
+    url = {"type": "video_url", "video_url": {"url": f"file://{media}/text.mkv"}}
+    image = {"type": "image_pil", "image_pil": picture}
+    messages = [{"role": "user", "content": [url, text_part("and"), image]}]
+    template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (output,) = llm.chat(messages, GREEDY, use_tqdm=False, chat_template=template)
+    check(output, reference, "<img></img>\nand\n<image>", [video], [picture])
+
+
 MIXED = [
     ("<image> <img></img> <image>", 1, 2),
     ("<img></img> <image> <img></img>", 2, 1),

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that decodes a video file: OpenCV's copy of FFmpeg, and nothing else.
+
+`nemotron_vl_decoding.py` runs this file as a script. A damaged file can end FFmpeg's
+process; it must not be the server's. The process cannot open files or connections, and
+its memory is bounded.
+
+It reads the file from its input, then commands, and writes answers, see `main`. It
+imports nothing of this package or of vLLM, so it starts in a tenth of a second.
+"""
+
+import io
+import json
+import os
+import resource
+import sys
+
+NO_OPENCV = 3  # exit status
+
+# FFmpeg holds a few frames for each thread.
+_THREADS = 2
+_MEMORY = 8 << 30
+
+
+def _open(file: io.BytesIO):
+    import cv2
+
+    # OpenCV does not keep the file alive; the caller must.
+    options = [cv2.CAP_PROP_N_THREADS, _THREADS]
+    video = cv2.VideoCapture(file, cv2.CAP_FFMPEG, options)  # type: ignore[call-overload]
+    return video if video.isOpened() else None
+
+
+def _header(data: bytes) -> dict:
+    import cv2
+
+    file = io.BytesIO(data)
+    if (video := _open(file)) is None:
+        return {"closed": True}
+    keys = ("FRAME_COUNT", "FPS", "FRAME_WIDTH", "FRAME_HEIGHT")
+    values = [video.get(getattr(cv2, f"CAP_PROP_{key}")) for key in keys]
+    video.release()
+    return {"header": values}
+
+
+def _walk(data: bytes, command: dict, out) -> dict:
+    """Decode all frames; write those that are wanted."""
+    import cv2
+
+    wanted, most, total = {*command["wanted"]}, command["most"], 0
+    file = io.BytesIO(data)
+    if (video := _open(file)) is None:
+        return {"closed": True}
+    try:
+        while total <= most and video.grab():
+            if total in wanted:
+                decoded, frame = video.retrieve()
+                if decoded and frame is not None and frame.size:
+                    pixels = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                    _write(out, {"frame": total, "shape": pixels.shape})
+                    out.write(pixels.data)
+            total += 1
+    except cv2.error as error:
+        return {"damaged": f"frame {total} ({error.err})"}
+    finally:
+        video.release()
+    return {"total": total}
+
+
+def _write(out, answer: dict) -> None:
+    out.write(json.dumps(answer).encode() + b"\n")
+    out.flush()
+
+
+def main() -> None:
+    """Read a file and answer commands.
+
+    The input is the size of the file as 8 bytes, the file, and a line of JSON for each
+    walk: ``wanted`` is a list of frames, ``most`` the most frames to decode.
+
+    The output is lines of JSON: first ``header`` (frames, frames a second, width,
+    height) or ``closed``; for each walk ``frame`` and ``shape``, followed by the
+    pixels, for each wanted frame, then ``total``, ``closed`` or ``damaged``.
+    """
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints
+    data = sys.stdin.buffer.read(int.from_bytes(sys.stdin.buffer.read(8)))
+
+    try:
+        import cv2
+    except ImportError:
+        sys.exit(NO_OPENCV)
+    cv2.setNumThreads(1)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    # From here on, nothing can be opened.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+    _write(out, _header(data))
+    for line in sys.stdin.buffer:
+        _write(out, _walk(data, json.loads(line), out))
+
+
+if __name__ == "__main__":
+    main()
