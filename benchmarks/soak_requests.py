@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,14 @@ from PIL import Image
 
 from drawn_text import PILLOW_FONT, Drawing, Question, make_question
 from reference.nemotron_vl import Reference
-from support.chat import chat_request, image_part, reference_text, text_part
+from support.chat import (
+    SCHEMA,
+    chat_request,
+    image_part,
+    reference_text,
+    text_part,
+)
+from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
 
 TOKENS = 12
 KINDS = ("read", "lines", "both", "count")
@@ -33,20 +41,6 @@ GOOD_OUTCOMES = {"right", "right at the second attempt", "refused", "left"}
 _PATIENCE = 0.3
 
 _LONGEST_SIDE = 1 << 17  # pixels; the server refuses longer ones
-_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "paid": {"type": "boolean"},
-        "lines": {
-            "type": "array",
-            "items": {"type": "string", "maxLength": 8},
-            "minItems": 1,
-            "maxItems": 2,
-        },
-    },
-    "required": ["paid", "lines"],
-    "additionalProperties": False,
-}
 
 
 class Job(NamedTuple):
@@ -67,8 +61,6 @@ def make_jobs(count: int) -> dict[str, list[Job]]:
     Args:
         count: Number of questions about drawn text. There are fewer of other kinds.
     """
-    from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
-
     reference = Reference.load(Path(tiny_checkpoint()))
     rng = random.Random(6)
     questions = [
@@ -78,9 +70,9 @@ def make_jobs(count: int) -> dict[str, list[Job]]:
     jobs = [_exact("reading", reference, question) for question in questions]
     few = max(2, count // 10)
     strips = [_exact("strip", reference, _strip(rng)) for _ in range(few)]
-    choices = [job for job in map(_choice(rng, jobs), jobs) if job]
+    choices = list(_choices(rng, jobs))
     schemas = [
-        Job("schema", _constrained(job, json=_SCHEMA), _SCHEMA) for job in jobs[:few]
+        Job("schema", _constrained(job, json=SCHEMA), SCHEMA) for job in jobs[:few]
     ]
     left = [job._replace(kind="left") for job in [*jobs[:few], *strips[:few]]]
     return {
@@ -117,19 +109,15 @@ def _constrained(job: Job, **outputs: Any) -> dict:
     }
 
 
-def _choice(rng: random.Random, jobs: list[Job]):
-    """A function that makes a job choose its answer among those of other jobs."""
-    ended = {job.answer.split("<|eot_id|>")[0] for job in jobs if "<|eot" in job.answer}
-
-    def choose(job: Job) -> Job | None:
-        text = job.answer.split("<|eot_id|>")[0]
-        if text not in ended:
-            return None
-        others = rng.sample(sorted(ended - {text}), min(3, len(ended) - 1))
-        choices = sorted([text, *others])
-        return Job("choice", _constrained(job, choice=choices), text)
-
-    return choose
+def _choices(rng: random.Random, jobs: list[Job]) -> Iterator[Job]:
+    """Jobs that choose their answer among those of other jobs."""
+    texts = [job.answer.partition("<|eot_id|>") for job in jobs]
+    ended = {text for text, end, _ in texts if end}
+    for job, (text, _, _) in zip(jobs, texts, strict=True):
+        if text in ended:
+            others = rng.sample(sorted(ended - {text}), min(3, len(ended) - 1))
+            request = _constrained(job, choice=sorted([text, *others]))
+            yield Job("choice", request, text)
 
 
 def _bad(job: Job) -> list[Job]:

@@ -23,7 +23,7 @@ def load(monkeypatch):
         monkeypatch.setattr(Image, "open", fail)
         file = io.BytesIO()
         Image.new("RGB", (4, 4)).save(file, "PNG")
-        with renderer._media_errors_are_the_clients():
+        with renderer._media_errors_are_the_clients("image"):
             ImageMediaIO().load_bytes(file.getvalue())
 
     return run

@@ -28,6 +28,23 @@ EXIT_STATUS = (
 )
 
 
+# Of an answer about a document.
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "kind": {"enum": ["receipt", "letter"]},
+        "lines": {
+            "type": "array",
+            "items": {"type": "string", "maxLength": 8},
+            "minItems": 1,
+            "maxItems": 2,
+        },
+    },
+    "required": ["kind", "lines"],
+    "additionalProperties": False,
+}
+
+
 def saved(image: Image.Image, kind: str, **options) -> bytes:
     """An image as a file of a kind that Pillow writes."""
     file = io.BytesIO()

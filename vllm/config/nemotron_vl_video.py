@@ -7,6 +7,10 @@ from typing import Any
 # Name of our loader among vLLM's video loaders.
 LOADER = "nemotron_vl"
 
+# The place of a video in a prompt: two special tokens that no picture has side by
+# side. `<video>` is no token of this tokenizer, and documents may contain it.
+VIDEO_PLACEHOLDER = "<img></img>"
+
 # The model card measured VideoMME with 32 frames of one tile.
 DEFAULT_FRAMES = 32
 # Of an engine's setting. It bounds the pixels that one video sends to the workers.

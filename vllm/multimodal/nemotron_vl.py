@@ -130,7 +130,7 @@ class NemotronVLDataParser(MultiModalDataParser):
         pictures: list[Any] = [to_picture(item) for item in _as_pictures(data)]
         return super()._parse_image_data(pictures)
 
-    def count_images(self, data: Any) -> int:
+    def count_items(self, modality: str, data: Any) -> int:
         """Number of items in what a user passes as images."""
         if data is None:
             return 0

@@ -30,15 +30,14 @@ from ..config.nemotron_vl_video import (
     MOST_WALKED_FRAMES,
     frame_indices,
 )
+from . import nemotron_vl_decoder
 from .nemotron_vl_containers import CONTAINERS, declared_size, is_container
 
 logger = logging.getLogger("vllm.multimodal.nemotron_vl_decoding")
 
-DECODER = Path(__file__).with_name("nemotron_vl_decoder.py")
+DECODER = Path(nemotron_vl_decoder.__file__)
 # A larger pipe than usual (64 KiB) moves large frames faster.
 _PIPE_BYTES = 1 << 20
-# Its exit status without OpenCV.
-_NO_OPENCV = 3
 
 # An array of RGB pixels, uint8 of shape (height, width, 3), to something smaller.
 Shrink = Callable[[np.ndarray], Any]
@@ -62,6 +61,12 @@ class Decoded(NamedTuple):
     indices: list[int]
     total: int
     fps: float
+
+
+def content_of(file: Path) -> bytes:
+    """Content of a file for `decode`, of which a byte too much is enough."""
+    with file.open("rb") as opened:
+        return opened.read(MOST_BYTES + 1)
 
 
 def decode(
@@ -195,7 +200,7 @@ class _Decoder:
                 f"decoding took more than {MOST_SECONDS:g} seconds; send a shorter or "
                 "smaller one"
             )
-        if status == _NO_OPENCV:
+        if status == nemotron_vl_decoder.NO_OPENCV:
             return RuntimeError("OpenCV (cv2) cannot be imported; vLLM brings it.")
         if status < 0:
             return _unreadable(

@@ -13,8 +13,9 @@ from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import MediaWithBytes
 from vllm.multimodal.parse import ModalityDataItems, VideoProcessorItems
 
-from ..config.nemotron_vl_video import LOADER, MOST_BYTES, frame_indices
+from ..config.nemotron_vl_video import LOADER, frame_indices
 from .nemotron_vl import NemotronVLDataParser, to_picture
+from .nemotron_vl_decoding import content_of
 
 # vLLM's loaders return the frames and a dictionary about them.
 Loaded = tuple[np.ndarray, dict[str, Any]]
@@ -71,8 +72,10 @@ class NemotronVLVideoDataParser(NemotronVLDataParser):
             return None
         return VideoItems(cast(Any, self.read_videos(data)))
 
-    def count_videos(self, data: Any) -> int:
-        """Number of items in what a user passes as videos."""
+    def count_items(self, modality: str, data: Any) -> int:
+        """Number of items in what a user passes as images or videos."""
+        if modality != "video":
+            return super().count_items(modality, data)
         return 0 if data is None else len(_as_videos(data))
 
     def read_videos(self, data: Any, num_frames: int = 0) -> list[Video | None]:
@@ -99,7 +102,7 @@ class NemotronVLVideoDataParser(NemotronVLDataParser):
         if item is None or isinstance(item, Video):
             return item
         if isinstance(item, Path):
-            item = _content(item)
+            item = content_of(item)
         if isinstance(item, bytes):
             item = MediaWithBytes(self._load_file(item, num_frames), item)
         if isinstance(item, MediaWithBytes):
@@ -115,11 +118,6 @@ class NemotronVLVideoDataParser(NemotronVLDataParser):
         taken = [frames[index] for index in frame_indices(len(frames), num_frames)]
         images = [to_picture(frame) for frame in taken]
         return Video(images, images)  # type: ignore[arg-type]
-
-
-def _content(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return opened.read(MOST_BYTES + 1)
 
 
 def _is_frames_and_metadata(data: Any) -> bool:

@@ -72,28 +72,29 @@ class NemotronVLRenderer(HfRenderer):
             return
         placeholder = self.tokenizer.get_vocab().get(PLACEHOLDER, -1)
         written = prompt["prompt_token_ids"].count(placeholder)
-        given = self._count_images(prompt)
+        self._compare(prompt, "image", PLACEHOLDER, written)
+
+    def _compare(
+        self, prompt: TokensPrompt, modality: str, placeholder: str, written: int
+    ) -> None:
+        """Refuse a prompt that has not one placeholder for each image or video."""
+        given = 0
+        if self.mm_processor is not None:  # else --limit-mm-per-prompt image=0
+            data = (prompt.get("multi_modal_data") or {}).get(modality)
+            given = self.mm_processor.info.data_parser.count_items(modality, data)
         if written == given:
             return
         raise VLLMValidationError(
-            f"The prompt has {written} {PLACEHOLDER} placeholder(s) for {given} "
-            f"image(s); it must have one for each. In a chat request the server "
-            f"writes them, so the text must not contain {PLACEHOLDER}; in a plain "
-            f"prompt, write {PLACEHOLDER} where each image belongs.",
+            f"The prompt has {written} {placeholder} placeholder(s) for {given} "
+            f"{modality}(s); it must have one for each. In a chat request the server "
+            f"writes them, so the text must not contain {placeholder}; in a plain "
+            f"prompt, write {placeholder} where each {modality} belongs.",
             parameter="prompt",
         )
 
-    def _count_images(self, prompt: TokensPrompt) -> int:
-        if self.mm_processor is None:  # --limit-mm-per-prompt image=0
-            return 0
-        images = (prompt.get("multi_modal_data") or {}).get("image")
-        return self.mm_processor.info.data_parser.count_images(images)
-
 
 @contextlib.contextmanager
-def _media_errors_are_the_clients(
-    media: str = NemotronVLRenderer.media,
-) -> Iterator[None]:
+def _media_errors_are_the_clients(media: str) -> Iterator[None]:
     """Turn errors in the loading of media into errors with status 400."""
     try:
         yield

@@ -14,11 +14,12 @@ from vllm.exceptions import VLLMValidationError
 from vllm.inputs import MultiModalInput, TokensInput, TokensPrompt
 from vllm.renderers.params import ChatParams
 
-from ..config.nemotron_vl_video import FRAMES_KEY, num_frames_problem
+from ..config.nemotron_vl_video import (
+    FRAMES_KEY,
+    VIDEO_PLACEHOLDER,
+    num_frames_problem,
+)
 from .nemotron_vl import NemotronVLRenderer
-
-OPENING, CLOSING = "<img>", "</img>"
-PLACEHOLDER = OPENING + CLOSING
 
 # vLLM reads this kind of data URL as a list of pictures, without our loader and its
 # limits.
@@ -98,24 +99,9 @@ class NemotronVLVideoRenderer(NemotronVLRenderer):
         if self.tokenizer is None:  # --skip-tokenizer-init
             return
         vocabulary = self.tokenizer.get_vocab()
-        pair = vocabulary.get(OPENING, -1), vocabulary.get(CLOSING, -1)
+        pair = vocabulary.get("<img>", -1), vocabulary.get("</img>", -1)
         written = sum(found == pair for found in pairwise(prompt["prompt_token_ids"]))
-        given = self._count_videos(prompt)
-        if written == given:
-            return
-        raise VLLMValidationError(
-            f"The prompt has {written} {PLACEHOLDER} placeholder(s) for {given} "
-            f"video(s); it must have one for each. In a chat request the server "
-            f"writes them, so the text must not contain {PLACEHOLDER}; in a plain "
-            f"prompt, write {PLACEHOLDER} where each video belongs.",
-            parameter="prompt",
-        )
-
-    def _count_videos(self, prompt: TokensPrompt) -> int:
-        if self.mm_processor is None:  # --language-model-only
-            return 0
-        videos = (prompt.get("multi_modal_data") or {}).get("video")
-        return self.mm_processor.info.data_parser.count_videos(videos)
+        self._compare(prompt, "video", VIDEO_PLACEHOLDER, written)
 
 
 def _video_urls(messages: list[Any]) -> Iterator[str]:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ...config.nemotron_vl_video import MOST_BYTES
 from ...multimodal.nemotron_vl_containers import is_container
 from ...transformers_utils.processors.nemotron_vl_tiling import TileGrid
 from .tile_drawing import draw_tiles
@@ -73,7 +72,7 @@ def read_clip(file: Path, num_frames: int, side: int) -> Clip:
         ValueError: The video cannot be read; see `UnreadableVideo`.
     """
     # Imports NumPy and OpenCV.
-    from ...multimodal.nemotron_vl_decoding import decode
+    from ...multimodal.nemotron_vl_decoding import content_of, decode
 
     sizes: list[tuple[int, int]] = []
 
@@ -82,6 +81,5 @@ def read_clip(file: Path, num_frames: int, side: int) -> Clip:
         sizes.append(frame.size)
         return frame.resize((side, side), Image.Resampling.BICUBIC)
 
-    with file.open("rb") as opened:
-        decoded = decode(opened.read(MOST_BYTES + 1), num_frames, shrink)
+    decoded = decode(content_of(file), num_frames, shrink)
     return Clip(decoded.frames, decoded.indices, decoded.total, sizes[0])

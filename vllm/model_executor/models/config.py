@@ -145,10 +145,8 @@ class NemotronVLVideoModelConfig(NemotronVLModelConfig):
             ValueError: Names the setting.
         """
         NemotronVLModelConfig.verify_and_update_config(vllm_config)
-        lora, options = (
-            vllm_config.lora_config,
-            vllm_config.model_config.get_multimodal_config(),
-        )
+        lora = vllm_config.lora_config
+        options = vllm_config.model_config.get_multimodal_config()
         encoder = lora is not None and lora.enable_tower_connector_lora
         if encoder and options.get_limit_per_prompt("video"):
             raise ValueError(

@@ -81,6 +81,8 @@ logger = init_logger("vllm.model_executor.models.nemotron_vl")
 class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
     """Image-only processing; settings come from the checkpoint's data files."""
 
+    processor_class = NemotronVLProcessor
+
     def get_image_processor(self, **kwargs: object) -> NemotronVLImageProcessor:
         """Image processor with engine and request ``mm_processor_kwargs`` applied.
 
@@ -100,7 +102,7 @@ class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
         return self.ctx.get_hf_config(NemotronVLConfig)
 
     def get_hf_processor(self, **kwargs: object) -> NemotronVLProcessor:
-        return NemotronVLProcessor(
+        return self.processor_class(
             self.get_image_processor(**kwargs),
             cast(HfTokenizer, self.get_tokenizer()),
             image_seq_length=image_seq_length(self.get_hf_config()),
@@ -149,12 +151,14 @@ class NemotronVLMultiModalProcessor(
     def _get_image_fields_config(
         self, hf_inputs: BatchFeature
     ) -> dict[str, MultiModalFieldConfig]:
-        tiles = hf_inputs.get("image_num_patches", torch.empty(0))
-        digests = MultiModalFieldConfig.flat_from_sizes(
-            "image", tiles, keep_on_cpu=True
-        )
         fields = super()._get_image_fields_config(hf_inputs)
-        return {**fields, "tile_digests": digests}
+        return {**fields, "tile_digests": digests_field("image", hf_inputs)}
+
+
+def digests_field(modality: str, hf_inputs: BatchFeature) -> MultiModalFieldConfig:
+    """How the digests of all tiles are split between images or videos."""
+    tiles = hf_inputs.get(f"{modality}_num_patches", torch.empty(0))
+    return MultiModalFieldConfig.flat_from_sizes(modality, tiles, keep_on_cpu=True)
 
 
 @MULTIMODAL_REGISTRY.register_processor(

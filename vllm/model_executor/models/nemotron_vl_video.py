@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from transformers import BatchFeature
 from vllm.exceptions import VLLMValidationError
@@ -28,9 +27,8 @@ from vllm.multimodal.processing import (
     PromptReplacement,
     TimingContext,
 )
-from vllm.tokenizers.hf import HfTokenizer
 
-from ...config.nemotron_vl_video import FRAMES_KEY
+from ...config.nemotron_vl_video import FRAMES_KEY, VIDEO_PLACEHOLDER
 from ...multimodal.nemotron_vl_video import (
     Loaded,
     NemotronVLVideoDataParser,
@@ -38,7 +36,6 @@ from ...multimodal.nemotron_vl_video import (
 )
 from ...transformers_utils.processors.nemotron_vl import image_seq_length
 from ...transformers_utils.processors.nemotron_vl_video import (
-    VIDEO_PLACEHOLDER,
     NemotronVLProcessorWithVideo,
     NemotronVLVideoLoader,
 )
@@ -47,6 +44,7 @@ from .nemotron_vl import (
     NemotronVLDummyInputsBuilder,
     NemotronVLMultiModalProcessor,
     NemotronVLProcessingInfo,
+    digests_field,
 )
 from .nemotron_vl_layer_names import HF_TO_VLLM
 
@@ -54,6 +52,7 @@ from .nemotron_vl_layer_names import HF_TO_VLLM
 class NemotronVLVideoProcessingInfo(NemotronVLProcessingInfo, InternVLProcessingInfo):
     """Processing of images and videos; ``media_io_kwargs`` sets the frames."""
 
+    processor_class = NemotronVLProcessorWithVideo
     # The embeddings of a video's frames take the place of image tokens.
     ctx_video_token = "<image>"
 
@@ -61,15 +60,6 @@ class NemotronVLVideoProcessingInfo(NemotronVLProcessingInfo, InternVLProcessing
     def video_settings(self) -> dict[str, Any]:
         """The engine's settings of the loader, see `loader_settings`."""
         return self.ctx.get_mm_config().media_io_kwargs["video"]
-
-    def get_hf_processor(self, **kwargs: object) -> NemotronVLProcessorWithVideo:
-        tokenizer = self.get_tokenizer()
-        assert isinstance(tokenizer, HfTokenizer)
-        return NemotronVLProcessorWithVideo(
-            self.get_image_processor(**kwargs),
-            tokenizer,
-            image_seq_length=image_seq_length(self.get_hf_config()),
-        )
 
     def get_data_parser(self) -> NemotronVLVideoDataParser:
         return NemotronVLVideoDataParser(
@@ -172,12 +162,8 @@ class NemotronVLVideoMultiModalProcessor(
     def _get_video_fields_config(
         self, hf_inputs: BatchFeature
     ) -> dict[str, MultiModalFieldConfig]:
-        frames = hf_inputs.get("video_num_patches", torch.empty(0))
-        digests = MultiModalFieldConfig.flat_from_sizes(
-            "video", frames, keep_on_cpu=True
-        )
         fields = super()._get_video_fields_config(hf_inputs)
-        return {**fields, "video_tile_digests": digests}
+        return {**fields, "video_tile_digests": digests_field("video", hf_inputs)}
 
     def _get_prompt_repl_video(
         self, mm_items, hf_processor, out_mm_data

@@ -20,7 +20,7 @@ from vllm.tokenizers.hf import HfTokenizer
 from ...multimodal.nemotron_vl import to_rgb
 from ..configs.nemotron_vl import NemotronVLConfig
 from .nemotron_vl_compat import InternVLChatImageProcessor, InternVLChatProcessor
-from .nemotron_vl_digest import tile_digests
+from .nemotron_vl_digest import NO_REUSE, tile_digests
 from .nemotron_vl_tiling import (
     IMAGE_SETTINGS,
     RESIZE_RECIPES,
@@ -210,7 +210,9 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         features = {
             "pixel_values_flat": pixels,
             "image_num_patches": torch.tensor([len(image) for image in tiles]),
-            "tile_digests": tile_digests(images, tiles),
+            "tile_digests": tile_digests(
+                tiles, [NO_REUSE not in image.info for image in images]
+            ),
         }
         return BatchFeature(features, tensor_type=return_tensors)
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from blake3 import blake3
-from PIL import Image
 
 DIGEST_BYTES = 16
 _KEY = os.urandom(32)
@@ -25,23 +24,19 @@ def tile_digest(tile: torch.Tensor) -> bytes:
     return blake3(tile.numpy().data, key=_KEY).digest(length=DIGEST_BYTES)
 
 
-def tile_digests(
-    images: Iterable[Image.Image], tiles: Iterable[torch.Tensor]
-) -> torch.Tensor:
-    """Digests of the tiles of several images.
+def tile_digests(tiles: Iterable[torch.Tensor], reuse: Iterable[bool]) -> torch.Tensor:
+    """Digests of the tiles of several images or videos.
 
     Args:
-        images: The images; tiles of those with `NO_REUSE` get zeros for a digest.
-        tiles: The tiles of each image, ``(tiles, 3, size, size)``, uint8.
+        tiles: The tiles of each, ``(tiles, 3, size, size)``, uint8.
+        reuse: Whether its tiles may be encoded once. Otherwise they get zeros for a
+            digest.
 
     Returns:
-        uint8 of shape ``(tiles of all images, 16)``.
+        uint8 of shape ``(tiles of all, 16)``.
     """
     digests = bytearray()
-    for image, its_tiles in zip(images, tiles, strict=True):
-        if NO_REUSE in image.info:
-            digests += bytes(DIGEST_BYTES * len(its_tiles))
-        else:
-            for tile in its_tiles:
-                digests += tile_digest(tile)
+    for its_tiles, may_be_reused in zip(tiles, reuse, strict=True):
+        for tile in its_tiles:
+            digests += tile_digest(tile) if may_be_reused else bytes(DIGEST_BYTES)
     return torch.from_numpy(np.frombuffer(digests, np.uint8)).view(-1, DIGEST_BYTES)

@@ -24,11 +24,7 @@ from ...multimodal.nemotron_vl_decoding import UnreadableVideo, decode
 from ...multimodal.nemotron_vl_video import Loaded, Video
 from .nemotron_vl import NemotronVLImageProcessor, NemotronVLProcessor
 from .nemotron_vl_compat import InternVLChatVideoProcessor
-from .nemotron_vl_digest import DIGEST_BYTES, tile_digest
-
-# The place of a video in a prompt: two special tokens that no picture has side by
-# side. `<video>` is no token of this tokenizer, and documents may contain it.
-VIDEO_PLACEHOLDER = "<img></img>"
+from .nemotron_vl_digest import tile_digests
 
 
 def tile_of_frame(frame: Image.Image, size: int, resize: str) -> torch.Tensor:
@@ -134,19 +130,15 @@ class NemotronVLVideoProcessor(InternVLChatVideoProcessor):
             ``video_tile_digests`` (frames, 16), uint8, see `tile_digest`.
         """
         tiles = [self.tiles(video) for video in videos]
-        digests = bytearray()
-        for video, its_tiles in zip(videos, tiles, strict=True):
-            for tile in its_tiles:
-                digests += tile_digest(tile) if video.reuse else bytes(DIGEST_BYTES)
         pixels = torch.cat(tiles)
         if self.do_rescale:
             pixels = pixels.to(torch.float32) / 255
         features = {
             "pixel_values_flat_video": pixels,
             "video_num_patches": torch.tensor([len(video) for video in tiles]),
-            "video_tile_digests": torch.from_numpy(
-                np.frombuffer(digests, np.uint8)
-            ).view(-1, DIGEST_BYTES),
+            "video_tile_digests": tile_digests(
+                tiles, [video.reuse for video in videos]
+            ),
         }
         return BatchFeature(features, tensor_type=return_tensors)
 

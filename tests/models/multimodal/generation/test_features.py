@@ -11,6 +11,7 @@ from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
 
 from drawn_text import PILLOW_FONT, Question, make_question
 from reference.nemotron_vl import Reference
+from support.chat import SCHEMA
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +45,6 @@ def logprobs(reference: Reference, question: Question, answer: list[int]):
     output = reference.language_model(inputs_embeds=torch.cat([embeds, shown], dim=1))
     scores = output.logits[0, len(ids) - 1 : -1].log_softmax(-1)
     return scores[range(len(answer)), answer].tolist()
-
-
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "kind": {"enum": ["receipt", "letter"]},
-        "lines": {
-            "type": "array",
-            "items": {"type": "string", "maxLength": 8},
-            "minItems": 1,
-            "maxItems": 2,
-        },
-    },
-    "required": ["kind", "lines"],
-    "additionalProperties": False,
-}
 
 
 def constrained(tokens: int, **options) -> SamplingParams:

@@ -22,6 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ....transformers_utils.processors.nemotron_vl_tiling import MAX_TILES
+from ...nemotron_vl.arguments import number
 from ...nemotron_vl.checkpoint_files import read_json
 from ...nemotron_vl.page_questions import Question, write_batch
 from ...nemotron_vl.page_reading import RETRIES, find_model, read_answers
@@ -77,28 +78,28 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument(
         "--max-tiles",
-        type=_number(MAX_TILES),
+        type=number(MAX_TILES),
         metavar="N",
         help="most tiles of a page's grid (default: the model's); set a server of "
         "--url the same way",
     )
     parser.add_argument(
         "--max-tokens",
-        type=_number(),
+        type=number(),
         default=2048,
         metavar="N",
         help="most tokens of an answer (default: %(default)s)",
     )
     parser.add_argument(
         "--at-once",
-        type=_number(),
+        type=number(),
         default=8,
         metavar="N",
         help="most requests at a time, and pages in memory (default: %(default)s)",
     )
     parser.add_argument(
         "--timeout",
-        type=_number(),
+        type=number(),
         default=1800,
         metavar="SECONDS",
         help="for an answer, with all retries (default: %(default)s)",
@@ -109,16 +110,6 @@ def add_parser(subparsers) -> None:
         help="remove the records of errors and do their pages again",
     )
     parser.set_defaults(run=_run)
-
-
-def _number(most: int | None = None):
-    def parse(text: str) -> int:
-        if not text.isdigit() or not 1 <= int(text) <= (most or int(text)):
-            limit = f"from 1 to {most}" if most else "of at least 1"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number {limit}")
-        return int(text)
-
-    return parse
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -15,15 +15,12 @@ from typing import Any
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
-from ....config.nemotron_vl_video import (
-    DEFAULT_FRAMES,
-    MOST_FRAMES,
-    num_frames_problem,
-)
+from ....config.nemotron_vl_video import DEFAULT_FRAMES, MOST_FRAMES
 from ....transformers_utils.processors.nemotron_vl_tiling import (
     MAX_TILES,
     RESIZE_RECIPES,
 )
+from ...nemotron_vl.arguments import number
 from ...nemotron_vl.clip import SUFFIXES, is_clip, read_clip
 from ...nemotron_vl.tile_drawing import draw_tiles
 from ...nemotron_vl.tiler import Tiler
@@ -47,7 +44,7 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument(
         "--max-tiles",
-        type=_tiles,
+        type=number(MAX_TILES),
         metavar="N",
         help=f"most tiles of a grid, 1 to {MAX_TILES}",
     )
@@ -59,7 +56,7 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument(
         "--frames",
-        type=_frames,
+        type=number(MOST_FRAMES),
         default=DEFAULT_FRAMES,
         metavar="N",
         help=f"most frames of a video, 1 to {MOST_FRAMES} (default: {DEFAULT_FRAMES})",
@@ -72,22 +69,6 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print a list, for scripts")
     parser.set_defaults(run=_run)
-
-
-def _tiles(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= MAX_TILES:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number from 1 to {MAX_TILES}"
-        )
-    return int(text)
-
-
-def _frames(text: str) -> int:
-    if not text.isdigit() or num_frames_problem(int(text)):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number from 1 to {MOST_FRAMES}"
-        )
-    return int(text)
 
 
 def _run(args: argparse.Namespace) -> int:
