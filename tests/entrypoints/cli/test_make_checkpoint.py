@@ -99,6 +99,7 @@ def test_the_chat_template_renders_content_parts(checkpoint):
                 {"type": "text", "text": "Compare"},
                 {"type": "image_url"},
                 {"type": "image"},
+                {"type": "video"},
                 {"type": "text", "text": "now."},
             ],
         },
@@ -114,16 +115,16 @@ def test_the_chat_template_renders_content_parts(checkpoint):
         + header("system")
         + "Be brief.<|eot_id|>"
         + header("user")
-        + "Compare\n<image>\n<image>\nnow.<|eot_id|>"
+        + "Compare\n<image>\n<image>\n<img></img>\nnow.<|eot_id|>"
         + header("assistant")
         + "Equal.<|eot_id|>"
         + header("user")
         + "Sure?<|eot_id|>"
         + header("assistant")
     )
-    with pytest.raises(Exception, match="text and images, not video"):
+    with pytest.raises(Exception, match="text, images and videos, not audio"):
         tokenizer.apply_chat_template(
-            [{"role": "user", "content": [{"type": "video"}]}], tokenize=False
+            [{"role": "user", "content": [{"type": "audio"}]}], tokenize=False
         )
 
 
