@@ -18,6 +18,9 @@ from safetensors.torch import load_file, save_file
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import modelopt
+from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (  # noqa: E501
+    CompressedTensorsLinearMethod,
+)
 from vllm.model_executor.layers.quantization.torchao import TorchAOConfig, should_skip
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.torch_utils import set_default_torch_dtype
@@ -26,8 +29,10 @@ from drawn_text import PILLOW_FONT
 from evaluate_tiny import answer_with_engine, answer_with_reference, draw_questions
 from reference.nemotron_vl import Reference
 from support.loading import load, make_config, start_ranks
+from vllm_nemotron_vl.config.nemotron_vl_cpu import has_amx
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
 from vllm_nemotron_vl.model_executor.models import config as model_config
+from vllm_nemotron_vl.model_executor.models import nemotron_vl_tower
 
 QUANTIZE = Path(__file__).parents[2] / "examples" / "quantize.py"
 SCHEMES = {
@@ -105,6 +110,8 @@ def test_reads_within_two_points(
 ):
     if scheme in ("gptq", "awq") and not model_config.has_int4_kernel():
         pytest.skip(f"This build of vLLM lacks {model_config.INT4_KERNEL}.")
+    if scheme.startswith("int8") and has_amx():
+        dtype = "bfloat16"  # see test_int8_in_float32_is_refused_with_amx
     llm = start_llm(quantised(scheme), dtype=dtype)
     answers = answer_with_engine(llm, reference, questions)
     assert abs(accuracy(questions, answers) - accuracy(questions, expected)) <= 2
@@ -131,11 +138,22 @@ def test_4_bit_compressed_tensors_are_refused_without_the_kernel(
         make_config(folder, "float16")
 
 
+def test_int8_in_float32_is_refused_with_amx(tiny, quantised, monkeypatch):
+    """vLLM has another kernel there, whose error would end the engine."""
+    monkeypatch.setattr(model_config, "has_amx", lambda: False)
+    make_config(quantised("int8"), "float32")
+    monkeypatch.setattr(model_config, "has_amx", lambda: True)
+    make_config(quantised("int8"), "bfloat16")
+    make_config(tiny, "float32")
+    with pytest.raises(ValueError, match="AMX.*--dtype bfloat16"):
+        make_config(quantised("int8"), "float32")
+
+
 def test_other_checkpoints_are_served_without_the_kernel(
     quantised, tiny, lacks_int4_kernel
 ):
     for folder in (tiny, quantised("int8")):
-        make_config(folder, "float32")
+        make_config(folder, "bfloat16")
 
 
 # Which layers are quantised
@@ -181,6 +199,22 @@ def test_the_encoder_computes_in_float32_unless_it_is_quantised(
     assert build(quantised(scheme)).encoder_dtype == dtype
 
 
+def test_int8_layers_of_the_encoder_get_rows_with_amx(quantised, monkeypatch):
+    shapes: list[torch.Size] = []
+
+    def apply(self, layer, x, bias=None):
+        shapes.append(x.shape)
+        return x.new_zeros(*x.shape[:-1], layer.output_size_per_partition)
+
+    monkeypatch.setattr(nemotron_vl_tower, "has_amx", lambda: True)
+    monkeypatch.setattr(CompressedTensorsLinearMethod, "apply", apply)
+    model = build(quantised("int8 everywhere"))
+    features = model.extract_feature(torch.zeros(1, 3, 64, 64, device="meta"))
+    assert features.shape == (1, 4, 256)
+    assert len(shapes) == 4 * BLOCKS + 2
+    assert {len(shape) for shape in shapes} == {2}
+
+
 def expect(language: str, tower=PLAIN, connector=PLAIN, head="") -> dict[str, Counter]:
     decoder = Counter({language: 4 * BLOCKS})
     decoder[head or "UnquantizedEmbeddingMethod"] += 1
@@ -191,7 +225,7 @@ def expect(language: str, tower=PLAIN, connector=PLAIN, head="") -> dict[str, Co
     }
 
 
-INT8 = "CompressedTensorsLinearMethod"
+INT8 = CompressedTensorsLinearMethod.__name__
 
 
 @pytest.mark.parametrize(

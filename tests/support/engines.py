@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
 
+from .forked import forked_processes
+
 # Set by model_runner_v2/test_model_runner_v2.py, which runs tests again on V2.
 RUNNER_V2 = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
 
@@ -57,7 +59,8 @@ def engines() -> Iterator[Callable[..., "LLM"]]:
         assert set(started[-1].collective_rpc(_is_runner_v2)) == {RUNNER_V2}
         return started[-1]
 
-    yield start
+    with forked_processes():
+        yield start
     while started:
         started.pop().llm_engine.engine_core.shutdown()
     gc.collect()

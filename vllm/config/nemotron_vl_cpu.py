@@ -40,6 +40,11 @@ def has_native_products(dtype: str) -> bool:
     return wanted is None or not wanted.isdisjoint(processor_flags())
 
 
+def has_amx() -> bool:
+    """Whether the CPU has AMX, for which vLLM has kernels of its own."""
+    return "amx_tile" in processor_flags()
+
+
 def slow_dtype(dtype: str) -> str | None:
     """A warning if this CPU emulates a dtype, which names a faster one.
 

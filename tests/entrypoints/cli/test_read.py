@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import http.server
 import json
 import os
@@ -179,7 +180,11 @@ def test_stopped_by_hand_it_says_how_to_go_on(server, folder, out):
     server.delay = 0.5
     command = [sys.executable, "-m", main.__module__, "read", folder, "--question", "?"]
     command += ["--url", server.url, "--out", out, "--at-once", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # Tests that a shell runs in the background inherit that the signal is ignored.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+    ) as process:
         while not server.requests:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)

@@ -60,7 +60,9 @@ def test_tower_and_connector_compute_in_a_dtype_that_the_cpu_has(
     model = load_model(checkpoint, dtype)
     expected = torch.float32 if processor == "emulated" else getattr(torch, dtype)
     for part in (model.vision_model, model.mlp1):
-        assert {tensor.dtype for tensor in part.parameters()} == {expected}
+        # With AMX, vLLM keeps the biases of small layers in float32.
+        found = {t.dtype for n, t in part.named_parameters() if not n.endswith("bias")}
+        assert found == {expected}
     assert model.input_conditioner.dtype == expected
     kinds = {type(layer.attn.attn) for layer in model.vision_model.model.encoder.layers}
     headwise = processor == "native" and dtype == "bfloat16"

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's hook that checks and completes the configuration of this model."""
 
+from collections.abc import Iterator
+
 import torch
 from vllm.config import ModelConfig, VllmConfig
 from vllm.logger import init_logger
@@ -8,7 +10,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
 from ...config.nemotron_vl import EncoderConfig
-from ...config.nemotron_vl_cpu import slow_dtype
+from ...config.nemotron_vl_cpu import has_amx, slow_dtype
 from ...config.nemotron_vl_names import (
     IMAGES_ONLY,
     TOKENIZER_MODE,
@@ -29,11 +31,19 @@ def has_int4_kernel() -> bool:
 
 
 def _check_kernel(model_config: ModelConfig) -> None:
+    if not current_platform.is_cpu():
+        return
     scheme = _int4_scheme(model_config)
-    if scheme and current_platform.is_cpu() and not has_int4_kernel():
+    if scheme and not has_int4_kernel():
         raise ValueError(
             f"vLLM's build for this CPU has no kernel for {scheme} ({INT4_KERNEL}); on "
             "x86 it needs AVX-512. Serve an INT8 or an unquantised checkpoint here."
+        )
+    is_float32 = model_config.dtype == torch.float32
+    if is_float32 and has_amx() and _has_int8_products(model_config):
+        raise ValueError(
+            "On CPUs with AMX, vLLM's kernel for INT8 weights and activations takes "
+            "bfloat16 and float16, not float32. Serve it with --dtype bfloat16."
         )
 
 
@@ -43,15 +53,33 @@ def _int4_scheme(model_config: ModelConfig) -> str | None:
     for name in ("gptq", "awq"):
         if name in method:
             return name.upper()
-    if method == "compressed-tensors":
-        for config in (model_config.hf_config, model_config.hf_text_config):
-            quantisation = getattr(config, "quantization_config", None) or {}
-            for group in (quantisation.get("config_groups") or {}).values():
-                weights = group.get("weights") or {}
-                kind = weights.get("num_bits"), weights.get("type", "int")
-                if kind == (4, "int") and not group.get("input_activations"):
-                    return "4-bit compressed-tensors"
+    for weights, activations in _compressed_tensors(model_config):
+        if _integers(weights) == 4 and not activations:
+            return "4-bit compressed-tensors"
     return None
+
+
+def _has_int8_products(model_config: ModelConfig) -> bool:
+    return any(
+        _integers(weights) == _integers(activations) == 8
+        and activations.get("symmetric", True)
+        for weights, activations in _compressed_tensors(model_config)
+    )
+
+
+def _compressed_tensors(model_config: ModelConfig) -> Iterator[tuple[dict, dict]]:
+    """What each group of layers says of its weights and of its activations."""
+    if model_config.quantization != "compressed-tensors":
+        return
+    for config in (model_config.hf_config, model_config.hf_text_config):
+        quantisation = getattr(config, "quantization_config", None) or {}
+        for group in (quantisation.get("config_groups") or {}).values():
+            yield group.get("weights") or {}, group.get("input_activations") or {}
+
+
+def _integers(kind: dict) -> int | None:
+    """The number of bits, of integers only."""
+    return kind.get("num_bits") if kind.get("type", "int") == "int" else None
 
 
 def _check_model(model_config: ModelConfig, renderer: str) -> None:

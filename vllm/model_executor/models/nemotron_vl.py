@@ -72,7 +72,7 @@ from .nemotron_vl_layout import (
     tower_tensors,
 )
 from .nemotron_vl_reuse import TileReuse
-from .nemotron_vl_tower import NemotronVLRadioModel, encoder_dtype
+from .nemotron_vl_tower import NemotronVLRadioModel, encoder_dtype, feed_rows
 from .nemotron_vl_weights import checked, unreadable_files_explained
 
 logger = init_logger("vllm.model_executor.models.nemotron_vl")
@@ -206,6 +206,7 @@ class LlamaNemotronVLChatModel(
         self.input_conditioner = InputConditioner(
             vision.norm_mean, vision.norm_std, self.encoder_dtype, self._must_be_whole
         )
+        feed_rows(self.vision_model, self.mlp1)
         encoder_config = EncoderConfig.from_vllm_config(vllm_config)
         lora_config = vllm_config.lora_config
         if lora_config is not None:
@@ -345,9 +346,8 @@ class LlamaNemotronVLChatModel(
         if len(parts) > 1:
             return torch.cat([self._encode_tiles(part) for part in parts])
         features = self.vision_model(self.input_conditioner(pixel_values))
-        tiles, patches, _ = features.shape
-        side = round(patches**0.5)
-        features = features.reshape(tiles, side, side, -1)
+        side = round(features.shape[1] ** 0.5)
+        features = features.unflatten(1, (side, side))
         features = self.pixel_shuffle(features, scale_factor=self.downsample_ratio)
         return self.mlp1(features.flatten(1, 2)).to(self.dtype)
 
