@@ -24,10 +24,11 @@ from tqdm import tqdm
 from ....transformers_utils.processors.nemotron_vl_tiling import MAX_TILES
 from ...nemotron_vl.arguments import number
 from ...nemotron_vl.checkpoint_files import read_json
+from ...nemotron_vl.page_process import PageProcess
 from ...nemotron_vl.page_questions import Question, write_batch
 from ...nemotron_vl.page_reading import RETRIES, find_model, read_answers
 from ...nemotron_vl.page_records import PageRecords
-from ...nemotron_vl.pages import Page, count_pages, find_documents, read_pages
+from ...nemotron_vl.pages import find_documents
 from ...nemotron_vl.server import serving_process
 from ...nemotron_vl.tiler import Tiler
 
@@ -130,10 +131,12 @@ def _run(args: argparse.Namespace) -> int:
         return _write_batch(args, question, files)
     if not (args.url or args.model):
         raise ValueError("Give --url of a server, or --model to start one.")
-    with PageRecords(args.out, question.digest, args.retry_errors) as records:
-        pages = read_pages(files, _tiler(args), records.done)
+    with (
+        PageRecords(args.out, question.digest, args.retry_errors) as records,
+        PageProcess(_tiler(args)) as process,
+    ):
         try:
-            return _read(args, question, files, pages, records)
+            return _read(args, question, files, process, records)
         except KeyboardInterrupt:
             print("nemotron-vl: stopped; the same command goes on", file=sys.stderr)
             return 130
@@ -150,15 +153,18 @@ def _write_batch(
 ) -> int:
     if not args.model:
         raise ValueError("--batch needs --model, the model that `vllm run-batch` runs.")
-    pages = read_pages(files, _tiler(args), lambda file, page: False)
     written = errors = 0
-    for page in _progress(
-        write_batch(pages, question, args.model, args.batch), files, done=0
+    with (
+        PageProcess(_tiler(args)) as process,
+        _progress(_count(process, files), done=0) as bar,
     ):
-        written += page.error is None
-        errors += page.error is not None
-        if page.error is not None:
-            tqdm.write(_complaint(page.file, page.number, page.error), sys.stderr)
+        pages = process.read(files, lambda file, page: False)
+        for page in write_batch(pages, question, args.model, args.batch):
+            bar.update()
+            written += page.error is None
+            errors += page.error is not None
+            if page.error is not None:
+                bar.write(_complaint(page.file, page.number, page.error), sys.stderr)
     print(f"{args.batch}: requests: {written}, errors: {errors}")
     return 1 if errors else 0
 
@@ -167,15 +173,17 @@ def _read(
     args: argparse.Namespace,
     question: Question,
     files: list[Path],
-    pages: Iterator[Page],
+    process: PageProcess,
     records: PageRecords,
 ) -> int:
+    total = _count(process, files)
+    pages = process.read(files, records.done)
     first = next(pages, None)
     before = len(records)
     rate = ""
     if first is not None:
         pages = itertools.chain([first], pages)
-        with _server(args) as url, _progress(None, files, done=before) as bar:
+        with _server(args) as url, _progress(total, done=before) as bar:
             start = time.perf_counter()
             asyncio.run(_ask(args, url, question, pages, records, bar))
             seconds = time.perf_counter() - start
@@ -215,13 +223,17 @@ def _complaint(file: str, number: int | None, error: str) -> str:
     return f"nemotron-vl: {file}{page}: {error}"
 
 
-def _progress(pages, files: list[Path], done: int) -> tqdm:
-    """A bar with rate and time left, on a terminal only: it counts all pages first."""
-    total = None
-    if sys.stderr.isatty():
-        counted = tqdm(files, "counting pages", unit="file", leave=False)
-        total = sum(count_pages(file) for file in counted)
-    return tqdm(pages, total=total, initial=done, unit="page", disable=total is None)
+def _count(process: PageProcess, files: list[Path]) -> int | None:
+    """The number of all pages, if a terminal shows progress."""
+    if not sys.stderr.isatty():
+        return None
+    counted = tqdm(files, "counting pages", unit="file", leave=False)
+    return sum(process.count(file) for file in counted)
+
+
+def _progress(total: int | None, done: int) -> tqdm:
+    """A bar with rate and time left, on a terminal only."""
+    return tqdm(total=total, initial=done, unit="page", disable=total is None)
 
 
 @contextlib.contextmanager

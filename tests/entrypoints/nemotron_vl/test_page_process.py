@@ -1,0 +1,119 @@
+"""A document that ends the process that reads it costs one record, not the others."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from support.documents import blank_pdf, pdf, solid
+from vllm_nemotron_vl.entrypoints.nemotron_vl import page_process
+from vllm_nemotron_vl.entrypoints.nemotron_vl.page_process import PageProcess
+from vllm_nemotron_vl.entrypoints.nemotron_vl.pages import read_pages
+from vllm_nemotron_vl.entrypoints.nemotron_vl.tiler import Tiler
+
+DEADLY, ENDLESS, HUGE = 11, 22, 33  # width of a page in points
+
+
+class Drawing(Tiler):
+    """Acts like a fault of PDFium: it is called where a page is drawn."""
+
+    def filling_scale(self, width, height):
+        if width == DEADLY:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if width == ENDLESS:
+            time.sleep(600)
+        if width == HUGE:
+            raise MemoryError
+        return super().filling_scale(width, height)
+
+
+@pytest.fixture
+def process():
+    with PageProcess(Drawing(*Tiler.from_model(None, 1))) as process:
+        yield process
+
+
+def nothing(file: str, page: int | None) -> bool:
+    return False
+
+
+def test_pages_are_those_of_the_same_process(process, tmp_path):
+    good, broken = tmp_path / "good.pdf", tmp_path / "broken.pdf"
+    good.write_bytes(pdf(map(solid, ("red", "lime", "blue"))))
+    broken.write_bytes(good.read_bytes()[:100])
+    files = [good, broken, good]
+    for done in (nothing, lambda file, page: page == 2):
+        expected = list(read_pages(files, Tiler.from_model(None, 1), done))
+        assert list(process.read(files, done)) == expected
+    assert (process.count(good), process.count(broken)) == (3, 1)
+
+
+def test_only_the_page_that_ends_the_process_is_lost(process, tmp_path):
+    file, after = tmp_path / "report.pdf", tmp_path / "after.pdf"
+    file.write_bytes(pdf(solid("red", (side, 80)) for side in (60, DEADLY, 60, DEADLY)))
+    after.write_bytes(blank_pdf(60, 80))
+    pages = list(process.read([file, after], nothing))
+    assert [page.number for page in pages] == [1, 2, 3, 4, 1]
+    errors = [page.error for page in pages]
+    ended = "It is damaged, and ended the process that reads it (signal 11)."
+    assert errors == [None, ended, None, ended, None]
+
+
+def test_a_page_that_takes_too_long_is_an_error(process, tmp_path, monkeypatch):
+    monkeypatch.setattr(page_process, "MOST_SECONDS", 4.0)
+    file = tmp_path / "report.pdf"
+    file.write_bytes(pdf(solid("red", (side, 80)) for side in (ENDLESS, 60)))
+    endless, good = process.read([file], nothing)
+    assert (endless.number, endless.error) == (1, "Drawing took more than 4 s.")
+    assert good.error is None
+
+
+def test_a_document_that_cannot_be_opened_in_time(process, tmp_path, monkeypatch):
+    monkeypatch.setattr(page_process, "MOST_SECONDS", 4.0)
+    os.mkfifo(tmp_path / "pipe.pdf")  # waits for a writer
+    file = tmp_path / "file.pdf"
+    file.write_bytes(blank_pdf(60, 80))
+    assert process.count(tmp_path / "pipe.pdf") == 1
+    waiting, good = process.read([tmp_path / "pipe.pdf", file], nothing)
+    assert (waiting.number, good.error) == (None, None)
+    assert "more than 4 s" in waiting.error
+
+
+def test_lack_of_memory_is_no_fault_of_the_document(process, tmp_path):
+    file = tmp_path / "file.pdf"
+    file.write_bytes(blank_pdf(HUGE, 80))
+    with pytest.raises(MemoryError):
+        list(process.read([file], nothing))
+
+
+def test_no_process_is_left(tmp_path):
+    file = tmp_path / "file.pdf"
+    file.write_bytes(pdf(map(solid, ("red", "lime"))))
+    before = {*psutil.Process().children()}
+    with PageProcess(Tiler.from_model(None, 1)) as process:
+        next(process.read([file], nothing))
+        (own,) = (
+            child
+            for child in {*psutil.Process().children()} - before
+            if "spawn_main" in " ".join(child.cmdline())
+        )
+    assert not own.is_running()
+
+
+def test_it_ends_with_a_parent_that_is_killed(tmp_path):
+    pid = os.fork()
+    if pid == 0:
+        with PageProcess(Tiler.from_model(None, 1)) as process:
+            process.count(Path(__file__))
+            (tmp_path / "pid").write_text(str(process._process.pid))
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    reader = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        if not psutil.pid_exists(reader):
+            return
+        time.sleep(0.1)
+    pytest.fail("The process still runs.")

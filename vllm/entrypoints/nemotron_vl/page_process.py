@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents are read in a process of their own, which a damaged file may end.
+
+PDFium, libtiff and other libraries that read documents are written in C and C++.
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from .pages import Page, count_pages, read_pages
+from .tiler import Tiler
+
+# For a page; the slowest page of ordinary documents takes a few seconds.
+MOST_SECONDS = 120.0
+_END = "end"
+
+
+class _Ended(Exception):
+    """The process ended, or was stopped; says why."""
+
+
+class PageProcess:
+    """A process that reads documents, and starts again if a document ends it.
+
+    Args:
+        tiler: How the server cuts images.
+    """
+
+    def __init__(self, tiler: Tiler) -> None:
+        self._tiler = tiler
+        self._process: Any = None
+        self._connection: Connection
+
+    def __enter__(self) -> "PageProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def count(self, file: Path) -> int:
+        """`count_pages`; 1 for a document that ends the process."""
+        try:
+            self._send(file)
+            return self._receive()
+        except _Ended:
+            return 1
+
+    def read(
+        self, files: Iterable[Path], done: Callable[[str, int | None], bool]
+    ) -> Iterator[Page]:
+        """`read_pages`. What ends the process, or takes too long, is an error.
+
+        Args:
+            files: Documents.
+            done: Whether a page, by file and number, is left out.
+        """
+        for file in files:
+            yield from self._read(file, done)
+
+    def _read(self, file: Path, done: Callable[[str, int | None], bool]):
+        name, given_up = str(file), 0
+        while True:
+            number: int | None = None  # the page that is drawn now
+            try:
+                self._send((file, self._tiler))
+                while (answer := self._receive()) != _END:
+                    if isinstance(answer, Page):
+                        number = None
+                        yield answer
+                        continue
+                    number = answer
+                    left_out = number is not None and number <= given_up
+                    self._connection.send(left_out or done(name, number))
+                return
+            except _Ended as error:
+                yield Page(name, number, error=str(error))
+                if number is None:
+                    return
+                given_up = number
+
+    def _send(self, command: object) -> None:
+        if self._process is not None and not self._process.is_alive():
+            self._stop()
+        if self._process is None:
+            # Spawned: a fork would share the locks of this process's threads.
+            context = multiprocessing.get_context("spawn")
+            self._connection, other = context.Pipe()
+            self._process = context.Process(target=_serve, args=(other,), daemon=True)
+            self._process.start()
+            other.close()
+        self._connection.send(command)
+
+    def _receive(self) -> Any:
+        """An answer.
+
+        Raises:
+            MemoryError: Of the process; the machine's problem, not the document's.
+            _Ended: There is none.
+        """
+        try:
+            in_time = self._connection.poll(MOST_SECONDS)
+            answer = self._connection.recv() if in_time else None
+        except (EOFError, ConnectionError):
+            process = self._process
+            process.join()
+            self._stop()
+            raise _Ended(_cause(process.exitcode)) from None
+        if not in_time:
+            self._stop()
+            raise _Ended(f"Drawing took more than {MOST_SECONDS:g} s.")
+        if isinstance(answer, MemoryError):
+            raise answer
+        return answer
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._connection.close()
+            self._process = None
+
+
+def _cause(status: int) -> str:
+    how = f"signal {-status}" if status < 0 else f"status {status}"
+    return f"It is damaged, and ended the process that reads it ({how})."
+
+
+def _serve(connection: Connection) -> None:
+    """Answer commands: a file, to count its pages; or file and `Tiler`, to read it.
+
+    Before it draws a page, it sends the page's number and receives whether the page is
+    left out.
+    """
+    # A Ctrl-C goes to both processes; the other one ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def left_out(name: str, number: int | None) -> bool:
+        connection.send(number)
+        return connection.recv()
+
+    try:
+        while True:
+            command = connection.recv()
+            if isinstance(command, Path):
+                connection.send(count_pages(command))
+                continue
+            file, tiler = command
+            try:
+                for page in read_pages([file], tiler, left_out):
+                    connection.send(page)
+                connection.send(_END)
+            except MemoryError as error:
+                connection.send(error)
+    except (EOFError, ConnectionError):  # the other process has ended
+        return
