@@ -7,6 +7,8 @@ There are three kinds of images, each in its order:
 - the pages of a PDF document;
 - photographs, where nothing repeats and the search for equal tiles only costs time.
 
+A quick run needs no browser: it draws a window in which somebody types.
+
 Three sides answer for the same images in one engine, in turns. "in-tree" has vLLM's
 in-tree processing and encodes every tile. "repeats" encodes equal tiles of one image
 once. "cache" also keeps the embeddings of earlier images. vLLM's own cache of whole
@@ -34,7 +36,7 @@ import in_tree
 import pypdfium2
 import skimage.data
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from record_session import record
 from vllm import LLM, SamplingParams
 from vllm.plugins import load_general_plugins
@@ -66,9 +68,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="figures in the last line")
     parser.add_argument("--plot", type=Path, help="file for a plot of the tiles")
     args = parser.parse_args()
-    if not (SESSION / "reference.pdf").exists():
-        record(SESSION)
-    inputs = read_inputs()
+    if args.quick:
+        inputs = {"frames": draw_frames(), "photographs": read_photos()}
+    else:
+        if not (SESSION / "reference.pdf").exists():
+            record(SESSION)
+        inputs = read_inputs()
     figures: dict[str, dict] = {}
     tiles = {name: count_tiles(pictures) for name, pictures in inputs.items()}
     print("Tiles encoded: received, repeats, cache (ratio)")
@@ -84,9 +89,10 @@ def main() -> None:
     if args.plot:
         plot(tiles, args.plot)
 
-    del inputs["actions"]  # they are among the frames
     if args.quick:
-        inputs = {name: inputs[name][1:3] for name in ("frames", "photographs")}
+        inputs = {name: pictures[1:3] for name, pictures in inputs.items()}
+    else:
+        del inputs["actions"]  # they are among the frames
     with tempfile.TemporaryDirectory() as folder:
         llm = start(Path(folder) / "checkpoint", args.blocks)
         measure_first_tokens(llm, inputs, figures)
@@ -99,13 +105,31 @@ def read_inputs() -> dict[str, list[Image.Image]]:
     frames = {file.stem: Image.open(file) for file in sorted(SESSION.glob("*.png"))}
     document = pypdfium2.PdfDocument(SESSION / "reference.pdf")
     pages = [document[n].render(scale=150 / 72).to_pil() for n in range(20)]
-    photos = [Image.fromarray(getattr(skimage.data, f"{name}")()) for name in PHOTOS]
     return {
         "frames": [*frames.values()],
         "actions": [p for name, p in frames.items() if name.endswith("action")],
         "PDF pages": pages,
-        "photographs": photos,
+        "photographs": read_photos(),
     }
+
+
+def read_photos() -> list[Image.Image]:
+    return [Image.fromarray(getattr(skimage.data, name)()) for name in PHOTOS]
+
+
+def draw_frames() -> list[Image.Image]:
+    """A window in which somebody types; stands for the session in a quick run."""
+    font = ImageFont.load_default(size=24)
+    frames = []
+    for letters in range(1, 9):
+        frame = Image.new("RGB", (1280, 800), "white")
+        draw = ImageDraw.Draw(frame)
+        for line in range(12):
+            draw.text((80, 150 + 50 * line), f"Paragraph {line}", "black", font)
+        draw.rectangle((80, 60, 700, 110), outline="grey")
+        draw.text((90, 70), "searched"[:letters], "black", font)
+        frames.append(frame)
+    return frames
 
 
 def count_tiles(pictures: list[Image.Image]) -> list[tuple[int, int, int]]:

@@ -1,15 +1,14 @@
 """The plugin's entry point: what it changes in vLLM and what it leaves alone."""
 
 import json
-import os
 import subprocess
 import sys
 from importlib.metadata import distribution, entry_points, version
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from support.other_vllm import other_vllm
 from vllm_nemotron_vl.config import nemotron_vl_names as names
 from vllm_nemotron_vl.plugins import nemotron_vl as plugin
 from vllm_nemotron_vl.plugins import nemotron_vl_contract
@@ -186,29 +185,6 @@ def other_model(checkpoint, tmp_path_factory) -> Path:
     llm |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     (folder / "config.json").write_text(json.dumps(llm))
     return folder
-
-
-def other_vllm(folder: Path, changes: dict[str, tuple[str, str]]) -> dict[str, str]:
-    """Environment of a process that finds a changed copy of the installed vLLM.
-
-    Args:
-        changes: For files of the copy, a text and what replaces it. All other files
-            are links to the installed ones.
-    """
-    installed = Path(find_spec("vllm").submodule_search_locations[0])
-    copy = folder / "vllm"
-    for file, (old, new) in changes.items():
-        for part in reversed(Path(file).parents):
-            if not (copy / part).is_dir() or (copy / part).is_symlink():
-                (copy / part).unlink(missing_ok=True)
-                (copy / part).mkdir()
-                for inner in (installed / part).iterdir():
-                    (copy / part / inner.name).symlink_to(inner)
-        text = (installed / file).read_text()
-        assert old in text
-        (copy / file).unlink()
-        (copy / file).write_text(text.replace(old, new))
-    return os.environ | {"PYTHONPATH": str(folder)}
 
 
 VERSION = {"_version.py": (version("vllm").partition("+")[0], "9.9.0")}

@@ -3,12 +3,12 @@
 import json
 import shutil
 from importlib import metadata
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import vllm
 
+from support.other_vllm import other_vllm
 from vllm_nemotron_vl.config import nemotron_vl_cpu
 from vllm_nemotron_vl.config import nemotron_vl_names as names
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
@@ -91,32 +91,12 @@ def test_a_release_that_was_not_tested(diagnose):
 @pytest.fixture
 def doctored(tmp_path, monkeypatch) -> None:
     """A copy of vLLM, made of links, that claims to be 9.0.0 and lacks a class."""
-    installed = Path(vllm.__file__).parent
     changes = {
-        "_version.py": lambda text: text.replace(vllm.__version__, "9.0.0"),
-        "model_executor/models/internvl.py": lambda text: text.replace(
-            "InternVLChatModel", "Renamed"
-        ),
+        "_version.py": (vllm.__version__, "9.0.0"),
+        "model_executor/models/internvl.py": ("InternVLChatModel", "Renamed"),
     }
-    link_folder(installed, tmp_path / "vllm", changes)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-
-
-def link_folder(source: Path, target: Path, changes: dict) -> None:
-    target.mkdir()
-    inner = {Path(name).parts[0] for name in changes}
-    for entry in source.iterdir():
-        below = {
-            name.partition("/")[2]: change
-            for name, change in changes.items()
-            if name.startswith(entry.name + "/")
-        }
-        if below:
-            link_folder(entry, target / entry.name, below)
-        elif entry.name in inner:
-            (target / entry.name).write_text(changes[entry.name](entry.read_text()))
-        else:
-            (target / entry.name).symlink_to(entry)
+    environment = other_vllm(tmp_path, changes)
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
 
 
 def test_a_release_that_lacks_something(doctored, capsys):

@@ -197,9 +197,11 @@ def test_stopped_by_hand_it_says_how_to_go_on(server, folder, out):
 
 
 BESIDE = """
+import multiprocessing
 import sys
 import termios
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
+multiprocessing.set_executable(sys.executable)
 sys.executable = sys.argv[1]  # vLLM's command is beside it
 sys.exit(main(sys.argv[2:]))
 """
