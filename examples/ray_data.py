@@ -17,7 +17,11 @@ from PIL import Image
 from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
 from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
-from vllm_nemotron_vl.entrypoints.nemotron_vl.pages import find_documents, read_pages
+from vllm_nemotron_vl.entrypoints.nemotron_vl.pages import (
+    Page,
+    find_documents,
+    read_pages,
+)
 from vllm_nemotron_vl.entrypoints.nemotron_vl.tiler import Tiler
 
 # A plain prompt spells out the chat format and has <image> for the image.
@@ -82,7 +86,16 @@ def main() -> None:
 
     def draw(row: dict) -> list[dict]:
         pages = read_pages([Path(row["file"])], tiler, lambda file, page: False)
-        return [page._asdict() for page in pages]
+        return [check(page)._asdict() for page in pages]
+
+    def check(page: Page) -> Page:
+        """A picture that cannot be decoded would end the job."""
+        try:
+            if page.error is None:
+                Image.open(io.BytesIO(page.picture)).load()
+        except Exception as error:  # Pillow raises all kinds
+            return page._replace(error=f"{type(error).__name__}: {error}")
+        return page
 
     def ask(page: dict) -> dict:
         picture = Image.open(io.BytesIO(page["picture"]))

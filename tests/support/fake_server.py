@@ -36,6 +36,7 @@ class FakeServer:
         self.answer: Callable[[dict], str | tuple[int, str]] = size_of_picture
         # Statuses that the next requests with a page get first.
         self.failures: list[int] = []
+        self.busy = 0  # requests of any kind that get status 503 first
         self.delay = 0.0  # seconds that an answer takes
         self.models = [{"id": "fake", "object": "model", "created": 0}]
         self.requests: list[dict] = []  # those with a page
@@ -49,6 +50,9 @@ class FakeServer:
         trial = isinstance(request["messages"][0]["content"], str)
         with self._lock:
             (self.trials if trial else self.requests).append(request)
+            if self.busy:
+                self.busy -= 1
+                return 503, {"error": {"message": "busy"}}
             if not trial and self.failures:
                 return self.failures.pop(0), {"error": {"message": "a failure"}}
             self._at_once += 1

@@ -26,7 +26,7 @@ from support.documents import blank_pdf, encrypted_pdf, pdf, solid, tiff
 from support.fake_server import BREAK, FakeServer, fake_server, picture_of
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl import read
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
-from vllm_nemotron_vl.entrypoints.nemotron_vl import page_reading
+from vllm_nemotron_vl.entrypoints.nemotron_vl import page_reading, page_records
 from vllm_nemotron_vl.entrypoints.nemotron_vl.page_questions import Question
 from vllm_nemotron_vl.entrypoints.nemotron_vl.pages import Page
 
@@ -90,6 +90,7 @@ def test_each_page_has_a_record(server, folder, out, capsys):
     assert page == {
         "file": str(folder / "report.pdf"),
         "page": 2,
+        "model": "fake",
         "answer": "1536x2048",
         "finish_reason": "stop",
         "tokens": {"prompt": 3330, "answer": 7},
@@ -244,7 +245,8 @@ def no_patience(monkeypatch):
 def test_a_server_that_does_not_recover_ends_the_run(
     server, folder, out, capsys, no_patience, failure
 ):
-    server.answer = lambda request: (failure, "not now") if picture_of(request) else ""
+    # Only the first request, the trial, is answered.
+    server.answer = lambda request: (failure, "not now") if server.requests else ""
     assert run(server, folder / "report.pdf", out) == 2
     assert f"nemotron-vl: The server answered {failure}: not now" in (
         capsys.readouterr().err
@@ -300,6 +302,108 @@ def test_a_page_at_which_the_connection_breaks_does_not_stop_the_others(
     errors = {r["file"].rpartition("/")[2]: r.get("error") for r in records(out)}
     assert errors["photo.png"].startswith("The connection broke in all attempts: ")
     assert places(out) == ALL
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_page_that_a_proxy_gives_up_does_not_stop_the_others(
+    server, folder, out, no_patience, status
+):
+    def answer(request):
+        picture = picture_of(request)
+        return (status, "gone") if picture and picture.size == (40, 30) else "yes"
+
+    server.answer = answer
+    assert run(server, folder, out, "--at-once", "1") == 1
+    errors = {r["file"].rpartition("/")[2]: r.get("error") for r in records(out)}
+    assert errors["photo.png"] == f"The server answered {status}: gone"
+    assert places(out) == ALL
+
+
+def test_a_server_that_is_busy_at_the_start_is_waited_for(server, folder, out):
+    server.busy = 6
+    assert run(server, folder / "photo.png", out) == 0
+
+
+@pytest.mark.parametrize("choices", [None, [], [{"index": 0, "message": {}}]])
+def test_a_server_that_sends_no_answer_is_a_page_error(server, folder, out, choices):
+    respond = server.respond
+
+    def without(request):
+        status, body = respond(request)
+        return status, body | {"choices": choices}
+
+    server.respond = without
+    assert run(server, folder / "photo.png", out) == 1
+    assert records(out)[0]["error"] == "The server sent no answer."
+
+
+def test_answers_are_written_while_a_page_is_drawn(server):
+    """A kill must not lose them."""
+    written = []
+
+    def pages():
+        yield Page("a.pdf", 1, b"", "image/png")
+        for _ in range(100):
+            if written:
+                break
+            time.sleep(0.05)
+        yield Page("a.pdf", 2, b"", "image/png", error=None if written else "late")
+
+    async def read_all():
+        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none")
+        server.answer = lambda request: "yes"
+        question = Question("?", None, 9)
+        async for record in page_reading.read_answers(
+            client, "fake", question, pages(), at_once=4, timeout=60
+        ):
+            written.append(record)
+
+    asyncio.run(read_all())
+    assert [r.get("error") for r in written] == [None, None]
+
+
+def test_a_document_that_never_opens_does_not_hold_a_stop(server, folder, out):
+    os.mkfifo(folder / "pipe")  # waits for a writer
+    command = [sys.executable, "-m", main.__module__, "read", folder / "photo.png"]
+    command += [folder / "pipe", "--question", "?", "--url", server.url, "--out", out]
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+    ) as process:
+        while not (out.exists() and out.read_text()):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors.endswith("nemotron-vl: stopped; the same command goes on\n")
+
+
+def test_a_document_has_one_name(server, folder, out, monkeypatch):
+    assert run(server, folder / "photo.png", out) == 0
+    monkeypatch.chdir(folder)
+    assert run(server, Path("photo.png"), out) == 0
+    assert run(server, Path("../folder/photo.png"), out) == 0
+    assert places(out) == [("photo.png", 1)]
+
+
+def test_errors_of_other_documents_stay(server, folder, out):
+    assert run(server, folder, out) == 1
+    assert run(server, folder / "locked.pdf", out, "--retry-errors") == 1
+    assert places(out) == ALL
+
+
+def test_a_proxy_is_not_asked_for_this_machine(server, folder, out, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert run(server, folder / "photo.png", out) == 0
+
+
+def test_an_address_that_is_none(server, folder, out, capsys):
+    server.url = "http://localhost:80x"
+    assert run(server, folder / "photo.png", out) == 2
+    assert "80x" in capsys.readouterr().err
 
 
 def test_an_answer_that_takes_too_long_is_an_error(server, folder, out, no_patience):
@@ -373,6 +477,9 @@ def test_a_schema_is_enforced_and_its_data_recorded(server, folder, out, schema)
         ('{"total": "3"}', "does not follow the schema: $.total: '3' is not of type"),
         ('{"total": 1, "currency": "F"}', "does not follow the schema: $.currency"),
         ('{"total": 3', "The answer is not JSON: "),
+        ('{"total": NaN}', "The answer is not JSON: NaN is no number."),
+        ('{"total": 1e999}', "Out of range float values are not JSON compliant"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_an_answer_that_breaks_the_schema_is_an_error(
@@ -383,6 +490,34 @@ def test_an_answer_that_breaks_the_schema_is_an_error(
     (record,) = records(out)
     assert cause in record["error"]
     assert record["answer"] == answer
+
+
+def test_a_number_that_may_be_cut_is_an_error(server, folder, out, schema):
+    respond = server.respond
+
+    def cut(request):
+        status, body = respond(request)
+        body["choices"][0]["finish_reason"] = "length"
+        return status, body
+
+    server.respond, server.answer = cut, lambda request: '{"total": 12}'
+    assert run(server, folder / "photo.png", out, "--schema", schema) == 1
+    assert records(out)[0]["error"] == (
+        "The answer may not be complete. It was cut after 2048 tokens."
+    )
+
+
+def test_a_schema_that_refers_to_nothing_is_refused(server, folder, out, tmp_path):
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps({"properties": {"a": {"$ref": "#/$defs/none"}}}))
+    assert run(server, folder, out, "--schema", str(file)) == 2
+    file.write_text(json.dumps({"$defs": {"x": {}}, "items": {"$ref": "#/$defs/x"}}))
+    assert run(server, folder / "photo.png", out, "--schema", str(file)) == 1
+    file.write_text(json.dumps({"$id": "http://a/b", "$ref": "c"}))
+    out.unlink()
+    server.answer = lambda request: "[]"
+    assert run(server, folder / "photo.png", out, "--schema", str(file)) == 1
+    assert "refers to what it does not have: " in records(out)[0]["error"]
 
 
 def test_a_refused_schema_stops_before_the_first_page(
@@ -427,6 +562,32 @@ def test_another_question_needs_another_file(server, folder, out, capsys):
     assert main(["read", str(folder), "--question", "Other?", *where]) == 2
     assert "has answers to another question or schema" in capsys.readouterr().err
     assert out.read_text() == before
+
+
+def test_a_batch_replaces_batches_only(folder, tmp_path, capsys):
+    picture = folder / "photo.png"
+    asked = ["read", str(picture), "--question", "?", "--model", "m"]
+    before = picture.read_bytes()
+    assert main([*asked, "--batch", str(picture)]) == 2
+    assert "is no file of requests" in capsys.readouterr().err
+    assert picture.read_bytes() == before
+    batch = tmp_path / "requests.jsonl"
+    for _ in range(2):
+        assert main([*asked, "--batch", str(batch)]) == 0
+    assert len(batch.read_text().splitlines()) == 1
+    with page_records.open_alone(tmp_path / "requests.jsonl.part"):
+        assert main([*asked, "--batch", str(batch)]) == 2
+    assert "Another process writes to" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_utf_8(folder, tmp_path):
+    odd = os.fsencode(folder) + b"/\xff.png"
+    os.rename(folder / "photo.png", odd)
+    batch = tmp_path / "requests.jsonl"
+    asked = ["read", os.fsdecode(odd), "--question", "?", "--model", "m"]
+    assert main([*asked, "--batch", str(batch)]) == 0
+    assert json.loads(batch.read_text())["custom_id"].endswith(r"\udcff.png#1")
+    assert "\\\\udcff" in batch.read_text()  # and no half of a surrogate pair
 
 
 def test_a_batch_has_a_request_for_each_page(folder, tmp_path, capsys, schema):

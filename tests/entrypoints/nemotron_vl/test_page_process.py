@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -26,7 +28,7 @@ class Drawing(Tiler):
         if width == ENDLESS:
             time.sleep(600)
         if width == HUGE:
-            raise MemoryError
+            bytearray(6 << 30)
         return super().filling_scale(width, height)
 
 
@@ -82,11 +84,12 @@ def test_a_document_that_cannot_be_opened_in_time(process, tmp_path, monkeypatch
     assert "more than 4 s" in waiting.error
 
 
-def test_lack_of_memory_is_no_fault_of_the_document(process, tmp_path):
-    file = tmp_path / "file.pdf"
-    file.write_bytes(blank_pdf(HUGE, 80))
-    with pytest.raises(MemoryError):
-        list(process.read([file], nothing))
+def test_memory_is_bounded(process, tmp_path):
+    file = tmp_path / "report.pdf"
+    file.write_bytes(pdf(solid("red", (side, 80)) for side in (HUGE, 60)))
+    huge, good = process.read([file], nothing)
+    assert (huge.number, huge.error) == (1, "It needs more than 4 GB of memory.")
+    assert good.error is None
 
 
 def test_no_process_is_left(tmp_path):
@@ -103,17 +106,30 @@ def test_no_process_is_left(tmp_path):
     assert not own.is_running()
 
 
+CODE = """
+import sys
+from pathlib import Path
+from test_page_process import Drawing, nothing
+from vllm_nemotron_vl.entrypoints.nemotron_vl.page_process import PageProcess
+from vllm_nemotron_vl.entrypoints.nemotron_vl.tiler import Tiler
+with PageProcess(Drawing(*Tiler.from_model(None, 1))) as process:
+    process.count(Path(sys.argv[1]))
+    print(process._process.pid, flush=True)
+    list(process.read([Path(sys.argv[1])], nothing))
+"""
+
+
 def test_it_ends_with_a_parent_that_is_killed(tmp_path):
-    pid = os.fork()
-    if pid == 0:
-        with PageProcess(Tiler.from_model(None, 1)) as process:
-            process.count(Path(__file__))
-            (tmp_path / "pid").write_text(str(process._process.pid))
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(pid, 0)
-    reader = int((tmp_path / "pid").read_text())
-    for _ in range(100):
-        if not psutil.pid_exists(reader):
-            return
-        time.sleep(0.1)
-    pytest.fail("The process still runs.")
+    """Also while a page is drawn."""
+    file = tmp_path / "report.pdf"
+    file.write_bytes(blank_pdf(ENDLESS, 80))
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", CODE, file],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )
+    reader = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.communicate()
+    reader.wait(20)  # raises TimeoutExpired if it still runs

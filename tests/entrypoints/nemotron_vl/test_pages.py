@@ -1,6 +1,7 @@
 """Documents become pages: their size, their order, and what is wrong with them."""
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -226,3 +227,73 @@ def test_a_thousand_pages_take_the_memory_of_a_few(tmp_path, photo):
     ten, thousand = map(int, done.stdout.split())  # MB at the peak
     # All pictures together have 180 MB, all drawn pages 290 MB.
     assert thousand - ten < 60, (ten, thousand)
+
+
+def test_a_scan_finer_than_its_tiles_is_reduced_to_them(tmp_path):
+    file = tmp_path / "scan.tif"
+    fine = np.zeros((7016, 4960), np.uint8)
+    fine[:3508] = 255
+    file.write_bytes(tiff([Image.fromarray(fine).convert("1"), solid("red")]))
+    first, second = map(opened, pages(file))
+    grid = PUBLISHED.grid_for(*first.size, "fast")
+    assert (first.width, grid.columns, grid.rows) == (1536, 3, 4)
+    assert first.height == pytest.approx(1536 * 7016 / 4960, abs=1)
+    assert first.getpixel((9, 9)) == 255 and first.getpixel((9, 2000)) == 0
+    assert second.size == (60, 80)
+
+
+def test_16_bits_of_either_byte_order(tmp_path):
+    levels = np.array([[0, 65535]], np.uint16)
+    for order in "<>":
+        file = tmp_path / f"{ord(order)}.tif"
+        data = io.BytesIO()
+        Image.fromarray(levels).save(data, "TIFF")
+        file.write_bytes(data.getvalue() if order == "<" else big_endian(levels))
+        drawn = opened(*pages(file))
+        assert [drawn.getpixel((x, 0)) for x in (0, 1)] == [0, 65535], order
+
+
+def big_endian(levels: np.ndarray) -> bytes:
+    """A TIFF of 16-bit levels, the first byte of each the higher one."""
+    entries = {256: levels.shape[1], 257: levels.shape[0], 258: 16, 262: 1}
+    entries |= {273: 110, 277: 1, 278: levels.shape[0], 279: levels.nbytes}
+    head = b"MM\0*" + (8).to_bytes(4) + len(entries).to_bytes(2)
+    for tag, value in sorted(entries.items()):
+        head += tag.to_bytes(2) + b"\0\4\0\0\0\1" + value.to_bytes(4)
+    return head.ljust(110, b"\0") + levels.astype(">u2").tobytes()
+
+
+def test_the_first_pages_of_a_cut_scan_are_read(tmp_path):
+    file = tmp_path / "scan.tif"
+    whole = tiff([solid("red"), solid("lime"), solid("blue")])
+    file.write_bytes(whole[: len(whole) * 2 // 3 - 200])
+    first, *others = pages(file)
+    assert first.error is None
+    assert others and others[-1].error is not None
+
+
+def test_what_cannot_be_read_in_a_folder_is_named(tmp_path):
+    (tmp_path / "dangling.pdf").symlink_to(tmp_path / "nothing.pdf")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "a.png").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.pdf")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    found = find_documents([tmp_path])
+    assert [file.name for file in found] == ["dangling.pdf", "loop.png"]
+    assert all(page.error for page in pages(*found))
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    scandir = os.scandir
+
+    def refuse(path):  # a test of root may read all
+        if Path(path) == secret:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert find_documents([tmp_path]) == [secret]
+    (page,) = pages(secret)
+    assert page.number is None and page.error

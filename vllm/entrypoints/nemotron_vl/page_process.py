@@ -5,9 +5,13 @@ PDFium, libtiff and other libraries that read documents are written in C and C++
 """
 
 import multiprocessing
+import os
+import resource
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,8 @@ from .tiler import Tiler
 
 # For a page; the slowest page of ordinary documents takes a few seconds.
 MOST_SECONDS = 120.0
+_MEMORY = 4 << 30
+_NO_MEMORY = 3  # exit status
 _END = "end"
 
 
@@ -40,6 +46,11 @@ class PageProcess:
 
     def __exit__(self, *_: object) -> None:
         self._stop()
+
+    def kill(self) -> None:
+        """End the process, also while another thread waits for an answer of it."""
+        if self._process is not None:
+            self._process.kill()
 
     def count(self, file: Path) -> int:
         """`count_pages`; 1 for a document that ends the process."""
@@ -98,7 +109,6 @@ class PageProcess:
         """An answer.
 
         Raises:
-            MemoryError: Of the process; the machine's problem, not the document's.
             _Ended: There is none.
         """
         try:
@@ -112,8 +122,6 @@ class PageProcess:
         if not in_time:
             self._stop()
             raise _Ended(f"Drawing took more than {MOST_SECONDS:g} s.")
-        if isinstance(answer, MemoryError):
-            raise answer
         return answer
 
     def _stop(self) -> None:
@@ -125,6 +133,10 @@ class PageProcess:
 
 
 def _cause(status: int) -> str:
+    if status == _NO_MEMORY:
+        return f"It needs more than {_MEMORY >> 30} GB of memory."
+    if status == -signal.SIGKILL:
+        return "The process that reads it was killed, perhaps for lack of memory."
     how = f"signal {-status}" if status < 0 else f"status {status}"
     return f"It is damaged, and ended the process that reads it ({how})."
 
@@ -137,6 +149,9 @@ def _serve(connection: Connection) -> None:
     """
     # A Ctrl-C goes to both processes; the other one ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
 
     def left_out(name: str, number: int | None) -> bool:
         connection.send(number)
@@ -149,11 +164,18 @@ def _serve(connection: Connection) -> None:
                 connection.send(count_pages(command))
                 continue
             file, tiler = command
-            try:
-                for page in read_pages([file], tiler, left_out):
-                    connection.send(page)
-                connection.send(_END)
-            except MemoryError as error:
-                connection.send(error)
+            for page in read_pages([file], tiler, left_out):
+                connection.send(page)
+            connection.send(_END)
+    except MemoryError:
+        sys.exit(_NO_MEMORY)
     except (EOFError, ConnectionError):  # the other process has ended
         return
+
+
+def _end_with_parent() -> None:
+    """End also while a page is drawn."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

@@ -3,12 +3,16 @@
 
 import base64
 import hashlib
+import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .page_records import open_alone
 from .pages import Page
+
+_START = b'{"custom_id": '  # of a file of requests
 
 _ABOUT_A_SCHEMA = (
     "Extract the data of this page as JSON that follows this JSON schema:\n{schema}"
@@ -99,9 +103,11 @@ class Question(NamedTuple):
         if self.schema is None:
             return answer
         import jsonschema
+        from referencing.exceptions import Unresolvable
 
         try:
-            data = json.loads(answer)
+            data = json.loads(answer, parse_constant=_no_number)
+            json.dumps(data, allow_nan=False)  # 1e999 is read as infinity
             jsonschema.validate(data, self.schema)
         except json.JSONDecodeError as error:
             raise ValueError(f"The answer is not JSON: {error}") from error
@@ -109,7 +115,16 @@ class Question(NamedTuple):
             at = error.json_path
             message = f"The answer does not follow the schema: {at}: {error.message}"
             raise ValueError(message) from error
+        except RecursionError as error:
+            raise ValueError("The answer is nested too deeply.") from error
+        except Unresolvable as error:
+            message = f"The schema refers to what it does not have: {error.ref}"
+            raise ValueError(message) from error
         return data
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"The answer is not JSON: {name} is no number.")
 
 
 def _read_schema(file: Path) -> dict[str, Any]:
@@ -126,7 +141,35 @@ def _read_schema(file: Path) -> dict[str, Any]:
     except jsonschema.SchemaError as error:
         message = f"{file} is not a JSON schema: {error.json_path}: {error.message}"
         raise ValueError(message) from error
+    for reference in _references(schema):
+        if not _resolves(reference, schema):
+            raise ValueError(f"{file} refers to {reference}, which it does not have.")
     return schema
+
+
+def _references(schema: Any) -> Iterator[str]:
+    """Each reference to a place in the same schema, unless it has other names."""
+    if isinstance(schema, dict):
+        if "$id" in schema:
+            return
+        if isinstance(reference := schema.get("$ref"), str):
+            yield reference
+    values = schema.values() if isinstance(schema, dict) else schema
+    for value in values if isinstance(schema, (dict, list)) else ():
+        yield from _references(value)
+
+
+def _resolves(reference: str, schema: dict[str, Any]) -> bool:
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    registry = Registry().with_resource("", DRAFT202012.create_resource(schema))
+    try:
+        registry.resolver().lookup(reference)
+    except Unresolvable:
+        return False
+    return True
 
 
 def write_batch(
@@ -141,21 +184,38 @@ def write_batch(
         pages: Pages with and without errors.
         question: What is asked.
         model: Its name for ``vllm run-batch``.
-        out: Is replaced if it exists.
+        out: A file of requests is replaced.
 
     Yields:
         Each page, after its request is written. Pages with errors have none.
+
+    Raises:
+        ValueError: `out` is another file, or another process writes to it.
     """
+    if out.exists():
+        with out.open("rb") as old:
+            if old.read(len(_START)) not in (_START, b""):
+                raise ValueError(f"{out} is no file of requests. Choose another file.")
     part = out.with_name(out.name + ".part")
-    with part.open("w") as lines:
+    lines = io.BufferedWriter(open_alone(part))
+    try:
+        lines.truncate(0)
         for page in pages:
             if page.error is None:
+                # The name may not be UTF-8.
+                name = page.file.encode(errors="backslashreplace").decode()
                 request = {
-                    "custom_id": f"{page.file}#{page.number}",
+                    "custom_id": f"{name}#{page.number}",
                     "method": "POST",
                     "url": "/v1/chat/completions",
                     "body": question.chat_request(page, model),
                 }
-                lines.write(json.dumps(request) + "\n")
+                lines.write(json.dumps(request).encode() + b"\n")
             yield page
-    part.replace(out)
+        lines.flush()
+        part.replace(out)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    finally:
+        lines.close()

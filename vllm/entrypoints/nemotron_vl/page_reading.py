@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 RETRIES = 20
 _RETRIES_AT_START = 3
 
-# These say nothing about the page: wrong key or name, too many requests, no server
-# behind a proxy.
-_NOT_THE_PAGE = {401, 403, 404, 429, 502, 503, 504}
+# These say nothing about the page: wrong key or name, too many requests.
+_NOT_THE_PAGE = {401, 403, 404, 429}
+# A proxy found no server, or waited too long for it. The page may be the reason.
+_OF_A_PROXY = {502, 503, 504}
 
 
 class ServerFailure(RuntimeError):
@@ -59,28 +60,34 @@ async def read_answers(
             retries, or refuses the key or the model.
     """
     running: set[asyncio.Task] = set()
-    finished: set[asyncio.Task] = set()
+    drawing: asyncio.Task | None = None
     more = True
     try:
-        while more or running:
-            while more and len(running) < at_once:
-                page = await asyncio.to_thread(next, pages, None)
+        while True:
+            if more and drawing is None and len(running) < at_once:
+                drawing = asyncio.create_task(asyncio.to_thread(next, pages, None))
+                running.add(drawing)
+            if not running:
+                return
+            finished, running = await asyncio.wait(
+                running, return_when=asyncio.FIRST_COMPLETED
+            )
+            if drawing in finished:
+                finished.remove(drawing)
+                page, drawing = drawing.result(), None
                 if page is None:
                     more = False
                 else:
                     work = _record(client, model, question, page, timeout)
                     running.add(asyncio.create_task(work))
                     del page, work
-            if running:
-                finished, running = await asyncio.wait(
-                    running, return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in finished:
-                    yield task.result()
+            # Answers first: a failure ends the run.
+            for task in sorted(finished, key=lambda task: task.exception() is not None):
+                yield task.result()
     finally:
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, *finished, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 async def find_model(
@@ -94,11 +101,17 @@ async def find_model(
     """
     import openai
 
-    client = client.with_options(max_retries=_RETRIES_AT_START)
+    impatient = client.with_options(max_retries=_RETRIES_AT_START)
     try:
         if model is None:
-            model = (await client.models.list()).data[0].id
-        await client.chat.completions.create(**question.trial_request(model))
+            model = (await impatient.models.list()).data[0].id
+        trial = question.trial_request(model)
+        try:
+            await impatient.chat.completions.create(**trial)
+        except openai.APIStatusError as error:
+            if error.status_code != 429 and error.status_code < 500:
+                raise
+            await client.chat.completions.create(**trial)  # it is there, but busy
     except openai.APIStatusError as error:
         raise ValueError(
             f"The server refuses requests: {_status_message(error)}"
@@ -122,7 +135,7 @@ async def _record(
     page: Page,
     timeout: float,
 ) -> dict[str, Any]:
-    record: dict[str, Any] = {"file": page.file, "page": page.number}
+    record: dict[str, Any] = {"file": page.file, "page": page.number, "model": model}
     if page.error is not None:
         return record | {"error": page.error}
     start = time.perf_counter()
@@ -150,42 +163,48 @@ async def _answer(
         completion = await client.chat.completions.create(**request)
     except openai.APIStatusError as error:
         message = f"The server answered {_status_message(error)}"
-        if error.status_code in _NOT_THE_PAGE:
+        if error.status_code in _NOT_THE_PAGE or (
+            error.status_code in _OF_A_PROXY
+            and not await _answers(client, model, question)
+        ):
             raise ServerFailure(message) from error
         raise _PageFailure(message) from error
     except openai.APIConnectionError as error:
         message = f"The connection broke in all attempts: {_cause(error)}"
-        if await _answers(client):
+        if await _answers(client, model, question):
             raise _PageFailure(message) from error
         raise ServerFailure(message) from error
-    choice = completion.choices[0]
-    text = choice.message.content or ""
-    usage = completion.usage
+    if not completion.choices or completion.choices[0].message.content is None:
+        raise _PageFailure("The server sent no answer.")
+    choice, usage = completion.choices[0], completion.usage
+    text, cut = choice.message.content, choice.finish_reason == "length"
     answer: dict[str, Any] = {"answer": text, "finish_reason": choice.finish_reason}
     if usage is not None:
         answer["tokens"] = {
             "prompt": usage.prompt_tokens,
             "answer": usage.completion_tokens,
         }
+    hint = f"It was cut after {question.max_tokens} tokens."
     try:
         answer["answer"] = question.parse(text)
+        if cut and question.schema is not None:  # 12 may be the start of 1200
+            answer["error"] = f"The answer may not be complete. {hint}"
     except ValueError as error:
-        cut = choice.finish_reason == "length"
-        hint = f" It was cut after {question.max_tokens} tokens." if cut else ""
-        answer["error"] = f"{error}{hint}"
+        answer["error"] = f"{error} {hint}" if cut else str(error)
     return answer
 
 
-async def _answers(client: "openai.AsyncOpenAI") -> bool:
-    """Whether the server answers at all."""
+async def _answers(
+    client: "openai.AsyncOpenAI", model: str, question: Question
+) -> bool:
+    """Whether the server answers a request without a page now."""
     import openai
 
+    client = client.with_options(max_retries=0)
     try:
-        await client.with_options(max_retries=0).models.list()
-    except openai.APIConnectionError:
+        await client.chat.completions.create(**question.trial_request(model))
+    except (openai.APIConnectionError, openai.APIStatusError):
         return False
-    except openai.APIStatusError:
-        return True
     return True
 
 

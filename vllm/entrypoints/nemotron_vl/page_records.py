@@ -2,9 +2,11 @@
 """A file of records, one for each page, that survives the death of its writer."""
 
 import fcntl
+import io
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +25,30 @@ class PageRecords:
     ``errors`` is the number of records with ``error``.
     """
 
-    def __init__(self, path: Path, question: str, retry_errors: bool = False) -> None:
+    def __init__(
+        self, path: Path, question: str, retry_errors: Collection[str] = ()
+    ) -> None:
         """Open a file of records, or create it.
 
         Args:
             path: The file.
             question: Digest of what is asked.
-            retry_errors: Remove the records of errors, so that their pages are done
-                again.
+            retry_errors: Files whose records of errors are removed, so that their
+                pages are done again.
 
         Raises:
             OSError: The file cannot be written.
             ValueError: Another process writes to it, it is no file of records, or
                 its records answer another question.
         """
-        self.path = path
+        self.path = path = Path(os.path.realpath(path))
         self.errors = 0
         self._question = question
         self._done: dict[str, set[int | None]] = {}
-        self._file = _lock(path)
+        self._file = open_alone(path)
         try:
             if retry_errors:
-                self._drop_errors()
+                self._drop_errors(retry_errors)
             self._recover()
         except BaseException:
             self._file.close()
@@ -92,14 +96,15 @@ class PageRecords:
             self._note(record)
         self._file.truncate(end)
 
-    def _drop_errors(self) -> None:
+    def _drop_errors(self, files: Collection[str]) -> None:
         """Put a copy without the records of errors in the place of the file."""
         part = self.path.with_name(self.path.name + ".part")
-        copy = _lock(part)
+        copy = open_alone(part)
         try:
             copy.truncate(0)
+            shutil.copymode(self.path, part)
             for line, record in self._lines():
-                if "error" not in record:
+                if "error" not in record or record["file"] not in files:
                     copy.write(line)
             os.fsync(copy.fileno())
             part.replace(self.path)
@@ -137,11 +142,18 @@ class PageRecords:
         return f"{self.path} is no file of answers: line {number}. Choose another file."
 
 
-def _lock(path: Path):
-    """Open a file for appending, unbuffered, as its only writer."""
+def open_alone(path: Path) -> io.FileIO:
+    """Open a file for appending, unbuffered, as its only writer.
+
+    Raises:
+        ValueError: Another process writes to it.
+    """
     file = path.open("a+b", buffering=0)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Another process may have put its file in this place meanwhile.
+        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise OSError
     except OSError as error:
         file.close()
         raise ValueError(f"Another process writes to {path}.") from error

@@ -6,6 +6,9 @@ only one thread at a time may take pages.
 """
 
 import io
+import math
+import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -48,22 +51,50 @@ class Page(NamedTuple):
 def find_documents(paths: Iterable[Path]) -> list[Path]:
     """The given files, and all documents in the given folders, each once.
 
-    In folders, files are chosen by their suffix, and hidden ones are left out. Links
-    to folders are not followed.
+    In folders, files are chosen by their suffix; hidden files and folders are left out.
+    Links to folders are not followed. What cannot be read is among the documents, so
+    that `read_pages` says why.
+
+    Returns:
+        Absolute paths: the same document has one name, wherever the command runs.
 
     Raises:
         FileNotFoundError: A path does not exist.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist.")
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        if path.is_dir():
+            files = _inside(Path(os.path.realpath(path)))
+        else:
+            files = [Path(os.path.realpath(path.parent), path.name)]
         for file in files:
-            wanted = file.suffix.lower() in DOCUMENTS and file.name[0] != "."
-            if file == path or (wanted and file.is_file()):
-                found.setdefault(file.resolve(), file)
+            found.setdefault(os.path.realpath(file), file)
     return list(found.values())
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Documents in a folder and below it, and folders that cannot be listed."""
+    unreadable: list[Path] = []
+    files = []
+    for place, folders, names in os.walk(
+        folder, onerror=lambda error: unreadable.append(Path(error.filename))
+    ):
+        folders[:] = [name for name in folders if name[0] != "."]
+        for name in names:
+            file = Path(place, name)
+            if file.suffix.lower() in DOCUMENTS and name[0] != "." and _may_be(file):
+                files.append(file)
+    return sorted(files + unreadable)
+
+
+def _may_be(file: Path) -> bool:
+    """Whether it is a file, or cannot be examined; not a pipe or a socket."""
+    try:
+        return stat.S_ISREG(file.stat().st_mode)
+    except OSError:
+        return True
 
 
 def count_pages(file: Path) -> int:
@@ -84,7 +115,7 @@ def read_pages(
     """The pages of all documents, in order. Only one is in memory.
 
     A PDF's page is drawn at the size at which it fills its tiles, with its form
-    fields and annotations. A page of a TIFF becomes a PNG of the same size. Other
+    fields and annotations. A page of a TIFF becomes a PNG, see `_as_png`. Other
     pictures are the bytes of their files.
 
     Args:
@@ -183,8 +214,7 @@ def _has_pages(picture: Image.Image) -> bool:
 
 def _picture_pages(file: Path, tiler: Tiler) -> _Drawn:
     def draw() -> tuple[bytes, str]:
-        picture.seek(index)
-        return _as_png(picture)
+        return _as_png(picture, tiler)
 
     with Image.open(file) as picture:
         kind = picture.format or ""
@@ -192,19 +222,31 @@ def _picture_pages(file: Path, tiler: Tiler) -> _Drawn:
             media_type = Image.MIME["JPEG" if kind == "MPO" else kind]
             yield 1, lambda: (file.read_bytes(), media_type)
             return
-        pages = getattr(picture, "n_frames", 1) if _has_pages(picture) else 1
-        for index in range(pages):
+        index = 0
+        while index == 0 or _has_pages(picture):
+            try:
+                picture.seek(index)
+            except EOFError:
+                return
             yield index + 1, draw
+            index += 1
 
 
-def _as_png(picture: Image.Image) -> tuple[bytes, str]:
+def _as_png(picture: Image.Image, tiler: Tiler | None = None) -> tuple[bytes, str]:
+    """A PNG, reduced to the size that fills the tiles if it is more than twice that."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode == "F":  # levels from 0 to 1
         picture = picture.point(lambda level: level * 255 + 0.5).convert("L")
-    elif picture.mode == "I":
-        picture = picture.convert("I;16")
+    elif picture.mode[0] == "I" and picture.mode != "I;16":
+        picture = picture.convert("I").convert("I;16")
     elif picture.mode not in _PNG_MODES:
         picture = picture.convert("RGB")
+    scale = 1.0 if tiler is None else tiler.filling_scale(*picture.size)
+    if scale < 0.5 and picture.mode != "I;16":
+        if picture.mode in ("1", "P"):
+            picture = picture.convert("L" if picture.mode == "1" else "RGBA")
+        size = tuple(math.ceil(side * scale) for side in picture.size)
+        picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=1)  # the fastest
     return file.getvalue(), "image/png"

@@ -129,9 +129,11 @@ def _wait_until_healthy(
     process: subprocess.Popen, url: str, log: Path, timeout: float
 ) -> None:
     deadline = time.monotonic() + timeout
+    # No proxy reaches a server of this machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError):
-            urllib.request.urlopen(url + "/health", timeout=5).close()
+            opener.open(url + "/health", timeout=5).close()
             return
         time.sleep(0.5)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])

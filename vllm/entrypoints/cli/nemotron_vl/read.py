@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ from ...nemotron_vl.page_process import PageProcess
 from ...nemotron_vl.page_questions import Question, write_batch
 from ...nemotron_vl.page_reading import RETRIES, find_model, read_answers
 from ...nemotron_vl.page_records import PageRecords
-from ...nemotron_vl.pages import find_documents
+from ...nemotron_vl.pages import Page, find_documents
 from ...nemotron_vl.server import serving_process
 from ...nemotron_vl.tiler import Tiler
 
@@ -128,11 +129,18 @@ def _run(args: argparse.Namespace) -> int:
     if not files:
         raise ValueError("The folders hold no PDFs and no pictures.")
     if args.batch:
-        return _write_batch(args, question, files)
+        try:
+            return _write_batch(args, question, files)
+        except KeyboardInterrupt:
+            print("nemotron-vl: stopped; no requests are written", file=sys.stderr)
+            return 130
     if not (args.url or args.model):
         raise ValueError("Give --url of a server, or --model to start one.")
+    if args.url:
+        urlsplit(args.url).port  # noqa: B018 - raises an error for a wrong one
+    retried = {str(file) for file in files} if args.retry_errors else set()
     with (
-        PageRecords(args.out, question.digest, args.retry_errors) as records,
+        PageRecords(args.out, question.digest, retried) as records,
         PageProcess(_tiler(args)) as process,
     ):
         try:
@@ -185,7 +193,7 @@ def _read(
         pages = itertools.chain([first], pages)
         with _server(args) as url, _progress(total, done=before) as bar:
             start = time.perf_counter()
-            asyncio.run(_ask(args, url, question, pages, records, bar))
+            asyncio.run(_ask(args, url, question, pages, process, records, bar))
             seconds = time.perf_counter() - start
         rate = f" at {(len(records) - before) / seconds:.2f} pages/s"
     print(
@@ -195,11 +203,22 @@ def _read(
     return 1 if records.errors else 0
 
 
-async def _ask(args, url, question, pages, records: PageRecords, bar: tqdm) -> None:
+async def _ask(
+    args: argparse.Namespace,
+    url: str,
+    question: Question,
+    pages: Iterator[Page],
+    process: PageProcess,
+    records: PageRecords,
+    bar: tqdm,
+) -> None:
     """Append a record for each page."""
     import openai
 
+    # No proxy reaches a server of this machine.
+    local = urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost")
     async with openai.AsyncOpenAI(
+        http_client=openai.DefaultAsyncHttpxClient(trust_env=not local),
         base_url=f"{url.rstrip('/').removesuffix('/v1')}/v1",
         api_key=os.environ.get("OPENAI_API_KEY") or "none",
         max_retries=RETRIES,
@@ -209,13 +228,17 @@ async def _ask(args, url, question, pages, records: PageRecords, bar: tqdm) -> N
         answers = read_answers(
             client, model, question, pages, args.at_once, args.timeout
         )
-        async with contextlib.aclosing(answers):
-            async for record in answers:
-                records.append(record)
-                bar.update()
-                if "error" in record:
-                    place = record["file"], record["page"]
-                    bar.write(_complaint(*place, record["error"]), sys.stderr)
+        try:
+            async with contextlib.aclosing(answers):
+                async for record in answers:
+                    records.append(record)
+                    bar.update()
+                    if "error" in record:
+                        place = record["file"], record["page"]
+                        bar.write(_complaint(*place, record["error"]), sys.stderr)
+        finally:
+            # A thread may wait for a page, and this process would wait for the thread.
+            process.kill()
 
 
 def _complaint(file: str, number: int | None, error: str) -> str:
