@@ -245,8 +245,10 @@ def _as_png(picture: Image.Image, tiler: Tiler | None = None) -> tuple[bytes, st
     if scale < 0.5 and picture.mode != "I;16":
         if picture.mode in ("1", "P"):
             picture = picture.convert("L" if picture.mode == "1" else "RGBA")
-        size = tuple(math.ceil(side * scale) for side in picture.size)
-        picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
+        width, height = (math.ceil(side * scale) for side in picture.size)
+        picture = picture.resize(
+            (width, height), Image.Resampling.LANCZOS, reducing_gap=3
+        )
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=1)  # the fastest
     return file.getvalue(), "image/png"
