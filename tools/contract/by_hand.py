@@ -39,7 +39,6 @@ ATTRIBUTES = {
     "model_executor/models/nemotron_vl.py": [
         "vllm.config.multimodal.MultiModalConfig.mm_device_do_normalize",
         "vllm.config.multimodal.MultiModalConfig.mm_encoder_only",
-        "vllm.model_executor.models.interfaces.SupportsLoRA.lora_skip_prefixes",
         f"{_INTERNVL}.InternVLImageEmbeddingInputs.data",
         f"{_INTERNVL}.InternVLImagePixelInputs.num_patches",
         f"{_INTERNVL}.InternVLImagePixelInputs.pixel_values_flat",

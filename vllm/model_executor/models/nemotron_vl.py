@@ -212,12 +212,10 @@ class LlamaNemotronVLChatModel(
         if lora_config is not None:
             # vLLM maps the names of an adapter's layers with the instance's mapper.
             self.hf_to_vllm_mapper = adapter_mapper(
-                self.config, lora_config.enable_tower_connector_lora
+                self.config,
+                encoder=lora_config.enable_tower_connector_lora,
+                encoder_is_here=not isinstance(self.vision_model, StageMissingLayer),
             )
-            if isinstance(self.vision_model, StageMissingLayer):
-                # The first pipeline rank applies an adapter's encoder layers.
-                skipped = ["vision_model.", "mlp1."]
-                self.lora_skip_prefixes = skipped  # type: ignore[misc]
         self.max_encoder_tiles = encoder_config.max_encoder_tiles
         self.tile_reuse: TileReuse | None = None
         if lora_config is None or not lora_config.enable_tower_connector_lora:

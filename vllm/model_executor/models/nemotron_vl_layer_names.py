@@ -47,7 +47,13 @@ _IGNORE_LISTS: dict[str, Callable[[str, str], bool]] = {
 _ENCODER_LAYERS = ["vision_model.*", "mlp1.*"]
 
 
-def adapter_mapper(config: Config, encoder: bool) -> WeightsMapper:
+# vLLM knows the name on each rank, but no module has it.
+_ELSEWHERE = r"on the first pipeline rank.\1.o_proj.lora_"
+
+
+def adapter_mapper(
+    config: Config, encoder: bool, encoder_is_here: bool = True
+) -> WeightsMapper:
     """The mapper for an engine that serves LoRA adapters.
 
     vLLM silently leaves out layers of an adapter that the model does not have.
@@ -57,6 +63,9 @@ def adapter_mapper(config: Config, encoder: bool) -> WeightsMapper:
     Args:
         config: The composite configuration.
         encoder: Whether adapters may have layers of the tower and the connector.
+        encoder_is_here: Whether this rank has the tower and the connector. If not, it
+            keeps an adapter's layers of them under names of no module: vLLM fails on
+            adapters without any layer.
     """
     layers = [
         name.removesuffix(".weight")
@@ -74,8 +83,11 @@ def adapter_mapper(config: Config, encoder: bool) -> WeightsMapper:
         reason += "'s language part; others need --enable-tower-connector-lora"
     known = "|".join(map(re.escape, layers))
     unknown = re.compile(rf"^(?!(?:{known})\.lora_)(.*)\.lora_")
+    renamed = {unknown: rf"'\1' ({reason}).lora_"}
+    if not encoder_is_here:
+        renamed[re.compile(r"^((?:vision_model|mlp1)\..*)\.lora_")] = _ELSEWHERE
     return HF_TO_VLLM | WeightsMapper(
-        orig_to_new_regex={unknown: rf"'\1' ({reason}).lora_"},
+        orig_to_new_regex=renamed,
         orig_to_new_prefix={
             part: LANGUAGE_MODEL + part for part in ("model.", "lm_head.")
         },
