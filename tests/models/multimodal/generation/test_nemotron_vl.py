@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 
-from reference.nemotron_vl import Reference
 from support.chat import text_part
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 KINDS_OF_HEADS = ("attention", "key_value")
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
