@@ -250,6 +250,9 @@ def test_image_embeds_equal_the_picture_they_were_made_of(llm, photo):
         llm, prompt("<image>\n?", black), prompt("<image>\n?", embeds)
     )
     assert from_picture == from_embeds
+    longer = torch.cat([embeds, embeds])  # of two tiles
+    alone, _ = generate(llm, prompt("<image>\n?", embeds), prompt("<image>\n?", longer))
+    assert alone == from_picture
 
 
 def _embeds_of_zeros(model) -> torch.Tensor:
