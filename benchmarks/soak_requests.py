@@ -11,7 +11,6 @@ import jsonschema
 from PIL import Image
 
 from drawn_text import PILLOW_FONT, Drawing, Question, make_question
-from reference.nemotron_vl import Reference
 from support.chat import (
     SCHEMA,
     chat_request,
@@ -20,6 +19,7 @@ from support.chat import (
     text_part,
 )
 from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 TOKENS = 12
 KINDS = ("read", "lines", "both", "count")

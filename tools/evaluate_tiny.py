@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import torch
 
 from drawn_text import KINDS, PILLOW_FONT, Question, find_fonts, make_question
-from reference.nemotron_vl import Reference
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 # Tokens that the engine and the reference may write beyond the expected answer.
 SPARE_TOKENS = 3

@@ -46,10 +46,10 @@ from drawn_text import (
     find_fonts,
     make_question,
 )
-from reference.nemotron_vl import RadioTower, Reference
 from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
 )
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import RadioTower, Reference
 
 LINES = 3
 FIRST_LEVEL = 0.25  # difficulty at the start, from 0 to 1

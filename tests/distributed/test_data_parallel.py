@@ -23,7 +23,6 @@ import httpx
 import pytest
 
 from drawn_text import PILLOW_FONT, make_question
-from reference.nemotron_vl import Reference
 from support.chat import (
     EXACT,
     EXIT_STATUS,
@@ -34,6 +33,7 @@ from support.chat import (
 )
 from support.clips import VIDEO_SWITCH, encoded, numbers, video_part
 from support.engines import ONE_PROCESS
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import (
     free_port,
     running,

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 from vllm import SamplingParams
 
-from reference.nemotron_vl import Reference
 from support.clips import VIDEO, encoded, noise
 from support.engines import answers
 from support.loading import make_config
@@ -15,6 +14,7 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
 from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
 )
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 

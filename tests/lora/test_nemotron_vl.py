@@ -24,12 +24,12 @@ from vllm.lora.request import LoRARequest
 
 from drawn_text import PILLOW_FONT, make_question
 from lora.train_adapters import LANGUAGE, TARGETS, train
-from reference.nemotron_vl import Reference
 from support.chat import EXACT, SERVER_OPTIONS, chat_request, content, reference_text
 from support.clips import VIDEO, encoded, numbers
 from support.engines import RUNNER_V2, answers
 from support.hostile import Code
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import inspect
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
 
 TOKENS = 12

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from drawn_text import PILLOW_FONT, make_question
-from reference.nemotron_vl import Reference
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 LANGUAGE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TOWER = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]

@@ -27,10 +27,10 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from drawn_text import PILLOW_FONT
 from evaluate_tiny import answer_with_engine, answer_with_reference, draw_questions
-from reference.nemotron_vl import Reference
 from support.loading import load, make_config, start_ranks
 from vllm_nemotron_vl.config.nemotron_vl_cpu import has_amx
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.model_executor.models import config as model_config
 from vllm_nemotron_vl.model_executor.models import nemotron_vl_tower
 

@@ -11,7 +11,7 @@ import torch
 from train_tiny import IGNORED, SLOTS, encode_question, label
 
 from drawn_text import CHARACTERS, KINDS, PILLOW_FONT, draw_string, make_question
-from reference.nemotron_vl import Reference
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "train_tiny.py"
 

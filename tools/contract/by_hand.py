@@ -19,6 +19,22 @@ ATTRIBUTES = {
         "vllm.model_executor.models.registry._LazyRegisteredModel.module_name",
         "vllm.platforms.interface.Platform.device_name",
     ],
+    "entrypoints/nemotron_vl/verify/comparison.py": [
+        "vllm.config.model.ModelConfig.logprobs_mode",
+        "vllm.config.parallel.ParallelConfig.worker_extension_cls",
+        "vllm.logprobs.Logprob.logprob",
+        "vllm.outputs.CompletionOutput.logprobs",
+        "vllm.outputs.CompletionOutput.token_ids",
+    ],
+    "entrypoints/nemotron_vl/verify/engines.py": [
+        "vllm.config.compilation.CompilationConfig.cudagraph_mm_encoder",
+    ],
+    "entrypoints/nemotron_vl/verify/reading.py": [
+        "vllm.outputs.CompletionOutput.text",
+    ],
+    "entrypoints/nemotron_vl/verify/worker.py": [
+        "vllm.v1.worker.worker_base.WorkerBase.get_model",
+    ],
     "entrypoints/serve/middleware/exit_status.py": [
         f"{_ENGINE}.async_llm.AsyncLLM.engine_core",
         f"{_ENGINE}.core_client.MPClient.resources",
@@ -39,7 +55,6 @@ ATTRIBUTES = {
     "model_executor/models/nemotron_vl.py": [
         "vllm.config.multimodal.MultiModalConfig.mm_device_do_normalize",
         "vllm.config.multimodal.MultiModalConfig.mm_encoder_only",
-        f"{_INTERNVL}.InternVLImageEmbeddingInputs.data",
         f"{_INTERNVL}.InternVLImagePixelInputs.num_patches",
         f"{_INTERNVL}.InternVLImagePixelInputs.pixel_values_flat",
         "vllm.v1.worker.encoder_cudagraph_defs.EncoderCudaGraphConfig.modalities",

@@ -34,6 +34,7 @@ STARTS_ENGINES = [
     "tests/distributed",
     "tests/entrypoints/cli/test_demo.py",
     "tests/entrypoints/cli/test_read_engine.py",
+    "tests/entrypoints/nemotron_vl/test_verify.py",
     "tests/entrypoints/openai",
     "tests/examples",
     "tests/lora",
@@ -53,6 +54,8 @@ ENGINES = [
     f"{GENERATION}/test_nemotron_vl.py::test_image_embeds_equal_the_picture_they_were_made_of",
     f"{GENERATION}/test_nemotron_vl.py::test_bad_input_is_named_and_the_next_request_served",
     f"{GENERATION}/test_video.py",
+    # each stage, and stages that are broken on purpose
+    "tests/entrypoints/nemotron_vl/test_verify.py",
     # server
     "tests/entrypoints/openai/test_serve.py",
     "tests/entrypoints/openai/test_video.py",

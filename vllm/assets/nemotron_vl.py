@@ -17,6 +17,12 @@ def tiny_checkpoint() -> str:
     return str(Path(__file__).with_name("nemotron_vl_tiny"))
 
 
+def shipped_pictures() -> list[str]:
+    """Files of images that ``tools/shipped_pictures.py`` drew."""
+    folder = Path(__file__).with_name("nemotron_vl_pictures")
+    return sorted(str(file) for file in folder.iterdir())
+
+
 def draw_text(
     *lines: str, ink: str = "black", paper: str = "white", font_size: int = 40
 ) -> Image.Image:

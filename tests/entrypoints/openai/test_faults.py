@@ -20,7 +20,6 @@ import pytest
 from PIL import Image
 
 from drawn_text import PILLOW_FONT, make_question
-from reference.nemotron_vl import Reference
 from support.chat import (
     EXACT,
     EXIT_STATUS,
@@ -31,6 +30,7 @@ from support.chat import (
     reference_text,
 )
 from support.hostile import memory_of
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving_process
 
 TOKENS = 12

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from reference.nemotron_vl import Reference
 from support.bad_clips import BAD_CLIPS, ODD_CLIPS
 from support.chat import (
     EXACT,
@@ -26,6 +25,7 @@ from support.chat import (
 from support.clips import VIDEO_SWITCH, encoded, noise, numbers, video_part
 from support.hostile import bounded_memory
 from vllm_nemotron_vl.config.nemotron_vl_video import MOST_SECONDS
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving_process
 
 SECONDS, MEGABYTES = 30, 900

@@ -15,10 +15,10 @@ from PIL import Image
 from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from reference.nemotron_vl import RadioTower, Reference
 from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
 )
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import RadioTower, Reference
 
 TOWER_BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}

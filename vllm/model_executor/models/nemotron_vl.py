@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``Llama_Nemotron_Nano_VL``: C-RADIO tower, pixel shuffle, MLP connector, Llama.
 
-Built on vLLM's InternVL model and native C-RADIO tower. This file holds only what
-differs for this checkpoint.
+Built on vLLM's InternVL model and C-RADIO tower; this file holds only what differs.
 """
 
 import math
@@ -311,11 +310,12 @@ class LlamaNemotronVLChatModel(
             kwargs: The fields of vLLM's InternVL model, and ``tile_digests`` for
                 `TileReuse`. Without digests all tiles are encoded.
         """
+        if (embeds := kwargs.get("image_embeds")) is not None:
+            # InternVL's check refuses a batch of images with different lengths.
+            return cast(MultiModalEmbeddings, embeds)
         images = self._parse_and_validate_image_input(**kwargs)
         if images is None:
             return []
-        if images["type"] == "image_embeds":
-            return images["data"]
         pixels, digests = images["pixel_values_flat"], kwargs.get("tile_digests")
         if self.tile_reuse is None or not isinstance(digests, torch.Tensor):
             features = self.extract_feature(pixels)

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from vllm import SamplingParams
 
 from drawn_text import PILLOW_FONT, make_question
-from reference.nemotron_vl import Reference
 from support.engines import answers
 from support.loading import make_config
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 

@@ -10,8 +10,8 @@ from vllm import SamplingParams
 from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
 
 from drawn_text import PILLOW_FONT, Question, make_question
-from reference.nemotron_vl import Reference
 from support.chat import SCHEMA
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 
 @pytest.fixture(scope="module")

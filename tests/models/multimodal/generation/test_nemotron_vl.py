@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 
-from reference.nemotron_vl import Reference
 from support.chat import text_part
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 KINDS_OF_HEADS = ("attention", "key_value")
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
@@ -250,6 +250,9 @@ def test_image_embeds_equal_the_picture_they_were_made_of(llm, photo):
         llm, prompt("<image>\n?", black), prompt("<image>\n?", embeds)
     )
     assert from_picture == from_embeds
+    longer = torch.cat([embeds, embeds])  # of two tiles
+    alone, _ = generate(llm, prompt("<image>\n?", embeds), prompt("<image>\n?", longer))
+    assert alone == from_picture
 
 
 def _embeds_of_zeros(model) -> torch.Tensor:

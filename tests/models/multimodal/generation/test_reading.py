@@ -8,7 +8,7 @@ import torch
 
 from drawn_text import PILLOW_FONT
 from evaluate_tiny import answer_with_engine, answer_with_reference, draw_questions
-from reference.nemotron_vl import Reference
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 COUNT = 100
 

@@ -9,8 +9,8 @@ import pytest
 from vllm import SamplingParams
 
 from drawn_text import PILLOW_FONT, Question, make_question
-from reference.nemotron_vl import Reference
 from support import engines
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 BLOCK = 32  # tokens in a KV cache block; also the most tokens in a step
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)

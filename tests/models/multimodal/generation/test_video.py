@@ -14,9 +14,9 @@ from PIL import Image
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
-from reference.nemotron_vl import Reference
 from support.chat import text_part
 from support.clips import LOSSY, VIDEO, decoded, encoded, noise, numbers
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 TILE_TOKENS = 4
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, logprobs=9)

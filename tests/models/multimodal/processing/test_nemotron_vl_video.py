@@ -16,10 +16,10 @@ from vllm.multimodal.cache import MultiModalProcessorOnlyCache
 from vllm.multimodal.media import MediaConnector
 from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
-from reference.nemotron_vl import Reference
 from support.chat import data_url
 from support.clips import VIDEO, encoded, noise, numbers
 from vllm_nemotron_vl.config.nemotron_vl_video import DEFAULT_FRAMES
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.model_executor.models.nemotron_vl import LlamaNemotronVLChatModel
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_video import (
     LlamaNemotronVLVideoChatModel,

@@ -17,6 +17,7 @@ COMMANDS = {
     "make-checkpoint": "make_checkpoint",
     "read": "read",
     "tiles": "tiles",
+    "verify": "verify",
 }
 
 

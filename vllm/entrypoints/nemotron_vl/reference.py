@@ -1,8 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """Llama-3.1-Nemotron-Nano-VL in plain PyTorch, transformers and timm.
 
 An independent implementation to compare the engine with. It is written from the
-definition of the architecture and shares no code with the product. It is made to be
-read, not to be fast. Each step is a method of its own, so that a test can replace it.
+definition of the architecture and imports nothing of this package or of vLLM. It is
+made to be read, not to be fast. Each step is a method of its own, so that a test can
+replace it.
 """
 
 import itertools
@@ -10,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 # Width, blocks and heads of C-RADIO's towers; their MLPs are four times as wide.
 TOWERS = {
@@ -26,6 +30,12 @@ TOWERS = {
     "vit_base_patch16_224": (768, 12, 12),
     "vit_large_patch16_224": (1024, 24, 16),
     "vit_huge_patch16_224": (1280, 32, 16),
+}
+
+# Of CLIP's pixels in 0..1, for checkpoints that hold none.
+STATISTICS = {
+    "mean": [0.48145466, 0.4578275, 0.40821073],
+    "std": [0.26862954, 0.26130258, 0.27577711],
 }
 
 
@@ -40,9 +50,8 @@ class RadioTower(nn.Module):
         self.patch_size = config["patch_size"]
         class_tokens = len({teacher["name"] for teacher in args["teachers"]})
         multiple = args["register_multiple"]
-        tokens = (
-            class_tokens // multiple + 1
-        ) * multiple  # register tokens fill up to a multiple
+        # Register tokens fill up to a multiple.
+        tokens = (class_tokens // multiple + 1) * multiple
         self.grid = args["cpe_max_size"] // self.patch_size
         self.prefix = nn.Parameter(torch.zeros(tokens, width))
         self.positions = nn.Parameter(torch.zeros(1, self.grid**2, width))
@@ -89,6 +98,9 @@ class Reference(nn.Module):
         tokenizer: The checkpoint's tokenizer.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(
         self, config: dict, preprocessor: dict, tokenizer: PreTrainedTokenizerFast
     ) -> None:
@@ -99,8 +111,8 @@ class Reference(nn.Module):
         self.max_tiles = preprocessor["max_num_tiles"]
         self.use_thumbnail = preprocessor["use_thumbnail"]
         self.tower = RadioTower(config["vision_config"])
-        self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073]))
-        self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711]))
+        for name, values in STATISTICS.items():
+            self.register_buffer(name, torch.tensor(values, device="cpu"))
         self.shuffle = round(1 / config["downsample_ratio"])
         merged = config["vit_hidden_size"] * self.shuffle**2
         llm_config = LlamaConfig(**config["llm_config"])
@@ -110,35 +122,55 @@ class Reference(nn.Module):
             nn.GELU(),
             nn.Linear(config["projector_hidden_size"], llm_config.hidden_size),
         )
-        self.language_model = LlamaForCausalLM(llm_config)
+        self.language_model: Any = LlamaForCausalLM(llm_config)
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "Reference":
-        """Load a checkpoint, all of whose tensors must be known."""
+    def load(
+        cls,
+        folder: Path,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> "Reference":
+        """Load a checkpoint, all of whose tensors must be known.
+
+        It takes the memory of the weights in ``dtype``, and of one file of them.
+
+        Raises:
+            ValueError: Names the tensors that are missing or unknown, such as those
+                of a quantised checkpoint.
+        """
         config = json.loads((folder / "config.json").read_text())
-        model = cls(
-            config,
-            json.loads((folder / "preprocessor_config.json").read_text()),
-            PreTrainedTokenizerFast.from_pretrained(folder),
-        )
-        tensors = {}
-        for file in folder.glob("*.safetensors"):
-            tensors |= load_file(file)
-        missing, unexpected = model.load_state_dict(
-            {
-                model.own_name(name): tensor.flatten() if ".norm_" in name else tensor
-                for name, tensor in tensors.items()
+        preprocessor = json.loads((folder / "preprocessor_config.json").read_text())
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        with torch.device("meta"):
+            model = cls(config, preprocessor, tokenizer)
+        missing = {*model.state_dict()} - {"mean", "std"}
+        for file in sorted(folder.glob("*.safetensors")):
+            tensors = {
+                cls.own_name(name): tensor
+                for name, tensor in load_file(file).items()
                 if not name.endswith("summary_idxs")
-            },
-            strict=False,
-        )
-        assert not unexpected and {*missing} <= {"mean", "std"}, (missing, unexpected)
-        statistics = model.mean.clone(), model.std.clone()
-        model.to(dtype).eval().requires_grad_(False)
-        model.mean, model.std = statistics  # pixels are conditioned in float32
+            }
+            for name in tensors.keys() & {"mean", "std"}:
+                tensors[name] = tensors[name].flatten().float()  # of float32 pixels
+            for name in tensors.keys() - {"mean", "std"}:
+                tensors[name] = tensors[name].to(device, dtype)
+            unknown = model.load_state_dict(tensors, strict=False, assign=True)[1]
+            if unknown:
+                raise ValueError(f"The reference does not know {sorted(unknown)[:5]}.")
+            missing -= tensors.keys()
+        if missing:
+            raise ValueError(f"The checkpoint lacks {sorted(missing)[:5]}.")
+        # The frequencies are computed, not loaded, and always float32.
+        language_model = model.language_model
+        language_model.model.rotary_emb = LlamaRotaryEmbedding(language_model.config)
         # Answers have the requested length, so no token ends them.
-        model.language_model.generation_config.eos_token_id = None
-        return model
+        language_model.generation_config.eos_token_id = None
+        return model.to(device).eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.tower.prefix.device
 
     @staticmethod
     def own_name(name: str) -> str:
@@ -265,15 +297,16 @@ class Reference(nn.Module):
         frames = [self.frames_to_pixels(video) for video in videos]
         text = self.expand(prompt, [*map(len, pixels)], [*map(len, frames)])
         ids = self.tokenizer.encode(text)
-        embeds = self.language_model.get_input_embeddings()(torch.tensor([ids])).clone()
+        tokens = torch.tensor([ids], device=self.device)
+        embeds = self.language_model.get_input_embeddings()(tokens).clone()
         places = re.findall("<image>|<img></img>", prompt)
         ordered = [
             pixels.pop(0) if place == "<image>" else frames.pop(0) for place in places
         ]
         if ordered:
             (image_id,) = self.tokenizer.encode("<image>", add_special_tokens=False)
-            features = self.encode(torch.cat(ordered)).flatten(0, 1)
-            embeds[0, torch.tensor(ids) == image_id] = features
+            features = self.encode(torch.cat(ordered).to(self.device)).flatten(0, 1)
+            embeds[tokens == image_id] = features
         return ids, embeds
 
     def answer(
@@ -296,14 +329,20 @@ class Reference(nn.Module):
             log-probabilities over the vocabulary at the answer's first token.
         """
         ids, embeds = self.embed(prompt, pictures, videos)
+        tokens, logits = self.decode(embeds, max_tokens)
+        return ids, tokens, logits[0].log_softmax(-1)
+
+    def decode(
+        self, embeds: torch.Tensor, max_tokens: int
+    ) -> tuple[list[int], torch.Tensor]:
+        """Token ids that follow the embeddings, and logits of each (tokens, vocab)."""
         output = self.language_model.generate(
             inputs_embeds=embeds,
-            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+            attention_mask=torch.ones(embeds.shape[:2], device=self.device),
             max_new_tokens=max_tokens,
             pad_token_id=0,
             do_sample=False,
-            output_scores=True,
+            output_logits=True,
             return_dict_in_generate=True,
         )
-        first = output.scores[0][0].float().log_softmax(-1)
-        return ids, output.sequences[0].tolist(), first
+        return output.sequences[0].tolist(), torch.cat(output.logits).float().cpu()

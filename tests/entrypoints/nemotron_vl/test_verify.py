@@ -1,0 +1,147 @@
+"""`nemotron-vl verify` compares an engine with the reference and names wrong stages."""
+
+from collections.abc import Callable
+
+import pytest
+from PIL import Image
+
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify import comparison
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.comparison import OPTIONS, compare
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.documents import draw_numbers
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.expected import write_expected
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.pictures import compared_pictures
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.reading import ask_engine, read
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.speed import measure
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.stages import BOUNDS, wrong_stages
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
+    NemotronVLImageProcessor,
+)
+
+PICTURES = ["one tile", "price", "equal tiles", "receipt.jpg", "chart.png"]
+
+# A module whose output is changed, and the stage that is then wrong.
+BROKEN = {
+    "normalised pixels": "input_conditioner",
+    "tower": "vision_model.model.encoder.layers.1.norm2",
+    "connector": "mlp1.0",
+    "language model": "language_model.model.norm",
+}
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, Image.Image]:
+    return compared_pictures(64, PICTURES)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny, pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("expected")
+    write_expected(tiny, "float32", "cpu", pictures, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llm(make_llm, tiny):
+    return make_llm(tiny, dtype="float32", **OPTIONS)
+
+
+@pytest.fixture
+def wrong(llm, pictures, expected) -> Callable[[], list]:
+    def rows() -> list:
+        return [*compare(llm, "float32", "eager", pictures, expected)]
+
+    return rows
+
+
+def test_a_sound_engine_agrees_in_all_stages(wrong):
+    rows = wrong()
+    assert [row for row in rows if not row.ok] == []
+    assert {row.stage for row in rows} == {*BOUNDS} - {
+        "normalised pixels, no fused kernel"
+    }
+    assert {row.picture for row in rows} == {*PICTURES}
+    assert {row.engine for row in rows} == {
+        "eager",
+        "eager, tiles from the cache",
+        "eager, no tile reuse",
+    }
+    # The pixels of both recipes differ, so the comparison has seen both.
+    assert max(row.error for row in rows if row.stage == "pixels, fast") > 0
+
+
+@pytest.mark.parametrize("stage", BROKEN)
+def test_another_norm_is_named(llm, wrong, stage):
+    name = BROKEN[stage]
+
+    def change(module, arguments, output):
+        if isinstance(output, tuple):
+            return (output[0] * 1.02, *output[1:])
+        return output * 1.02
+
+    def break_it(model) -> None:
+        model.tile_reuse.clear()
+        model.handle = model.get_submodule(name).register_forward_hook(change)
+
+    def mend(model) -> None:
+        model.tile_reuse.clear()
+        model.handle.remove()
+
+    llm.apply_model(break_it)
+    try:
+        assert wrong_stages(wrong()) == [stage]
+    finally:
+        llm.apply_model(mend)
+
+
+def test_swapped_tiles_are_named(wrong, monkeypatch):
+    cut = NemotronVLImageProcessor.__call__
+
+    def swapped(self, *args, **kwargs):
+        features = cut(self, *args, **kwargs)
+        features["pixel_values_flat"] = features["pixel_values_flat"].flip(0)
+        return features
+
+    monkeypatch.setattr(NemotronVLImageProcessor, "__call__", swapped)
+    assert wrong_stages(wrong()) == ["pixels, exact", "pixels, fast"]
+
+
+def test_another_prompt_is_named(wrong, monkeypatch):
+    monkeypatch.setattr(comparison, "prompt", lambda: "<image>\nRead the text.")
+    assert wrong_stages(wrong()) == ["prompt", "language model"]
+
+
+def test_a_damaged_tile_cache_is_seen_where_it_is_used(llm, wrong):
+    def forget_nothing(model) -> None:
+        reuse = model.tile_reuse
+        reuse.put, reuse._put = reuse._put, lambda key, x: reuse.put(key, x * 1.5)
+
+    def mend(model) -> None:
+        model.tile_reuse._put = model.tile_reuse.put
+        model.tile_reuse.clear()
+
+    llm.apply_model(lambda model: model.tile_reuse.clear())
+    llm.apply_model(forget_nothing)
+    try:
+        rows = wrong()
+    finally:
+        llm.apply_model(mend)
+    assert wrong_stages(rows)[0] == "first token"
+    assert {row.engine for row in rows if not row.ok} == {"eager, tiles from the cache"}
+
+
+def test_it_reads_and_says_what_was_wrong(llm):
+    reading = read(ask_engine(llm), draw_numbers(20))
+    found = reading.as_dict()
+    assert found["accuracy"] == reading.accuracy >= 0.7
+    assert len(found["wrong"]) == 20 - sum(reading.rights)
+    assert sum(k["questions"] for k in found["by_kind"].values()) == 20
+    for wrong in found["wrong"]:
+        assert wrong["answer"] != wrong["right"]
+
+
+def test_it_measures(llm):
+    found = measure(llm, rounds=2, tokens=8, pages=4)
+    for name in ("first_token_ms", "tokens_per_s", "pages_per_s", "batch_tokens_per_s"):
+        assert found[name] > 0, name
+    (memory,) = found["memory_gb"]
+    assert 0.5 < memory < 64

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``nemotron-vl verify``: compare vLLM with the reference, stage by stage."""
+
+import argparse
+import json
+import os
+import sys
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from ...nemotron_vl.arguments import number
+from ...nemotron_vl.verify.stages import DTYPES
+
+# Of verification.py and engines.py, whose imports take seconds.
+_PARTS = ("compare", "read", "measure")
+_ENGINES = ("eager", "compiled", "encoder-graphs", "tensor-parallel")
+
+# Fewer lines from vLLM. On a CPU, it would take most of the memory for its cache.
+_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_KVCACHE_SPACE": "2"}
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "verify",
+        help="compare vLLM with an independent reference, read and measure",
+        description="Runs an independent implementation on timm and transformers, then "
+        "vLLM, and compares pixels, prompt, tower, connector, logits and tokens. "
+        "Then vLLM reads drawn documents and is measured. Exits with 1 if a stage is "
+        "wrong. The two sides are not in memory at the same time.",
+    )
+    parser.add_argument("model", help="folder of a checkpoint or its name on the hub")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("nemotron-vl-verify"),
+        metavar="FOLDER",
+        help="for results.json, results.md and report.html (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print results.json")
+    parser.add_argument(
+        "--parts", nargs="+", choices=_PARTS, default=_PARTS, help="(default: all)"
+    )
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=DTYPES,
+        default=DTYPES,
+        help="(default: all that fit into the memory)",
+    )
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        choices=_ENGINES,
+        help="ways to run vLLM (default: all that the machine allows; on CPUs eager)",
+    )
+    parser.add_argument(
+        "--pictures",
+        nargs="+",
+        metavar="NAME",
+        help="compare only these images (default: all; a wrong name lists them)",
+    )
+    parser.add_argument(
+        "--questions",
+        type=number(),
+        default=100,
+        metavar="N",
+        help="number of questions about documents (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--against",
+        choices=["in-tree"],
+        help="vLLM's in-tree model also reads and is measured; it needs the "
+        "checkpoint's code",
+    )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="let --against run the checkpoint's code; nothing else does",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if not find_spec("timm"):
+        raise RuntimeError(
+            "`nemotron-vl verify` needs timm: pip install timm (the extra "
+            '"verify" of this package)'
+        )
+    if args.against and not args.trust_remote_code:
+        raise ValueError(
+            "--against in-tree runs code of the checkpoint and of the repository that "
+            "it names. Read that code, then add --trust-remote-code."
+        )
+    if args.against and {*args.parts}.isdisjoint({"read", "measure"}):
+        raise ValueError("--against needs --parts read, measure, or both.")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from ...nemotron_vl.verify.report import as_html, as_text
+    from ...nemotron_vl.verify.verification import Request, captions, verify
+
+    request = Request(
+        checkpoint=_folder(args.model),
+        parts=args.parts,
+        dtypes=args.dtype,
+        engines=args.engines,
+        pictures=args.pictures,
+        questions=args.questions,
+        in_tree=args.against == "in-tree",
+    )
+    results = verify(request, partial(print, file=sys.stderr, flush=True))
+    results["model"] = args.model
+    args.out.mkdir(parents=True, exist_ok=True)
+    data, text = json.dumps(results, indent=2), as_text(results)
+    (args.out / "results.json").write_text(data + "\n")
+    (args.out / "results.md").write_text(text + "\n")
+    page = as_html(results, captions(request, results))
+    (args.out / "report.html").write_text(page)
+    print(data if args.json else text)
+    print(f"Report: {args.out}/report.html", file=sys.stderr)
+    return 0 if results["ok"] else 1
+
+
+def _folder(model: str) -> Path:
+    """The checkpoint's folder; from the hub, only its data files are loaded."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(model, allow_patterns=["*.json", "*.safetensors"])
+        )
+    except OSError as error:
+        raise OSError(
+            f"{model} is not a folder, and it cannot be loaded from the hub: {error}"
+        ) from error

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions about drawn documents are asked, and the answers are counted."""
+
+import base64
+import io
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .documents import Question
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from vllm import LLM
+
+MAX_TOKENS = 32
+
+# Gives the answer to each question.
+Ask = Callable[[Sequence[Question]], list[str]]
+
+
+class Reading(NamedTuple):
+    """The answers to questions."""
+
+    questions: list[Question]
+    answers: list[str]
+    seconds: float
+
+    @property
+    def rights(self) -> list[bool]:
+        pairs = zip(self.questions, self.answers, strict=True)
+        return [is_right(answer, question.answer) for question, answer in pairs]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, 0 to 1."""
+        return sum(self.rights) / len(self.rights)
+
+    def by_kind(self) -> dict[str, tuple[int, int]]:
+        """Right answers and questions of each kind."""
+        found: dict[str, tuple[int, int]] = {}
+        for question, right in zip(self.questions, self.rights, strict=True):
+            done, count = found.get(question.kind, (0, 0))
+            found[question.kind] = (done + right, count + 1)
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "questions": len(self.questions),
+            "accuracy": self.accuracy,
+            "seconds": round(self.seconds, 3),
+            "by_kind": {
+                kind: {"right": right, "questions": count}
+                for kind, (right, count) in self.by_kind().items()
+            },
+            "wrong": [
+                {
+                    "number": number,
+                    "kind": question.kind,
+                    "question": question.text,
+                    "right": question.answer,
+                    "answer": answer,
+                }
+                for number, (question, answer, right) in enumerate(
+                    zip(self.questions, self.answers, self.rights, strict=True)
+                )
+                if not right
+            ],
+        }
+
+
+def is_right(answer: str, right: str) -> bool:
+    """Whether an answer is the right one, up to case and space around it."""
+    return answer.strip().lower() == right.strip().lower()
+
+
+def read(ask: Ask, questions: list[Question]) -> Reading:
+    """Ask all questions."""
+    start = time.perf_counter()
+    answers = ask(questions)
+    return Reading(questions, answers, time.perf_counter() - start)
+
+
+def messages(question: Question) -> list[dict[str, Any]]:
+    """A question as messages of OpenAI's chat API."""
+    content: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": _data_url(picture)}}
+        for picture in question.pictures
+    ]
+    content.append({"type": "text", "text": question.text})
+    return [{"role": "user", "content": content}]
+
+
+def _data_url(picture) -> str:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def ask_engine(llm: "LLM") -> Ask:
+    """Ask an engine of this process, all at once."""
+    from vllm import SamplingParams
+
+    def ask(questions: Sequence[Question]) -> list[str]:
+        sampling = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
+        chats: Any = [messages(question) for question in questions]
+        outputs = llm.chat(chats, sampling, use_tqdm=False)
+        return [output.outputs[0].text for output in outputs]
+
+    return ask
+
+
+def ask_server(client: "OpenAI", model: str, at_once: int = 8) -> Ask:
+    """Ask a server, some at a time."""
+
+    def one(question: Question) -> str:
+        answer = client.chat.completions.create(
+            model=model,
+            messages=messages(question),  # type: ignore[arg-type]
+            max_tokens=MAX_TOKENS,
+            temperature=0,
+        )
+        return answer.choices[0].message.content or ""
+
+    def ask(questions: Sequence[Question]) -> list[str]:
+        with ThreadPoolExecutor(at_once) as pool:
+            return [*pool.map(one, questions)]
+
+    return ask

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The results of a verification: as text, and as a page of HTML with the images."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from .stages import BOUNDS
+
+_WIDTH = 320  # of an image on the page, in pixels
+_STYLE = """
+body { font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em }
+table { border-collapse: collapse; margin: 1em 0 }
+td, th { border: 1px solid #ccc; padding: .2em .6em; text-align: left }
+td.bad { background: #fdd } figure { display: inline-block; margin: .5em }
+figcaption { font-size: 85%; max-width: 320px } pre { background: #eee; padding: 1em }
+"""
+
+Table = tuple[Sequence[str], list[list[str]]]
+
+
+def verdict(results: Mapping[str, Any]) -> str:
+    """One sentence: whether vLLM and the reference agree, or which stage is wrong."""
+    wrong = results["wrong_stages"]
+    if wrong:
+        return f"Wrong: {', '.join(wrong)}."
+    if results["rows"]:
+        return "vLLM and the reference agree in all stages."
+    return "Nothing was compared."
+
+
+def stage_table(results: Mapping[str, Any]) -> Table:
+    """Largest error of each dtype, engine and stage, in the order of the stages."""
+    order = [*BOUNDS]
+    rows = sorted(
+        results["rows"],
+        key=lambda row: (row["dtype"], row["engine"], order.index(row["stage"])),
+    )
+    cells = [
+        [
+            row["dtype"],
+            row["engine"],
+            row["stage"],
+            f"{row['error']:.2g}",
+            f"{row['bound']:.2g}",
+            row["picture"],
+            "yes" if row["ok"] else "NO",
+        ]
+        for row in rows
+    ]
+    head = ("dtype", "engine", "stage", "error", "bound", "worst image", "within")
+    return head, cells
+
+
+def reading_table(results: Mapping[str, Any]) -> Table:
+    rows = []
+    for side, reading in _readings(results):
+        for kind, found in reading["by_kind"].items():
+            rows.append([side, kind, f"{found['right']} of {found['questions']}"])
+        count = round(reading["accuracy"] * reading["questions"])
+        rows.append([side, "all", f"{count} of {reading['questions']}"])
+    return ("model", "documents", "right"), rows
+
+
+def wrong_answers(results: Mapping[str, Any]) -> Table:
+    rows = [
+        [side, str(w["number"]), w["question"], repr(w["right"]), repr(w["answer"])]
+        for side, reading in _readings(results)
+        for w in reading["wrong"]
+    ]
+    return ("model", "number", "question", "right", "answer"), rows
+
+
+def speed_table(results: Mapping[str, Any]) -> Table:
+    rows = [
+        [
+            side,
+            f"{speed['first_token_ms']:.0f} ms",
+            f"{speed['tokens_per_s']:.1f}",
+            f"{speed['pages_per_s']:.2f}",
+            f"{speed['batch_tokens_per_s']:.1f}",
+            ", ".join(f"{memory:.1f} GB" for memory in speed["memory_gb"]),
+        ]
+        for side, speed in _sides(results, "speed")
+    ]
+    head = ("model", "first token", "tokens/s, one page", "pages/s, many at once")
+    return (*head, "tokens/s, many at once", "memory of each worker"), rows
+
+
+def _sides(results: Mapping[str, Any], key: str) -> Iterable[tuple[str, dict]]:
+    if results.get(key):
+        yield "this package", results[key]
+    if results.get("in_tree", {}).get(key):
+        yield "in-tree", results["in_tree"][key]
+
+
+def _readings(results: Mapping[str, Any]) -> Iterable[tuple[str, dict]]:
+    return _sides(results, "reading")
+
+
+def _tables(results: Mapping[str, Any]) -> list[tuple[str, Table]]:
+    return [
+        ("Stages", stage_table(results)),
+        ("Reading", reading_table(results)),
+        ("Wrong answers", wrong_answers(results)),
+        ("Speed", speed_table(results)),
+    ]
+
+
+def as_text(results: Mapping[str, Any]) -> str:
+    """Tables in Markdown, ready for an issue or a model card."""
+    lines = [f"# {results['model']}", "", verdict(results), ""]
+    lines += [f"{name}: {value}" for name, value in results["environment"].items()]
+    for title, (head, rows) in _tables(results):
+        if rows:
+            lines += ["", f"## {title}", ""]
+            lines += _markdown(head, rows)
+    if results["not_run"]:
+        lines += ["", "## Not run", ""]
+        lines += [f"- {reason}" for reason in results["not_run"]]
+    return "\n".join(lines)
+
+
+def _markdown(head: Sequence[str], rows: list[list[str]]) -> list[str]:
+    cleaned = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in [[*head], *cleaned]]
+    lines.insert(1, "|---" * len(head) + "|")
+    return lines
+
+
+def as_html(
+    results: Mapping[str, Any], pictures: Iterable[tuple[str, Image.Image]]
+) -> str:
+    """A page that needs no other file.
+
+    Args:
+        results: Of the verification.
+        pictures: Captions and images.
+    """
+    title = html.escape(f"Verification of {results['model']}")
+    parts = [
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>',
+        f"<style>{_STYLE}</style><h1>{title}</h1>",
+        f'<p id="verdict"><strong>{html.escape(verdict(results))}</strong></p>',
+        _html_table(("", ""), [[k, str(v)] for k, v in results["environment"].items()]),
+    ]
+    for heading, (head, rows) in _tables(results):
+        if rows:
+            parts += [f"<h2>{heading}</h2>", _html_table(head, rows)]
+    if results["not_run"]:
+        items = "".join(f"<li>{html.escape(reason)}" for reason in results["not_run"])
+        parts.append(f"<h2>Not run</h2><ul>{items}</ul>")
+    parts.append("<h2>Images</h2>")
+    parts += [_figure(caption, picture) for caption, picture in pictures]
+    return "\n".join(parts) + "</html>\n"
+
+
+def _html_table(head: Sequence[str], rows: list[list[str]]) -> str:
+    lines = ["<table><tr>", *(f"<th>{html.escape(name)}</th>" for name in head)]
+    for row in rows:
+        lines.append("<tr>")
+        for cell in row:
+            mark = ' class="bad"' if cell == "NO" else ""
+            lines.append(f"<td{mark}>{html.escape(cell)}</td>")
+    return "".join(lines) + "</table>"
+
+
+def _figure(caption: str, picture: Image.Image) -> str:
+    small = picture.copy()
+    small.thumbnail((_WIDTH, _WIDTH))
+    file = io.BytesIO()
+    small.save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    name = html.escape(caption)
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{name}">'
+        f"<figcaption>{name}</figcaption></figure>"
+    )

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an engine's workers do for the comparison: vLLM's ``worker_extension_cls``."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from vllm.platforms import current_platform
+
+from ....model_executor.models import nemotron_vl_conditioner
+
+if TYPE_CHECKING:
+    from ....model_executor.models.nemotron_vl import LlamaNemotronVLChatModel
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference, divided by the norm of what is expected.
+
+    Another shape counts as an error of one.
+    """
+    if found.shape != expected.shape:
+        return 1.0
+    found, expected = found.double().cpu(), expected.double().cpu()
+    difference = torch.linalg.vector_norm(found - expected)
+    return (difference / torch.linalg.vector_norm(expected).clamp_min(1e-30)).item()
+
+
+class EncoderComparison:
+    """Methods that vLLM adds to its workers, for ``collective_rpc``."""
+
+    @torch.inference_mode()
+    def compare_nemotron_vl_encoder(self, folder: str) -> list[dict[str, float]]:
+        """Relative errors of the encoder's stages for each file of the reference.
+
+        Each stage gets the reference's input, so an error shows in its own stage
+        and in no later one.
+        """
+        model: LlamaNemotronVLChatModel = self.get_model()  # type: ignore[attr-defined]
+        files = sorted(Path(folder).glob("*.safetensors"), key=lambda f: int(f.stem))
+        return [_errors(model, load_file(file)) for file in files]
+
+    def nemotron_vl_memory(self) -> float:
+        """Most gigabytes (10^9 bytes) that this process took: of the GPU if it has
+        one, of the main memory otherwise."""
+        if current_platform.is_cuda_alike():
+            return torch.cuda.max_memory_reserved() / 1e9
+        status = Path("/proc/self/status").read_text().split()
+        return int(status[status.index("VmHWM:") + 1]) * 1024 / 1e9
+
+
+def _errors(model: Any, expected: dict[str, torch.Tensor]) -> dict[str, float]:
+    device = next(model.language_model.parameters()).device
+    pixels = expected["pixels"].to(device)
+    conditioned = expected["conditioned"].to(device, model.encoder_dtype)
+    conditioner = model.input_conditioner
+    parts = conditioned.split(model.max_encoder_tiles)
+    tower = torch.cat([model.vision_model(part) for part in parts])
+    with _given_tower(model, expected["tower"].to(device, model.encoder_dtype)):
+        features = model.extract_feature(pixels)
+    errors = {
+        "normalised pixels": relative_error(
+            conditioner(pixels), expected["conditioned"]
+        ),
+        "tower": relative_error(tower, expected["tower"]),
+        "connector": relative_error(features, expected["features"]),
+    }
+    if current_platform.is_cuda_alike():
+        fused = "fused_mm_input_norm_triton"
+        with mock.patch.object(nemotron_vl_conditioner, fused, None):
+            errors["normalised pixels, no fused kernel"] = relative_error(
+                conditioner(pixels), expected["conditioned"]
+            )
+    return errors
+
+
+@contextmanager
+def _given_tower(model: Any, features: torch.Tensor) -> Iterator[None]:
+    """While the block runs, the tower's output is ``features``, in their order."""
+    tower, model.vision_model = model.vision_model, _Given(features)
+    try:
+        yield
+    finally:
+        model.vision_model = tower
+
+
+class _Given(nn.Module):
+    def __init__(self, features: torch.Tensor) -> None:
+        super().__init__()
+        self._left = features
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        count = len(pixel_values)
+        part, self._left = self._left[:count], self._left[count:]
+        return part
