@@ -37,6 +37,12 @@ ROWS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def same_environment(monkeypatch):
+    """The command sets variables, which the servers of later tests would inherit."""
+    monkeypatch.setattr(command, "_ENVIRONMENT", {})
+
+
 @pytest.fixture
 def results() -> dict:
     questions = draw_documents(4)
