@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 from pathlib import Path
 
 import cv2
@@ -190,3 +191,28 @@ def test_any_bytes_are_a_container_or_not(data, head):
     for file in (head[:16] + data, head + data, data):
         if is_container(file):
             assert declared_size(file) >= 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x1aE\xdf\xa3\x87B\x82\x84webm" + b"\xec\x80" * 10**7,
+        (8).to_bytes(4) + b"ftyp" + ((8).to_bytes(4) + b"free") * 10**6,
+    ],
+    ids=["elements", "boxes"],
+)
+def test_a_file_of_many_elements_is_not_walked(data):
+    start = time.process_time()
+    declared_size(data)
+    assert time.process_time() - start < 1
+
+
+def test_bytes_after_the_last_box_are_no_box():
+    data = encoded(noise(3), "mp4v", "mp4")
+    assert declared_size(data + b"trailing junk of a phone") == len(data)
+
+
+def test_an_avi_of_unknown_size_is_whole():
+    data = encoded(noise(3), "MJPG", "avi")
+    for size in (0, 0xFFFFFFFF):
+        assert declared_size(data[:4] + size.to_bytes(4, "little") + data[8:]) == 0

@@ -8,6 +8,7 @@ only, and where two kinds fit equally well it opens neither.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 
 CONTAINERS = ("MP4", "MOV", "Matroska", "WebM", "AVI")
 
@@ -17,6 +18,10 @@ _EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 _DOC_TYPE = b"\x42\x82"
 _DOC_TYPES = (b"matroska", b"webm")
 _LONGEST_EBML_HEADER = 128
+# Boxes at the top of an MP4 or MOV file. What follows another kind is no box.
+_BOXES = (*_FIRST_BOXES, b"moof", b"mfra", b"sidx", b"ssix", b"styp", b"uuid", b"udta")
+# Files have few elements at the top; a fragmented one has two boxes for each second.
+_MOST_ELEMENTS = 10_000
 
 
 def is_container(data: bytes) -> bool:
@@ -32,8 +37,9 @@ def declared_size(data: bytes) -> int:
     if _is_mp4(data):
         return _end_of_boxes(data)
     if _is_avi(data):
-        return 8 + int.from_bytes(data[4:8], "little")
-    for name, start, size in _elements(data):
+        size = int.from_bytes(data[4:8], "little")
+        return 0 if size in (0, 0xFFFFFFFF) else 8 + size  # as written to a pipe
+    for name, start, size in islice(_elements(data), _MOST_ELEMENTS):
         if name == _SEGMENT:
             return 0 if size is None else start + size
     return 0
@@ -63,8 +69,10 @@ def _is_matroska(data: bytes) -> bool:
 def _end_of_boxes(data: bytes) -> int:
     """Where the last box of an MP4 or MOV file ends."""
     place = 0
-    while place + 8 <= len(data):
+    for _ in range(_MOST_ELEMENTS):
         size = int.from_bytes(data[place : place + 4])
+        if data[place + 4 : place + 8] not in _BOXES:
+            break
         if size == 1:  # the size follows as 64 bits
             size = int.from_bytes(data[place + 8 : place + 16])
         if size < 8:  # up to the end of the file, or no box

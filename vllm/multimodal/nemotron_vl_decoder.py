@@ -19,7 +19,8 @@ NO_OPENCV = 3  # exit status
 
 # FFmpeg holds a few frames for each thread.
 _THREADS = 2
-_MEMORY = 8 << 30
+_MEMORY = 3 << 30
+_CPU_SECONDS = 150  # more than the server waits, for both threads
 
 
 def _open(file: io.BytesIO):
@@ -93,6 +94,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
     # From here on, nothing can be opened.
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
     _write(out, _header(data))
