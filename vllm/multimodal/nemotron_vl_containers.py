@@ -37,8 +37,8 @@ def declared_size(data: bytes) -> int:
     if _is_mp4(data):
         return _end_of_boxes(data)
     if _is_avi(data):
-        size = int.from_bytes(data[4:8], "little")
-        return 0 if size in (0, 0xFFFFFFFF) else 8 + size  # as written to a pipe
+        written = int.from_bytes(data[4:8], "little")
+        return 0 if written in (0, 0xFFFFFFFF) else 8 + written  # as written to a pipe
     for name, start, size in islice(_elements(data), _MOST_ELEMENTS):
         if name == _SEGMENT:
             return 0 if size is None else start + size
