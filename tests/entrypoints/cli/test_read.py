@@ -16,6 +16,7 @@ import termios
 import threading
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import openai
@@ -177,22 +178,27 @@ def test_a_terminal_shows_rate_and_time_left(server, folder, out):
     assert b"locked.pdf: The PDF is encrypted" in shown
 
 
-def test_stopped_by_hand_it_says_how_to_go_on(server, folder, out):
-    server.delay = 0.5
-    command = [sys.executable, "-m", main.__module__, "read", folder, "--question", "?"]
-    command += ["--url", server.url, "--out", out, "--at-once", "1"]
+def stop_by_hand(command: list, started: Callable[[], object]) -> None:
+    """Send Ctrl-C's signal to a command once it has started."""
     # Tests that a shell runs in the background inherit that the signal is ignored.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, preexec_fn=heed
     ) as process:
-        while not server.requests:
+        while not started():
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        errors = process.stderr.read()
+        _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
     assert errors.endswith("nemotron-vl: stopped; the same command goes on\n")
     assert "Traceback" not in errors
+
+
+def test_stopped_by_hand_it_says_how_to_go_on(server, folder, out):
+    server.delay = 0.5
+    command = [sys.executable, "-m", main.__module__, "read", folder, "--question", "?"]
+    command += ["--url", server.url, "--out", out, "--at-once", "1"]
+    stop_by_hand(command, lambda: server.requests)
     assert run(server, folder, out, "--question", "?") == 1
     assert places(out) == ALL
 
@@ -337,6 +343,20 @@ def test_a_server_that_sends_no_answer_is_a_page_error(server, folder, out, choi
     assert records(out)[0]["error"] == "The server sent no answer."
 
 
+def read_four_at_once(server: FakeServer, pages, written: list[dict]) -> None:
+    """Ask about pages and append their records as they come."""
+    server.answer = lambda request: "yes"
+
+    async def read_all():
+        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none")
+        async for record in page_reading.read_answers(
+            client, "fake", Question("?", None, 9), pages, at_once=4, timeout=60
+        ):
+            written.append(record)
+
+    asyncio.run(read_all())
+
+
 def test_answers_are_written_while_a_page_is_drawn(server):
     """A kill must not lose them."""
     written = []
@@ -349,16 +369,7 @@ def test_answers_are_written_while_a_page_is_drawn(server):
             time.sleep(0.05)
         yield Page("a.pdf", 2, b"", "image/png", error=None if written else "late")
 
-    async def read_all():
-        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none")
-        server.answer = lambda request: "yes"
-        question = Question("?", None, 9)
-        async for record in page_reading.read_answers(
-            client, "fake", question, pages(), at_once=4, timeout=60
-        ):
-            written.append(record)
-
-    asyncio.run(read_all())
+    read_four_at_once(server, pages(), written)
     assert [r.get("error") for r in written] == [None, None]
 
 
@@ -366,16 +377,7 @@ def test_a_document_that_never_opens_does_not_hold_a_stop(server, folder, out):
     os.mkfifo(folder / "pipe")  # waits for a writer
     command = [sys.executable, "-m", main.__module__, "read", folder / "photo.png"]
     command += [folder / "pipe", "--question", "?", "--url", server.url, "--out", out]
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, preexec_fn=heed
-    ) as process:
-        while not (out.exists() and out.read_text()):
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert errors.endswith("nemotron-vl: stopped; the same command goes on\n")
+    stop_by_hand(command, lambda: out.exists() and out.read_text())
 
 
 def test_a_document_has_one_name(server, folder, out, monkeypatch):
@@ -429,16 +431,7 @@ def test_requests_and_pages_in_memory_are_bounded(server):
 
     written = []
 
-    async def read_all():
-        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none")
-        question = Question("?", None, 9)
-        server.answer = lambda request: "yes"
-        async for record in page_reading.read_answers(
-            client, "fake", question, pages(), at_once=4, timeout=60
-        ):
-            written.append(record)
-
-    asyncio.run(read_all())
+    read_four_at_once(server, pages(), written)
     assert len(taken) == len(written) == 40
     assert server.most_at_once == 4
 

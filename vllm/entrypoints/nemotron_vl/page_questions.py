@@ -129,6 +129,9 @@ def _no_number(name: str) -> None:
 
 def _read_schema(file: Path) -> dict[str, Any]:
     import jsonschema
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
 
     try:
         schema = json.loads(file.read_text())
@@ -141,9 +144,14 @@ def _read_schema(file: Path) -> dict[str, Any]:
     except jsonschema.SchemaError as error:
         message = f"{file} is not a JSON schema: {error.json_path}: {error.message}"
         raise ValueError(message) from error
+    resource = DRAFT202012.create_resource(schema)
+    resolver = Registry().with_resource("", resource).resolver()
     for reference in _references(schema):
-        if not _resolves(reference, schema):
-            raise ValueError(f"{file} refers to {reference}, which it does not have.")
+        try:
+            resolver.lookup(reference)
+        except Unresolvable as error:
+            message = f"{file} refers to {reference}, which it does not have."
+            raise ValueError(message) from error
     return schema
 
 
@@ -157,19 +165,6 @@ def _references(schema: Any) -> Iterator[str]:
     values = schema.values() if isinstance(schema, dict) else schema
     for value in values if isinstance(schema, (dict, list)) else ():
         yield from _references(value)
-
-
-def _resolves(reference: str, schema: dict[str, Any]) -> bool:
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-    from referencing.jsonschema import DRAFT202012
-
-    registry = Registry().with_resource("", DRAFT202012.create_resource(schema))
-    try:
-        registry.resolver().lookup(reference)
-    except Unresolvable:
-        return False
-    return True
 
 
 def write_batch(

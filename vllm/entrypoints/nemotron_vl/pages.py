@@ -137,7 +137,7 @@ def read_pages(
                 if not done(name, number):
                     yield _page(name, number, draw)
         except MemoryError:
-            raise  # the machine's problem, not the document's
+            raise  # the caller knows how much memory there is
         except Exception as error:  # Pillow raises all kinds for damaged files
             yield Page(name, None, error=_message(error))
 

@@ -132,8 +132,9 @@ def _invoice(rng: random.Random) -> Question:
 def _table(rng: random.Random) -> Question:
     cities, months = rng.sample(_CITIES, 5), rng.sample(_MONTHS, 3)
     values = [[str(rng.randint(10, 999)) for _ in months] for _ in cities]
+    lines = [[city, *cells] for city, cells in zip(cities, values, strict=True)]
     page, pen = _page(1100, 700)
-    for row, cells in enumerate([["", *months], *map(_joined, cities, values)]):
+    for row, cells in enumerate([["", *months], *lines]):
         top = 50 + 100 * row
         pen.line((50, top + 75, 1050, top + 75), _RULE, 2)
         for column, cell in enumerate(cells):
@@ -141,10 +142,6 @@ def _table(rng: random.Random) -> Question:
     row, column = rng.randrange(len(cities)), rng.randrange(len(months))
     question = f"What is the value of {cities[row]} in {months[column]}? {_NUMBER_ONLY}"
     return Question("table", [page], question, values[row][column])
-
-
-def _joined(name: str, values: list[str]) -> list[str]:
-    return [name, *values]
 
 
 def _chart(rng: random.Random) -> Question:

@@ -5,6 +5,8 @@ Some are drawn when they are needed. Those of ``assets/nemotron_vl_pictures`` ar
 with the same bytes everywhere, whatever version of Pillow draws.
 """
 
+import base64
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,15 +15,13 @@ from PIL import Image
 from ....assets.nemotron_vl import draw_text, shipped_pictures
 from .documents import draw_documents
 
-_PROMPT = (
-    "<|start_header_id|>user<|end_header_id|>\n\n<image>\n{text}<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\n"
-)
 
-
-def prompt(text: str = "Read the text.") -> str:
+def prompt() -> str:
     """A chat with an image, up to the answer."""
-    return _PROMPT.format(text=text)
+    return (
+        "<|start_header_id|>user<|end_header_id|>\n\n<image>\nRead the text.<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
 
 
 def compared_pictures(
@@ -53,6 +53,13 @@ def compared_pictures(
             f"There is no image {sorted(unknown)[0]!r}; there are {[*makers]}."
         )
     return {name: make() for name, make in makers.items() if name in (names or makers)}
+
+
+def png_url(picture: Image.Image) -> str:
+    """An image as a data URL."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _noise(width: int, height: int) -> Image.Image:

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions about drawn documents are asked, and the answers are counted."""
 
-import base64
-import io
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .documents import Question
+from .pictures import png_url
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -85,17 +84,11 @@ def read(ask: Ask, questions: list[Question]) -> Reading:
 def messages(question: Question) -> list[dict[str, Any]]:
     """A question as messages of OpenAI's chat API."""
     content: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": _data_url(picture)}}
+        {"type": "image_url", "image_url": {"url": png_url(picture)}}
         for picture in question.pictures
     ]
     content.append({"type": "text", "text": question.text})
     return [{"role": "user", "content": content}]
-
-
-def _data_url(picture) -> str:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def ask_engine(llm: "LLM") -> Ask:

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The results of a verification: as text, and as a page of HTML with the images."""
 
-import base64
 import html
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
+from .pictures import png_url
 from .stages import BOUNDS
 
 _WIDTH = 320  # of an image on the page, in pixels
@@ -172,11 +171,8 @@ def _html_table(head: Sequence[str], rows: list[list[str]]) -> str:
 def _figure(caption: str, picture: Image.Image) -> str:
     small = picture.copy()
     small.thumbnail((_WIDTH, _WIDTH))
-    file = io.BytesIO()
-    small.save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode()
     name = html.escape(caption)
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{name}">'
+        f'<figure><img src="{png_url(small)}" alt="{name}">'
         f"<figcaption>{name}</figcaption></figure>"
     )

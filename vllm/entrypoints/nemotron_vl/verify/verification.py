@@ -17,7 +17,7 @@ from ....config.nemotron_vl_names import plugin_version
 from ..checkpoint_files import read_json
 from .comparison import compare
 from .documents import Question, draw_documents, draw_numbers
-from .engines import Plan, Run, running_engine
+from .engines import Plan, running_engine
 from .expected import write_expected_elsewhere
 from .in_tree import run_in_tree
 from .pictures import compared_pictures
@@ -122,7 +122,9 @@ def verify(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
     results["wrong_stages"] = wrong_stages(rows)
     if request.in_tree and plan.served:
         say("vLLM's in-tree model ...")
-        results["in_tree"] = _in_tree(request, plan.served)
+        results["in_tree"] = run_in_tree(
+            request.checkpoint, plan.served, request.asks_numbers, request.questions
+        )
         if "error" in results["in_tree"]:
             lines = results["in_tree"]["error"].splitlines()
             plan.not_run.append(f"in-tree: {lines[-1] if lines else 'no message'}")
@@ -159,10 +161,6 @@ def _serve(llm: "LLM", request: Request, say: Callable[[str], None]) -> dict[str
         say("Measuring ...")
         found["speed"] = measure(llm)
     return found
-
-
-def _in_tree(request: Request, run: Run) -> dict[str, Any]:
-    return run_in_tree(request.checkpoint, run, request.asks_numbers, request.questions)
 
 
 def _environment(device: str) -> dict[str, Any]:
