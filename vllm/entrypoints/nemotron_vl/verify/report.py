@@ -45,7 +45,7 @@ def stage_table(results: Mapping[str, Any]) -> Table:
             row["dtype"],
             row["engine"],
             row["stage"],
-            f"{row['error']:.2g}",
+            "not a number" if row["error"] is None else f"{row['error']:.2g}",
             f"{row['bound']:.2g}",
             row["picture"],
             "yes" if row["ok"] else "NO",
