@@ -19,7 +19,6 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 import torch
 

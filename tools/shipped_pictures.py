@@ -2,7 +2,7 @@
 """Draws the images of vllm/assets/nemotron_vl_pictures.
 
 They are files, so their bytes do not depend on the version of Pillow that draws:
-- receipt.jpg: a crumpled receipt under uneven light, as a JPEG
+- receipt.jpg: a tilted receipt under uneven light, as a JPEG
 - chart.png: a chart in a palette of 32 colours
 """
 

@@ -33,8 +33,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-
 from drawn_text import (
     CHARACTERS,
     KINDS,

@@ -56,6 +56,9 @@ ENGINES = [
     f"{GENERATION}/test_video.py",
     # each stage, and stages that are broken on purpose
     "tests/entrypoints/nemotron_vl/test_verify.py",
+    "tests/entrypoints/cli/test_verify.py",
+    # lmms-eval, if it is installed
+    "tests/tools/test_lmms_eval.py",
     # server
     "tests/entrypoints/openai/test_serve.py",
     "tests/entrypoints/openai/test_video.py",

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,11 +14,17 @@ from PIL import Image
 from vllm_nemotron_vl.assets.nemotron_vl import shipped_pictures
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl import verify as command
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify import in_tree
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.documents import (
     draw_documents,
     draw_numbers,
 )
-from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.engines import ENGINES, Plan, Run
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.engines import (
+    ENGINES,
+    Plan,
+    Run,
+    engine_options,
+)
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.reading import Reading, is_right
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.report import as_html, as_text
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.stages import (
@@ -144,7 +151,8 @@ def test_text_shows_errors_answers_and_what_did_not_run(results):
     assert "| this package | all | 3 of 4 |" in text
     assert "'a <b> \\| c'" in text
     assert "- float32, tensor-parallel: needs 2 GPU(s)" in text
-    json.dumps(results, allow_nan=True)
+    assert "| first token | not a number |" in text
+    json.dumps(results, allow_nan=False)
 
 
 CHECK = """
@@ -169,3 +177,27 @@ def test_a_browser_shows_the_report(results, tmp_path):
     assert '<p id="verdict"><strong>Wrong: tower.</strong>' in dom
     assert '<td class="bad">NO</td>' in dom
     assert "<td>'a &lt;b&gt; | c'</td>" in dom
+
+
+@pytest.mark.releases
+def test_the_other_side_reads_and_measures_in_a_process_of_its_own(tiny, tmp_path):
+    """With this plugin: the in-tree model needs code that is not available."""
+    run = Run("float32", "eager")
+    out = tmp_path / "results.json"
+    task = {"model": str(tiny), "options": engine_options(tiny, run), "out": str(out)}
+    task |= {"numbers": True, "count": 10}
+    command = [sys.executable, "-m", in_tree.__name__, json.dumps(task)]
+    subprocess.run(command, check=True, timeout=500)
+    found = json.loads(out.read_text())
+    assert found["reading"]["accuracy"] > 0.5
+    assert found["speed"]["pages_per_s"] > 0
+
+
+@pytest.mark.releases
+def test_an_in_tree_model_that_does_not_start_is_reported(tiny, tmp_path, capsys):
+    options = ["--dtype", "bfloat16", "--parts", "read", "--questions", "5"]
+    options += ["--against", "in-tree", "--trust-remote-code", "--out", str(tmp_path)]
+    assert main(["verify", str(tiny), *options]) == 1
+    text = capsys.readouterr().out
+    assert "- in-tree: " in text and "| this package | all |" in text
+    assert "error" in json.loads((tmp_path / "results.json").read_text())["in_tree"]

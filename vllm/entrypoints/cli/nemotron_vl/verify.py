@@ -100,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
     from ...nemotron_vl.verify.verification import Request, captions, verify
 
     request = Request(
-        checkpoint=_folder(args.model),
+        checkpoint=_folder(args.model, with_code=args.against is not None),
         parts=args.parts,
         dtypes=args.dtype,
         engines=args.engines,
@@ -121,16 +121,15 @@ def _run(args: argparse.Namespace) -> int:
     return 0 if results["ok"] else 1
 
 
-def _folder(model: str) -> Path:
-    """The checkpoint's folder; from the hub, only its data files are loaded."""
+def _folder(model: str, with_code: bool) -> Path:
+    """The checkpoint's folder; from the hub, its data files, and its code if asked."""
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download
 
+    patterns = ["*.json", "*.safetensors", *(["*.py"] if with_code else [])]
     try:
-        return Path(
-            snapshot_download(model, allow_patterns=["*.json", "*.safetensors"])
-        )
+        return Path(snapshot_download(model, allow_patterns=patterns))
     except OSError as error:
         raise OSError(
             f"{model} is not a folder, and it cannot be loaded from the hub: {error}"

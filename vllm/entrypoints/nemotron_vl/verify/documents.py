@@ -66,10 +66,6 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _amount(rng: random.Random) -> str:
-    return f"{rng.randint(2, 99)}.{rng.randint(0, 99):02}"
-
-
 def _letter(rng: random.Random) -> Question:
     code = f"{rng.randint(100, 999)}-{rng.randint(1000, 9999)}"
     lines = (

@@ -16,7 +16,7 @@ body { font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 62em; padding: 0 
 table { border-collapse: collapse; margin: 1em 0 }
 td, th { border: 1px solid #ccc; padding: .2em .6em; text-align: left }
 td.bad { background: #fdd } figure { display: inline-block; margin: .5em }
-figcaption { font-size: 85%; max-width: 320px } pre { background: #eee; padding: 1em }
+figcaption { font-size: 85%; max-width: 320px } img { border: 1px solid #ccc }
 """
 
 Table = tuple[Sequence[str], list[list[str]]]
@@ -44,7 +44,7 @@ def stage_table(results: Mapping[str, Any]) -> Table:
             row["dtype"],
             row["engine"],
             row["stage"],
-            f"{row['error']:.2g}",
+            "not a number" if row["error"] is None else f"{row['error']:.2g}",
             f"{row['bound']:.2g}",
             row["picture"],
             "yes" if row["ok"] else "NO",
@@ -145,7 +145,10 @@ def as_html(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>',
         f"<style>{_STYLE}</style><h1>{title}</h1>",
         f'<p id="verdict"><strong>{html.escape(verdict(results))}</strong></p>',
-        _html_table(("", ""), [[k, str(v)] for k, v in results["environment"].items()]),
+        _html_table(
+            ("", "of this run"),
+            [[k, str(v)] for k, v in results["environment"].items()],
+        ),
     ]
     for heading, (head, rows) in _tables(results):
         if rows:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages that are compared, and how far each may be from the reference."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -55,7 +56,9 @@ class Row(NamedTuple):
         return self.error <= self.bound  # not a number is not within it
 
     def as_dict(self) -> dict[str, Any]:
-        return {**self._asdict(), "bound": self.bound, "ok": self.ok}
+        """For JSON, which has no value for what is not a number."""
+        error = None if math.isnan(self.error) else self.error
+        return {**self._asdict(), "error": error, "bound": self.bound, "ok": self.ok}
 
 
 def worst(rows: Iterable[Row]) -> list[Row]:

@@ -80,7 +80,7 @@ def verify(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
         say: Gets a line before each step.
 
     Returns:
-        Data that JSON can hold: ``model``, ``environment``, ``ok``, ``wrong_stages``,
+        Data for JSON: ``model``, ``environment``, ``ok``, ``wrong_stages``,
         ``rows`` (the largest error of each stage), ``not_run``, and ``reading``,
         ``speed`` and ``in_tree`` if they were asked for.
 
@@ -128,7 +128,8 @@ def verify(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
         if "error" in results["in_tree"]:
             lines = results["in_tree"]["error"].splitlines()
             plan.not_run.append(f"in-tree: {lines[-1] if lines else 'no message'}")
-    results["ok"] = not results["wrong_stages"] and bool(plan.runs)
+    failed = "error" in results.get("in_tree", {})
+    results["ok"] = bool(plan.runs) and not results["wrong_stages"] and not failed
     return results
 
 
@@ -138,7 +139,7 @@ def captions(
     """The images of a verification, with what to know about each."""
     if "compare" in request.parts:
         yield from request.images().items()
-    if "read" in request.parts:
+    if "reading" in results:
         wrong = {w["number"]: w["answer"] for w in results["reading"]["wrong"]}
         yield from _asked(request.documents(), wrong)
 
