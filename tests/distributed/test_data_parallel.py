@@ -129,6 +129,13 @@ def test_videos_on_two_engines_and_two_api_servers(tiny, requests, tmp_path):
         assert answers(url, jobs) == [job["answer"] for job in jobs] * 2
         counts = served_by_engine(httpx.get(f"{url}/metrics").text)
         assert min(counts["0"], counts["1"]) > 0
+        # Without --trust-request-mm-kwargs
+        frames = {"media_io_kwargs": {"video": {"num_frames": 2}}}
+        refused = httpx.post(
+            f"{url}/v1/chat/completions", json=asked[0]["request"] | frames
+        )
+        assert refused.status_code == 400
+        assert "--trust-request-mm-kwargs" in refused.text
 
 
 # Two hosts

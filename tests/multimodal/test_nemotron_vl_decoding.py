@@ -1,5 +1,6 @@
 """Video files become the right frames within bounds, or are refused with a cause."""
 
+import errno
 import io
 import os
 import time
@@ -13,14 +14,20 @@ from hypothesis import strategies as st
 
 from support.bad_clips import BAD_CLIPS, ODD_CLIPS, ending_ffmpeg
 from support.clips import LOSSLESS, LOSSY, decoded, encoded, noise
-from support.hostile import bounded_memory
+from support.hostile import bounded_decoders, bounded_memory
 from vllm_nemotron_vl.config.nemotron_vl_video import frame_indices
 from vllm_nemotron_vl.multimodal import nemotron_vl_decoding as decoding
 from vllm_nemotron_vl.multimodal.nemotron_vl_containers import (
     declared_size,
     is_container,
 )
-from vllm_nemotron_vl.multimodal.nemotron_vl_decoding import UnreadableVideo, decode
+from vllm_nemotron_vl.multimodal.nemotron_vl_decoding import (
+    DecoderUnavailable,
+    UnreadableVideo,
+    decode,
+)
+
+DECODER_MEGABYTES = 2500  # frames of 16,000 x 16,000 pixels take 1,800
 
 
 def whole(frame: np.ndarray) -> np.ndarray:
@@ -66,7 +73,11 @@ def test_a_file_that_is_cut_off_is_refused(codec, suffix, kept):
 def test_a_bad_file_is_refused(name):
     make, cause = BAD_CLIPS[name]
     data = make()
-    with bounded_memory(300), pytest.raises(UnreadableVideo) as error:
+    with (
+        bounded_memory(300),
+        bounded_decoders(DECODER_MEGABYTES),
+        pytest.raises(UnreadableVideo) as error,
+    ):
         decode(data, 32, whole)
     assert cause in str(error.value).lower()
 
@@ -74,7 +85,7 @@ def test_a_bad_file_is_refused(name):
 @pytest.mark.parametrize("name", ODD_CLIPS)
 def test_an_odd_file_is_read(name):
     data, expected = ODD_CLIPS[name]()
-    with bounded_memory(700):
+    with bounded_memory(700), bounded_decoders(DECODER_MEGABYTES):
         found = decode(data, 32, lambda frame: frame[:140, :140].copy())
     assert found.frames
     if expected is not None:
@@ -133,12 +144,47 @@ def test_an_error_of_the_caller_ends_the_decoder():
     assert children() == running
 
 
-def test_without_opencv_the_server_is_to_blame(monkeypatch, tmp_path):
+def _without_opencv(monkeypatch, folder):
+    (folder / "cv2.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def _killed(monkeypatch, folder):
+    """As by the kernel when memory runs out."""
+    (folder / "cv2.py").write_text("import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def _without_files(monkeypatch, folder):
+    def fail(*_, **__):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(decoding.subprocess, "Popen", fail)
+
+
+@pytest.mark.parametrize(
+    ("happens", "cause"),
+    [
+        (_without_opencv, "OpenCV"),
+        (_killed, "signal 9"),
+        (_without_files, "Too many open files"),
+    ],
+)
+def test_the_server_is_to_blame(happens, cause, monkeypatch, tmp_path):
     """A client would not try again after a message about its video."""
-    (tmp_path / "cv2.py").write_text("raise ImportError")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match="OpenCV"):
+    happens(monkeypatch, tmp_path)
+    with pytest.raises(DecoderUnavailable, match=cause):
         decode(encoded(noise(2)), 3, whole)
+
+
+def test_the_time_of_shrinking_does_not_count(monkeypatch):
+    """It depends on the recipe, and is that of an image of the same size."""
+
+    def slow(frame):
+        time.sleep(2)
+
+    monkeypatch.setattr(decoding, "MOST_SECONDS", 5.0)
+    assert decode(encoded(noise(4)), 4, slow).total == 4
 
 
 def test_the_walk_is_bounded(monkeypatch):

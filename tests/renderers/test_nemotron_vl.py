@@ -1,14 +1,23 @@
 """Which errors in the loading of an image are the client's, and what is logged."""
 
+import errno
 import io
 
 import pytest
 from PIL import Image
 from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.media import MediaConnector
 from vllm.multimodal.media.image import ImageMediaIO
+from vllm.multimodal.media.video import VideoMediaIO
 
+from support.clips import encoded, noise
+from vllm_nemotron_vl.config.nemotron_vl_video import LOADER
+from vllm_nemotron_vl.multimodal.nemotron_vl_decoding import DecoderUnavailable
 from vllm_nemotron_vl.renderers import nemotron_vl as renderer
+from vllm_nemotron_vl.renderers.nemotron_vl_video import NemotronVLVideoRenderer
+from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_video
 
+VIDEO_IO = {"video_backend": LOADER, "tile_size": 64, "resize": "fast"}
 SECRET = "https://user:pass@bucket.example/scan.png?X-Signature=abc123"
 
 
@@ -23,7 +32,7 @@ def load(monkeypatch):
         monkeypatch.setattr(Image, "open", fail)
         file = io.BytesIO()
         Image.new("RGB", (4, 4)).save(file, "PNG")
-        with renderer._media_errors_are_the_clients("image"):
+        with renderer._media_errors_are_the_clients((MemoryError,)):
             ImageMediaIO().load_bytes(file.getvalue())
 
     return run
@@ -33,6 +42,9 @@ def load(monkeypatch):
     "error",
     [
         MemoryError(),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("can't start new thread"),
         RuntimeError("cannot schedule new futures after shutdown"),
         RuntimeError("cannot schedule new futures after interpreter shutdown"),
     ],
@@ -40,14 +52,43 @@ def load(monkeypatch):
 )
 def test_errors_of_the_server_stay_its_own(load, error):
     """With status 400, a client would not try again."""
-    with pytest.raises(type(error)) as raised:
+    with pytest.raises(Exception) as raised:
         load(error)
-    assert raised.value is error
+    assert not isinstance(raised.value, VLLMValidationError)
+    assert error in (raised.value, raised.value.__cause__)
 
 
 def test_errors_of_the_file_are_the_clients(load):
-    with pytest.raises(VLLMValidationError, match="cannot be read: .*broken data"):
+    with pytest.raises(
+        VLLMValidationError, match="The image cannot be read: .*broken data"
+    ) as error:
         load(OSError("broken data"))
+    assert error.value.parameter == "image_url"
+
+
+@pytest.mark.parametrize("error", [DecoderUnavailable("no"), OSError(errno.EMFILE, "")])
+def test_errors_of_the_decoder_of_videos_stay_the_servers(error, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(nemotron_vl_video, "decode", fail)
+    with (
+        pytest.raises(type(error)) as raised,
+        renderer._media_errors_are_the_clients(NemotronVLVideoRenderer.servers_errors),
+    ):
+        VideoMediaIO(ImageMediaIO(), **VIDEO_IO).load_bytes(encoded(noise(1)))
+    assert raised.value is error
+
+
+def test_errors_of_a_video_name_it():
+    with (
+        pytest.raises(VLLMValidationError, match="video cannot be read") as error,
+        renderer._media_errors_are_the_clients(()),
+    ):
+        MediaConnector(media_io_kwargs={"video": VIDEO_IO}).fetch_video(
+            "data:video/mp4;base64,%%%"
+        )
+    assert error.value.parameter == "video_url"
 
 
 def test_no_secret_is_logged(load, monkeypatch):

@@ -89,6 +89,7 @@ SDP = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP
 # Begin like a container, and go on as a text.
 MATROSKA_TEXT = b"\x1aE\xdf\xa3\x9f" + MPD.encode()
 MP4_TEXT = b"\0\0\0\x18ftyp" + FFCONCAT.encode()
+MDAT_TEXT = b"\1   mdat\n" + MPD.encode().ljust(0x1202020 - 9) + b"\0\0\0\x08moov"
 AVI_TEXT = b"RIFF\x20\x20\x20\x20AVI LIST" + MPD.encode()
 
 # Each file with what the refusal says of it
@@ -108,6 +109,7 @@ BAD_CLIPS: dict[str, tuple[Callable[[], bytes], str]] = {
     "SDP": (_text(SDP), NO_KIND),
     "MPD after a head of Matroska": (lambda: MATROSKA_TEXT, NO_KIND),
     "ffconcat after a head of MP4": (lambda: MP4_TEXT, "cannot be read"),
+    "MPD in the frames of an MP4": (lambda: MDAT_TEXT, "cannot be read"),
     "MPD after a head of AVI": (lambda: AVI_TEXT, CUT_OFF),
     "sound only": (_audio_only, NO_VIDEO),
     "half an MP4": (lambda: _half("mp4v", "mp4"), CUT_OFF),
@@ -159,6 +161,23 @@ def _with_frames(*files: bytes) -> bytes:
     return bytes(data)
 
 
+def _frames_first() -> bytes:
+    """An MP4 file that begins with 16 MiB of frames, as old recorders write it."""
+    data = encoded(noise(6), "mp4v", "mp4")
+    place, boxes = 0, {}
+    while place < len(data):
+        size = int.from_bytes(data[place : place + 4])
+        boxes[data[place + 4 : place + 8]] = place, data[place : place + size]
+        place += size
+    (start, frames), (_, about) = boxes[b"mdat"], boxes[b"moov"]
+    frames = struct.pack(">I", len(frames) + (1 << 24)) + frames[4:] + bytes(1 << 24)
+    place = about.index(b"stco")  # the places of the frames in the file
+    (count,) = struct.unpack_from(">I", about, place + 8)
+    places = struct.unpack_from(f">{count}I", about, place + 12)
+    moved = struct.pack(f">{count}I", *(place - start for place in places))
+    return frames + about[: place + 12] + moved + about[place + 12 + len(moved) :]
+
+
 def _jpeg(width: int, height: int) -> bytes:
     return saved(Image.new("RGB", (width, height), "teal"), "JPEG")
 
@@ -180,6 +199,11 @@ ODD_CLIPS: dict[str, Callable[[], tuple[bytes, list[Image.Image] | None]]] = {
         _with_frames(_jpeg(90, 70), _jpeg(180, 140), _jpeg(33, 500)),
         None,
     ),
+    "16,000 x 16,000 midway": lambda: (
+        _with_frames(_jpeg(90, 70), *[_jpeg(16_000, 16_000)] * 8),
+        None,
+    ),
+    "frames first": lambda: (_frames_first(), None),
     "bytes after the end": lambda: (encoded(numbers("7")) + b"<script>", numbers("7")),
     "the largest frames": lambda: (largest(), None),
 }

@@ -1,6 +1,7 @@
-"""For tests with hostile input: a pickle that runs code, and a bound on memory."""
+"""For tests with hostile input: a pickle that runs code, and bounds on memory."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,39 @@ def memory_of(pid: int | str = "self") -> Iterator[SimpleNamespace]:
     yield used
     used.peak = _memory(pid, "VmHWM") - before
     used.left = used.now()
+
+
+@contextlib.contextmanager
+def bounded_decoders(megabytes: float, pid: int | str = "self") -> Iterator[None]:
+    """Assert that the decoders of videos that a process starts use less than this."""
+    peaks: dict[str, float] = {}
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            for child in _children(pid):
+                with contextlib.suppress(OSError, AssertionError):  # it has ended
+                    command = Path(f"/proc/{child}/cmdline").read_text()
+                    if "nemotron_vl_decoder.py" in command:
+                        peaks[child] = _memory(child, "VmHWM")
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+    most = max(peaks.values(), default=0)
+    assert most < megabytes, f"{most:.0f} MB"
+
+
+def _children(pid: int | str) -> list[str]:
+    found: list[str] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # the thread has ended
+            found += (task / "children").read_text().split()
+    return found
 
 
 def _memory(pid: int | str, field: str) -> float:

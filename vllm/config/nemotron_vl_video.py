@@ -38,6 +38,37 @@ def num_frames_problem(value: object, most: int = MOST_FRAMES) -> str | None:
     )
 
 
+def most_frames_in(context: int, frame_tokens: int) -> int:
+    """Frames of the longest video that a context holds, at least 1.
+
+    Args:
+        context: Tokens of ``--max-model-len``.
+        frame_tokens: Tokens of a frame.
+    """
+    brackets = 2  # <img> and </img>
+    return max(1, (context - brackets) // frame_tokens)
+
+
+def context_problem(num_frames: int, context: int, frame_tokens: int) -> str | None:
+    """A message if longer videos cannot be served, or ``None``.
+
+    Args:
+        num_frames: The engine's setting.
+        context: Tokens of ``--max-model-len``.
+        frame_tokens: Tokens of a frame.
+    """
+    most = most_frames_in(context, frame_tokens)
+    if num_frames <= most:
+        return None
+    return (
+        f"A video of {num_frames} frames takes {num_frames * frame_tokens + 2} tokens, "
+        f"but --max-model-len is {context}: videos of more than {most} frames will be "
+        "refused. To take fewer frames of them, set "
+        f'--media-io-kwargs \'{{"video": {{"{FRAMES_KEY}": {most}}}}}\', or less to '
+        "leave room for text."
+    )
+
+
 def check_options(options: Any) -> None:
     """Refuse options of vLLM that have no meaning for this model.
 

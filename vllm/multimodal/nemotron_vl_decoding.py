@@ -13,9 +13,11 @@ import json
 import logging
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -38,6 +40,8 @@ logger = logging.getLogger("vllm.multimodal.nemotron_vl_decoding")
 DECODER = Path(nemotron_vl_decoder.__file__)
 # A larger pipe than usual (64 KiB) moves large frames faster.
 _PIPE_BYTES = 1 << 20
+# A file does not cause these. The kernel sends SIGKILL when memory runs out.
+_SIGNALS_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 # An array of RGB pixels, uint8 of shape (height, width, 3), to something smaller.
 Shrink = Callable[[np.ndarray], Any]
@@ -45,6 +49,10 @@ Shrink = Callable[[np.ndarray], Any]
 
 class UnreadableVideo(ValueError):
     """A video file that is none, is damaged, or exceeds a limit."""
+
+
+class DecoderUnavailable(RuntimeError):
+    """Videos cannot be decoded now, or not at all; no file is to blame."""
 
 
 class Decoded(NamedTuple):
@@ -90,8 +98,8 @@ def decode(
         UnreadableVideo: The file is no container of video, is cut off, has no
             frame that can be decoded, or exceeds a limit of
             ``config/nemotron_vl_video.py``.
-        OSError: The process cannot be started.
-        RuntimeError: OpenCV is missing.
+        DecoderUnavailable: OpenCV is missing; or the process cannot be started, or
+            was ended from outside.
     """
     _check_file(data)
     with _decoder(data) as decoder:
@@ -147,7 +155,10 @@ class _Decoder:
         self._process = process
         self._input = process.stdin
         self._output = cast(BufferedReader, process.stdout)
-        self.timed_out = False
+        self._end = time.monotonic() + MOST_SECONDS
+        self._clock = threading.Lock()  # held while the time does not count
+        self._done = threading.Event()
+        self._timed_out = False
 
     def send(self, *parts: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):  # `_answer` says why
@@ -155,9 +166,23 @@ class _Decoder:
                 self._input.write(part)
             self._input.flush()
 
-    def kill(self) -> None:
-        self.timed_out = True
-        self._process.kill()
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """End the process after `MOST_SECONDS`, in which `shrink` does not count."""
+        threading.Thread(target=self._watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            self._done.set()
+
+    def _watch(self) -> None:
+        while not self._done.wait(max(0, self._end - time.monotonic())):
+            with self._clock:
+                if time.monotonic() < self._end:
+                    continue
+                self._timed_out = True
+                self._process.kill()
+                return
 
     def header(self) -> tuple[int, float, int, int]:
         """Frames, frames a second, width and height; 0 for what it does not say."""
@@ -178,7 +203,10 @@ class _Decoder:
             pixels = np.empty((height, width, channels), np.uint8)
             if self._output.readinto(pixels.data.cast("B")) < pixels.size:
                 raise self._ended()
-            frames[answer["frame"]] = shrink(pixels)
+            with self._clock:
+                start = time.monotonic()
+                frames[answer["frame"]] = shrink(pixels)
+                self._end += time.monotonic() - start
         return frames, answer["total"]
 
     def _answer(self) -> dict:
@@ -195,13 +223,21 @@ class _Decoder:
     def _ended(self) -> Exception:
         """Why the process has ended."""
         status = self._process.wait()
-        if self.timed_out:
+        if self._timed_out:
             return _unreadable(
                 f"decoding took more than {MOST_SECONDS:g} seconds; send a shorter or "
                 "smaller one"
             )
         if status == nemotron_vl_decoder.NO_OPENCV:
-            return RuntimeError("OpenCV (cv2) cannot be imported; vLLM brings it.")
+            return DecoderUnavailable(
+                "Videos cannot be decoded: OpenCV (cv2) cannot be imported; vLLM "
+                "brings it."
+            )
+        if -status in _SIGNALS_FROM_OUTSIDE:
+            return DecoderUnavailable(
+                f"The decoder of a video was ended from outside (signal {-status}); "
+                "the machine may be out of memory."
+            )
         if status < 0:
             return _unreadable(
                 f"it is damaged, and ended its decoder (signal {-status})"
@@ -212,29 +248,36 @@ class _Decoder:
 @contextlib.contextmanager
 def _decoder(data: bytes) -> Iterator[_Decoder]:
     """Run a decoder for at most `MOST_SECONDS`."""
-    own = {"OPENCV_LOG_LEVEL": "OFF", "OPENBLAS_NUM_THREADS": "1"}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENCV_")}
-    process = subprocess.Popen(
-        # -P: the files beside the script are no modules.
-        [sys.executable, "-P", str(DECODER)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment | own,
-    )
-    with contextlib.suppress(OSError):  # the user has too many large pipes
-        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore
-    decoder = _Decoder(process)
-    timer = threading.Timer(MOST_SECONDS, decoder.kill)
-    timer.daemon = True
-    timer.start()
+    process = _start()
     try:
-        decoder.send(len(data).to_bytes(8), data)
-        yield decoder
+        decoder = _Decoder(process)
+        with decoder.watched():
+            decoder.send(len(data).to_bytes(8), data)
+            yield decoder
     finally:
-        timer.cancel()
         process.kill()
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()  # type: ignore[union-attr]
         process.wait()
+
+
+def _start() -> subprocess.Popen:
+    own = {"OPENCV_LOG_LEVEL": "OFF", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENCV_")}
+    try:
+        process = subprocess.Popen(
+            # -P: the files beside the script are no modules.
+            [sys.executable, "-P", str(DECODER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment | own,
+        )
+    except OSError as error:  # too many open files or processes, no memory
+        raise DecoderUnavailable(
+            f"The decoder of videos cannot be started: {error.strerror}."
+        ) from error
+    with contextlib.suppress(OSError):  # the user has too many large pipes
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore
+    return process

@@ -8,6 +8,7 @@ vLLM's loader reports some of them as internal errors of the server.
 """
 
 import contextlib
+import errno
 import re
 import textwrap
 from collections.abc import Iterator
@@ -40,19 +41,25 @@ _HELPFUL = (
 # Scheme and host are groups; a user with a password, the path and the query are not.
 _URL = re.compile(r"(https?://)(?:[^/?#\s'\"]*@)?([^/?#\s'\"]*)[^\s'\"]*")
 _NETWORK = (aiohttp.ClientError, requests.RequestException, TimeoutError)
+# The server lacks memory, open files or threads.
+_SHORTAGES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+_SHORTAGE = re.compile(
+    "cannot schedule new futures|can't start new thread"  # the first at shutdown
+)
 
 
 class NemotronVLRenderer(HfRenderer):
     """vLLM's renderer for Hugging Face tokenizers, with these checks."""
 
-    media = "image"  # what the messages of errors call it
+    # Errors in the loading of media that are not the client's.
+    servers_errors: tuple[type[Exception], ...] = (MemoryError,)
 
     def render_messages(self, messages: list[Any], params: ChatParams):
-        with _media_errors_are_the_clients(self.media):
+        with _media_errors_are_the_clients(self.servers_errors):
             return super().render_messages(messages, params)
 
     async def render_messages_async(self, messages: list[Any], params: ChatParams):
-        with _media_errors_are_the_clients(self.media):
+        with _media_errors_are_the_clients(self.servers_errors):
             return await super().render_messages_async(messages, params)
 
     def _process_tokens(
@@ -94,17 +101,20 @@ class NemotronVLRenderer(HfRenderer):
 
 
 @contextlib.contextmanager
-def _media_errors_are_the_clients(media: str) -> Iterator[None]:
+def _media_errors_are_the_clients(
+    servers_errors: tuple[type[Exception], ...],
+) -> Iterator[None]:
     """Turn errors in the loading of media into errors with status 400."""
     try:
         yield
     except VLLMError:
         raise
     except Exception as error:
-        if not _raised_while_loading(error.__traceback__) or _is_the_servers(error):
-            raise
+        media = _loaded_media(error.__traceback__)
+        if media is None or _is_the_servers(error, servers_errors):
+            raise  # the client may send it again later
         said = _without_urls(repr(error))
-        logger.info("An %s could not be loaded: %s", media, said)
+        logger.info("The %s of a request could not be loaded: %s", media, said)
         if isinstance(error, _NETWORK):
             # Details would reveal the server's network to the client.
             text = f"The {media} could not be fetched from its URL."
@@ -114,14 +124,21 @@ def _media_errors_are_the_clients(media: str) -> Iterator[None]:
                 reason = getattr(error, "strerror", None) or str(error)
             reason = textwrap.shorten(reason, _LONGEST)
             text = f"The {media} cannot be read: {reason}"
-        raise VLLMValidationError(text, parameter="image_url") from error
+        raise VLLMValidationError(text, parameter=f"{media}_url") from error
 
 
-def _is_the_servers(error: Exception) -> bool:
-    """Whether the server cannot serve now: a client should try again later."""
-    # concurrent.futures, when the server is shutting down.
-    shut_down = "cannot schedule new futures" in str(error)
-    return isinstance(error, MemoryError) or shut_down
+def _is_the_servers(
+    error: BaseException | None, servers_errors: tuple[type[Exception], ...]
+) -> bool:
+    while error is not None:
+        if (
+            isinstance(error, servers_errors)
+            or getattr(error, "errno", None) in _SHORTAGES
+            or _SHORTAGE.search(str(error))
+        ):
+            return True
+        error = error.__cause__ or error.__context__  # vLLM's loader wraps some
+    return False
 
 
 def _without_urls(text: str) -> str:
@@ -129,10 +146,13 @@ def _without_urls(text: str) -> str:
     return textwrap.shorten(_URL.sub(r"\1\2/...", text), _LONGEST)
 
 
-def _raised_while_loading(traceback: TracebackType | None) -> bool:
+def _loaded_media(traceback: TracebackType | None) -> str | None:
+    """What vLLM was loading, ``image`` or ``video``; ``None`` if it was not loading."""
+    media = None
     while traceback is not None:
         module = traceback.tb_frame.f_globals.get("__name__", "")
         if module.startswith("vllm.multimodal.media."):
-            return True
+            place = module + traceback.tb_frame.f_code.co_name  # say, fetch_video_async
+            media = "video" if "video" in place else media or "image"
         traceback = traceback.tb_next
-    return False
+    return media

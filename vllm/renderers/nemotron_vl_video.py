@@ -8,7 +8,10 @@ import asyncio
 import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs import MultiModalInput, TokensInput, TokensPrompt
@@ -16,9 +19,11 @@ from vllm.renderers.params import ChatParams
 
 from ..config.nemotron_vl_video import (
     FRAMES_KEY,
+    MOST_BYTES,
     VIDEO_PLACEHOLDER,
     num_frames_problem,
 )
+from ..multimodal.nemotron_vl_decoding import DecoderUnavailable
 from .nemotron_vl import NemotronVLRenderer
 
 # vLLM reads this kind of data URL as a list of pictures, without our loader and its
@@ -29,7 +34,7 @@ _LIST_OF_PICTURES = re.compile(r"\s*data:video/jpeg[;,]", re.IGNORECASE)
 class NemotronVLVideoRenderer(NemotronVLRenderer):
     """The renderer of the picture architecture, with checks of videos."""
 
-    media = "image or video"
+    servers_errors = (*NemotronVLRenderer.servers_errors, DecoderUnavailable)
 
     def render_messages(self, messages: list[Any], params: ChatParams):
         self._check_videos(messages, params)
@@ -48,6 +53,23 @@ class NemotronVLVideoRenderer(NemotronVLRenderer):
                     "Send a file, or each frame as an image.",
                     parameter="video_url",
                 )
+            self._check_size(url)
+
+    def _check_size(self, url: str) -> None:
+        """Refuse a file of the server that is too large: vLLM would read it whole."""
+        folder = self.model_config.allowed_local_media_path
+        parts = urlsplit(url)
+        if not folder or parts.scheme != "file":
+            return
+        file = Path(url2pathname(parts.netloc + parts.path)).resolve()
+        if Path(folder).resolve() not in file.parents or not file.is_file():
+            return  # vLLM refuses it
+        if (size := file.stat().st_size) > MOST_BYTES:
+            raise VLLMValidationError(
+                f"The video cannot be read: it has {size} bytes; at most {MOST_BYTES} "
+                "are allowed.",
+                parameter="video_url",
+            )
 
     def _check_settings(self, given: Any) -> None:
         """Compare a request's ``media_io_kwargs["video"]`` with the engine's."""

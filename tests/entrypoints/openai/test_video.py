@@ -23,12 +23,12 @@ from support.chat import (
     text_part,
 )
 from support.clips import VIDEO_SWITCH, encoded, noise, numbers, video_part
-from support.hostile import bounded_memory
-from vllm_nemotron_vl.config.nemotron_vl_video import MOST_SECONDS
+from support.hostile import bounded_decoders, bounded_memory
+from vllm_nemotron_vl.config.nemotron_vl_video import MOST_BYTES, MOST_SECONDS
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving_process
 
-SECONDS, MEGABYTES = 30, 900
+SECONDS, MEGABYTES, DECODER_MEGABYTES = 30, 900, 2500
 FRAMES = numbers("640-27", "12", "345")
 READ = text_part("Read the text.")
 
@@ -48,6 +48,9 @@ def server(tiny, folder):
     media = folder / "media"
     media.mkdir()
     (media / "clip.mkv").write_bytes(encoded(FRAMES))
+    (media / "empty.mkv").touch()
+    with (media / "large.mkv").open("wb") as large:
+        large.truncate(MOST_BYTES + 1)
     pages = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0),
         functools.partial(http.server.SimpleHTTPRequestHandler, directory=media),
@@ -215,12 +218,14 @@ REQUESTS = {
         {},
         "could not be fetched",
     ),
+    "no content": ((url_part("data:video/mp4;base64,"),), {}, "it is empty"),
     "another recipe": (
         (CLIP,),
         {"mm_processor_kwargs": {"resize": "hf"}},
         "resize='exact'",
     ),
 }
+FILES = {"empty.mkv": "it is empty", "large.mkv": f"at most {MOST_BYTES} are allowed"}
 REQUESTS |= {
     f"num_frames {value!r}": (
         (CLIP,),
@@ -249,27 +254,39 @@ REQUESTS |= {
 }
 
 
-@pytest.mark.parametrize("name", REQUESTS)
-def test_a_bad_request_is_refused(server, reference, name):
-    parts, options, cause = REQUESTS[name]
+def ask_beside_a_good_one(server, reference, *parts, **options) -> httpx.Response:
     good = expected(reference, "<img></img>", videos=[FRAMES])
     start = time.monotonic()
-    with bounded_memory(MEGABYTES, server[1]), ThreadPoolExecutor(2) as threads:
+    with (
+        bounded_memory(MEGABYTES, server[1]),
+        bounded_decoders(DECODER_MEGABYTES, server[1]),
+        ThreadPoolExecutor(1) as threads,
+    ):
         other = threads.submit(good_answer, server)
-        bad = ask(server, *parts, **options)
+        found = ask(server, *parts, **options)
         elapsed = time.monotonic() - start
         assert other.result() == good
+    assert elapsed < SECONDS
+    return found
+
+
+@pytest.mark.parametrize("name", [*REQUESTS, *FILES])
+def test_a_bad_request_is_refused(server, reference, name):
+    if name in FILES:
+        request = (url_part(f"file://{server[2]}/{name}"),), {}, FILES[name]
+    else:
+        request = REQUESTS[name]
+    parts, options, cause = request
+    bad = ask_beside_a_good_one(server, reference, *parts, **options)
     assert 400 <= bad.status_code < 500, bad.text[:500]
     sentence = bad.json()["error"]["message"]
     assert cause in sentence.lower(), sentence
-    assert elapsed < SECONDS
 
 
 @pytest.mark.parametrize("name", ODD_CLIPS)
 def test_an_odd_clip_is_answered(server, reference, name):
     data, frames = ODD_CLIPS[name]()
-    with bounded_memory(MEGABYTES, server[1]):
-        found = ask(server, video_part(data))
+    found = ask_beside_a_good_one(server, reference, video_part(data))
     if frames is None:
         assert content(found)
     else:

@@ -2,6 +2,7 @@
 """vLLM's hook that checks and completes the configuration of this model."""
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from vllm.config import ModelConfig, VllmConfig
@@ -167,16 +168,29 @@ class NemotronVLVideoModelConfig(NemotronVLModelConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """See the base class; also refuses adapters on the encoder.
+        """See the base class; also refuses adapters on the encoder, and warns if the
+        context is too short for the frames of a video.
 
         Raises:
             ValueError: Names the setting.
         """
         NemotronVLModelConfig.verify_and_update_config(vllm_config)
+        from ...config.nemotron_vl_video import FRAMES_KEY, context_problem
+        from ...transformers_utils.processors.nemotron_vl import image_seq_length
+
+        model_config = vllm_config.model_config
+        options = model_config.get_multimodal_config()
+        if not options.get_limit_per_prompt("video"):
+            return
+        too_short = context_problem(
+            options.media_io_kwargs["video"][FRAMES_KEY],
+            model_config.max_model_len,
+            image_seq_length(cast(Any, model_config.hf_config)),
+        )
+        if too_short:
+            logger.warning(too_short)
         lora = vllm_config.lora_config
-        options = vllm_config.model_config.get_multimodal_config()
-        encoder = lora is not None and lora.enable_tower_connector_lora
-        if encoder and options.get_limit_per_prompt("video"):
+        if lora is not None and lora.enable_tower_connector_lora:
             raise ValueError(
                 "--enable-tower-connector-lora does not work with videos: vLLM assigns "
                 "the adapters to images and videos in another order than it encodes "

@@ -5,7 +5,7 @@ The classes for images stay as they are. Those here join them with InternVL's cl
 for videos, as InternVL's own classes extend its classes for images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,11 @@ from vllm.multimodal.processing import (
     TimingContext,
 )
 
-from ...config.nemotron_vl_video import FRAMES_KEY, VIDEO_PLACEHOLDER
+from ...config.nemotron_vl_video import (
+    FRAMES_KEY,
+    VIDEO_PLACEHOLDER,
+    most_frames_in,
+)
 from ...multimodal.nemotron_vl_video import (
     Loaded,
     NemotronVLVideoDataParser,
@@ -87,9 +91,8 @@ class NemotronVLVideoProcessingInfo(NemotronVLProcessingInfo, InternVLProcessing
         step of the scheduler.
         """
         context = self.ctx.model_config.max_model_len
-        brackets = 2
-        most = (context - brackets) // image_seq_length(self.get_hf_config())
-        return max(1, min(self.video_settings[FRAMES_KEY], most))
+        most = most_frames_in(context, image_seq_length(self.get_hf_config()))
+        return min(self.video_settings[FRAMES_KEY], most)
 
     def get_mm_max_tokens_per_item(
         self, seq_len: int, mm_counts: Mapping[str, int]
@@ -139,11 +142,13 @@ class NemotronVLVideoMultiModalProcessor(
             VLLMValidationError: The request's `resize` is not that of its video file.
         """
         self._check_recipe(inputs)
-        uuids = inputs.mm_uuid_items or {}
-        if "video" in uuids:
+        if inputs.mm_uuid_items:
             # vLLM's caches have one key for all modalities.
-            own = [None if x is None else f"video-{x}" for x in uuids["video"]]
-            inputs = replace(inputs, mm_uuid_items={**uuids, "video": own})
+            own: dict[str, Sequence[str | None]] = {
+                modality: [None if x is None else f"{modality}-{x}" for x in uuids]
+                for modality, uuids in inputs.mm_uuid_items.items()
+            }
+            inputs = replace(inputs, mm_uuid_items=own)
         return super().apply(inputs, timing_ctx)
 
     def _check_recipe(self, inputs: ProcessorInputs) -> None:

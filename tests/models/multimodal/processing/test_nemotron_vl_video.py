@@ -20,6 +20,7 @@ from support.chat import data_url
 from support.clips import VIDEO, encoded, noise, numbers
 from vllm_nemotron_vl.config.nemotron_vl_video import DEFAULT_FRAMES
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
+from vllm_nemotron_vl.model_executor.models import config
 from vllm_nemotron_vl.model_executor.models.nemotron_vl import LlamaNemotronVLChatModel
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_video import (
     LlamaNemotronVLVideoChatModel,
@@ -169,9 +170,31 @@ def test_dummy_videos_are_as_large_as_the_largest_and_all_encoded(make_processor
         (place,) = dummy["mm_placeholders"]["video"]
         assert place.get_num_embeds() == largest
         assert not any(map(any, digests(dummy)))  # zeros: never reused
-        # No video of a request is larger.
+        # No video of a request that the context can hold is larger.
         result = process(processor, "<img></img>", [encoded(noise(99, 16, 16))])
-        assert len(pixels(result)) <= processor.info.video_settings["num_frames"]
+        context = processor.info.ctx.model_config.max_model_len
+        too_long = len(result["prompt_token_ids"]) > context
+        assert too_long or len(pixels(result)) == frames
+
+
+@pytest.mark.parametrize(
+    ("context", "frames", "most"), [(30, 8, 7), (30, 7, 0), (4, 1, 0), (4, 2, 1)]
+)
+def test_too_many_frames_for_the_context_are_named_at_start(
+    checkpoint, context, frames, most, monkeypatch
+):
+    lines: list[str] = []
+    monkeypatch.setattr(config.logger, "warning", lines.append)
+    EngineArgs(
+        model=str(checkpoint),
+        hf_overrides=VIDEO,
+        max_model_len=context,
+        media_io_kwargs={"video": {"num_frames": frames}},
+    ).create_engine_config()
+    found = [line for line in lines if "--max-model-len" in line]
+    assert len(found) == bool(most)
+    for line in found:
+        assert f'--media-io-kwargs \'{{"video": {{"num_frames": {most}}}}}\'' in line
 
 
 def hashes(processor, *args, **kwargs) -> list[str]:
@@ -201,10 +224,14 @@ def test_caches_compare_content_frames_and_recipe(make_processor, processor):
 
 
 def test_one_uuid_for_an_image_and_a_video_names_two_things(processor):
-    uuids = {"image": ["same"], "video": ["same"]}
     cache = MultiModalProcessorOnlyCache(processor.info.ctx.model_config)
     prompt = "<image><img></img>"
-    for _ in range(2):
+    for image_uuid, video_uuid in (
+        ("same", "same"),
+        ("same", "same"),
+        ("video-a", "a"),
+    ):
+        uuids = {"image": [image_uuid], "video": [video_uuid]}
         video, picture = [numbers("12")], noise(1)
         result = process(processor, prompt, video, cache, uuids, picture)
         names = [*result["mm_hashes"]["image"], *result["mm_hashes"]["video"]]
