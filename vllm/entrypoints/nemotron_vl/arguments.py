@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Types of arguments of the command line."""
 
+import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
@@ -18,5 +19,25 @@ def number(most: int | None = None) -> Callable[[str], int]:
             limit = f"from 1 to {most}" if most else "of at least 1"
             raise ArgumentTypeError(f"{text!r} is not a number {limit}")
         return int(text)
+
+    return parse
+
+
+def amount(most: float = math.inf) -> Callable[[str], float]:
+    """A number above 0 and at most ``most``.
+
+    Returns:
+        A function that reads it, as of `number`.
+    """
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value <= most or value == math.inf:
+            limit = f" of at most {most:g}" if most < math.inf else ""
+            raise ArgumentTypeError(f"{text!r} is not a number above 0{limit}")
+        return value
 
     return parse

@@ -42,15 +42,22 @@ def plan(
         ``page`` with operations and bytes of a page; ``most_pages``, pages a second
         at which one unit of each layer saturates; ``in_tree``, ``ours`` and ``split``
         (encoders on GPUs of their own) with the units that the load takes, how far
-        they are used, the first token's p99 in seconds and bytes a second; and the
-        ``assumptions``.
+        they are used, the first token's p99 in seconds and bytes a second; the costs
+        of the ``front_end``; and the ``assumptions``.
 
     Raises:
-        ValueError: See `make_engines`.
+        ValueError: The context is too short for a page and its answer, or as of
+            `make_engines`.
     """
     config = read_config(read_json(report["model"], "config.json"))
     tiles = tiles or report["largest_picture"]["tiles"]
     work = work_of_page(config, tiles, assumed.question_tokens, assumed.answer_tokens)
+    needed = work.prompt_tokens + assumed.answer_tokens
+    if needed > report["context"]:
+        raise ValueError(
+            f"Prompt and answer take {needed:,} tokens, the context is "
+            f"{report['context']:,}."
+        )
     engines = make_engines(work, report, gpu, assumed)
     request = BASE64 * front_end.request_bytes
     link = assumed.network_gbit * GB / 8
@@ -98,7 +105,12 @@ def plan(
     return {
         "pages_per_second": pages,
         "gpu": gpu.title,
-        "page": {"tiles": tiles, **dataclasses.asdict(work), "request_bytes": request},
+        "page": {
+            "tiles": tiles,
+            "operations": work.total,
+            **dataclasses.asdict(work),
+            "request_bytes": request,
+        },
         "most_pages": {
             "API server, in-tree": 1000 / front_end.in_tree_ms,
             "API server, ours": 1000 / front_end.ours_ms,
@@ -111,5 +123,6 @@ def plan(
             "link, float32 tiles": link / work.in_tree_tile_bytes,
         },
         **plans,
+        "front_end": dataclasses.asdict(front_end),
         "assumptions": dataclasses.asdict(assumed),
     }

@@ -20,7 +20,7 @@ _BYTES = 2  # of a value in 16 bits
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the plan assumes; `nemotron-vl inspect` has an option for each.
+    """What the plan assumes; `nemotron-vl inspect` has an option for each but `other_gb`.
 
     Attributes:
         question_tokens: Text of the prompt: question and chat template.
@@ -28,7 +28,7 @@ class Assumptions:
         compute_share: Share of the dense peak that matrix products reach.
         bandwidth_share: Share of the peak bandwidth that decoding reaches.
         utilisation: Share of what it could do that each layer is asked to do.
-        memory_share: Share of the GPU's memory that vLLM takes.
+        gpu_memory_utilization: Share of the GPU's memory that vLLM takes.
         other_gb: Of that, for activations and CUDA graphs.
         network_gbit: Gbit/s of a network link.
         fp8: Whether linear layers of the language model compute in FP8.
@@ -39,7 +39,7 @@ class Assumptions:
     compute_share: float = 0.4
     bandwidth_share: float = 0.7
     utilisation: float = 0.7
-    memory_share: float = 0.9
+    gpu_memory_utilization: float = 0.9
     other_gb: float = 2.0
     network_gbit: float = 100.0
     fp8: bool = False
@@ -52,7 +52,7 @@ class Engine:
     Attributes:
         encode: Seconds to encode a page; 0 without the tower.
         prefill: Seconds of the language model for its prompt; 0 without it.
-        steps_of_page: Steps of the engine that a prompt is spread over.
+        pages_of_step: Prompts that a step of the engine has room for.
         read: Seconds to read the language model's weights once.
         read_context: Seconds to read the keys and values of one request.
         decode: Seconds to compute one token of one request.
@@ -62,7 +62,7 @@ class Engine:
 
     encode: float
     prefill: float
-    steps_of_page: int
+    pages_of_step: float
     read: float
     read_context: float
     decode: float
@@ -113,18 +113,28 @@ class Engine:
     def first_token(self, rate: float) -> float:
         """p99 of the seconds from a page's arrival to its first token.
 
-        The engine is a queue that takes page by page. Each page also waits for the
-        decoding in the steps that it takes part in, and for the step under way.
+        The engine is a queue that takes page by page. A page also waits for the
+        decoding in the steps that it takes part in, for the step under way, and for
+        the other pages of its own step.
         """
         decoding = self.step(max(1.0, self.sequences(rate))) if self.answer_tokens else 0
-        service = self.page + self.steps_of_page * decoding
-        return within(service, rate) + decoding
+        service = self.page + math.ceil(1 / self.pages_of_step) * decoding
+        beside = max(0.0, self.pages_of_step - 1) * self.page
+        return within(service, rate) + decoding + beside
 
 
 def within(service: float, rate: float) -> float:
-    """p99 of the seconds in a queue, infinite if it has next to no time left."""
+    """p99 of the seconds in a queue and at its server.
+
+    Raises:
+        ValueError: The server has no time left.
+    """
     busy = service * rate
-    return service * (1 + wait_quantile(busy)) if busy <= 0.99 else math.inf
+    if busy > 0.99:
+        raise ValueError(
+            f"Prompts keep an engine busy for {busy:.0%} of the time: lower --utilisation."
+        )
+    return service * (1 + wait_quantile(busy))
 
 
 @dataclass(frozen=True)
@@ -170,7 +180,7 @@ def make_engines(
     ]
 
     def sequences(weights: int) -> int:
-        memory = assumed.memory_share * gpu.memory - assumed.other_gb
+        memory = assumed.gpu_memory_utilization * gpu.memory - assumed.other_gb
         fit = int((memory * GB - weights) // request)
         if fit < 1:
             raise ValueError(
@@ -184,7 +194,7 @@ def make_engines(
     whole = Engine(
         encode=(work.tower + work.connector) / rate,
         prefill=work.prefill / linear_rate + work.prefill_attention / rate,
-        steps_of_page=math.ceil(work.prompt_tokens / gpu.max_num_batched_tokens),
+        pages_of_step=gpu.max_num_batched_tokens / work.prompt_tokens,
         read=(language_bytes - work.unread_parameters * _BYTES / tp) / bandwidth,
         read_context=mean_request / bandwidth,
         decode=work.decode / linear_rate,

@@ -5,6 +5,7 @@ import argparse
 import json
 from typing import Any
 
+from ...nemotron_vl.capacity_options import add_options, describe_plan, plan_of
 from ...nemotron_vl.sizing import BYTES_OF_DTYPE
 
 
@@ -41,6 +42,7 @@ def add_parser(subparsers) -> None:
         help="also check an adapter in PEFT's format (may be repeated)",
     )
     parser.add_argument("--json", action="store_true", help="for scripts")
+    add_options(parser)
     parser.set_defaults(run=_run)
 
 
@@ -61,6 +63,8 @@ def _run(args: argparse.Namespace) -> int:
         max_model_len=args.max_model_len,
         adapters=args.lora,
     )
+    if plan := plan_of(args, found):
+        found["capacity"] = plan
     print(json.dumps(found, indent=2) if args.json else _describe(found))
     return 1 if found["problems"] else 0
 
@@ -102,6 +106,8 @@ def _describe(found: dict[str, Any]) -> str:
             f"{flags} or more"
         )
     lines += [f"Note: {text}" for text in found["notes"]]
+    if plan := found.get("capacity"):
+        lines += ["", *describe_plan(plan)]
     return "\n".join(lines + [f"Problem: {text}" for text in found["problems"]])
 
 
