@@ -5,12 +5,14 @@
     python tools/capacity.py --write  # into docs/capacity.md
 
 The costs come from vllm/assets/nemotron_vl_capacity.toml, the model from the published
-sizes (tools/sizing_table.py), the simulation from tools/queue_simulation.py.
+sizes (tools/sizing_table.py), the simulation from tools/queue_simulation.py, and the
+sentences from tools/capacity_template.md.
 """
 
 import argparse
 import dataclasses
 import math
+import string
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,12 +20,12 @@ from typing import Any
 
 import sizing_table
 from queue_simulation import (
+    Rule,
     fewest_prompts,
     fewest_requests,
     quantile,
     simulate_service,
 )
-
 from vllm_nemotron_vl.entrypoints.nemotron_vl.capacity import plan
 from vllm_nemotron_vl.entrypoints.nemotron_vl.capacity_data import read_data
 from vllm_nemotron_vl.entrypoints.nemotron_vl.capacity_engine import (
@@ -36,17 +38,28 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import inspect
 from vllm_nemotron_vl.entrypoints.nemotron_vl.page_work import PageWork
 
 PAGE = Path(__file__).parents[1] / "docs" / "capacity.md"
+TEMPLATE = Path(__file__).with_name("capacity_template.md")
 LOADS = (1, 100, 10_000)
 NODE = 8  # GPUs of a host
 KIND = "H100"  # of the GPU that the text speaks of
-SIMULATED = 20_000  # pages
+SIMULATED = 10_000  # pages
 ASSUMED = Assumptions()
 
 
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What engines serve: pages, of a checkpoint, after so long in an API server."""
+
+    work: PageWork
+    report: dict[str, Any]
+    api_seconds: float
+    assumed: Assumptions
+
+
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    lines = [list(head), *([str(cell) for cell in row] for row in rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    names, *lines = [list(map(str, row)) for row in (head, *rows)]
+    first, *others = [f"| {' | '.join(line)} |" for line in (names, *lines)]
+    return "\n".join([first, "|---" * len(names) + "|", *others])
 
 
 def seconds(value: float) -> str:
@@ -66,7 +79,7 @@ def work_table(page: dict[str, Any]) -> str:
         "until the first token": page["operations"],
     }
     rows = [
-        (name, f"{value / 1e12:.1f}", f"{value / page['operations']:.0%}")
+        (name, f"{value / 1e12:.1f}", f"{value / page['operations']:.1%}")
         for name, value in parts.items()
     ]
     rows.append(("each token of the answer", f"{page['decode'] / 1e12:.3f}", ""))
@@ -90,8 +103,7 @@ def bytes_table(page: dict[str, Any]) -> str:
     )
 
 
-def gpu_table(plans: dict[str, dict[str, Any]]) -> str:
-    _, gpus = read_data()
+def gpu_table() -> str:
     rows = [
         (
             f"`{name}`",
@@ -100,26 +112,33 @@ def gpu_table(plans: dict[str, dict[str, Any]]) -> str:
             f"{gpu.fp8:,.0f}" if gpu.fp8 else "-",
             f"{gpu.bandwidth:g}",
             f"{gpu.memory:g}",
-            *(
-                f"{plans[name]['most_pages'][layer]:.2f}"
-                for layer in ("engine", "encoder of its own", "engine without encoder")
-            ),
             gpu.source,
         )
-        for name, gpu in gpus.items()
+        for name, gpu in read_data()[1].items()
     ]
-    head = ("`--gpu`", "GPU", "TFLOP/s bf16", "fp8", "TB/s", "GB")
-    head += ("pages/s", "encoder alone", "without encoder", "peaks published in")
+    head = ("`--gpu`", "GPU", "TFLOP/s in bf16", "in fp8", "TB/s", "GB", "published in")
     return table(head, rows)
+
+
+def rate_table(plans: dict[str, dict[str, Any]]) -> str:
+    layers = ("engine", "encoder of its own", "engine without encoder")
+    head = ("GPU", *layers)
+    return table(
+        head,
+        (
+            (kind, *(f"{found['most_pages'][layer]:.2f}" for layer in layers))
+            for kind, found in plans.items()
+        ),
+    )
 
 
 def load_table(plans: dict[str, dict[str, Any]]) -> str:
     rows = []
-    for found in plans.values():
+    for kind, found in plans.items():
         in_tree, ours, split = found["in_tree"], found["ours"], found["split"]
         rows.append(
             (
-                found["gpu"],
+                kind,
                 f"{in_tree['api_servers']['units']:,}",
                 f"{ours['api_servers']['units']:,}",
                 f"{ours['gpus']['units']:,}",
@@ -150,50 +169,76 @@ def assumption_table(rate: Callable[..., float]) -> str:
         for share in shares
     ]
     return table(
-        ("share of the peak", *(f"{answer:,} tokens" for answer in answers)), rows
+        (
+            "share of the peak",
+            *(f"{answer:,} token{'s' * (answer > 1)}" for answer in answers),
+        ),
+        rows,
     )
 
 
-def simulation_table(
-    work: PageWork, report: dict[str, Any], api_seconds: float
-) -> str:
-    gpu = read_data()[1][KIND]
-    engine = make_engines(work, report, gpu, ASSUMED).whole
-    rows = []
-    for utilisation in (0.5, 0.6, 0.7, 0.8):
-        rate = utilisation * engine.most_pages
-        servers = math.ceil(NODE * rate * api_seconds / ASSUMED.utilisation)
-        formula = engine.first_token(rate) + within(api_seconds, NODE * rate / servers)
+def compare(
+    kind: str,
+    utilisation: float,
+    case: Case,
+    rules: Iterable[tuple[Rule | None, bool]] = ((None, True),),
+) -> list[str]:
+    """p99 of the first token: by the formula, and simulated with each of the rules.
 
-        def simulate(engines=NODE, rule=None, vary=True, rate=rate, servers=servers):
-            times = simulate_service(
-                engine,
-                engines=engines,
-                rate=engines * rate,
-                prompt=work.prompt_tokens,
-                budget=gpu.max_num_batched_tokens,
-                api_servers=servers,
-                api_seconds=api_seconds,
-                rule=rule,
-                vary=vary,
-                pages=SIMULATED,
-                seed=1,
-            )
-            return seconds(quantile(times, 0.99))
-
-        rows.append(
-            (
-                f"{utilisation:.0%}",
-                seconds(formula),
-                simulate(),
-                simulate(rule=fewest_requests),
-                simulate(rule=fewest_requests, vary=False),
-                simulate(rule=fewest_prompts),
-            )
+    Args:
+        kind: Of the GPUs of a host, each with an engine.
+        utilisation: Of the engines.
+        case: What they serve.
+        rules: Between engines (``None``: any), and whether answers vary in length.
+    """
+    gpu, seconds_of_page = read_data()[1][kind], case.api_seconds
+    engine = make_engines(case.work, case.report, gpu, case.assumed).whole
+    rate = NODE * utilisation * engine.most_pages
+    servers = math.ceil(rate * seconds_of_page / case.assumed.utilisation)
+    in_servers = within(seconds_of_page, rate / servers)
+    found = [engine.first_token(rate / NODE) + in_servers]
+    for rule, vary in rules:
+        times = simulate_service(
+            engine,
+            engines=NODE,
+            rate=rate,
+            prompt=case.work.prompt_tokens,
+            budget=gpu.max_num_batched_tokens,
+            api_servers=servers,
+            api_seconds=seconds_of_page,
+            rule=rule,
+            vary=vary,
+            pages=SIMULATED,
+            seed=1,
         )
+        found.append(quantile(times, 0.99))
+    return [seconds(value) for value in found]
+
+
+def rule_table(case: Case) -> str:
+    rules = [
+        (None, True),
+        (fewest_requests, True),
+        (fewest_requests, False),
+        (fewest_prompts, True),
+    ]
     head = ("utilisation", "formula", "to any engine", "fewest requests")
     head += ("the same, equal answers", "fewest prompts")
-    return table(head, rows)
+    used = (0.5, 0.6, 0.7, 0.8)
+    return table(head, ((f"{u:.0%}", *compare(KIND, u, case, rules)) for u in used))
+
+
+def kind_table(case: Case) -> str:
+    long = dataclasses.replace(case.assumed, answer_tokens=1024)
+    rows = [(kind, ASSUMED.utilisation, case) for kind in read_data()[1]]
+    rows.append(("L40S", 0.8, dataclasses.replace(case, assumed=long)))
+    return table(
+        ("GPU", "utilisation", "answer", "formula", "simulation"),
+        (
+            (kind, f"{used:.0%}", one.assumed.answer_tokens, *compare(kind, used, one))
+            for kind, used, one in rows
+        ),
+    )
 
 
 def page() -> str:
@@ -216,173 +261,49 @@ def page() -> str:
     work = PageWork(**{name: one["page"][name] for name in fields})
     most = one["most_pages"]
     in_tree, ours = most["API server, in-tree"], most["API server, ours"]
+    case = Case(work, report, front_end.ours_ms / 1000, ASSUMED)
     measured = [
-        (entry.title, entry.page, f"{entry.in_tree_ms:g}", f"{entry.ours_ms:g}")
-        + (f"{entry.in_tree_ms / entry.ours_ms:.1f}", entry.measured)
+        (
+            entry.title,
+            entry.page,
+            f"{entry.in_tree_ms:g}",
+            f"{entry.ours_ms:g}",
+            f"{entry.in_tree_ms / entry.ours_ms:.1f}",
+            entry.measured,
+        )
         for entry in front_ends.values()
     ]
     head = ("CPU", "page", "in-tree [ms]", "ours [ms]", "ratio", "measured")
     parts = {
-        "WORK": work_table(one["page"]),
-        "BYTES": bytes_table(one["page"]),
-        "COSTS": table(head, measured),
-        "GPUS": gpu_table(plans[1]),
-        "LAYERS": table(
+        "work": work_table(one["page"]),
+        "bytes": bytes_table(one["page"]),
+        "costs": table(head, measured),
+        "gpus": gpu_table(),
+        "rates": rate_table(plans[1]),
+        "layers": table(
             ("one", "pages/s"), ((name, short(rate)) for name, rate in most_pages(one))
         ),
-        "LOADS": "\n\n".join(
+        "loads": "\n\n".join(
             f"**{load:,} page{'s' * (load > 1)} a second**\n\n{load_table(found)}"
             for load, found in plans.items()
         ),
-        "VARIANTS": variants,
-        "SIMULATION": simulation_table(work, report, front_end.ours_ms / 1000),
-        "TILES": one["page"]["tiles"],
-        "PROMPT": f"{work.prompt_tokens:,}",
-        "PEAK": gpus[KIND].title,
-        "NODE_RATE": f"{NODE * most['engine']:.0f}",
-        "IN_TREE_RATE": f"{in_tree:.0f}",
-        "OURS_RATE": f"{ours:.0f}",
-        "IN_TREE_GPUS": f"{in_tree / most['engine']:.1f}",
-        "OURS_GPUS": f"{ours / most['engine']:.1f}",
-        "EMBEDDINGS_RATIO": f"{work.embedding_bytes / work.tile_bytes:.1f}",
-        "ENCODER_SHARE": f"{(work.tower + work.connector) / work.total:.0%}",
-        "SIMULATED": f"{SIMULATED:,}",
+        "variants": variants,
+        "rules": rule_table(case),
+        "kinds": kind_table(case),
+        "tiles": one["page"]["tiles"],
+        "prompt": f"{work.prompt_tokens:,}",
+        "peak": gpus[KIND].title,
+        "node_rate": f"{NODE * most['engine']:.0f}",
+        "in_tree_rate": f"{in_tree:.0f}",
+        "ours_rate": f"{ours:.0f}",
+        "in_tree_gpus": f"{in_tree / most['engine']:.1f}",
+        "ours_gpus": f"{ours / most['engine']:.1f}",
+        "embeddings_ratio": f"{work.embedding_bytes / work.tile_bytes:.1f}",
+        "encoder_share": f"{(work.tower + work.connector) / work.total:.0%}",
+        "simulated": f"{SIMULATED:,}",
     }
-    parts |= {name.upper(): v for name, v in dataclasses.asdict(ASSUMED).items()}
-    text = TEXT
-    for name in sorted(parts, key=len, reverse=True):
-        text = text.replace(f"@{name}@", str(parts[name]))
-    return text
-
-
-TEXT = """\
-# How many machines a load takes
-
-`tools/capacity.py` makes this page from measured costs of the front end, published peaks
-of GPUs, and the operations that the model's configuration implies. **Nothing here was
-measured on a GPU.** Take the ratios and the order of the layers from this page, and
-measure one engine of your own before you buy many.
-
-For your own case:
-
-<!-- run -->
-
-```bash
-.venv/bin/nemotron-vl inspect vllm/assets/nemotron_vl_tiny --pages-per-second 100 --gpu H100
-```
-
-With `nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1` in place of the tiny checkpoint it prints the
-figures of this page. Each assumption has an option ([settings.md](settings.md)), and
-`--json` prints JSON. `--page-cpu-ms` takes what your own CPU needs for a page, and
-`--compute-share` what your own GPU reaches.
-
-## What a page takes
-
-A full page has @TILES@ tiles. With a question of @QUESTION_TOKENS@ tokens (chat template
-included) the prompt has @PROMPT@ tokens. A product of matrices counts two operations for each
-multiplication; the attention of the prompt is causal.
-
-@WORK@
-
-What moves, and what a load needs of the network or of the links within a host:
-
-@BYTES@
-
-Embeddings take @EMBEDDINGS_RATIO@ times the bytes of the uint8 tiles they were made of. A
-server that only renders images (`vllm launch render`) sends tiles, in base64 a third more.
-
-What a page costs in the API server, from the bytes of the file to the engine's tensors, in
-milliseconds of one thread:
-
-@COSTS@
-
-## Where each layer saturates
-
-One of each, with GPUs of the kind @PEAK@ and a network of @NETWORK_GBIT@ Gbit/s:
-
-@LAYERS@
-
-Eight of these GPUs take @NODE_RATE@ pages a second. One API server with in-tree processing
-feeds @IN_TREE_GPUS@ of them, and with ours @OURS_GPUS@. vLLM processes images on one thread of
-each API server, so `--api-server-count` is the number of cores. The encoder is @ENCODER_SHARE@
-of the operations until the first token.
-
-Pages a second of one GPU; the last three columns with numbers are an engine that does
-everything, one that only encodes, and one that gets embeddings:
-
-@GPUS@
-
-## Loads
-
-Each layer is asked for at most @UTILISATION@ of what it could do. "p99" is an upper estimate of
-the time to the first token of 99 % of the pages, with pages sent to any server and engine. "apart"
-has encoders on GPUs of their own; both its encoders and its language models have API servers
-that process each page, as in vLLM's example of disaggregated encoders. In-tree and ours are taken
-to be equally fast on the GPU, since only the front end was compared.
-
-@LOADS@
-
-Encoders of their own need about as many GPUs in all, because the operations are the same. What
-they change is where the time goes: a long prompt no longer delays the encoder, and each part gets
-the GPU that suits it.
-
-## What the estimate depends on
-
-Pages a second of one @PEAK@ by the share of the dense peak that is reached, and by the length of
-the answer:
-
-@VARIANTS@
-
-## First token: formula and simulation
-
-API servers and engines are queues with random (Poisson) arrivals that take page by page
-(M/D/1); p99 follows from Franx' formula for their waiting time. Of an engine, a page takes its
-encoding, its prompt, and the decoding of running answers in the same steps. Added are the step
-under way and the other pages that fit into a step (`max_num_batched_tokens`). The number of
-running answers follows from Little's law.
-
-The simulation (`tools/queue_simulation.py`, with simpy) has none of that: it runs engines that work
-in steps as vLLM's scheduler does, with chunks of prompts beside the tokens of running answers and
-a bound of the memory. p99 of the time to the first token, eight engines on @PEAK@, @SIMULATED@ pages each,
-seeded; answers of @ANSWER_TOKENS@ tokens on average, exponentially distributed unless they are
-"equal":
-
-@SIMULATION@
-
-- "to any engine" is what the formula estimates.
-- "fewest requests" is vLLM's own rule between data-parallel engines, with counts that are never
-  late. If all answers are equally long, it is worse than sending pages to any engine: requests that
-  began together end together, and the engine that they leave gets the next ones all at once.
-- "fewest prompts" counts only requests whose first token is not there yet. vLLM has no such rule.
-- Above 80 % the memory for running requests is full at times. Prompts then wait for it, and p99 rises
-  far above the formula.
-
-The tests compare the simulated queue with theory where it is known (M/M/1, M/M/c, M/D/1).
-
-## Assumptions
-
-| assumption | value | option |
-|---|---|---|
-| pages | equal, full (@TILES@ tiles), arriving at random; nothing is cached | `--tiles` |
-| text of the prompt, chat template included | @QUESTION_TOKENS@ tokens | `--question-tokens` |
-| answer | @ANSWER_TOKENS@ tokens | `--answer-tokens` |
-| share of the GPU's dense peak, encoder and prompt | @COMPUTE_SHARE@ | `--compute-share` |
-| share of its bandwidth, decoding | @BANDWIDTH_SHARE@ | `--bandwidth-share` |
-| linear layers of the language model | bf16 | `--fp8`, for a checkpoint that has them in FP8 |
-| share of its most that each layer is asked for | @UTILISATION@ | `--utilisation` |
-| memory that vLLM takes | @GPU_MEMORY_UTILIZATION@ | `--gpu-memory-utilization` |
-| of it, activations and CUDA graphs | @OTHER_GB@ GB | |
-| link of the network | @NETWORK_GBIT@ Gbit/s | `--network-gbit` |
-| several ranks (`--tp`) share all work equally | without communication | |
-
-The shares of the peaks are guesses of the usual size, not measurements. The peaks are those of the
-data sheets, without sparsity. `max_num_batched_tokens` and `max_num_seqs` are vLLM's defaults for each
-GPU.
-
-Left out are: norms, activations and other element-wise work; starting of kernels; copies between
-host and GPU; the engine's own CPU time (scheduling, detokenising); TLS; loss and delay of the network;
-tile reuse and prefix caching, which save work ([encoder.md](encoder.md)).
-"""
+    parts |= {name: f"{v:g}" for name, v in dataclasses.asdict(ASSUMED).items()}
+    return string.Template(TEMPLATE.read_text()).substitute(parts)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 `simulate_queue` is a plain queue, whose waiting times theory knows. `simulate_service`
 is a service of this model: API servers that take one page at a time, and engines that
-work in steps as vLLM's scheduler does (new prompts in chunks beside the tokens of running
-answers). It knows nothing of the formula that the page uses for the first token.
+work in steps as vLLM's scheduler does (new prompts in chunks beside the tokens of
+running answers). It knows nothing of the formula that the page uses for the first
+token.
 """
 
 import heapq
@@ -128,6 +129,9 @@ class SteppingEngine:
                 heapq.heappop(self.running)
 
 
+Rule = Callable[[SteppingEngine], float]
+
+
 def fewest_requests(engine: SteppingEngine) -> float:
     """The rule of vLLM 0.32 between data-parallel engines, with counts of this moment.
 
@@ -154,7 +158,7 @@ def simulate_service(
     budget: int,
     api_servers: int,
     api_seconds: float,
-    rule: Callable[[SteppingEngine], float] | None,
+    rule: Rule | None,
     vary: bool,
     pages: int,
     seed: int,

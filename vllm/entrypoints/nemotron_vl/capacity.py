@@ -67,7 +67,9 @@ def plan(
     def units(most: float) -> int:
         return max(1, math.ceil(pages / (assumed.utilisation * most) - 1e-9))
 
-    def layer(most: float, first_token: Callable[[float], float], gpus: int = 1) -> dict[str, Any]:
+    def layer(
+        most: float, first_token: Callable[[float], float], gpus: int = 1
+    ) -> dict[str, Any]:
         count = units(most)
         rate = pages / count
         return {"units": count * gpus, "used": rate / most, "p99": first_token(rate)}

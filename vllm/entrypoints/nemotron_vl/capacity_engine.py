@@ -12,7 +12,7 @@ from typing import Any
 
 from .capacity_data import Gpu
 from .page_work import PageWork
-from .queueing import wait_quantile
+from .queueing import place_quantile, wait_quantile
 
 GB = 1e9
 _BYTES = 2  # of a value in 16 bits
@@ -20,7 +20,7 @@ _BYTES = 2  # of a value in 16 bits
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the plan assumes; `nemotron-vl inspect` has an option for each but `other_gb`.
+    """What the plan assumes. All but `other_gb` are options of `nemotron-vl inspect`.
 
     Attributes:
         question_tokens: Text of the prompt: question and chat template.
@@ -113,14 +113,26 @@ class Engine:
     def first_token(self, rate: float) -> float:
         """p99 of the seconds from a page's arrival to its first token.
 
-        The engine is a queue that takes page by page. A page also waits for the
-        decoding in the steps that it takes part in, for the step under way, and for
-        the other pages of its own step.
+        The engine is a queue that takes page by page. A page also waits for a place
+        in the memory, for the decoding in the steps that it takes part in, for the
+        step under way, and for the other pages of its own step.
+
+        Raises:
+            ValueError: The engine has no time or no memory left.
         """
-        decoding = self.step(max(1.0, self.sequences(rate))) if self.answer_tokens else 0
+        answers = self.sequences(rate)
+        decoding = self.step(max(1.0, answers)) if self.answer_tokens else 0.0
         service = self.page + math.ceil(1 / self.pages_of_step) * decoding
         beside = max(0.0, self.pages_of_step - 1) * self.page
-        return within(service, rate) + decoding + beside
+        seconds = within(service, rate) + decoding + beside
+        if not self.answer_tokens:
+            return seconds
+        load = answers + rate * service
+        if load >= self.most_sequences:
+            raise ValueError(
+                f"The memory holds {self.most_sequences} requests: lower --utilisation."
+            )
+        return seconds + load / rate * place_quantile(self.most_sequences, load)
 
 
 def within(service: float, rate: float) -> float:
@@ -132,7 +144,8 @@ def within(service: float, rate: float) -> float:
     busy = service * rate
     if busy > 0.99:
         raise ValueError(
-            f"Prompts keep an engine busy for {busy:.0%} of the time: lower --utilisation."
+            f"Prompts keep an engine busy for {busy:.0%} of the time: lower "
+            "--utilisation."
         )
     return service * (1 + wait_quantile(busy))
 
@@ -184,9 +197,9 @@ def make_engines(
         fit = int((memory * GB - weights) // request)
         if fit < 1:
             raise ValueError(
-                f"{gpu.memory:g} GB of the {gpu.title} do not hold {weights / GB:.1f} GB "
-                f"of weights and a request of {request / GB:.1f} GB. Raise --tp, or "
-                "quantise the checkpoint."
+                f"{gpu.memory:g} GB of the {gpu.title} do not hold "
+                f"{weights / GB:.1f} GB of weights and a request of "
+                f"{request / GB:.1f} GB. Raise --tp, or quantise the checkpoint."
             )
         return min(fit, gpu.max_num_seqs)
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting times of a queue with random arrivals and equal pages (M/D/1).
+"""Waiting times of queues with random arrivals. Imports nothing but Python.
 
-Imports nothing but Python.
+M/D/1 is one server that takes the same time for each page. M/M/c is c servers (or
+places) that take exponentially distributed times.
 """
 
 import math
@@ -12,7 +13,7 @@ _LONGEST = 5000
 
 
 def wait_quantile(utilisation: float, share: float = 0.99) -> float:
-    """The waiting time that ``share`` of the pages stay within.
+    """The waiting time that ``share`` of the pages stay within, in M/D/1.
 
     One server takes each page in the order of arrival, for the same time; arrivals
     are a Poisson process.
@@ -43,8 +44,36 @@ def wait_quantile(utilisation: float, share: float = 0.99) -> float:
     return high
 
 
+def place_quantile(places: int, load: float, share: float = 0.99) -> float:
+    """The waiting time that ``share`` of the requests stay within, in M/M/c.
+
+    Erlang's formula: a request waits with his probability C, and then for an
+    exponentially distributed time.
+
+    Args:
+        places: How many requests are served at once.
+        load: Places that are taken on average.
+        share: Such as 0.99 for p99.
+
+    Returns:
+        In units of the mean time that a request keeps its place.
+
+    Raises:
+        ValueError: The load is not below the number of places.
+    """
+    if not 0 <= load < places:
+        raise ValueError(f"A load of {load} does not fit into {places} places.")
+    blocked = 1.0  # Erlang's B
+    for number in range(1, places + 1):
+        blocked = load * blocked / (number + load * blocked)
+    waits = blocked / (1 - load / places * (1 - blocked))
+    if waits <= 1 - share:
+        return 0.0
+    return math.log(waits / (1 - share)) / (places - load)
+
+
 def wait_share(wait: float, utilisation: float) -> float:
-    """Share of the pages that wait at most ``wait`` times the time for a page.
+    """Share of the pages that wait at most ``wait`` times a page's time, in M/D/1.
 
     G. J. Franx, A simple solution for the M/D/c waiting time distribution, Operations
     Research Letters 29 (2001), for one server. All its terms are positive, so nothing
