@@ -6,6 +6,8 @@ from pathlib import Path
 
 import settings_reference
 
+import capacity
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -20,3 +22,7 @@ def test_the_settings_page_is_made_from_the_code():
     assert settings_reference.PAGE.read_text() == settings_reference.page()
     for setting in ("max_dynamic_patch", "resize", "tile_cache_mb"):
         assert f"| `{setting}` |" in settings_reference.page()
+
+
+def test_the_capacity_page_is_made_from_its_data():
+    assert capacity.PAGE.read_text() == capacity.page()

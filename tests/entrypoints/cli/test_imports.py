@@ -79,6 +79,7 @@ def test_inspect(tiny, tmp_path):
     save_file(adapter, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2}))
     options = ("--tp", "2", "--lora", str(tmp_path))
+    options += ("--pages-per-second", "100", "--gpu", "H100")
     assert not imported("inspect", str(tiny), *options) & HEAVY
 
 

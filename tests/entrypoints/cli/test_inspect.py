@@ -138,3 +138,51 @@ def test_adapters_of_special_layers(tiny, tmp_path, layer, shapes, fits):
     problems = inspect(str(tiny), adapters=[str(tmp_path)])["problems"]
     assert (not problems) == fits
     assert all(layer in problem for problem in problems)
+
+
+CAPACITY = ("--pages-per-second", "1000", "--gpu", "L4")
+
+
+def test_the_capacity_of_a_load(tiny, capsys):
+    assert main(["inspect", str(tiny), *CAPACITY, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["capacity"]
+    assert main(["inspect", str(tiny), *CAPACITY]) == 0
+    printed = capsys.readouterr().out
+    assert "1000 pages/s on L4, computed on paper" in printed
+    sides = [found[side]["api_servers"] for side in ("in_tree", "ours", "split")]
+    (row,) = (line for line in printed.splitlines() if "API servers" in line)
+    assert row.split()[-3:] == [f"{side['units']:,}" for side in sides]
+    assert f"answer_tokens {found['assumptions']['answer_tokens']}" in printed
+    assert f"{found['most_pages']['engine']:,.1f} pages/s" in printed
+
+
+def test_options_replace_what_is_assumed(tiny, capsys):
+    options = ["--page-cpu-ms", "10", "--utilisation", "0.5", "--tiles", "2"]
+    options += ["--answer-tokens", "32", "--question-tokens", "8"]
+    assert main(["inspect", str(tiny), *CAPACITY, *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["capacity"]
+    assert found["ours"]["api_servers"]["units"] == 20
+    assert found["page"]["prompt_tokens"] == 2 * 4 + 2 + 8
+    assert found["assumptions"]["answer_tokens"] == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gpu", "H100"], "Give both --pages-per-second and --gpu."),
+        ([*CAPACITY, "--pages-per-second", "0"], "'0' is not a number above 0"),
+        ([*CAPACITY, "--pages-per-second", "nan"], "'nan' is not a number above 0"),
+        (
+            [*CAPACITY, "--utilisation", "1"],
+            "above 0 of at most 0.8",
+        ),
+        ([*CAPACITY, "--dtype", "float32"], "add --dtype bfloat16"),
+    ],
+)
+def test_wrong_options_of_the_capacity_are_refused(tiny, capsys, options, message):
+    try:
+        status = main(["inspect", str(tiny), *options])
+    except SystemExit as end:  # argparse's
+        status = end.code
+    assert status == 2
+    assert message in capsys.readouterr().err

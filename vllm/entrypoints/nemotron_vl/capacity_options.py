@@ -115,7 +115,7 @@ def describe_plan(plan: dict[str, Any]) -> list[str]:
     """Lines of text."""
     page, assumed = plan["page"], plan["assumptions"]
     lines = [
-        f"{plan['pages_per_second']:g} pages/s on {plan['gpu']}: computed, not measured",
+        f"{plan['pages_per_second']:g} pages/s on {plan['gpu']}, computed on paper",
         f"A page: {page['tiles']} tiles, {page['prompt_tokens']:,} tokens of prompt, "
         f"{assumed['answer_tokens']} of answer, {page['operations'] / 1e12:.3g} TFLOP "
         "until the first token",
