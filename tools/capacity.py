@@ -253,6 +253,8 @@ def page() -> str:
             return plan(report, load, gpus[kind], front_end, assumed)
 
         plans = {load: {k: plan_for(load, k) for k in gpus} for load in LOADS}
+        busy = ASSUMED.utilisation * NODE * plans[1][KIND]["most_pages"]["engine"]
+        node = plan_for(busy, KIND)
         variants = assumption_table(
             lambda **changes: plan_for(1, KIND, **changes)["most_pages"]["engine"]
         )
@@ -260,7 +262,7 @@ def page() -> str:
     fields = [field.name for field in dataclasses.fields(PageWork)]
     work = PageWork(**{name: one["page"][name] for name in fields})
     most = one["most_pages"]
-    in_tree, ours = most["API server, in-tree"], most["API server, ours"]
+    in_tree, ours = (most[f"API server, {side}"] for side in ("in-tree", "ours"))
     case = Case(work, report, front_end.ours_ms / 1000, ASSUMED)
     measured = [
         (
@@ -294,11 +296,11 @@ def page() -> str:
         "prompt": f"{work.prompt_tokens:,}",
         "peak": gpus[KIND].title,
         "node_rate": f"{NODE * most['engine']:.0f}",
-        "in_tree_rate": f"{in_tree:.0f}",
-        "ours_rate": f"{ours:.0f}",
         "in_tree_gpus": f"{in_tree / most['engine']:.1f}",
         "ours_gpus": f"{ours / most['engine']:.1f}",
         "embeddings_ratio": f"{work.embedding_bytes / work.tile_bytes:.1f}",
+        "node_in_tree": node["in_tree"]["api_servers"]["units"],
+        "node_ours": node["ours"]["api_servers"]["units"],
         "encoder_share": f"{(work.tower + work.connector) / work.total:.0%}",
         "simulated": f"{SIMULATED:,}",
     }

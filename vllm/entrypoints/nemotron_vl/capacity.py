@@ -9,6 +9,7 @@ docs/capacity.md for what it leaves out.
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ...transformers_utils.configs.nemotron_vl_schema import read_config
@@ -77,7 +78,7 @@ def plan(
     plans: dict[str, Any] = {}
     for side, ms in servers.items():
         seconds = ms / 1000
-        api = layer(1 / seconds, lambda rate, s=seconds: within(s, rate))
+        api = layer(1 / seconds, partial(within, seconds))
         gpus = layer(engines.whole.most_pages, engines.whole.first_token, report["tp"])
         plans[side] = {
             "api_servers": api,
