@@ -188,15 +188,34 @@ def test_float32_is_refused(tiny):
         plan(report, 1, GPUS["H100"], FRONT_END, ASSUMED)
 
 
-def test_a_quantised_language_model_leaves_room_and_is_read_faster(report):
+def test_decoding_reads_the_weights_but_the_table_of_embeddings(report):
     config = read_config(read_json(report["model"], "config.json"))
-    work = work_of_page(config, 13, 64, 9)
-    language = report["parts"]["language model"] | {"rank_bytes": 3 * 10**10}
-    parts = report["parts"] | {"language model": language}
+    llm, language = config.llm_config, report["parts"]["language model"]
+    assert not llm.tie_word_embeddings
+    work = work_of_page(config, 13, 64, answer_tokens=9)
+    gpu = dataclasses.replace(GPUS["H100"], bandwidth=1.0)
+    engine = make_engines(work, report, gpu, ASSUMED).whole
+    table = llm.vocab_size * llm.hidden_size * 2
+    read = (language["rank_bytes"] - table) / (ASSUMED.bandwidth_share * 1e12)
+    assert engine.read == pytest.approx(read)
+    # Bytes on a rank may be those of a quantised checkpoint.
+    parts = report["parts"] | {"language model": language | {"rank_bytes": 3 * 10**10}}
     large = make_engines(work, report | {"parts": parts}, GPUS["H100"], ASSUMED).whole
-    small = make_engines(work, report, GPUS["H100"], ASSUMED).whole
-    assert small.read < large.read
-    assert small.most_sequences >= large.most_sequences
+    assert large.read > engine.read
+
+
+def test_weights_leave_less_room_for_requests(report):
+    parts = report["parts"]["language model"] | {"rank_bytes": 69 * 10**9}
+    large = report | {"parts": report["parts"] | {"language model": parts}}
+    config = read_config(read_json(report["model"], "config.json"))
+    work = work_of_page(config, 13, 64, answer_tokens=256)
+    gpu = dataclasses.replace(GPUS["H100"], max_num_seqs=10**9)
+    found = make_engines(work, large, gpu, ASSUMED)
+    others = sum(part["rank_bytes"] for part in large["parts"].values())
+    request = (work.prompt_tokens + 256) * report["kv_bytes_per_token"]
+    room = 0.9 * 80e9 - 2e9
+    assert found.whole.most_sequences == int((room - others) // request)
+    assert found.language.most_sequences == int((room - 69e9) // request)
 
 
 def test_every_figure_has_a_source():
