@@ -187,6 +187,51 @@ def test_the_time_of_shrinking_does_not_count(monkeypatch):
     assert decode(encoded(noise(4)), 4, slow).total == 4
 
 
+def _decoder_that(does: str, monkeypatch, folder) -> None:
+    """Replace the decoder by one that writes a header and a frame, then does this."""
+    script = folder / "decoder.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "print('{\"header\": [2, 1, 1, 1]}', flush=True)\n"
+        "print('{\"frame\": 0, \"shape\": [1, 1, 3]}\\nRGB', end='', flush=True)\n"
+        + does
+    )
+    monkeypatch.setattr(decoding, "DECODER", script)
+
+
+def test_the_time_after_shrinking_counts(monkeypatch, tmp_path):
+    _decoder_that("time.sleep(30)", monkeypatch, tmp_path)
+    monkeypatch.setattr(decoding, "MOST_SECONDS", 1.0)
+    with pytest.raises(UnreadableVideo, match="took more than"):
+        decode(encoded(noise(2)), 2, lambda frame: time.sleep(0.5))
+
+
+@pytest.mark.parametrize(
+    ("ends", "kind", "cause"),
+    [
+        ("os.kill(os.getpid(), 24)", UnreadableVideo, "took more than"),  # SIGXCPU
+        ("os.kill(os.getpid(), 11)", UnreadableVideo, "ended its decoder"),
+        ("os.kill(os.getpid(), 9)", DecoderUnavailable, "from outside"),
+        ("sys.exit(1)", DecoderUnavailable, "status 1"),
+        ("sys.exit(4)", DecoderUnavailable, "threads"),
+    ],
+)
+def test_who_is_to_blame_for_the_end_of_the_decoder(
+    ends, kind, cause, monkeypatch, tmp_path
+):
+    _decoder_that(ends, monkeypatch, tmp_path)
+    with pytest.raises(kind, match=cause):
+        decode(encoded(noise(2)), 2, whole)
+
+
+def test_frames_of_another_size_midway_are_scaled_to_the_first():
+    data, _ = ODD_CLIPS["another size midway"]()
+    frames = decode(data, 9, whole).frames
+    assert [frame.shape for frame in frames] == [(70, 90, 3)] * 3
+    teal = np.array([0, 128, 128])
+    assert all(abs(frame - teal).max() < 6 for frame in frames)
+
+
 def test_the_walk_is_bounded(monkeypatch):
     data = encoded(noise(9))
     monkeypatch.setattr(decoding, "MOST_WALKED_FRAMES", 8)

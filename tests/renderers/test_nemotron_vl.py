@@ -2,8 +2,10 @@
 
 import errno
 import io
+from types import SimpleNamespace
 
 import pytest
+import requests
 from PIL import Image
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import MediaConnector
@@ -14,6 +16,7 @@ from support.clips import encoded, noise
 from vllm_nemotron_vl.config.nemotron_vl_video import LOADER
 from vllm_nemotron_vl.multimodal.nemotron_vl_decoding import DecoderUnavailable
 from vllm_nemotron_vl.renderers import nemotron_vl as renderer
+from vllm_nemotron_vl.renderers import nemotron_vl_video as video_renderer
 from vllm_nemotron_vl.renderers.nemotron_vl_video import NemotronVLVideoRenderer
 from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_video
 
@@ -45,6 +48,8 @@ def load(monkeypatch):
         OSError(errno.EMFILE, "Too many open files"),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         RuntimeError("can't start new thread"),
+        RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+        OSError("out of memory when reading image file"),
         RuntimeError("cannot schedule new futures after shutdown"),
         RuntimeError("cannot schedule new futures after interpreter shutdown"),
     ],
@@ -89,6 +94,20 @@ def test_errors_of_a_video_name_it():
             "data:video/mp4;base64,%%%"
         )
     assert error.value.parameter == "video_url"
+
+
+def test_words_of_others_are_no_error_of_the_server(load):
+    error = requests.HTTPError("503 can't start new thread for url: https://h/?sig=1")
+    with pytest.raises(VLLMValidationError):
+        load(error)
+
+
+@pytest.mark.parametrize("url", ["data:video/mp4;base64,AA", "https://h/a.mp4"])
+def test_only_urls_of_files_are_parsed(url, monkeypatch):
+    """Data URLs are large."""
+    monkeypatch.setattr(video_renderer, "parse_url", lambda url: pytest.fail(url))
+    config = SimpleNamespace(allowed_local_media_path="/")
+    NemotronVLVideoRenderer._check_size(SimpleNamespace(model_config=config), url)
 
 
 def test_no_secret_is_logged(load, monkeypatch):

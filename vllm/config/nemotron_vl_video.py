@@ -39,14 +39,14 @@ def num_frames_problem(value: object, most: int = MOST_FRAMES) -> str | None:
 
 
 def most_frames_in(context: int, frame_tokens: int) -> int:
-    """Frames of the longest video that a context holds, at least 1.
+    """Frames of the longest video that a context holds; may be 0.
 
     Args:
         context: Tokens of ``--max-model-len``.
         frame_tokens: Tokens of a frame.
     """
     brackets = 2  # <img> and </img>
-    return max(1, (context - brackets) // frame_tokens)
+    return max(0, (context - brackets) // frame_tokens)
 
 
 def context_problem(num_frames: int, context: int, frame_tokens: int) -> str | None:
@@ -60,10 +60,15 @@ def context_problem(num_frames: int, context: int, frame_tokens: int) -> str | N
     most = most_frames_in(context, frame_tokens)
     if num_frames <= most:
         return None
+    start = (
+        f"A video of {num_frames} frame(s) takes {num_frames * frame_tokens + 2} "
+        f"tokens, but --max-model-len is {context}: "
+    )
+    if not most:
+        return f"{start}every video will be refused."
     return (
-        f"A video of {num_frames} frames takes {num_frames * frame_tokens + 2} tokens, "
-        f"but --max-model-len is {context}: videos of more than {most} frames will be "
-        "refused. To take fewer frames of them, set "
+        f"{start}videos of more than {most} frame(s) will be refused. To take fewer "
+        "frames of them, set "
         f'--media-io-kwargs \'{{"video": {{"{FRAMES_KEY}": {most}}}}}\', or less to '
         "leave room for text."
     )

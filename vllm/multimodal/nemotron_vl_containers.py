@@ -4,8 +4,9 @@
 FFmpeg opens many kinds of files. Some of them are texts that name other files or
 hosts: ffconcat, HLS, DASH, SDP. A file that begins like a container is none of those
 for FFmpeg either: it searches for the words of such a text up to the first zero byte
-only, and where two kinds fit equally well it opens neither. Besides, the process that
-decodes can open nothing.
+only, and where two kinds fit equally well it opens neither. An MP4 file may also begin
+with 16 MiB of frames, without such a byte; then boxes must follow. Whatever FFmpeg
+takes a file for, the process that decodes can open nothing.
 """
 
 from collections.abc import Iterator
@@ -49,9 +50,10 @@ def declared_size(data: bytes) -> int:
 def _is_mp4(data: bytes) -> bool:
     if data[:1] == b"\0":
         return data[4:8] in _FIRST_BOXES
-    # 16 MiB of frames or more, and behind them the box that describes them
+    # 16 MiB of frames or more; `declared_size` says if they are cut off
     end = int.from_bytes(data[:4])
-    return data[4:8] == b"mdat" and data[end + 4 : end + 8] == b"moov"
+    cut_off = end > len(data)
+    return data[4:8] == b"mdat" and (cut_off or data[end + 4 : end + 8] in _BOXES)
 
 
 def _is_avi(data: bytes) -> bool:

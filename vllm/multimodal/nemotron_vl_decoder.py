@@ -14,13 +14,16 @@ import json
 import os
 import resource
 import sys
+import threading
 
-NO_OPENCV = 3  # exit status
+NO_OPENCV, NO_THREADS = 3, 4  # exit status; 1 is that of any other exception
 
 # FFmpeg holds a few frames for each thread.
 _THREADS = 2
 _MEMORY = 3 << 30
-_CPU_SECONDS = 150  # more than the server waits, for both threads
+# More than the server waits, for both threads. The kernel sends SIGXCPU at the first
+# limit and SIGKILL at the second.
+_CPU_SECONDS = 150, 160
 
 
 def _open(file: io.BytesIO):
@@ -36,12 +39,19 @@ def _header(data: bytes) -> dict:
     import cv2
 
     file = io.BytesIO(data)
-    if (video := _open(file)) is None:
-        return {"closed": True}
+    try:
+        if (video := _open(file)) is None:
+            return {"closed": True}
+    except (cv2.error, MemoryError) as error:
+        return {"damaged": f"the header ({_name(error)})"}
     keys = ("FRAME_COUNT", "FPS", "FRAME_WIDTH", "FRAME_HEIGHT")
     values = [video.get(getattr(cv2, f"CAP_PROP_{key}")) for key in keys]
     video.release()
     return {"header": values}
+
+
+def _name(error: Exception) -> str:
+    return getattr(error, "err", "") or "it needs too much memory"
 
 
 def _walk(data: bytes, command: dict, out) -> dict:
@@ -61,8 +71,8 @@ def _walk(data: bytes, command: dict, out) -> dict:
                     _write(out, {"frame": total, "shape": pixels.shape})
                     out.write(pixels.data)
             total += 1
-    except cv2.error as error:
-        return {"damaged": f"frame {total} ({error.err})"}
+    except (cv2.error, MemoryError) as error:
+        return {"damaged": f"frame {total} ({_name(error)})"}
     finally:
         video.release()
     return {"total": total}
@@ -91,10 +101,14 @@ def main() -> None:
         import cv2
     except ImportError:
         sys.exit(NO_OPENCV)
+    try:  # FFmpeg would take a lack of threads for a damaged file
+        threading.Thread(target=int).start()
+    except RuntimeError:
+        sys.exit(NO_THREADS)
     cv2.setNumThreads(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, _CPU_SECONDS)
     # From here on, nothing can be opened.
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
     _write(out, _header(data))

@@ -98,8 +98,8 @@ def decode(
         UnreadableVideo: The file is no container of video, is cut off, has no
             frame that can be decoded, or exceeds a limit of
             ``config/nemotron_vl_video.py``.
-        DecoderUnavailable: OpenCV is missing; or the process cannot be started, or
-            was ended from outside.
+        DecoderUnavailable: OpenCV is missing; or the process cannot be started,
+            lacks something that is not the file's, or was ended from outside.
     """
     _check_file(data)
     with _decoder(data) as decoder:
@@ -169,7 +169,10 @@ class _Decoder:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """End the process after `MOST_SECONDS`, in which `shrink` does not count."""
-        threading.Thread(target=self._watch, daemon=True).start()
+        try:
+            threading.Thread(target=self._watch, daemon=True).start()
+        except RuntimeError as error:
+            raise DecoderUnavailable(f"The decoder of videos: {error}.") from error
         try:
             yield
         finally:
@@ -223,11 +226,13 @@ class _Decoder:
     def _ended(self) -> Exception:
         """Why the process has ended."""
         status = self._process.wait()
-        if self._timed_out:
+        if self._timed_out or status == -signal.SIGXCPU:
             return _unreadable(
                 f"decoding took more than {MOST_SECONDS:g} seconds; send a shorter or "
                 "smaller one"
             )
+        if status == nemotron_vl_decoder.NO_THREADS:
+            return DecoderUnavailable("The decoder of videos cannot start threads.")
         if status == nemotron_vl_decoder.NO_OPENCV:
             return DecoderUnavailable(
                 "Videos cannot be decoded: OpenCV (cv2) cannot be imported; vLLM "
@@ -242,7 +247,7 @@ class _Decoder:
             return _unreadable(
                 f"it is damaged, and ended its decoder (signal {-status})"
             )
-        return _unreadable(f"its decoder failed (status {status})")
+        return DecoderUnavailable(f"The decoder of videos failed (status {status}).")
 
 
 @contextlib.contextmanager

@@ -43,8 +43,10 @@ _URL = re.compile(r"(https?://)(?:[^/?#\s'\"]*@)?([^/?#\s'\"]*)[^\s'\"]*")
 _NETWORK = (aiohttp.ClientError, requests.RequestException, TimeoutError)
 # The server lacks memory, open files or threads.
 _SHORTAGES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+# Words of Python (the first at shutdown), PyTorch and Pillow
 _SHORTAGE = re.compile(
-    "cannot schedule new futures|can't start new thread"  # the first at shutdown
+    "cannot schedule new futures|can't start new thread|"
+    ".*DefaultCPUAllocator: can't allocate memory|out of memory"
 )
 
 
@@ -134,7 +136,8 @@ def _is_the_servers(
         if (
             isinstance(error, servers_errors)
             or getattr(error, "errno", None) in _SHORTAGES
-            or _SHORTAGE.search(str(error))
+            # Other types may quote what the client or its host wrote.
+            or (type(error) in (RuntimeError, OSError) and _SHORTAGE.match(str(error)))
         ):
             return True
         error = error.__cause__ or error.__context__  # vLLM's loader wraps some

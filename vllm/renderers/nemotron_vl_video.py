@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from urllib3.exceptions import HTTPError
+from urllib3.util import parse_url
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs import MultiModalInput, TokensInput, TokensPrompt
 from vllm.renderers.params import ChatParams
@@ -58,13 +59,17 @@ class NemotronVLVideoRenderer(NemotronVLRenderer):
     def _check_size(self, url: str) -> None:
         """Refuse a file of the server that is too large: vLLM would read it whole."""
         folder = self.model_config.allowed_local_media_path
-        parts = urlsplit(url)
-        if not folder or parts.scheme != "file":
+        if not folder or url[:5].lower() != "file:":  # data URLs are long
             return
-        file = Path(url2pathname(parts.netloc + parts.path)).resolve()
-        if Path(folder).resolve() not in file.parents or not file.is_file():
-            return  # vLLM refuses it
-        if (size := file.stat().st_size) > MOST_BYTES:
+        try:
+            parts = parse_url(url)  # as vLLM reads it
+            file = Path(url2pathname((parts.netloc or "") + (parts.path or "")))
+            file = file.resolve()
+            allowed = Path(folder).resolve() in file.parents and file.is_file()
+            size = file.stat().st_size if allowed else 0
+        except (OSError, RuntimeError, ValueError, HTTPError):
+            return  # vLLM refuses it, too
+        if size > MOST_BYTES:
             raise VLLMValidationError(
                 f"The video cannot be read: it has {size} bytes; at most {MOST_BYTES} "
                 "are allowed.",

@@ -6,6 +6,9 @@ server must answer soon, use little memory and stay up.
 
 import functools
 import http.server
+import itertools
+import os
+import resource
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +54,7 @@ def server(tiny, folder):
     (media / "empty.mkv").touch()
     with (media / "large.mkv").open("wb") as large:
         large.truncate(MOST_BYTES + 1)
+    (media / "loop").symlink_to("loop")
     pages = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0),
         functools.partial(http.server.SimpleHTTPRequestHandler, directory=media),
@@ -225,7 +229,16 @@ REQUESTS = {
         "resize='exact'",
     ),
 }
-FILES = {"empty.mkv": "it is empty", "large.mkv": f"at most {MOST_BYTES} are allowed"}
+TOO_LARGE = f"at most {MOST_BYTES} are allowed"
+FILES = {
+    "file://{media}/empty.mkv": "it is empty",
+    "file://{media}/large.mkv": TOO_LARGE,
+    "FILE://user@{media}/large.mkv": TOO_LARGE,
+    "file://{media}/./%6Carge.mkv": TOO_LARGE,
+    "file://{media}/" + 300 * "a": "file name too long",
+    "file://{media}/loop": "cannot be read",
+    "file://{media}/missing": "no such file",
+}
 REQUESTS |= {
     f"num_frames {value!r}": (
         (CLIP,),
@@ -271,7 +284,7 @@ def ask_beside_a_good_one(server, reference, *parts, **options) -> httpx.Respons
 @pytest.mark.parametrize("name", [*REQUESTS, *FILES])
 def test_a_bad_request_is_refused(server, reference, name):
     if name in FILES:
-        request = (url_part(f"file://{server[2]}/{name}"),), {}, FILES[name]
+        request = (url_part(name.format(media=server[2])),), {}, FILES[name]
     else:
         request = REQUESTS[name]
     parts, options, cause = request
@@ -281,6 +294,24 @@ def test_a_bad_request_is_refused(server, reference, name):
     assert 400 <= bad.status_code < 500, bad.text[:500]
     sentence = bad.json()["error"]["message"]
     assert cause in sentence.lower(), sentence
+
+
+def test_too_few_files_are_an_error_of_the_server(server, reference):
+    """The client may send the same request later."""
+    pid = server[1]
+    used = sorted(int(fd) for fd in os.listdir(f"/proc/{pid}/fd"))
+    free = (fd for fd in itertools.count() if fd not in used)
+    few = next(itertools.islice(free, 2, None))  # one for the connection, one more
+    old = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (few, old[1]))
+    try:
+        refused = ask(server, CLIP)
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, old)
+    assert refused.status_code == 500, refused.text
+    assert "Too many open files" in refused.text
+    good = expected(reference, "<img></img>", videos=[FRAMES])
+    assert good_answer(server) == good
 
 
 @pytest.mark.parametrize("name", ODD_CLIPS)

@@ -92,7 +92,7 @@ class NemotronVLVideoProcessingInfo(NemotronVLProcessingInfo, InternVLProcessing
         """
         context = self.ctx.model_config.max_model_len
         most = most_frames_in(context, image_seq_length(self.get_hf_config()))
-        return min(self.video_settings[FRAMES_KEY], most)
+        return max(1, min(self.video_settings[FRAMES_KEY], most))
 
     def get_mm_max_tokens_per_item(
         self, seq_len: int, mm_counts: Mapping[str, int]
