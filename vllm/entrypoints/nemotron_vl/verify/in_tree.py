@@ -67,6 +67,7 @@ def _end(process: subprocess.Popen) -> None:
         for one in (process, *children):
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
+        psutil.wait_procs(children, timeout=30)  # they hold the GPU's memory
         process.wait()
 
 
