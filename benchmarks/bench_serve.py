@@ -48,16 +48,19 @@ def main() -> None:
                 for _ in range(rounds)
             ]
 
+    figures: dict = {"rounds": rounds, "requests": requests}
     print(f"{'':<10}{''.join(f'{title:>16}' for title in FIGURES.values())}")
     for side in SIDES:
         medians = [statistics.median(t[side][key] for t in turns) for key in FIGURES]
+        figures[side] = dict(zip(FIGURES, medians, strict=True))
         print(f"{side:<10}{''.join(f'{median:>16.1f}' for median in medians)}")
     for key, title in FIGURES.items():
         ratios = [turn["ours"][key] / turn["in-tree"][key] for turn in turns]
-        middle = statistics.median(ratios)
-        print(f"{title}: {middle:.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
+        middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
+        figures[key] = {"ratio": middle, "ratio_min": low, "ratio_max": high}
+        print(f"{title}: {middle:.2f} ({low:.2f}-{high:.2f})")
     if args.json:
-        print(json.dumps(turns))
+        print(json.dumps(figures))
 
 
 def bench(url: str, model: str, requests: int, extra: dict, folder: Path) -> dict:

@@ -3,10 +3,12 @@
 # if the weights are on the disk:
 #   tools/gpu_day.sh MODEL FOLDER [STEP...]
 #   tools/gpu_day.sh --list
-# BIN is the folder of an environment's programs (.venv/bin): a GPU needs the extras
-# cuda, verify and documents, and pytest. With TRUST_REMOTE_CODE=1, vLLM's in-tree model
-# is measured, too; it runs the checkpoint's code. LMMS_EVAL is the folder of programs of
-# an environment with lmms-eval. ANYWAY=1 runs without a GPU.
+# BIN is the folder of an environment's programs (.venv/bin): a GPU needs the extras cuda,
+# verify and documents, and pytest, datasets, pandas and scikit-image. The benchmarks are
+# offline, so MODEL must be a folder or in the cache. With TRUST_REMOTE_CODE=1, vLLM's
+# in-tree model is measured, too; it runs the checkpoint's code. LMMS_EVAL is the folder of
+# programs of an environment with lmms-eval. ANYWAY=1 runs without a GPU. For tests, MINUTE
+# is the number of seconds in a minute.
 set -uo pipefail
 
 # Name of a step and its most minutes.
@@ -20,12 +22,19 @@ if [ $# -lt 2 ]; then
   exit 2
 fi
 model=$1
-mkdir -p "$2"
-out=$(cd "$2" && pwd)
+{ mkdir -p "$2" && out=$(cd "$2" && pwd) && : >"$out/summary.md"; } || exit 2
 shift 2
+for name in "$@"; do
+  [[ " ${steps[*]%:*} " == *" $name "* ]] && continue
+  echo "gpu_day: there is no step $name: ${steps[*]%:*}" >&2
+  exit 2
+done
 [ ! -d "$model" ] || model=$(cd "$model" && pwd)
-cd "$(dirname "$0")/.."
-bin=$(cd "${BIN:-.venv/bin}" && pwd)
+if [ -n "${LMMS_EVAL:-}" ]; then
+  LMMS_EVAL=$(cd "$LMMS_EVAL" && pwd) || exit 2
+fi
+bin=$(cd "${BIN:-$(dirname "$0")/../.venv/bin}" && pwd) || exit 2
+cd "$(dirname "$0")/.." || exit 2
 
 if ! nvidia-smi -L >"$out/gpus.txt" 2>&1 && [ -z "${ANYWAY:-}" ]; then
   echo "gpu_day: there is no GPU (nvidia-smi -L); ANYWAY=1 runs without one" >&2
@@ -36,9 +45,16 @@ fi
 run_step() {
   case $1 in
   doctor) "$bin/nemotron-vl" doctor ;;
-  tests) "$bin/python" -m pytest -rs -m "" \
-    tests/entrypoints/nemotron_vl/test_verify_on_gpu.py \
-    tests/models/multimodal/test_nemotron_vl_conditioner.py ;;
+  tests)
+    "$bin/python" -m pytest -rs -m "" $gpu_tests >"$out/pytest.log" 2>&1
+    status=$?
+    # pytest also passes if it skips all, such as without CUDA in PyTorch.
+    if [ $status = 0 ] && grep "^SKIPPED" "$out/pytest.log"; then
+      status=77
+    fi
+    cat "$out/pytest.log"
+    return $status
+    ;;
   verify) "$bin/nemotron-vl" verify "$model" --out "$out/verify" ;;
   in-tree)
     if [ "${TRUST_REMOTE_CODE:-}" != 1 ]; then
@@ -58,14 +74,12 @@ run_step() {
     "$bin/python" tools/harness/run.py "$model" "$out/lmms-eval" \
       --programs "$LMMS_EVAL" --count 100
     ;;
-  *)
-    echo "There is no step $1: ${steps[*]%:*}" >&2
-    return 2
-    ;;
   esac
 }
 export -f run_step
-export model out bin
+gpu_tests="tests/entrypoints/nemotron_vl/test_verify_on_gpu.py
+  tests/models/multimodal/test_nemotron_vl_conditioner.py"
+export model out bin gpu_tests LMMS_EVAL
 
 failed=0
 printf '| step | result | seconds |\n|---|---|---|\n' >"$out/summary.md"
@@ -73,13 +87,17 @@ for step in "${steps[@]}"; do
   name=${step%:*}
   [ $# = 0 ] || [[ " $* " == *" $name "* ]] || continue
   SECONDS=0
-  timeout --kill-after=30 "${step#*:}m" bash -c 'run_step "$0"' "$name" \
+  limit=$((${step#*:} * ${MINUTE:-60}))
+  # The signal goes to all programs of the step, which then stop the servers that they
+  # started. The shell waits for them.
+  timeout --kill-after=60 $limit bash -c 'trap : TERM; run_step "$0"' "$name" \
     >"$out/$name.log" 2>&1
   status=$?
+  [ $status != 137 ] || [ $SECONDS -lt $limit ] || status=124
   case $status in
   0) result=passed ;;
   77) result="not run: $(head -1 "$out/$name.log")" ;;
-  124 | 137) result="stopped after ${step#*:} minutes" failed=1 ;;
+  124) result="stopped after ${step#*:} minutes" failed=1 ;;
   *) result="failed with status $status, see $name.log" failed=1 ;;
   esac
   echo "| $name | $result | $SECONDS |" | tee -a "$out/summary.md"

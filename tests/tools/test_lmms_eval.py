@@ -3,6 +3,7 @@
 lmms-eval has an environment of its own: the folder LMMS_EVAL, or build/lmms-eval/bin.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -39,6 +40,19 @@ def test_the_data_are_the_questions(draw, tmp_path):
         assert (row["question"], row["answer"]) == question[2:]
         for image, picture in zip(row["images"], question.pictures, strict=True):
             assert image.convert("RGB").tobytes() == picture.tobytes()
+
+
+def test_results_of_an_earlier_run_are_not_taken_for_those_of_a_failed_one(tmp_path):
+    """After an error, the status of lmms-eval may be 0."""
+    program = tmp_path / "lmms-eval"
+    program.write_text("#!/bin/sh\nexit 0\n")
+    program.chmod(0o755)
+    out = tmp_path / "out"
+    (out / "lmms-eval").mkdir(parents=True)
+    earlier = {"results": {"drawn_documents": {"exact_match,none": 1.0}}}
+    (out / "lmms-eval" / "1_results.json").write_text(json.dumps(earlier))
+    with pytest.raises(SystemExit, match="lmms-eval failed"):
+        harness.lmms_eval(tmp_path, "http://none", "m", "drawn_documents", out)
 
 
 @installed
@@ -79,7 +93,7 @@ def test_its_accuracy_is_ours(tiny, tmp_path):
 @installed
 def test_the_documented_tasks_exist():
     (names,) = re.findall(
-        r"--tasks (\S+) ", (ROOT / "docs/verify.md").read_text().replace("\\\n", "")
+        r"--tasks (\S+) ", (ROOT / "README.md").read_text().replace("\\\n", "")
     )
     tasks = PROGRAMS.parent.glob("lib/python*/site-packages/lmms_eval/tasks/*/*.yaml")
     known = "\n".join(file.read_text() for file in tasks)

@@ -13,6 +13,7 @@ digit. Nothing is loaded from the internet.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,7 @@ def write_data(questions: list[Question], file: Path) -> None:
 def lmms_eval(programs: Path, url: str, model: str, task: str, out: Path) -> float:
     """Accuracy that lmms-eval finds. Its working folder has the data."""
     results = out / "lmms-eval"
+    shutil.rmtree(results, ignore_errors=True)  # of an earlier run
     settings = f"model={model},base_url={url}/v1,api_key=none,timeout=600"
     command = [
         *(str(programs.resolve() / "lmms-eval"), "--model", "openai"),
@@ -110,8 +112,8 @@ def lmms_eval(programs: Path, url: str, model: str, task: str, out: Path) -> flo
     found = [*results.rglob("*_results.json")]
     if done.returncode or not found:  # after an error its status may be 0
         raise SystemExit(f"lmms-eval failed, see {log.name}")
-    newest = max(found, key=lambda file: file.stat().st_mtime)
-    return json.loads(newest.read_text())["results"][task]["exact_match,none"]
+    (file,) = found
+    return json.loads(file.read_text())["results"][task]["exact_match,none"]
 
 
 if __name__ == "__main__":

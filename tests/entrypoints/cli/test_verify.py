@@ -1,12 +1,14 @@
 """Arguments, plans and reports of `nemotron-vl verify`, without an engine."""
 
+import contextlib
 import json
 import re
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
+from concurrent.futures.process import BrokenProcessPool
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +16,7 @@ from PIL import Image
 from vllm_nemotron_vl.assets.nemotron_vl import shipped_pictures
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl import verify as command
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
-from vllm_nemotron_vl.entrypoints.nemotron_vl.verify import in_tree
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify import in_tree, verification
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.documents import (
     draw_documents,
     draw_numbers,
@@ -25,6 +27,7 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.engines import (
     Run,
     engine_options,
 )
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.expected import write_expected
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.reading import Reading, is_right
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.report import as_html, as_text
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.stages import (
@@ -35,6 +38,7 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.stages import (
 )
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.verification import PARTS
 
+RUN = Run("float32", "eager")
 TOWER = Row("float32", "eager", "tower", "price", 0.5)
 ROWS = [
     Row("float32", "eager", "pixels, exact", "price", 0),
@@ -59,6 +63,8 @@ def results() -> dict:
         "environment": {"device": "a CPU"},
         "rows": [row.as_dict() for row in worst(ROWS)],
         "wrong_stages": wrong_stages(ROWS),
+        "complete": True,
+        "failed": ["bfloat16, compiled: RuntimeError: <no memory>"],
         "not_run": ["float32, tensor-parallel: needs 2 GPU(s), and there are 0"],
         "reading": Reading(questions, answers, 1.0).as_dict(),
         "ok": False,
@@ -94,31 +100,128 @@ def test_the_first_wrong_stage_is_named_and_not_its_consequences():
     assert [row for row in worst(ROWS) if row.stage == "tower"] == [TOWER]
 
 
-def test_without_a_gpu_what_does_not_run_is_named(tiny):
-    plan = Plan.make(tiny, DTYPES, None, "cpu")
-    assert plan.runs == [Run(dtype, "eager") for dtype in DTYPES]
-    assert plan.served == Run("bfloat16", "eager")  # the checkpoint's
-    reasons = "\n".join(plan.not_run)
-    assert "bfloat16, encoder-graphs: needs 1 GPU(s), and there are 0" in reasons
-    assert "bfloat16, tensor-parallel: needs 2 GPU(s)" in reasons
-    assert Plan.make(tiny, ["float32"], ["compiled"], "cpu").served == Run(
-        "float32", "compiled"
-    )
+def test_an_error_that_is_not_finite_is_valid_json():
+    for error in (float("inf"), float("nan")):
+        row = TOWER._replace(error=error)
+        assert not row.ok
+        assert json.loads(json.dumps(row.as_dict(), allow_nan=False))["error"] is None
 
 
-def test_on_a_gpu_all_engines_run_and_a_dtype_that_does_not_fit_is_named(
-    tiny, monkeypatch
+def test_a_folder_that_cannot_be_written_is_refused_at_once(
+    tiny, tmp_path, capsys, monkeypatch
 ):
-    memory = SimpleNamespace(total_memory=15e6)  # the weights take 9.8 or 19.6 MB
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: memory)
-    plan = Plan.make(tiny, DTYPES, None, "cuda")
-    assert plan.runs == [
-        Run("float16", "eager"),
-        *(Run("bfloat16", name) for name in ENGINES if name != "tensor-parallel"),
+    monkeypatch.setattr(verification, "verify", lambda *_: pytest.fail("it ran"))
+    (tmp_path / "file").touch()
+    assert main(["verify", str(tiny), "--out", str(tmp_path / "file" / "out")]) == 2
+    assert "Not a directory" in capsys.readouterr().err
+
+
+@pytest.fixture
+def no_engine(monkeypatch):
+    """The reference and the engines are replaced by what raises an exception."""
+
+    def replace(reference: BaseException | None, engine: BaseException) -> None:
+        def write(checkpoint, dtype, device, images, folder) -> None:
+            if reference:
+                raise reference
+            for number in range(len(images)):
+                (folder / f"{number}.safetensors").touch()
+
+        @contextlib.contextmanager
+        def run(*_):
+            raise engine
+            yield
+
+        monkeypatch.setattr(verification, "write_expected_elsewhere", write)
+        monkeypatch.setattr(verification, "running_engine", run)
+
+    return replace
+
+
+def test_what_fails_is_noted_and_the_rest_runs(tiny, tmp_path, no_engine, capfd):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report.html").write_text("of an earlier run")
+    no_engine(None, RuntimeError("a log\nout of memory"))
+    assert main(["verify", str(tiny), "--out", str(out), "--json"]) == 1
+    results = json.loads(capfd.readouterr().out)
+    assert results == json.loads((out / "results.json").read_text())
+    assert results["failed"] == [
+        f"{dtype}, eager: RuntimeError: out of memory" for dtype in DTYPES
     ]
-    assert plan.served == Run("bfloat16", "compiled")
-    assert plan.not_run[0].startswith("float32: its weights take 0.0 GB")
+    assert results["complete"] and not results["ok"]
+    assert "Something that was asked for failed" in (out / "report.html").read_text()
+
+    no_engine(BrokenProcessPool("it was killed"), RuntimeError("out of memory"))
+    assert main(["verify", str(tiny), "--out", str(out), "--dtype", "float32"]) == 1
+    failed = json.loads((out / "results.json").read_text())["failed"]
+    assert failed[0] == "float32, reference: BrokenProcessPool: it was killed"
+
+
+def test_an_interrupted_run_leaves_no_earlier_verdict(tiny, tmp_path, no_engine):
+    for name in ("results.json", "results.md", "report.html"):
+        (tmp_path / name).write_text("vLLM and the reference agree in all stages.")
+    no_engine(None, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        main(["verify", str(tiny), "--out", str(tmp_path)])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert not results["complete"] and not results["ok"]
+    assert "Not complete." in (tmp_path / "results.md").read_text()
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_damaged_checkpoint_is_refused(tiny, tmp_path, capsys, monkeypatch):
+    folder = shutil.copytree(tiny, tmp_path / "checkpoint")
+    file = next(folder.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1000])
+    monkeypatch.setattr(Plan, "make", lambda *_: Plan([RUN], [], RUN))
+    monkeypatch.setattr(verification, "write_expected_elsewhere", write_expected)
+    assert main(["verify", str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert f"cannot load {folder}: SafetensorError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["config.json", "llm_config", "hf_quant_config.json"])
+def test_a_quantised_checkpoint_is_refused_with_what_to_do(
+    tiny, tmp_path, capsys, where
+):
+    folder = shutil.copytree(tiny, tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text())
+    if where == "hf_quant_config.json":
+        (folder / where).write_text("{}")
+    else:
+        part = config["llm_config"] if where == "llm_config" else config
+        part["quantization_config"] = {"quant_method": "fp8"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["verify", str(folder), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "is quantised" in error and "--parts read measure" in error
+
+
+def test_an_engine_that_was_asked_for_and_cannot_run_is_refused(
+    tiny, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    options = ["--engines", "eager", "tensor-parallel", "--out", str(tmp_path)]
+    assert main(["verify", str(tiny), *options]) == 2
+    assert "--engines tensor-parallel needs 2 GPU(s)" in capsys.readouterr().err
+
+
+def test_an_in_tree_model_that_does_not_end_is_ended_with_its_processes(
+    tiny, tmp_path, monkeypatch
+):
+    child = tmp_path / "pid"
+    code = f"sleep 300 & echo $! > {child}; wait"
+    popen = subprocess.Popen
+    monkeypatch.setattr(in_tree, "_SECONDS", 1)
+    monkeypatch.setattr(
+        in_tree.subprocess, "Popen", lambda _, **o: popen(["sh", "-c", code], **o)
+    )
+    found = in_tree.run_in_tree(tiny, Run("float32", "eager"), True, 1)
+    assert found == {"error": "It did not end in 1 s."}
+    process = int(child.read_text())
+    assert not psutil.pid_exists(process) or (
+        psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    )
 
 
 @pytest.mark.parametrize("draw", [draw_documents, draw_numbers])
@@ -151,7 +254,8 @@ def test_text_shows_errors_answers_and_what_did_not_run(results):
     assert "| this package | all | 3 of 4 |" in text
     assert "'a <b> \\| c'" in text
     assert "- float32, tensor-parallel: needs 2 GPU(s)" in text
-    assert "| first token | not a number |" in text
+    assert "- bfloat16, compiled: RuntimeError" in text
+    assert "| first token | not finite |" in text
     json.dumps(results, allow_nan=False)
 
 

@@ -1,5 +1,6 @@
 """`nemotron-vl verify` compares an engine with the reference and names wrong stages."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -48,7 +49,10 @@ def llm(make_llm, tiny):
 @pytest.fixture
 def wrong(llm, pictures, expected) -> Callable[[], list]:
     def rows() -> list:
-        return [*compare(llm, "float32", "eager", pictures, expected)]
+        not_run: list[str] = []
+        found = [*compare(llm, "float32", "eager", pictures, expected, not_run)]
+        assert not_run == []
+        return found
 
     return rows
 
@@ -129,6 +133,43 @@ def test_a_damaged_tile_cache_is_seen_where_it_is_used(llm, wrong):
     assert {row.engine for row in rows if not row.ok} == {"eager, tiles from the cache"}
 
 
+def test_passes_that_reuse_other_tiles_than_their_name_says_are_not_compared(
+    llm, pictures, expected, monkeypatch
+):
+    def shrink(model) -> None:
+        reuse = model.tile_reuse
+        reuse.clear()
+        model.whole, reuse._cache = reuse._cache, reuse._cache[:2]
+
+    def mend(model) -> None:
+        model.tile_reuse.clear()
+        model.tile_reuse._cache = model.whole
+
+    monkeypatch.setattr(comparison, "NO_REUSE", "another key")
+    not_run: list[str] = []
+    llm.apply_model(shrink)
+    try:
+        rows = [*compare(llm, "float32", "eager", pictures, expected, not_run)]
+    finally:
+        llm.apply_model(mend)
+    assert {row.engine for row in rows} == {"eager"}
+    cached, fresh = not_run
+    assert re.fullmatch(
+        r"float32, eager, tiles from the cache: only \d+ of \d+ tiles .*", cached
+    )
+    assert re.fullmatch(r"float32, eager, no tile reuse: \d+ of \d+ tiles .*", fresh)
+
+
+def test_only_the_first_token_has_all_logits(llm, pictures):
+    """Those of 16 tokens of a large vocabulary would take gigabytes."""
+    vocabulary = llm.llm_engine.model_config.get_vocab_size()
+    first, answer = comparison._generate(llm, pictures, tokens=5)["price"]
+    assert len(comparison._logits(first)) == vocabulary
+    assert not answer.outputs[0].logprobs
+    assert len(answer.outputs[0].token_ids) == 5
+    assert answer.outputs[0].token_ids[0] == first.outputs[0].token_ids[0]
+
+
 def test_it_reads_and_says_what_was_wrong(llm):
     reading = read(ask_engine(llm), draw_numbers(20))
     found = reading.as_dict()
@@ -139,8 +180,12 @@ def test_it_reads_and_says_what_was_wrong(llm):
         assert wrong["answer"] != wrong["right"]
 
 
-def test_it_measures(llm):
+def test_it_measures_pages_whose_tiles_no_cache_has(llm):
+    (before,) = llm.collective_rpc("nemotron_vl_ways")
     found = measure(llm, rounds=2, tokens=8, pages=4)
+    (after,) = llm.collective_rpc("nemotron_vl_ways")
+    assert after["encoded"] > before["encoded"]
+    assert after["cached"] == before["cached"]
     for name in ("first_token_ms", "tokens_per_s", "pages_per_s", "batch_tokens_per_s"):
         assert found[name] > 0, name
     (memory,) = found["memory_gb"]

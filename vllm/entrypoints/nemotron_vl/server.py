@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,8 +102,9 @@ def running(
 
     Raises:
         RuntimeError: It ended or did not answer in time.
+        SystemExit: This process got a SIGTERM, for which Python has no handler.
     """
-    with open(log, "wb") as output:
+    with _exit_at_sigterm(), open(log, "wb") as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -111,11 +113,28 @@ def running(
             start_new_session=True,
             env={**os.environ, **(env or {})},
         )
+        try:
+            _wait_until_healthy(process, url, Path(log), timeout)
+            yield process
+        finally:
+            _stop(process)
+
+
+@contextlib.contextmanager
+def _exit_at_sigterm() -> Iterator[None]:
+    """Unwind at a SIGTERM. By default it would end this process only: the other one
+    has a session of its own and would stay, with the memory of its GPU."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        _wait_until_healthy(process, url, Path(log), timeout)
-        yield process
+        yield
     finally:
-        _stop(process)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def free_port() -> int:

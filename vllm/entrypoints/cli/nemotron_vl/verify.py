@@ -2,9 +2,11 @@
 """``nemotron-vl verify``: compare vLLM with the reference, stage by stage."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +29,7 @@ def add_parser(subparsers) -> None:
         description="Runs an independent implementation on timm and transformers, then "
         "vLLM, and compares pixels, prompt, tower, connector, logits and tokens. "
         "Then vLLM reads drawn documents and is measured. Exits with 1 if a stage is "
-        "wrong. The two sides are not in memory at the same time.",
+        "wrong or something failed. The two sides are not in memory at the same time.",
     )
     parser.add_argument("model", help="folder of a checkpoint or its name on the hub")
     parser.add_argument(
@@ -94,13 +96,15 @@ def _run(args: argparse.Namespace) -> int:
         )
     if args.against and {*args.parts}.isdisjoint({"read", "measure"}):
         raise ValueError("--against needs --parts read, measure, or both.")
+    checkpoint = _folder(args.model, with_code=args.against is not None)
+    args.out.mkdir(parents=True, exist_ok=True)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from ...nemotron_vl.verify.report import as_html, as_text
+    from ...nemotron_vl.verify.report import as_html
     from ...nemotron_vl.verify.verification import Request, captions, verify
 
     request = Request(
-        checkpoint=_folder(args.model, with_code=args.against is not None),
+        checkpoint=checkpoint,
         parts=args.parts,
         dtypes=args.dtype,
         engines=args.engines,
@@ -108,17 +112,44 @@ def _run(args: argparse.Namespace) -> int:
         questions=args.questions,
         in_tree=args.against == "in-tree",
     )
-    results = verify(request, partial(print, file=sys.stderr, flush=True))
-    results["model"] = args.model
-    args.out.mkdir(parents=True, exist_ok=True)
-    data, text = json.dumps(results, indent=2), as_text(results)
-    (args.out / "results.json").write_text(data + "\n")
-    (args.out / "results.md").write_text(text + "\n")
-    page = as_html(results, captions(request, results))
-    (args.out / "report.html").write_text(page)
+    report = args.out / "report.html"
+
+    def save(results: dict) -> None:
+        results["model"] = args.model
+        report.unlink(missing_ok=True)  # of an earlier run
+        _write(results, args.out)
+
+    with _output_to_stderr():
+        results = verify(request, partial(print, file=sys.stderr, flush=True), save)
+    data, text = _write(results, args.out)
+    report.write_text(as_html(results, captions(request, results)))
     print(data if args.json else text)
-    print(f"Report: {args.out}/report.html", file=sys.stderr)
+    print(f"Report: {report}", file=sys.stderr)
     return 0 if results["ok"] else 1
+
+
+@contextlib.contextmanager
+def _output_to_stderr() -> Iterator[None]:
+    """vLLM and its processes log to standard output, which `--json` keeps for JSON."""
+    sys.stdout.flush()
+    output = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(output, 1)
+        os.close(output)
+
+
+def _write(results: dict, out: Path) -> tuple[str, str]:
+    """Write the results as JSON and as text."""
+    from ...nemotron_vl.verify.report import as_text
+
+    data, text = json.dumps(results, indent=2, allow_nan=False), as_text(results)
+    (out / "results.json").write_text(data + "\n")
+    (out / "results.md").write_text(text + "\n")
+    return data, text
 
 
 def _folder(model: str, with_code: bool) -> Path:
@@ -127,7 +158,7 @@ def _folder(model: str, with_code: bool) -> Path:
         return Path(model)
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", *(["*.py"] if with_code else [])]
+    patterns = ["*.json", "*.jinja", "*.safetensors", *(["*.py"] if with_code else [])]
     try:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except OSError as error:

@@ -2,6 +2,7 @@
 """An engine's results, compared with the files of the reference."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,8 @@ OPTIONS: dict[str, Any] = {
     # What is compared must be computed, not remembered.
     "enable_prefix_caching": False,
     "mm_processor_cache_gb": 0,
-    "additional_config": {"nemotron_vl": {"tile_cache_mb": 64}},
+    # It holds all tiles that are compared, of 4 MB in float32.
+    "additional_config": {"nemotron_vl": {"tile_cache_mb": 512}},
 }
 _EXACT = {"resize": "exact"}
 
@@ -44,6 +46,7 @@ def compare(
     engine: str,
     pictures: Mapping[str, Image.Image],
     folder: Path,
+    not_run: list[str],
 ) -> Iterator[Row]:
     """Compare all stages of an engine on all images.
 
@@ -53,6 +56,7 @@ def compare(
         engine: How it runs, for the rows.
         pictures: Those of `write_expected`, in the same order.
         folder: Its files.
+        not_run: Gets what did not run as it should, so that it was not compared.
     """
 
     def row(stage: str, picture: str, error: float, suffix: str = "") -> Row:
@@ -77,47 +81,98 @@ def compare(
                 yield row(stage, name, error)
 
     embeds = {name: e["features"].flatten(0, 1) for name, e in expected.items()}
-    for name, output in _generate(llm, embeds, tokens=1).items():
-        error = relative_error(_logits(output), expected[name]["logits"][0])
+    for name, (first, _) in _generate(llm, embeds, tokens=1).items():
+        error = relative_error(_logits(first), expected[name]["logits"][0])
         yield row("language model", name, error)
 
     # The second pass takes tiles from the tile cache, the third reuses none.
     fresh = {name: picture.copy() for name, picture in pictures.items()}
     for picture in fresh.values():
         picture.info[NO_REUSE] = True  # type: ignore[index]
-    for suffix, images in (
-        ("", pictures),
-        (", tiles from the cache", pictures),
-        (", no tile reuse", fresh),
+    graphs = llm.llm_engine.vllm_config.compilation_config.cudagraph_mm_encoder
+    for suffix, images, missed in (
+        ("", pictures, _no_graph if graphs else _nothing),
+        (", tiles from the cache", pictures, _no_cache),
+        (", no tile reuse", fresh, _reuse),
     ):
-        for name, output in _generate(llm, images, tokens=TOKENS).items():
+        before = _ways(llm)
+        outputs = _generate(llm, images, tokens=TOKENS)
+        if reason := missed(_ways(llm) - before):
+            not_run.append(f"{dtype}, {engine}{suffix}: {reason}")
+            continue
+        for name, (first, answer) in outputs.items():
             wanted = expected[name]
-            ids = output.prompt_token_ids or []
+            ids = first.prompt_token_ids or []
             yield row("prompt", name, _differences(ids, wanted["prompt"]), suffix)
-            error = relative_error(_logits(output), wanted["logits"][0])
+            error = relative_error(_logits(first), wanted["logits"][0])
             yield row("first token", name, error, suffix)
-            gap = _gap(output.outputs[0].token_ids, wanted["tokens"], wanted["logits"])
+            gap = _gap(answer.outputs[0].token_ids, wanted["tokens"], wanted["logits"])
             yield row("answer", name, gap, suffix)
+
+
+def _ways(llm: "LLM") -> Counter[str]:
+    """Of the rank that counts: the others encode the same tiles."""
+    ranks: list[dict[str, int]] = llm.collective_rpc("nemotron_vl_ways")
+    return Counter(ranks[0])
+
+
+# Why a pass did not run as its name says, from the ways that its tiles took.
+
+
+def _nothing(ways: Counter[str]) -> None:
+    return None
+
+
+def _no_graph(ways: Counter[str]) -> str | None:
+    return None if ways["graphs"] else "no image passed a CUDA graph"
+
+
+def _no_cache(ways: Counter[str]) -> str | None:
+    if ways["graphs"]:
+        return "images that pass a CUDA graph reuse no tiles"
+    if ways["encoded"] or not ways["cached"]:
+        return f"only {ways['cached']} of {ways.total()} tiles were in the cache"
+    return None
+
+
+def _reuse(ways: Counter[str]) -> str | None:
+    if ways["graphs"]:
+        return "images that pass a CUDA graph reuse no tiles"
+    reused = ways["repeated"] + ways["cached"]
+    return f"{reused} of {ways.total()} tiles were reused" if reused else None
 
 
 def _generate(
     llm: "LLM", images: Mapping[str, Any], tokens: int
-) -> dict[str, "RequestOutput"]:
-    """Answers about images or about embeddings. Nothing is taken from earlier ones."""
-    sampling = SamplingParams(
-        temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=-1
-    )
+) -> dict[str, tuple["RequestOutput", "RequestOutput"]]:
+    """Answers about images or about embeddings. Nothing is taken from earlier ones.
+
+    Returns:
+        For each, an output of one token with all its logits, and one of ``tokens``
+        without: the logits of a vocabulary of 128,000 take 40 MB a token.
+    """
+    sampling = [
+        SamplingParams(temperature=0, max_tokens=1, logprobs=-1, detokenize=False),
+        SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True),
+    ]
     requests = [
         {
             "prompt": prompt(),
             "multi_modal_data": {"image": [image]},
-            "multi_modal_uuids": {"image": [f"verify-{next(_numbers)}"]},
+            "multi_modal_uuids": {"image": [uuid]},
             "mm_processor_kwargs": _EXACT,
         }
         for image in images.values()
+        # The two requests share what the encoder computes.
+        for uuid in [f"verify-{next(_numbers)}"] * len(sampling)
     ]
-    outputs = llm.generate(requests, sampling, use_tqdm=False)  # type: ignore[arg-type]
-    return dict(zip(images, outputs, strict=True))
+    outputs = llm.generate(
+        requests,  # type: ignore[arg-type]
+        sampling * len(images),
+        use_tqdm=False,
+    )
+    pairs = zip(outputs[::2], outputs[1::2], strict=True)
+    return dict(zip(images, pairs, strict=True))
 
 
 def _logits(output: "RequestOutput") -> torch.Tensor:

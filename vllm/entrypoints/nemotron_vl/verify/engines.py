@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import psutil
 import torch
 
 from ..checkpoint_files import headers_of_folder, read_json
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 _CONTEXT = 8192  # tokens: 13 tiles of the published checkpoint take 3330
-_FULL = 0.85  # of a device's memory, for weights
+_FULL = 0.85  # of the memory, for weights
 
 
 class Engine(NamedTuple):
@@ -70,19 +71,25 @@ class Plan(NamedTuple):
             dtypes: Of the runs.
             engines: Those that were asked for, or ``None`` for all that fit.
             device: ``"cpu"`` or ``"cuda"``.
+
+        Raises:
+            ValueError: The machine does not allow an engine that was asked for.
         """
         runs, not_run = [], []
-        own = read_json(str(checkpoint), "config.json").get("torch_dtype")
-        served_dtype = str(own) if own in dtypes else dtypes[0]
-        for dtype in dtypes:
-            if too_large := _too_large(checkpoint, dtype, device):
-                not_run.append(f"{dtype}: {too_large}")
-                continue
+        reasons = {dtype: _too_large(checkpoint, dtype, device) for dtype in dtypes}
+        not_run += [f"{dtype}: {why}" for dtype, why in reasons.items() if why]
+        fitting = [dtype for dtype in dtypes if not reasons[dtype]]
+        config = read_json(str(checkpoint), "config.json")
+        own = config.get("torch_dtype") or config.get("dtype")
+        served_dtype = min(fitting, key=[own, "bfloat16", *dtypes].index, default="")
+        for dtype in fitting:
             for name in engines or ENGINES:
                 # One dtype is enough to compare the engines.
                 if not engines and name != "eager" and dtype != served_dtype:
                     continue
                 reason = _missing(ENGINES[name], device, engines is not None)
+                if reason and engines:
+                    raise ValueError(f"--engines {name} {reason}.")
                 if reason:
                     not_run.append(f"{dtype}, {name}: {reason}")
                 else:
@@ -103,17 +110,17 @@ def _missing(engine: Engine, device: str, asked: bool) -> str | None:
 
 
 def _too_large(checkpoint: Path, dtype: str, device: str) -> str | None:
-    if device == "cpu":
-        return None
     values = sum(
         torch.Size(header.shape).numel()
         for header in headers_of_folder(checkpoint).values()
     )
     needed = values * getattr(torch, dtype).itemsize / 1e9
-    there = torch.cuda.get_device_properties(0).total_memory / 1e9
+    owner, there = "machine", psutil.virtual_memory().total / 1e9
+    if device == "cuda":
+        owner, there = "GPU", torch.cuda.get_device_properties(0).total_memory / 1e9
     if needed <= _FULL * there:
         return None
-    return f"its weights take {needed:.1f} GB, and the GPU has {there:.1f} GB"
+    return f"its weights take {needed:.1f} GB, and the {owner} has {there:.1f} GB"
 
 
 @contextlib.contextmanager

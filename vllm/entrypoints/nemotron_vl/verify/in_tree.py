@@ -4,6 +4,7 @@
 It runs the checkpoint's code, so `run_in_tree` is called only with a user's consent.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from ..checkpoint_files import write_json
 from .documents import draw_documents, draw_numbers
@@ -39,17 +42,33 @@ def run_in_tree(checkpoint: Path, run: Run, numbers: bool, count: int) -> dict:
         out = Path(folder, "results.json")
         task: dict[str, Any] = {"model": str(checkpoint), "options": options}
         task |= {"out": str(out), "numbers": numbers, "count": count}
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", __name__, json.dumps(task)],
             env={**os.environ, "VLLM_PLUGINS": ""},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=_SECONDS,
         )
-        if done.returncode or not out.exists():
-            return {"error": "\n".join(done.stdout.strip().splitlines()[-12:])}
+        try:
+            printed, _ = process.communicate(timeout=_SECONDS)
+        except subprocess.TimeoutExpired:
+            return {"error": f"It did not end in {_SECONDS} s."}
+        finally:
+            _end(process)
+        if process.returncode or not out.exists():
+            return {"error": "\n".join(printed.strip().splitlines()[-12:])}
         return json.loads(out.read_text())
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a process, if it still runs, and the engine that it started."""
+    if process.poll() is None:
+        children = psutil.Process(process.pid).children(recursive=True)
+        for one in (process, *children):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(children, timeout=30)  # they hold the GPU's memory
+        process.wait()
 
 
 def _main(task: dict[str, Any]) -> None:

@@ -27,6 +27,10 @@ def verdict(results: Mapping[str, Any]) -> str:
     wrong = results["wrong_stages"]
     if wrong:
         return f"Wrong: {', '.join(wrong)}."
+    if not results["complete"]:
+        return "Not complete."
+    if results["failed"]:
+        return "Something that was asked for failed, see below."
     if results["rows"]:
         return "vLLM and the reference agree in all stages."
     return "Nothing was compared."
@@ -44,7 +48,7 @@ def stage_table(results: Mapping[str, Any]) -> Table:
             row["dtype"],
             row["engine"],
             row["stage"],
-            "not a number" if row["error"] is None else f"{row['error']:.2g}",
+            "not finite" if row["error"] is None else f"{row['error']:.2g}",
             f"{row['bound']:.2g}",
             row["picture"],
             "yes" if row["ok"] else "NO",
@@ -110,6 +114,12 @@ def _tables(results: Mapping[str, Any]) -> list[tuple[str, Table]]:
     ]
 
 
+def _reasons(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """What failed and what did not run."""
+    found = [("Failed", results["failed"]), ("Not run", results["not_run"])]
+    return [(title, reasons) for title, reasons in found if reasons]
+
+
 def as_text(results: Mapping[str, Any]) -> str:
     """Tables in Markdown, ready for an issue or a model card."""
     lines = [f"# {results['model']}", "", verdict(results), ""]
@@ -118,9 +128,9 @@ def as_text(results: Mapping[str, Any]) -> str:
         if rows:
             lines += ["", f"## {title}", ""]
             lines += _markdown(head, rows)
-    if results["not_run"]:
-        lines += ["", "## Not run", ""]
-        lines += [f"- {reason}" for reason in results["not_run"]]
+    for title, reasons in _reasons(results):
+        lines += ["", f"## {title}", ""]
+        lines += [f"- {reason}" for reason in reasons]
     return "\n".join(lines)
 
 
@@ -153,9 +163,9 @@ def as_html(
     for heading, (head, rows) in _tables(results):
         if rows:
             parts += [f"<h2>{heading}</h2>", _html_table(head, rows)]
-    if results["not_run"]:
-        items = "".join(f"<li>{html.escape(reason)}" for reason in results["not_run"])
-        parts.append(f"<h2>Not run</h2><ul>{items}</ul>")
+    for heading, reasons in _reasons(results):
+        items = "".join(f"<li>{html.escape(reason)}" for reason in reasons)
+        parts.append(f"<h2>{heading}</h2><ul>{items}</ul>")
     parts.append("<h2>Images</h2>")
     parts += [_figure(caption, picture) for caption, picture in pictures]
     return "\n".join(parts) + "</html>\n"

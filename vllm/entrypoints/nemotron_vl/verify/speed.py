@@ -6,7 +6,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
-from PIL import ImageDraw
+from PIL import Image, ImageChops
 
 from .documents import Question, draw_documents
 from .reading import messages
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 _ROUNDS, _TOKENS, _PAGES = 5, 64, 32
+_SHADES = 16  # of each channel
 _numbers = itertools.count()
 
 
@@ -63,8 +64,13 @@ def _seconds(llm: "LLM", pages: int, tokens: int) -> float:
 
 
 def _new_page() -> Question:
-    """An invoice with another number, so that no cache knows it."""
+    """An invoice on paper of another shade.
+
+    No tile of it is equal to a tile of an earlier page, so no cache knows one.
+    """
     question = draw_documents(2)[1]
-    pen = ImageDraw.Draw(question.pictures[0])
-    pen.text((700, 60), f"{next(_numbers):>9}", "red", font_size=40)
-    return question
+    (page,) = question.pictures
+    number = next(_numbers)
+    shade = tuple(number // _SHADES**channel % _SHADES for channel in range(3))
+    page = ImageChops.subtract(page, Image.new("RGB", page.size, shade))
+    return question._replace(pictures=[page])

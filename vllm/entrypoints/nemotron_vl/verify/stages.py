@@ -56,8 +56,8 @@ class Row(NamedTuple):
         return self.error <= self.bound  # not a number is not within it
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which has no value for what is not a number."""
-        error = None if math.isnan(self.error) else self.error
+        """For JSON, which has no value for what is not finite."""
+        error = self.error if math.isfinite(self.error) else None
         return {**self._asdict(), "error": error, "bound": self.bound, "ok": self.ok}
 
 

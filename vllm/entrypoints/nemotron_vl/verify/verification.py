@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole verification: the reference, then each engine, then reading and speed."""
 
+import contextlib
 import os
 import platform
 import tempfile
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from ....assets.nemotron_vl import tiny_checkpoint
 from ....config.nemotron_vl_names import plugin_version
@@ -72,54 +74,77 @@ class Request(NamedTuple):
         return compared_pictures(config["force_image_size"], self.pictures)
 
 
-def verify(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
+def verify(
+    request: Request,
+    say: Callable[[str], None],
+    save: Callable[[dict[str, Any]], None] = lambda results: None,
+) -> dict[str, Any]:
     """Run everything that a request asks for.
+
+    What fails is noted, and the rest runs.
 
     Args:
         request: What to verify.
         say: Gets a line before each step.
+        save: Gets the results so far, at the start and after each engine.
 
     Returns:
-        Data for JSON: ``model``, ``environment``, ``ok``, ``wrong_stages``,
-        ``rows`` (the largest error of each stage), ``not_run``, and ``reading``,
-        ``speed`` and ``in_tree`` if they were asked for.
+        Data for JSON: ``model``, ``environment``, ``complete``, ``ok``,
+        ``wrong_stages``, ``failed``, ``not_run``, ``rows`` (the largest error of each
+        stage), and ``reading``, ``speed`` and ``in_tree`` if they were asked for.
 
     Raises:
-        ValueError: There is no such image, or the reference cannot load the
-            checkpoint.
+        ValueError: There is no such image, the machine does not allow an engine, or
+            the reference cannot load the checkpoint.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtypes = request.dtypes
-    plan = Plan.make(request.checkpoint, dtypes, request.engines, device)
+    plan = Plan.make(request.checkpoint, request.dtypes, request.engines, device)
+    compares = "compare" in request.parts
+    if compares:
+        _refuse_quantised(request.checkpoint)
+    images = request.images() if compares else {}
+    rows: list[Row] = []
+    failed: list[str] = []
     results: dict[str, Any] = {
         "model": str(request.checkpoint),
         "environment": _environment(device),
+        "complete": False,
+        "ok": False,
+        "wrong_stages": [],
+        "failed": failed,
         "not_run": plan.not_run,
+        "rows": [],
     }
-    rows: list[Row] = []
-    images = request.images() if "compare" in request.parts else {}
+    save(results)
     for dtype in dict.fromkeys(run.dtype for run in plan.runs):
         runs = [run for run in plan.runs if run.dtype == dtype]
-        if not images:
+        if not compares:
             runs = [run for run in runs if run == plan.served]
-        if not runs:
-            continue
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            if images:
+            if compares:
                 say(f"Reference in {dtype} ...")
-                write_expected_elsewhere(
-                    request.checkpoint, dtype, device, images, folder
-                )
+                with _noted(failed, f"{dtype}, reference"):
+                    _write_expected(request.checkpoint, dtype, device, images, folder)
+            # Without the reference's last file, there is nothing to compare with.
+            compared = compares and len([*folder.iterdir()]) == len(images)
             for run in runs:
+                if not compared and run != plan.served:
+                    continue
                 say(f"vLLM in {run.dtype}, {run.engine} ...")
-                with running_engine(request.checkpoint, run) as llm:
-                    if images:
-                        rows += compare(llm, dtype, run.engine, images, folder)
+                with (
+                    _noted(failed, f"{run.dtype}, {run.engine}"),
+                    running_engine(request.checkpoint, run) as llm,
+                ):
+                    if compared:
+                        rows += compare(
+                            llm, dtype, run.engine, images, folder, plan.not_run
+                        )
                     if run == plan.served:
                         results |= _serve(llm, request, say)
-    results["rows"] = [row.as_dict() for row in worst(rows)]
-    results["wrong_stages"] = wrong_stages(rows)
+                results["rows"] = [row.as_dict() for row in worst(rows)]
+                results["wrong_stages"] = wrong_stages(rows)
+                save(results)
     if request.in_tree and plan.served:
         say("vLLM's in-tree model ...")
         results["in_tree"] = run_in_tree(
@@ -127,10 +152,48 @@ def verify(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
         )
         if "error" in results["in_tree"]:
             lines = results["in_tree"]["error"].splitlines()
-            plan.not_run.append(f"in-tree: {lines[-1] if lines else 'no message'}")
-    failed = "error" in results.get("in_tree", {})
+            failed.append(f"in-tree: {lines[-1] if lines else 'no message'}")
+    results["complete"] = True
     results["ok"] = bool(plan.runs) and not results["wrong_stages"] and not failed
     return results
+
+
+@contextlib.contextmanager
+def _noted(failed: list[str], name: str) -> Iterator[None]:
+    """Note what the block raises, except that the checkpoint cannot be used."""
+    try:
+        yield
+    except (_Unusable, AssertionError):
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or ["no message"]
+        failed.append(f"{name}: {type(error).__name__}: {lines[-1]}")
+
+
+class _Unusable(ValueError):
+    """A checkpoint that the reference cannot load, in any dtype."""
+
+
+def _write_expected(checkpoint: Path, *arguments) -> None:
+    try:
+        write_expected_elsewhere(checkpoint, *arguments)
+    except (KeyError, OSError, SafetensorError, ValueError) as error:
+        message = f"the reference cannot load {checkpoint}: "
+        message += f"{type(error).__name__}: {error}"
+        raise _Unusable(message) from error
+
+
+def _refuse_quantised(checkpoint: Path) -> None:
+    config = read_json(str(checkpoint), "config.json")
+    parts = (config, config.get("llm_config") or {})
+    if (
+        any("quantization_config" in part for part in parts)
+        or (checkpoint / "hf_quant_config.json").exists()
+    ):
+        raise ValueError(
+            f"{checkpoint} is quantised, and the reference reads only unquantised "
+            "checkpoints. Add --parts read measure."
+        )
 
 
 def captions(

@@ -13,6 +13,7 @@ from torch import nn
 from vllm.platforms import current_platform
 
 from ....model_executor.models import nemotron_vl_conditioner
+from ....model_executor.models.nemotron_vl_reuse import OUTCOMES
 
 if TYPE_CHECKING:
     from ....model_executor.models.nemotron_vl import LlamaNemotronVLChatModel
@@ -25,7 +26,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """
     if found.shape != expected.shape:
         return 1.0
-    found, expected = found.double().cpu(), expected.double().cpu()
+    found, expected = found.cpu().double(), expected.cpu().double()
     difference = torch.linalg.vector_norm(found - expected)
     return (difference / torch.linalg.vector_norm(expected).clamp_min(1e-30)).item()
 
@@ -43,6 +44,16 @@ class EncoderComparison:
         model: LlamaNemotronVLChatModel = self.get_model()  # type: ignore[attr-defined]
         files = sorted(Path(folder).glob("*.safetensors"), key=lambda f: int(f.stem))
         return [_errors(model, load_file(file)) for file in files]
+
+    def nemotron_vl_ways(self) -> dict[str, int]:
+        """How many tiles were encoded, repeated or cached so far (see `TileReuse`),
+        and how many images passed a CUDA graph of the encoder instead."""
+        model: LlamaNemotronVLChatModel = self.get_model()  # type: ignore[attr-defined]
+        runner = self.model_runner  # type: ignore[attr-defined]
+        graphs = getattr(runner, "encoder_cudagraph_manager", None)
+        reuse = model.tile_reuse
+        counts = {name: reuse.counts[name] if reuse else 0 for name in OUTCOMES}
+        return {**counts, "graphs": getattr(graphs, "graph_hits", 0)}
 
     def nemotron_vl_memory(self) -> float:
         """Most gigabytes (10^9 bytes) that this process took: of the GPU if it has
