@@ -11,6 +11,8 @@ LOADER = "nemotron_vl"
 # side. `<video>` is no token of this tokenizer, and documents may contain it.
 VIDEO_PLACEHOLDER = "<img></img>"
 
+_BRACKETS = 2  # tokens of a video besides those of its frames: <img> and </img>
+
 # The model card measured VideoMME with 32 frames of one tile.
 DEFAULT_FRAMES = 32
 # Of an engine's setting. It bounds the pixels that one video sends to the workers.
@@ -45,8 +47,7 @@ def most_frames_in(context: int, frame_tokens: int) -> int:
         context: Tokens of ``--max-model-len``.
         frame_tokens: Tokens of a frame.
     """
-    brackets = 2  # <img> and </img>
-    return max(0, (context - brackets) // frame_tokens)
+    return max(0, (context - _BRACKETS) // frame_tokens)
 
 
 def context_problem(num_frames: int, context: int, frame_tokens: int) -> str | None:
@@ -60,9 +61,10 @@ def context_problem(num_frames: int, context: int, frame_tokens: int) -> str | N
     most = most_frames_in(context, frame_tokens)
     if num_frames <= most:
         return None
+    tokens = num_frames * frame_tokens + _BRACKETS
     start = (
-        f"A video of {num_frames} frame(s) takes {num_frames * frame_tokens + 2} "
-        f"tokens, but --max-model-len is {context}: "
+        f"A video of {num_frames} frame(s) takes {tokens} tokens, but --max-model-len "
+        f"is {context}: "
     )
     if not most:
         return f"{start}every video will be refused."

@@ -43,14 +43,14 @@ def _header(data: bytes) -> dict:
         if (video := _open(file)) is None:
             return {"closed": True}
     except (cv2.error, MemoryError) as error:
-        return {"damaged": f"the header ({_name(error)})"}
+        return {"damaged": f"the header ({_cause(error)})"}
     keys = ("FRAME_COUNT", "FPS", "FRAME_WIDTH", "FRAME_HEIGHT")
     values = [video.get(getattr(cv2, f"CAP_PROP_{key}")) for key in keys]
     video.release()
     return {"header": values}
 
 
-def _name(error: Exception) -> str:
+def _cause(error: Exception) -> str:
     return getattr(error, "err", "") or "it needs too much memory"
 
 
@@ -72,7 +72,7 @@ def _walk(data: bytes, command: dict, out) -> dict:
                     out.write(pixels.data)
             total += 1
     except (cv2.error, MemoryError) as error:
-        return {"damaged": f"frame {total} ({_name(error)})"}
+        return {"damaged": f"frame {total} ({_cause(error)})"}
     finally:
         video.release()
     return {"total": total}

@@ -299,7 +299,7 @@ def test_a_bad_request_is_refused(server, reference, name):
 def test_too_few_files_are_an_error_of_the_server(server, reference):
     """The client may send the same request later."""
     pid = server[1]
-    used = sorted(int(fd) for fd in os.listdir(f"/proc/{pid}/fd"))
+    used = {int(fd) for fd in os.listdir(f"/proc/{pid}/fd")}
     free = (fd for fd in itertools.count() if fd not in used)
     few = next(itertools.islice(free, 2, None))  # one for the connection, one more
     old = resource.prlimit(pid, resource.RLIMIT_NOFILE)
