@@ -56,13 +56,16 @@ def test_operations_are_those_of_the_reference(checkpoint, monkeypatch):
 
     model = reference.language_model
     prompt = torch.zeros(1, work.prompt_tokens, dtype=torch.long)
-    counted = count(lambda: model(prompt, logits_to_keep=1))
+    # Some releases of transformers compute the angles of the positions as a product.
+    angles = count(lambda: model.model.rotary_emb(torch.zeros(1), prompt))
+    counted = count(lambda: model(prompt, logits_to_keep=1)) - angles
     # The reference computes the whole square of the attention, and masks half of it.
     assert work.prefill + 2 * work.prefill_attention == counted
     past = torch.zeros(1, work.prompt_tokens + answer // 2 - 1, dtype=torch.long)
     cache = model(past, use_cache=True).past_key_values
     token = torch.zeros(1, 1, dtype=torch.long)
-    assert work.decode == count(lambda: model(token, past_key_values=cache))
+    counted = count(lambda: model(token, past_key_values=cache))
+    assert work.decode == counted - angles // work.prompt_tokens
 
 
 @pytest.fixture
