@@ -182,7 +182,8 @@ def test_it_reads_and_says_what_was_wrong(llm):
 
 def test_it_measures_pages_whose_tiles_no_cache_has(llm):
     (before,) = llm.collective_rpc("nemotron_vl_ways")
-    found = measure(llm, rounds=2, tokens=8, pages=4)
+    # So many tokens take longer than the time to the first one varies.
+    found = measure(llm, rounds=2, tokens=64, pages=4)
     (after,) = llm.collective_rpc("nemotron_vl_ways")
     assert after["encoded"] > before["encoded"]
     assert after["cached"] == before["cached"]
