@@ -45,12 +45,13 @@ def main() -> None:
     rounds, requests = (1, 16) if args.quick else (3, 64)
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(1) as pool:
         add_plugin(Path(name))
-        pool.submit(load)  # while the server starts
+        loading = pool.submit(load)  # while the server starts
         with serving(args.model, *OPTIONS, log=Path(name, "log")) as url:
-            bench(url, args.model, 4, SIDES["in-tree"])  # warms up
+            command = loading.result()
+            bench(command, url, args.model, 4, SIDES["in-tree"])  # warms up
             turns = [
                 {
-                    side: bench(url, args.model, requests, extra)
+                    side: bench(command, url, args.model, requests, extra)
                     for side, extra in SIDES.items()
                 }
                 for _ in range(rounds)
@@ -77,9 +78,10 @@ def load() -> ModuleType:
     return import_module(COMMAND)
 
 
-def bench(url: str, model: str, requests: int, extra: dict) -> dict:
+def bench(
+    command: ModuleType, url: str, model: str, requests: int, extra: dict
+) -> dict:
     """Figures of one run of vLLM's benchmark, all of whose requests must succeed."""
-    command = load()
     options = [
         *("--backend", "openai-chat", "--endpoint", "/v1/chat/completions"),
         *("--base-url", url, "--model", model),
