@@ -204,7 +204,7 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
                 dynamic_image_size=dynamic_image_size,
             )
             tiles.append(self.tile(image, grid))
-        pixels = torch.cat(tiles)
+        pixels = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
         if self.do_rescale:
             pixels = pixels.to(torch.float32) / 255
         features = {

@@ -3,10 +3,13 @@
 
 import os
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import torch
 from blake3 import blake3
+
+from .nemotron_vl_threads import IMAGE_THREADS
 
 DIGEST_BYTES = 16
 _KEY = os.urandom(32)
@@ -35,8 +38,21 @@ def tile_digests(tiles: Iterable[torch.Tensor], reuse: Iterable[bool]) -> torch.
     Returns:
         uint8 of shape ``(tiles of all, 16)``.
     """
-    digests = bytearray()
-    for its_tiles, may_be_reused in zip(tiles, reuse, strict=True):
-        for tile in its_tiles:
-            digests += tile_digest(tile) if may_be_reused else bytes(DIGEST_BYTES)
-    return torch.from_numpy(np.frombuffer(digests, np.uint8)).view(-1, DIGEST_BYTES)
+    all_tiles = [
+        tile if may_be_reused else None
+        for its_tiles, may_be_reused in zip(tiles, reuse, strict=True)
+        for tile in its_tiles
+    ]
+    digests = np.zeros((len(all_tiles), DIGEST_BYTES), np.uint8)
+
+    def compute(number: int, tile: torch.Tensor) -> None:
+        digests[number] = np.frombuffer(tile_digest(tile), np.uint8)
+
+    IMAGE_THREADS.run(
+        [
+            partial(compute, number, tile)
+            for number, tile in enumerate(all_tiles)
+            if tile is not None
+        ]
+    )
+    return torch.from_numpy(digests)

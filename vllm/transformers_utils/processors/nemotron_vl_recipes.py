@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The resize recipes: how an image is resampled to its grid of tiles.
 
-- ``fast``: Pillow's bicubic filter. torch resamples on uint8 instead where that
-  is faster; every value is within 2/255 of ``exact``.
+- ``fast``: Pillow's bicubic filter, with sums in float32; every value is within 2/255
+  of ``exact``.
 - ``exact``: Pillow's bicubic filter, bit-identical to vLLM's in-tree model.
 - ``hf``: what the checkpoint's own image_processing.py does. The image is doubled
   (Pillow, bilinear) before its grid is chosen, then resized with an antialiased
@@ -12,17 +12,18 @@
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .nemotron_vl_resample import (
-    doubled_bands,
-    pillow_resizes_columns_first,
-    resample,
-    rgbx_pixels,
-)
+from .nemotron_vl_memory import rgbx_pixels
+from .nemotron_vl_resample import Precision, bands, doubled_bands
+from .nemotron_vl_threads import IMAGE_THREADS
+
+# Bands of the largest size for each thread, so that no thread waits long for another.
+_PARTS = 4
 
 # Bytes between the two passes, if they are more than those of the image. The first
 # pass makes a narrow image many times wider. If that takes more, columns are resized
@@ -45,20 +46,25 @@ def resize(image: Image.Image, recipe: str, buffers: Sequence[torch.Tensor]) -> 
     if recipe == "hf":
         _resize_doubled(image, buffers)
         return
-    for tiles in buffers:
-        height, width = _height_and_width(tiles)
-        # torch is faster where the width shrinks. Its values are close to those of
-        # `resample` only where Pillow also resizes along rows first.
-        use_torch = (
-            recipe == "fast"
-            and width < image.width
-            and not pillow_resizes_columns_first(image, width, height)
-        )
-        if use_torch or image.size == (width, height):
-            pixels = torch.from_numpy(rgbx_pixels(image)).permute(2, 0, 1)
-            _cut(_interpolate(pixels, (height, width), "bicubic"), tiles)
-        else:
-            resample(image, tiles.numpy())
+    precision: Precision = "float32" if recipe == "fast" else "float64"
+    threads = IMAGE_THREADS.free()
+    parts = _PARTS * threads if threads > 1 else 1
+    others = [tiles for tiles in buffers if _width_and_height(tiles) != image.size]
+    tasks = bands(image, [tiles.numpy() for tiles in others], precision, parts)
+    tasks += [
+        partial(_cut_image, image, tiles)
+        for tiles in buffers
+        if _width_and_height(tiles) == image.size
+    ]
+    IMAGE_THREADS.run(tasks)
+
+
+def _cut_image(image: Image.Image, tiles: torch.Tensor) -> None:
+    _cut(torch.from_numpy(rgbx_pixels(image)).permute(2, 0, 1), tiles)
+
+
+def _width_and_height(tiles: torch.Tensor) -> tuple[int, int]:
+    return _height_and_width(tiles)[::-1]
 
 
 def _height_and_width(tiles: torch.Tensor) -> tuple[int, int]:

@@ -1,44 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pillow's 8-bit resampling, bit-identical and several times faster.
+"""Pillow's 8-bit resampling, many times faster: bit-identical, or close to that.
 
-Pillow resizes in two passes, along rows and along columns. Weights are integers
-with 22 fractional bits, and each pass clips to 8 bits. The loops below do the same
-on vectors of pixels, and the last pass writes directly into the tiles.
+Pillow resizes in two passes, along rows and along columns. Weights are integers with 22
+fractional bits, and each pass rounds and clips to 8 bits. `Precision` says how the
+compiled loops of ``nemotron_vl_passes.py`` add the products up:
 
-The definition is the behaviour of ``PIL.Image.resize`` in Pillow 13. If the
-installed Pillow gives other values, it is called instead (`agrees_with_pillow`).
+- float64 holds each product and each sum as it is: an integer of less than 2^53 times
+  2^-22. The values are Pillow's.
+- float32 holds the weights as they are: they have at most 24 bits. It rounds each of
+  ``n`` sums, which are below 512, by at most 2^-16 levels. So the sum is within
+  n * 2^-16 levels of Pillow's, and a pass differs by one level only where Pillow's sum
+  is that close to the middle of two levels. In the second pass, such a level changes
+  the sum by at most that of the absolute weights, which is below 1.5. The result is
+  within 2 levels.
+
+The definition is the behaviour of ``PIL.Image.resize`` in Pillow 13. If the installed
+Pillow gives other values, it is called instead (`agrees_with_pillow`).
 """
 
-import ctypes
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from threading import Lock
+from typing import Literal
 
 import numpy as np
 from cachetools import LRUCache, cached
-from numba import njit
 from PIL import Image
 
+from .nemotron_vl_memory import is_contiguous, rows_of
+from .nemotron_vl_passes import columns_first, interleaved, rows_first
+
 _BITS = 22
-_HALF = 1 << (_BITS - 1)
 
-# Rows that are resampled together, so that their channels fill whole vectors.
-_ROWS = 16
-_LANES = 3 * _ROWS
+# Bytes of rows that are copied out of an image at once.
+_BAND = 8 << 20
 
-# Bytes of a band of rows that is copied out of an image; it fits into a CPU cache.
-_BAND = 1 << 19
+# Bytes of a band of a doubled image.
+_DOUBLED = 1 << 19
 
-# Bytes of a strip of columns, one of Pillow's blocks of memory.
-_STRIP = 1 << 22
+# Fewest rows of the result in a band: each band resizes some rows of its neighbours.
+_FEWEST_ROWS = 64
+
+# Fewest rows and columns of an image for the loops.
+_LEAST = 16
 
 # Bytes of all weights that are kept. Clients choose the sizes of their images.
 _WEIGHTS_BYTES = 16 << 20
 
 Weights = tuple[np.ndarray, np.ndarray, np.ndarray]
+Precision = Literal["float32", "float64"]
 
 
-def resample(image: Image.Image, out: np.ndarray) -> None:
+def resample(
+    image: Image.Image, out: np.ndarray, precision: Precision = "float64"
+) -> None:
     """Resize an image as ``image.resize`` does with the bicubic filter.
 
     Args:
@@ -46,23 +61,94 @@ def resample(image: Image.Image, out: np.ndarray) -> None:
         out: uint8 of shape ``(rows, columns, 3, height, width)``, contiguous:
             the resized image has ``rows * height`` x ``columns * width``
             pixels and is cut into these tiles.
+        precision: float64 for Pillow's values, float32 for values close to them.
     """
-    if agrees_with_pillow():
-        _resample(image, out)
-    else:
-        _resample_with_pillow(image, out)
+    for band in bands(image, [out], precision):
+        band()
+
+
+def bands(
+    image: Image.Image, outs: Sequence[np.ndarray], precision: Precision, parts: int = 1
+) -> list[Callable[[], None]]:
+    """Calls that do what `resample` does. Threads may run them at the same time.
+
+    Args:
+        image: RGB.
+        outs: As ``out`` of `resample`, one for each size.
+        precision: As for `resample`.
+        parts: How many calls are wanted, if the image is large enough for them.
+    """
+    if not agrees_with_pillow(precision):
+        return [partial(_resample_with_pillow, image, out) for out in outs]
+    return _bands(image, outs, precision, parts)
+
+
+def _bands(
+    image: Image.Image, outs: Sequence[np.ndarray], precision: Precision, parts: int
+) -> list[Callable[[], None]]:
+    rows = max((out.shape[0] * out.shape[3] for out in outs), default=0)
+    parts = min(parts, -(-rows // _FEWEST_ROWS))
+    if not is_contiguous(image):
+        parts = min(rows, max(parts, 4 * image.width * image.height // _BAND))
+    return [
+        partial(_resample_band, image, outs, precision, part, parts)
+        for part in range(parts)
+    ]
+
+
+def _resample_band(
+    image: Image.Image,
+    outs: Sequence[np.ndarray],
+    precision: Precision,
+    part: int,
+    parts: int,
+) -> None:
+    """One of ``parts`` bands of rows of the image in each size."""
+    wanted = []
+    for out in outs:
+        rows, columns, _, height, width = out.shape
+        height, width = rows * height, columns * width
+        top, bottom = height * part // parts, height * (part + 1) // parts
+        if top == bottom:
+            continue
+        along_rows = _weights(image.width, width, precision)
+        along_columns = _weights(image.height, height, precision)
+        first, count, _ = along_columns
+        above, below = first[top], first[bottom - 1] + count[bottom - 1]
+        columns_go_first = pillow_resizes_columns_first(image, width, height)
+        passes = columns_first if columns_go_first else rows_first
+        others = along_rows, along_columns, top, bottom, out
+        wanted.append((above, below, passes, others))
+    highest = min(above for above, *_ in wanted)
+    lowest = max(below for _, below, *_ in wanted)
+    pixels = _for_loops(rows_of(image, highest, lowest))
+    for above, below, passes, others in wanted:
+        passes(pixels[above - highest : below - highest], *others)
+
+
+def _for_loops(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of four bytes as uint32, with at least `_LEAST` columns."""
+    missing = _LEAST - pixels.shape[1]
+    if missing > 0:
+        pixels = np.pad(pixels, ((0, 0), (0, missing), (0, 0)))
+    return pixels.view(np.uint32)[..., 0]
 
 
 @cache
-def agrees_with_pillow() -> bool:
-    """Whether the installed Pillow gives the same values as these loops."""
+def agrees_with_pillow(precision: Precision = "float64") -> bool:
+    """Whether the installed Pillow gives the same values as these loops.
+
+    In float32 they may differ by 2 levels. It also compiles the loops.
+    """
+    most = 0 if precision == "float64" else 2
     noise = np.random.default_rng(0).integers(0, 256, (67, 97, 3), np.uint8)
     image = Image.fromarray(noise)
     for rows, columns in ((1, 1), (1, 4), (3, 4)):  # down, columns first, up
         ours, theirs = np.empty((2, rows, columns, 3, 32, 32), np.uint8)
-        _resample(image, ours)
+        for band in _bands(image, [ours], precision, 1):
+            band()
         _resample_with_pillow(image, theirs)
-        if not np.array_equal(ours, theirs):
+        if np.abs(ours.astype(np.int16) - theirs).max() > most:
             return False
     return True
 
@@ -72,25 +158,6 @@ def _resample_with_pillow(image: Image.Image, out: np.ndarray) -> None:
     resized = image.resize((columns * width, rows * height))
     parts = np.asarray(resized).reshape(rows, height, columns, width, 3)
     out[:] = parts.transpose(0, 2, 4, 1, 3)
-
-
-def _resample(image: Image.Image, out: np.ndarray) -> None:
-    rows, columns, _, height, width = out.shape
-    height, width = rows * height, columns * width
-    along_rows = _weights(image.width, width)
-    along_columns = _weights(image.height, height)
-    if pillow_resizes_columns_first(image, width, height):
-        between = np.empty((height, image.width, 4), np.uint8)
-        for left, strip in _strips(image):
-            part = np.empty((height, *strip.shape[1:]), np.uint8)
-            _along_columns(_lines(strip), *along_columns, _one_part(part))
-            between[:, left : left + strip.shape[1]] = part
-        _along_rows(between, *along_rows, out)
-    else:
-        between = np.empty((image.height, 1, 3, 1, width), np.uint8)
-        for top, band in _bands(image):
-            _along_rows(band, *along_rows, between[top : top + len(band)])
-        _along_columns(_lines(between), *along_columns, out)
 
 
 def doubled_bands(
@@ -107,26 +174,24 @@ def doubled_bands(
         Bands of the doubled image: the number of the first row, and uint8 of shape
         ``(rows, width, 3)``.
     """
-    along_rows = _weights(image.width, 2 * image.width, bilinear=True)
-    first, count, weights = _weights(image.height, 2 * image.height, bilinear=True)
-    rows = _band_height(max(2 * image.width, width))
-    for top in range(0, image.height, rows):
-        bottom = min(top + rows, image.height)
-        # The rows of the image that the rows of the band depend on.
-        band = slice(2 * top, 2 * bottom)
-        above, below = first[band][0], (first + count)[band][-1]
-        source = rgbx_pixels(image.crop((0, above, image.width, below)))
-        between = np.empty((len(source), 2 * image.width, 3), np.uint8)
-        _along_rows(source, *along_rows, between.transpose(0, 2, 1)[:, None, :, None])
-        out = np.empty((2 * (bottom - top), 2 * image.width, 3), np.uint8)
-        _along_columns(
-            _lines(between),
-            first[band] - above,
-            count[band],
-            weights[band],
-            _one_part(out),
+    along_rows = _weights(image.width, 2 * image.width, "float64", bilinear=True)
+    first, count, weights = _weights(
+        image.height, 2 * image.height, "float64", bilinear=True
+    )
+    rows = 2 * max(_LEAST, _DOUBLED // (4 * max(2 * image.width, width)))
+    for top in range(0, 2 * image.height, rows):
+        bottom = min(top + rows, 2 * image.height)
+        above, below = first[top], first[bottom - 1] + count[bottom - 1]
+        planes = np.empty((1, 1, 3, bottom - top, 2 * image.width), np.uint8)
+        rows_first(
+            _for_loops(rows_of(image, above, below)),
+            along_rows,
+            (first[top:bottom], count[top:bottom], weights[top:bottom]),
+            0,
+            bottom - top,
+            planes,
         )
-        yield 2 * top, out
+        yield top, interleaved(planes[0, 0])
 
 
 def pillow_resizes_columns_first(image: Image.Image, width: int, height: int) -> bool:
@@ -135,95 +200,6 @@ def pillow_resizes_columns_first(image: Image.Image, width: int, height: int) ->
     The first pass clips its values, so the order changes values at sharp edges.
     """
     return image.height - height > max(0, 2 * (image.width - width))
-
-
-def _lines(pixels: np.ndarray) -> np.ndarray:
-    return pixels.reshape(len(pixels), -1)
-
-
-def _one_part(pixels: np.ndarray) -> np.ndarray:
-    """View an image as one tile, whose only channel holds the rows of values."""
-    return pixels.reshape(len(pixels), 1, 1, 1, -1)
-
-
-def rgbx_pixels(image: Image.Image) -> np.ndarray:
-    """Pixels of an RGB image. Never write to them.
-
-    Returns:
-        uint8 of shape ``(height, width, 4)``. It is Pillow's own memory if that is
-        contiguous. The fourth channel is padding.
-    """
-    try:
-        return np.asarray(_Memory(image))
-    except ValueError:  # the memory of a large image is in several blocks
-        pixels = np.empty((image.height, image.width, 4), np.uint8)
-        for top, band in _bands(image):
-            pixels[top : top + len(band)] = band
-        return pixels
-
-
-def _bands(image: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
-    """Bands of rows: the number of the first row, and uint8 (height, width, 4)."""
-    height = _band_height(image.width)
-    for top in range(0, image.height, height):
-        bottom = min(top + height, image.height)
-        yield top, rgbx_pixels(image.crop((0, top, image.width, bottom)))
-
-
-def _band_height(width: int) -> int:
-    return max(_ROWS, _BAND // (4 * width) // _ROWS * _ROWS)
-
-
-def _strips(image: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
-    """Strips of columns: the first column, and uint8 (height, columns, 4)."""
-    try:
-        yield 0, np.asarray(_Memory(image))
-    except ValueError:  # the memory of a large image is in several blocks
-        width = max(1, _STRIP // (4 * image.height))
-        for left in range(0, image.width, width):
-            right = min(left + width, image.width)
-            yield left, rgbx_pixels(image.crop((left, 0, right, image.height)))
-
-
-class _ArrowArray(ctypes.Structure):
-    """The first fields of ``ArrowArray`` in the Arrow C data interface."""
-
-
-_ArrowArray._fields_ = [
-    ("length", ctypes.c_int64),
-    ("null_count", ctypes.c_int64),
-    ("offset", ctypes.c_int64),
-    ("n_buffers", ctypes.c_int64),
-    ("n_children", ctypes.c_int64),
-    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
-    ("children", ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
-]
-
-_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_capsule_pointer.restype = ctypes.c_void_p
-_capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-
-
-class _Memory:
-    """Pillow's memory of an RGB image as an array; keeps the memory alive.
-
-    Pillow exports it through the Arrow C data interface, as lists of four
-    bytes.
-
-    Raises:
-        ValueError: From Pillow, if the memory is not contiguous.
-    """
-
-    def __init__(self, image: Image.Image) -> None:
-        _, self._capsule = image.__arrow_c_array__()
-        pointer = _capsule_pointer(self._capsule, b"arrow_array")
-        lists = _ArrowArray.from_address(pointer)
-        self.__array_interface__ = {
-            "shape": (image.height, image.width, 4),
-            "typestr": "|u1",
-            "data": (lists.children[0].contents.buffers[1], False),
-            "version": 3,
-        }
 
 
 def _bicubic(x: np.ndarray) -> np.ndarray:
@@ -243,83 +219,24 @@ def _num_bytes(weights: Weights) -> int:
 
 
 @cached(LRUCache(_WEIGHTS_BYTES, getsizeof=_num_bytes), lock=Lock())
-def _weights(size: int, new_size: int, *, bilinear: bool = False) -> Weights:
-    """For each output pixel: the first input pixel, their number, int32 weights."""
+def _weights(
+    size: int, new_size: int, precision: Precision, *, bilinear: bool = False
+) -> Weights:
+    """For each output pixel: the first input pixel, their number, the weights.
+
+    The weights are Pillow's integers times 2^-22.
+    """
     support, shape = (1, _bilinear) if bilinear else (2, _bicubic)
     scale = size / new_size
     stretch = max(scale, 1.0)
     centers = (np.arange(new_size) + 0.5) * scale
-    first = np.maximum((centers - support * stretch + 0.5).astype(np.int32), 0)
-    last = np.minimum((centers + support * stretch + 0.5).astype(np.int32), size)
+    first = np.maximum((centers - support * stretch + 0.5).astype(np.int64), 0)
+    last = np.minimum((centers + support * stretch + 0.5).astype(np.int64), size)
     taps = np.arange((last - first).max())
     distances = np.abs(taps + first[:, None] - centers[:, None] + 0.5)
     weights = shape(distances * (1 / stretch))
     weights[taps >= (last - first)[:, None]] = 0
     weights /= np.add.accumulate(weights, axis=1)[:, -1:]
     weights *= 1 << _BITS
-    return first, last - first, (weights + np.copysign(0.5, weights)).astype(np.int32)
-
-
-def _compiled(function: Callable) -> Callable:
-    """Compile at the first call; the compiled code releases Python's lock."""
-    return njit(nogil=True, error_model="numpy")(function)
-
-
-@_compiled
-def _along_rows(pixels, first, count, weights, out):
-    """``pixels`` (height, width, channels) to ``out`` (rows, columns, 3, y, x)."""
-    height, width, _ = pixels.shape
-    _, columns, _, part_height, part_width = out.shape
-    lanes = _LANES
-    turned = np.zeros((width, lanes), np.uint8)
-    result = np.empty((part_width, lanes), np.uint8)
-    sums = np.empty(lanes, np.int32)
-    for top in range(0, height, _ROWS):
-        rows = min(_ROWS, height - top)
-        for row in range(rows):
-            line = pixels[top + row]
-            for x in range(width):
-                for channel in range(3):
-                    turned[x, 3 * row + channel] = line[x, channel]
-        for column in range(columns):
-            for x in range(part_width):
-                place = column * part_width + x
-                sums[:] = _HALF
-                for tap in range(count[place]):
-                    weight, line = weights[place, tap], turned[first[place] + tap]
-                    for lane in range(lanes):
-                        sums[lane] += weight * np.int32(line[lane])
-                for lane in range(lanes):
-                    result[x, lane] = min(max(sums[lane] >> _BITS, 0), 255)
-            for row in range(rows):
-                part, y = divmod(top + row, part_height)
-                for channel in range(3):
-                    line = out[part, column, channel, y]
-                    lane = 3 * row + channel
-                    for x in range(part_width):
-                        line[x] = result[x, lane]
-
-
-@_compiled
-def _along_columns(pixels, first, count, weights, out):
-    """``pixels`` (height, lanes) to ``out`` (rows, columns, channels, y, x).
-
-    The lanes are the channels one after the other.
-    """
-    lanes = pixels.shape[1]
-    _, columns, channels, part_height, part_width = out.shape
-    sums = np.empty(lanes, np.int32)
-    for row in range(len(first)):
-        sums[:] = _HALF
-        for tap in range(count[row]):
-            weight, line = weights[row, tap], pixels[first[row] + tap]
-            for lane in range(lanes):
-                sums[lane] += weight * np.int32(line[lane])
-        part, y = divmod(row, part_height)
-        for channel in range(channels):
-            for column in range(columns):
-                start = (channel * columns + column) * part_width
-                line = sums[start : start + part_width]
-                target = out[part, column, channel, y]
-                for x in range(part_width):
-                    target[x] = min(max(line[x] >> _BITS, 0), 255)
+    whole = np.trunc(weights + np.copysign(0.5, weights))
+    return first, last - first, (whole / (1 << _BITS)).astype(precision)

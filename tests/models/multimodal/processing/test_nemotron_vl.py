@@ -294,21 +294,21 @@ def test_warming_up_compiles_the_resampling(make_processor, monkeypatch, recipe,
     from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_resample
 
     called = set()
-    for name in ("_along_rows", "_along_columns"):
+    for name in ("rows_first", "columns_first"):
         compiled = getattr(nemotron_vl_resample, name)
-        monkeypatch.setattr(
-            nemotron_vl_resample,
-            name,
-            lambda *args, name=name, compiled=compiled: (
-                called.add(name),
-                compiled(*args),
-            ),
-        )
+
+        def watched(pixels, along_rows, *args, name=name, compiled=compiled):
+            called.add((name, along_rows[2].dtype))
+            compiled(pixels, along_rows, *args)
+
+        monkeypatch.setattr(nemotron_vl_resample, name, watched)
     nemotron_vl_resample.agrees_with_pillow.cache_clear()
     settings = {"resize": recipe, "max_dynamic_patch": most}
     processor = make_processor(mm_processor_kwargs=settings)
     (item,) = processor.get_dummy_mm_inputs({"image": 1})["mm_kwargs"]["image"]
-    assert called == {"_along_rows", "_along_columns"}
+    precision = "float32" if recipe == "fast" else "float64"
+    needed = {"rows_first"} if recipe == "hf" else {"rows_first", "columns_first"}
+    assert called == {(name, np.dtype(precision)) for name in needed}
     tiles = len(item["pixel_values_flat"].data)
     assert tiles == processor.info.get_max_image_tokens() // TOKENS
 

@@ -9,6 +9,9 @@ from PIL import Image
 from vllm_nemotron_vl.transformers_utils.processors import (
     nemotron_vl_resample as resampling,
 )
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_memory import (
+    rgbx_pixels,
+)
 
 # Size of the image; columns and rows of the tiles; side of a tile.
 CASES = [
@@ -73,7 +76,7 @@ def test_doubled_values_equal_pillows(size):
 
 @pytest.mark.parametrize("size", [(30, 20), (2600, 2500)])
 def test_pixels_outlive_their_image(size):
-    pixels = resampling.rgbx_pixels(noise(size))
+    pixels = rgbx_pixels(noise(size))
     gc.collect()
     other = [noise(size, 1) for _ in range(3)]  # would reuse freed memory
     assert np.array_equal(pixels[..., :3], np.asarray(noise(size)))

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two passes of resampling over a band of rows, as compiled loops.
+
+Pixels are read as uint32, so that one move takes a pixel's four bytes. Between the
+passes they are bytes again, as in Pillow. What a loop works on stays in the processor's
+caches: a group of rows, a piece of each row.
+
+numba compiles each function once for each type of floats, which is that of the weights.
+Weights are ``(first, count, weights)``: for each place of the result the first of the
+pixels that it depends on, their number (both int64), and their weights.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numba import njit
+
+from .nemotron_vl_vectors import turn, turn_back, weigh, widen
+
+# Bytes of a vector of floats.
+_VECTOR = 256
+
+# Pixels of a row that are turned together; as floats they fit a first-level cache.
+_WINDOW = 112
+
+# Most rows of the result that are computed together.
+_HIGH = 32
+
+# Groups of rows, each as high as a vector has pixels, between the two passes.
+_GROUPS = 2
+
+
+def _compiled(function: Callable) -> Callable:
+    """Compile at the first call; the compiled code releases Python's lock."""
+    return njit(nogil=True, error_model="numpy")(function)
+
+
+@_compiled
+def _piece(first, count):
+    """Places that are computed together, and the most pixels that they depend on."""
+    places = len(first)
+    reach = first[-1] + count[-1] - first[0]
+    piece = 16
+    while piece < 128 and (piece + 16) * reach <= _WINDOW * places:
+        piece += 16
+    most = 0
+    for start in range(0, places, piece):
+        last = min(start + piece, places) - 1
+        most = max(most, first[last] + count[last] - first[start])
+    return piece, most + 32
+
+
+@_compiled
+def _along_rows(source, width, top, last, along, piece, lines, turned, out, at, step):
+    """Resize a group of rows: those of ``source`` from ``top`` to ``out[at:]``.
+
+    Args:
+        source: uint32, rows of ``width`` pixels. Row ``last`` of the group is repeated
+            for those after it.
+        along: The weights.
+        piece: Places that are computed together.
+        lines: Floats, room for the pixels of a piece.
+        turned: uint32, room for a piece of the result.
+        out: uint8, for each row three planes of ``step`` values.
+    """
+    first, count, weights = along
+    taps, factors = weights.shape[1], weights.reshape(-1)
+    lanes = _VECTOR // lines.itemsize
+    side = lanes // 4
+    levels = turned.view(np.uint8)
+    for start in range(0, len(first), piece):
+        stop = min(start + piece, len(first))
+        left = min(first[start], width - 8)
+        right = first[stop - 1] + count[stop - 1]
+        for x in range(left, right, 8):
+            begin = min(x, width - 8)
+            place = (begin - left) * lanes
+            turn(source, top * width + begin, width, last, lines, place)
+        for x in range(start, stop):
+            line, place = (first[x] - left) * lanes, (x - start) * lanes
+            weigh(lines, line, lanes, factors, x * taps, count[x], levels, place)
+        for x in range(start, stop, 16):
+            turn_back(turned, (x - start) * side, out, at + x, step, lines)
+
+
+@_compiled
+def rows_first(pixels, along_rows, along_columns, top, bottom, out):
+    """Resize along rows, then along columns: rows ``top`` to ``bottom`` of the result.
+
+    Args:
+        pixels: uint32 of shape ``(height, width)``, contiguous: the rows that the
+            result depends on. The width is at least a vector's pixels.
+        along_rows: The weights of the first pass.
+        along_columns: Those of the second pass.
+        out: uint8 of shape ``(rows, columns, 3, y, x)``, contiguous, of all bands.
+    """
+    height, width = pixels.shape
+    first, count, weights = along_columns
+    skipped = first[top]
+    new_width, taps, factors = len(along_rows[0]), weights.shape[1], weights.reshape(-1)
+    lanes = _VECTOR // weights.itemsize
+    side = lanes // 4
+    piece, window = _piece(along_rows[0], along_rows[1])
+    turned = np.zeros(piece * side, np.uint32)
+    step = _whole_lines(new_width)
+    room = count.max() + _GROUPS * side
+    between = np.zeros(room * 3 * step, np.uint8)
+    lines = np.zeros(max(window, room) * lanes, weights.dtype)
+    edge = np.zeros(lanes, np.uint8)
+    tiles, shape = out.reshape(-1), out.shape
+    source = pixels.reshape(-1)
+    begin = held = 0  # Rows begin..begin+held of the source are in `between`.
+    for group in range(0, height, _GROUPS * side):
+        stop = min(group + _GROUPS * side, height)
+        dropped = min(first[top] - skipped - begin, held)
+        moved = 3 * step * dropped
+        for index in range(moved, 3 * step * held):
+            between[index - moved] = between[index]
+        begin, held = begin + dropped, held - dropped
+        for row in range(group, stop, side):
+            last = min(side, height - row) - 1
+            at = (row - begin) * 3 * step
+            _along_rows(
+                source, width, row, last, along_rows, piece, lines, turned,
+                between, at, step,
+            )  # fmt: skip
+        held = stop - begin
+        while True:
+            ready, most = top, min(bottom, top + _HIGH)
+            while ready < most and first[ready] + count[ready] - skipped <= stop:
+                ready += 1
+            if ready == top:
+                break
+            lowest = first[top] - skipped - begin
+            highest = first[ready - 1] + count[ready - 1] - skipped - begin
+            for plane in range(3):
+                for x in range(0, new_width, lanes):
+                    for row in range(lowest, highest):
+                        place = (3 * row + plane) * step + x
+                        widen(between, place, lines, (row - lowest) * lanes)
+                    inside = _place(shape, plane, top, x)[1] >= lanes
+                    for y in range(top, ready):
+                        line = (first[y] - skipped - begin - lowest) * lanes
+                        place, number = y * taps, count[y]
+                        if inside:
+                            to = _place(shape, plane, y, x)[0]
+                            weigh(lines, line, lanes, factors, place, number, tiles, to)
+                        else:
+                            weigh(lines, line, lanes, factors, place, number, edge, 0)
+                            _put(
+                                edge,
+                                0,
+                                min(lanes, new_width - x),
+                                tiles,
+                                shape,
+                                plane,
+                                y,
+                                x,
+                            )
+            top = ready
+
+
+@_compiled
+def _whole_lines(width):
+    return (width + 63) // 64 * 64
+
+
+@_compiled
+def _place(shape, plane, row, x):
+    """Where a value of the result is in the tiles, as a position and what is left of
+    the tile's row."""
+    _, columns, _, part_height, part_width = shape
+    part, y = divmod(row, part_height)
+    column, left = divmod(x, part_width)
+    place = ((part * columns + column) * 3 + plane) * part_height + y
+    return place * part_width + left, part_width - left
+
+
+@_compiled
+def _put(levels, place, length, tiles, shape, plane, row, x):
+    """Write a part of a row of the result to its tiles."""
+    done = 0
+    while done < length:
+        to, room = _place(shape, plane, row, x + done)
+        step = min(length - done, room)
+        tiles[to : to + step] = levels[place + done : place + done + step]
+        done += step
+
+
+@_compiled
+def columns_first(pixels, along_rows, along_columns, top, bottom, out):
+    """Like `rows_first`, the passes in the other order."""
+    height, width = pixels.shape
+    first, count, weights = along_columns
+    skipped = first[top]
+    new_width, taps, factors = len(along_rows[0]), weights.shape[1], weights.reshape(-1)
+    lanes = _VECTOR // weights.itemsize
+    side = lanes // 4
+    piece, window = _piece(along_rows[0], along_rows[1])
+    turned = np.zeros(piece * side, np.uint32)
+    step = _whole_lines(new_width)
+    most = 0
+    for y in range(top, bottom):
+        end = min(y + _HIGH, bottom) - 1
+        most = max(most, first[end] + count[end] - first[y])
+    lines = np.zeros(max(window, most) * lanes, weights.dtype)
+    between = np.zeros(_HIGH * width, np.uint32)
+    resized = np.zeros(side * 3 * step, np.uint8)
+    source, levels = pixels.reshape(-1).view(np.uint8), between.view(np.uint8)
+    tiles, shape = out.reshape(-1), out.shape
+    for group in range(top, bottom, _HIGH):
+        stop = min(group + _HIGH, bottom)
+        lowest = first[group] - skipped
+        highest = first[stop - 1] + count[stop - 1] - skipped
+        for start in range(0, width, side):
+            x = min(start, width - side)
+            for row in range(lowest, highest):
+                widen(source, 4 * (row * width + x), lines, (row - lowest) * lanes)
+            for y in range(group, stop):
+                line = (first[y] - skipped - lowest) * lanes
+                place = 4 * ((y - group) * width + x)
+                weigh(lines, line, lanes, factors, y * taps, count[y], levels, place)
+        for row in range(group, stop, side):
+            last = min(side, stop - row) - 1
+            _along_rows(
+                between, width, row - group, last, along_rows, piece, lines, turned,
+                resized, 0, step,
+            )  # fmt: skip
+            for y in range(last + 1):
+                for plane in range(3):
+                    place = (3 * y + plane) * step
+                    _put(resized, place, new_width, tiles, shape, plane, row + y, 0)
+
+
+@_compiled
+def interleaved(planes):
+    """Three planes of a band, ``(3, height, width)``, as ``(height, width, 3)``."""
+    _, height, width = planes.shape
+    pixels = np.empty((height, width, 3), np.uint8)
+    for y in range(height):
+        red, green, blue = planes[0, y], planes[1, y], planes[2, y]
+        row = pixels[y]
+        for x in range(width):
+            row[x, 0] = red[x]
+            row[x, 1] = green[x]
+            row[x, 2] = blue[x]
+    return pixels
