@@ -2,15 +2,19 @@
 
 import errno
 import io
+import math
+import os
 from types import SimpleNamespace
 
 import pytest
 import requests
 from PIL import Image
+from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import MediaConnector
 from vllm.multimodal.media.image import ImageMediaIO
 from vllm.multimodal.media.video import VideoMediaIO
+from vllm.renderers.hf import HfRenderer
 
 from support.clips import encoded, noise
 from vllm_nemotron_vl.config.nemotron_vl_video import LOADER
@@ -18,7 +22,7 @@ from vllm_nemotron_vl.multimodal.nemotron_vl_decoding import DecoderUnavailable
 from vllm_nemotron_vl.renderers import nemotron_vl as renderer
 from vllm_nemotron_vl.renderers import nemotron_vl_video as video_renderer
 from vllm_nemotron_vl.renderers.nemotron_vl_video import NemotronVLVideoRenderer
-from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_video
+from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_threads, nemotron_vl_video
 
 VIDEO_IO = {"video_backend": LOADER, "tile_size": 64, "resize": "fast"}
 SECRET = "https://user:pass@bucket.example/scan.png?X-Signature=abc123"
@@ -120,3 +124,22 @@ def test_no_secret_is_logged(load, monkeypatch):
     (line,) = lines
     assert "https://bucket.example/..." in line and "of the scan" in line
     assert not any(word in line for word in ("user", "pass", "Signature", "abc123"))
+
+
+@pytest.mark.parametrize(
+    ("given", "servers", "threads"),
+    [({"image_threads": 3}, 1, 3), ({}, 1, 8), ({}, 3, 2), ({}, 20, 1)],
+    ids=str,
+)
+def test_the_threads_for_images_are_this_servers_share(
+    monkeypatch, given, servers, threads
+):
+    monkeypatch.setattr(HfRenderer, "__init__", lambda *args: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(nemotron_vl_threads, "_quota", lambda: math.inf)
+    pool = nemotron_vl_threads.Threads()
+    monkeypatch.setattr(renderer, "IMAGE_THREADS", pool)
+    config = VllmConfig(additional_config={"nemotron_vl": given})
+    config.parallel_config._api_process_count = servers
+    renderer.NemotronVLRenderer(config, None)
+    assert pool.limit == threads

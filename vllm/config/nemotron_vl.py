@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of the vision encoder, from vLLM's ``additional_config``."""
+"""Settings of the vision encoder and of the reading of images, from vLLM's
+``additional_config``."""
 
 from typing import Any
 
@@ -25,6 +26,10 @@ class EncoderConfig:
         max_encoder_tiles: Largest number of tiles that go through the tower at
             once. It bounds the memory of the activations. The default is 16, on
             CPUs 1: the activations of one tile fit into a CPU's cache.
+        image_threads: Most threads that resample one image and compute its digests,
+            in each API server. The default is the server's share of the machine: the
+            cores that it may run on, by affinity and control group, over the number
+            of API servers.
 
     Raises:
         pydantic.ValidationError: A setting is unknown, of a wrong type or out of
@@ -33,6 +38,7 @@ class EncoderConfig:
 
     tile_cache_mb: int = _whole(0, default=0)
     max_encoder_tiles: int | None = _whole(1, default=None)
+    image_threads: int | None = _whole(1, default=None)
 
     def __post_init__(self) -> None:
         if self.max_encoder_tiles is None:

@@ -18,11 +18,18 @@ from typing import Any
 import aiohttp
 import requests
 from PIL import Image
+from vllm.config import VllmConfig
 from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.inputs import MultiModalInput, TokensInput, TokensPrompt
 from vllm.logger import init_logger
 from vllm.renderers.hf import HfRenderer
 from vllm.renderers.params import ChatParams
+
+from ..config.nemotron_vl import EncoderConfig
+from ..transformers_utils.processors.nemotron_vl_threads import (
+    IMAGE_THREADS,
+    share_of_cores,
+)
 
 logger = init_logger("vllm.renderers.nemotron_vl")
 
@@ -55,6 +62,13 @@ class NemotronVLRenderer(HfRenderer):
 
     # Errors in the loading of media that are not the client's.
     servers_errors: tuple[type[Exception], ...] = (MemoryError,)
+
+    def __init__(self, config: VllmConfig, tokenizer: Any) -> None:
+        # Before vLLM processes its first image, to warm up.
+        limit = EncoderConfig.from_vllm_config(config).image_threads
+        servers = config.parallel_config._api_process_count
+        IMAGE_THREADS.set_limit(limit or share_of_cores(servers))
+        super().__init__(config, tokenizer)
 
     def render_messages(self, messages: list[Any], params: ChatParams):
         with _media_errors_are_the_clients(self.servers_errors):

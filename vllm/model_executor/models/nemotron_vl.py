@@ -7,6 +7,7 @@ Built on vLLM's InternVL model and C-RADIO tower; this file holds only what diff
 import math
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -223,7 +224,7 @@ class LlamaNemotronVLChatModel(
             # vLLM assigns adapters for one forward with all tiles of a batch, so
             # tiles may be neither left out nor split.
             self.max_encoder_tiles = sys.maxsize
-            if encoder_config != EncoderConfig():
+            if replace(encoder_config, image_threads=None) != EncoderConfig():
                 logger.warning_once(
                     "The settings of the encoder in additional_config have no "
                     "effect with --enable-tower-connector-lora."

@@ -190,7 +190,7 @@ def _put(levels, place, length, tiles, shape, plane, row, x):
 @_compiled
 def columns_first(pixels, along_rows, along_columns, top, bottom, out):
     """Like `rows_first`, the passes in the other order."""
-    height, width = pixels.shape
+    width = pixels.shape[1]
     first, count, weights = along_columns
     skipped = first[top]
     new_width, taps, factors = len(along_rows[0]), weights.shape[1], weights.reshape(-1)

@@ -1,0 +1,211 @@
+"""Several threads share the work on an image; the result is that of one thread."""
+
+import math
+import multiprocessing
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_threads
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
+    NemotronVLImageProcessor,
+)
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_threads import (
+    IMAGE_THREADS,
+    Threads,
+    share_of_cores,
+)
+
+SIZES = [(1700, 2200), (1920, 1080), (641, 479), (512, 512), (9, 7), (2600, 2500)]
+RECIPES = ["fast", "exact", "hf"]
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    shape = (size[1], size[0], 3)
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, "uint8"))
+
+
+@pytest.fixture
+def limit():
+    """Sets the limit; afterwards it is what it was."""
+    before = IMAGE_THREADS.limit
+    yield IMAGE_THREADS.set_limit
+    IMAGE_THREADS.set_limit(before)
+
+
+def process(recipe: str, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+    features = NemotronVLImageProcessor(512, resize=recipe, do_rescale=False)(image)
+    return features["pixel_values_flat"], features["tile_digests"]
+
+
+def all_equal(found, expected) -> bool:
+    return all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_any_number_of_threads_gives_the_same(recipe, size, limit):
+    image = noise(size)
+    limit(1)
+    expected = process(recipe, image)
+    for threads in (2, 3, 7):
+        limit(threads)
+        assert all_equal(process(recipe, image), expected), threads
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_callers_at_once_get_the_same(recipe, limit):
+    images = [noise(size) for size in SIZES[:4]] * 2
+    limit(1)
+    expected = [process(recipe, image) for image in images]
+    limit(3)
+    with ThreadPoolExecutor(len(images)) as callers:
+        found = list(callers.map(lambda image: process(recipe, image), images))
+    assert all(map(all_equal, found, expected))
+
+
+def test_threads_work_at_the_same_time_and_no_more_than_the_limit():
+    threads = Threads(3)
+    together = threading.Barrier(3, timeout=20)
+    threads.run([together.wait] * 3)  # would break with fewer threads
+    inside, most = set(), []
+
+    def work() -> None:
+        inside.add(threading.get_ident())
+        most.append(len(inside))
+        threading.Event().wait(0.001)
+        inside.discard(threading.get_ident())
+
+    threads.run([work] * 200)
+    assert len(most) == 200
+    assert max(most) <= 3
+
+
+def test_a_call_without_a_free_thread_runs_alone():
+    """It neither gets help nor waits for threads that work for another call."""
+    threads = Threads(2)
+    release, begun = threading.Event(), threading.Barrier(3, timeout=20)
+
+    def hold() -> None:
+        begun.wait()
+        release.wait(20)
+
+    other = threading.Thread(target=threads.run, args=([hold, hold],))
+    other.start()
+    begun.wait()  # both threads of the pool's limit are held
+    try:
+        assert threads.free() == 1
+        ran_on = []
+        threads.run([lambda: ran_on.append(threading.get_ident())] * 20)
+        assert ran_on == [threading.get_ident()] * 20
+    finally:
+        release.set()
+        other.join()
+    assert threads.free() == 2
+
+
+def test_a_helper_leaves_when_its_thread_is_wanted():
+    threads = Threads(2)
+    helped, both = threading.Event(), threading.Barrier(2, timeout=20)
+    main, ran_on = threading.get_ident(), []
+
+    def first() -> None:
+        both.wait()
+        if threading.get_ident() == main:
+            helped.wait(20)
+        else:
+            threads._callers += 1  # another caller comes
+            helped.set()
+
+    def later() -> None:
+        ran_on.append(threading.get_ident())
+
+    threads.run([first, first, *[later] * 20])
+    assert ran_on == [main] * 20
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_an_error_reaches_the_caller_and_ends_the_work(limit):
+    threads = Threads(limit)
+    done = []
+
+    def fail() -> None:
+        raise ZeroDivisionError("a band")
+
+    tasks = [fail, *[lambda: done.append(1)] * 100_000]
+    with pytest.raises(ZeroDivisionError, match="a band"):
+        threads.run(tasks)
+    assert len(done) < 100_000
+    assert threads.free() == limit
+    threads.run([lambda: done.append(2)] * 5)  # goes on
+    assert done.count(2) == 5
+
+
+def test_an_error_of_a_helper_reaches_the_caller():
+    threads = Threads(2)
+    both = threading.Barrier(2, timeout=20)
+    main = threading.get_ident()
+
+    def fail_elsewhere() -> None:
+        both.wait()
+        if threading.get_ident() != main:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        threads.run([fail_elsewhere] * 2)
+
+
+def digest_of_child(image: Image.Image, sender) -> None:
+    pixels, _ = process("fast", image)
+    sender.send(pixels.numpy().tobytes())
+
+
+def test_a_forked_process_has_threads_of_its_own(limit):
+    limit(3)
+    image = noise((1700, 2200))
+    expected = process("fast", image)[0].numpy().tobytes()
+    assert IMAGE_THREADS._pool is not None
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=digest_of_child, args=(image, sender))
+    child.start()
+    assert receiver.poll(60)
+    assert receiver.recv() == expected
+    child.join(20)
+    assert child.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, math.inf),
+        ({"cpu.max": "max 100000"}, math.inf),
+        ({"cpu.max": "250000 100000"}, 2.5),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, math.inf),
+        ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 0.5),
+        ({"cpu.max": ""}, math.inf),
+    ],
+    ids=str,
+)
+def test_quota_of_the_control_group(tmp_path, files, cores):
+    for name, text in files.items():
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text + "\n")
+    assert nemotron_vl_threads._quota(tmp_path) == cores
+
+
+@pytest.mark.parametrize(
+    ("affinity", "quota", "servers", "share"),
+    [(1, math.inf, 1, 1), (16, math.inf, 1, 16), (16, math.inf, 3, 5)]
+    + [(16, 2.5, 1, 2), (16, 2.5, 4, 1), (4, 0.5, 1, 1), (2, 8, 1, 2)],
+)
+def test_the_share_of_an_api_server(monkeypatch, affinity, quota, servers, share):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)))
+    monkeypatch.setattr(nemotron_vl_threads, "_quota", lambda: quota)
+    assert share_of_cores(servers) == share
