@@ -1,0 +1,165 @@
+"""Threads over one image, and how far one thread is from the memory's speed.
+
+All sides run in this process, in turns, on the page of benchmarks/preprocess.py.
+Measured are
+
+- the wall time of a call with 1, 2, ... threads, over that with one;
+- calls at once, one for each core and twice as many: the slowest call of a round with
+  threads over that without. As in a server, each caller goes on with its next image;
+- the CPU time of one thread, against the time that the memory alone takes: the bytes of
+  the pixels read and of the tiles written, over the measured speed of this machine.
+
+A ratio is median and range of the rounds.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+from preprocess import SIZES, TILE, bind, draw
+from timing import print_table, summarise, take_turns
+
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
+    NemotronVLImageProcessor,
+)
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_threads import (
+    IMAGE_THREADS,
+)
+
+PAGE = (1700, 2200)
+CALLS = 6  # of each caller in a round
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="take under a minute")
+    parser.add_argument("--json", action="store_true", help="figures in the last line")
+    args = parser.parse_args()
+    rounds = 7 if args.quick else 31
+    torch.set_num_threads(1)
+    cores = len(os.sched_getaffinity(0))
+    figures: dict[str, dict] = {}
+
+    limits = sorted({1, 2, cores})
+    found = figures["threads"] = {}
+    for recipe in ("fast", "exact"):
+        for size in (PAGE,) if args.quick else (PAGE, (1920, 1080), (4032, 3024)):
+            call = processor_call(recipe, size)
+            calls = {f"{limit}": with_limit(limit, call) for limit in limits}
+            name = "{} {}x{}".format(recipe, *size)
+            found[name] = summarise(take_turns(calls, rounds), "1")
+    print_table(f"A call by threads, {cores} core(s): wall time [ms]", found, "1")
+
+    found = figures["busy"] = {}
+    call = processor_call("fast", PAGE)
+    for callers in (cores, 2 * cores):
+        found[f"{callers}"] = measure_busy(call, callers, cores, rounds)
+    print("\nThe slowest and the median call with threads, over without")
+    for callers, row in found.items():
+        print(f"{callers:>3} calls at once  " + "  ".join(map(show, row.items())))
+
+    found = figures["memory"] = {}
+    read, write = memory_speed()
+    print(f"\nMemory: reads {read / 1e9:.1f} GB/s, writes {write / 1e9:.1f} GB/s")
+    for size in SIZES[1:4] if args.quick else SIZES[1:]:
+        found["{}x{}".format(*size)] = row = compare_with_memory(size, read, write)
+        print(
+            "{:>5}x{:<5}".format(*size)
+            + f"{row['megabytes']:.1f} MB take {row['memory_ms']:.1f} ms, the call "
+            f"{row['call_ms']:.1f} ms: {row['share']:.0%}"
+        )
+    if args.json:
+        print(json.dumps(figures))
+
+
+def processor_call(recipe: str, size: tuple[int, int]) -> Callable[[], object]:
+    processor = NemotronVLImageProcessor(TILE, resize=recipe, do_rescale=False)
+    return bind(processor, draw(size))
+
+
+def with_limit(limit: int, call: Callable[[], object]) -> Callable[[], object]:
+    def run() -> None:
+        IMAGE_THREADS.set_limit(limit)
+        call()
+
+    return run
+
+
+def measure_busy(
+    call: Callable[[], object], callers: int, cores: int, rounds: int
+) -> dict[str, list[float]]:
+    """Ratios of each round: its slowest call and its median call."""
+    ratios: dict[str, list[float]] = {"slowest": [], "median": []}
+    with ThreadPoolExecutor(callers) as pool:
+        for number in range(rounds + 1):
+            took = {}
+            # The order changes, so that a drift of the machine cancels.
+            for limit in (1, cores) if number % 2 else (cores, 1):
+                IMAGE_THREADS.set_limit(limit)
+                jobs = [pool.submit(times_of, call) for _ in range(callers)]
+                took[limit] = [seconds for job in jobs for seconds in job.result()]
+            if number:
+                for name, choose in (("slowest", max), ("median", statistics.median)):
+                    ratios[name].append(choose(took[cores]) / choose(took[1]))
+    return ratios
+
+
+def times_of(call: Callable[[], object]) -> list[float]:
+    times = []
+    for _ in range(CALLS):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def show(cell: tuple[str, list[float]]) -> str:
+    name, ratios = cell
+    middle = statistics.median(ratios)
+    return f"{name} {middle:.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def memory_speed() -> tuple[float, float]:
+    """Bytes a second that one thread reads, and writes to fresh memory.
+
+    Tiles are always written to fresh memory: vLLM keeps the tensors of an image.
+    """
+    big = np.ones(256 << 20, np.uint8).view(np.uint64)
+    reads = [measure(big.max) for _ in range(5)]
+    writes = [measure(lambda: np.empty(10 << 20, np.uint8).fill(1)) for _ in range(15)]
+    return big.nbytes / min(reads), (10 << 20) / min(writes)
+
+
+def compare_with_memory(size: tuple[int, int], read: float, write: float) -> dict:
+    call = processor_call("fast", size)
+    IMAGE_THREADS.set_limit(1)
+    tiles = call()["pixel_values_flat"]
+    pixels = 4 * size[0] * size[1]
+    memory = pixels / read + tiles.nbytes / write
+    took = min(measure(call) for _ in range(15))
+    return {
+        "megabytes": (pixels + tiles.nbytes) / 1e6,
+        "memory_ms": 1000 * memory,
+        "call_ms": 1000 * took,
+        "share": memory / took,
+    }
+
+
+def measure(call: Callable[[], object]) -> float:
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""CPU time of an image, from a request's bytes to tensors in the engine, by stage.
+
+In-tree processing and ours run in turns in this process, on a page of 1700x2200 as JPEG
+and as PNG in a data URL. A second process is the engine. The stages:
+
+- base64: the text of the data URL becomes bytes (vLLM, pybase64);
+- decode: bytes become an image (vLLM, Pillow);
+- read: the image is checked and, where it is not RGB, converted;
+- hash: the key of vLLM's cache;
+- process: tiles and, for ours, their digests;
+- prompt: what else vLLM's processor does;
+- serialise, send: vLLM's messages, through a socket;
+- receive: in the other process, until it has tensors.
+
+Times are CPU milliseconds of all threads of a process, the median of the rounds. The
+ratio is that of in-tree's sum over ours, as median and range of the rounds.
+"""
+
+import argparse
+import base64
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import in_tree
+import torch
+import zmq
+from PIL import Image
+from preprocess import SCAN, TILE, draw
+from vllm.engine.arg_utils import EngineArgs
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.hasher import MultiModalHasher
+from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.multimodal.media.image import ImageMediaIO
+from vllm.transformers_utils.processors.nemotron_vl import (
+    LlamaNemotronNanoVLImageProcessor,
+)
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
+    make_checkpoint,
+)
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
+    NemotronVLImageProcessor,
+)
+
+STAGES = (
+    *("base64", "decode", "read", "hash", "process", "prompt"),
+    *("serialise", "send", "receive"),
+)
+FORMATS = {"JPEG": {"quality": 90}, "PNG": {}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="take under a minute")
+    parser.add_argument("--json", action="store_true", help="figures in the last line")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    page = draw(SCAN)
+    figures = {}
+    with sides() as calls:
+        for name, options in FORMATS.items():
+            took = measure(calls, encode(page, name, options), 5 if args.quick else 25)
+            figures[name] = found = summarise(took)
+            print_found("{} of {}x{}".format(name, *SCAN), found)
+    if args.json:
+        print(json.dumps(figures))
+
+
+def encode(page: Image.Image, name: str, options: dict) -> str:
+    file = io.BytesIO()
+    page.save(file, name, **options)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+Stages = dict[str, float]
+
+
+class Clock:
+    """CPU seconds of this process by stage."""
+
+    def __init__(self) -> None:
+        self.stages: Stages = defaultdict(float)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, outer: str | None = None) -> Iterator[None]:
+        """Count for a stage, and not for that around it."""
+        start = time.process_time()
+        try:
+            yield
+        finally:
+            took = time.process_time() - start
+            self.stages[name] += took
+            if outer:
+                self.stages[outer] -= took
+
+    def wrap(self, function: Callable, name: str, outer: str) -> Callable:
+        def timed(*args, **kwargs):
+            with self.stage(name, outer):
+                return function(*args, **kwargs)
+
+        return timed
+
+
+@contextlib.contextmanager
+def sides() -> Iterator[dict[str, Callable[[str], Stages]]]:
+    """What to call with a data URL's text, for each side."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_checkpoint(folder, tile_size=TILE, cpe_max_size=TILE)
+        config = EngineArgs(folder).create_model_config()
+        ours = MULTIMODAL_REGISTRY.create_processor(config)
+        processors = {
+            "in-tree": (in_tree.create_processor(config), {}),
+            "exact": (ours, {"resize": "exact"}),
+            "fast": (ours, {"resize": "fast"}),
+        }
+        address = f"ipc://{folder}/socket"
+        context = multiprocessing.get_context("spawn")
+        engine = context.Process(target=receive, args=(address,), daemon=True)
+        engine.start()
+        with zmq.Context() as sockets, sockets.socket(zmq.PAIR) as socket:
+            socket.bind(address)
+            socket.recv()  # the other process is ready
+            yield {
+                side: lambda text, processor=processor, kwargs=kwargs: send(
+                    socket, processor, kwargs, text
+                )
+                for side, (processor, kwargs) in processors.items()
+            }
+            socket.send(b"")
+        engine.join()
+
+
+def send(socket: zmq.Socket, processor, kwargs: dict, text: str) -> Stages:
+    """Do what the API server does with an image, until the engine has it."""
+    clock = Clock()
+    load = ImageMediaIO.load_bytes
+    with (
+        clock.stage("base64"),
+        mock.patch.object(
+            ImageMediaIO,
+            "load_bytes",
+            lambda self, data: clock.wrap(load, "decode", "base64")(self, data),
+        ),
+    ):
+        picture = ImageMediaIO().load_base64("image/*", text)
+    with clock.stage("read"):
+        items = processor.info.parse_mm_data({"image": [picture]})
+    hash_kwargs = clock.wrap(MultiModalHasher.hash_kwargs, "hash", "prompt")
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(
+            mock.patch.object(MultiModalHasher, "hash_kwargs", hash_kwargs)
+        )
+        for kind in (LlamaNemotronNanoVLImageProcessor, NemotronVLImageProcessor):
+            timed = clock.wrap(kind.__call__, "process", "prompt")
+            patches.enter_context(mock.patch.object(kind, "__call__", timed))
+        with clock.stage("prompt"):
+            result = processor("<image>", items, hf_processor_mm_kwargs=kwargs)
+    features = [
+        MultiModalFeatureSpec(data, "image", identifier, position)
+        for data, identifier, position in zip(
+            result["mm_kwargs"]["image"],
+            result["mm_hashes"]["image"],
+            result["mm_placeholders"]["image"],
+            strict=True,
+        )
+    ]
+    with clock.stage("serialise"):
+        frames = MsgpackEncoder().encode(features)
+    with clock.stage("send"):
+        socket.send_multipart(frames, copy=False)
+        clock.stages["receive"] = float(socket.recv())
+    return {stage: clock.stages[stage] for stage in STAGES}
+
+
+def receive(address: str) -> None:
+    """Be the engine: answer each message with the CPU seconds that it took, until an
+    empty one comes."""
+    decoder = MsgpackDecoder(list[MultiModalFeatureSpec])
+    with zmq.Context() as sockets, sockets.socket(zmq.PAIR) as socket:
+        socket.connect(address)
+        socket.send(b"ready")
+        while True:
+            start = time.process_time()
+            frames = socket.recv_multipart(copy=False)
+            if not frames[0].buffer.nbytes:
+                return
+            (feature,) = decoder.decode([frame.buffer for frame in frames])
+            assert feature.data["pixel_values_flat"].data.ndim == 4
+            socket.send(str(time.process_time() - start).encode())
+
+
+def measure(
+    calls: dict[str, Callable[[str], Stages]], text: str, rounds: int
+) -> dict[str, list[Stages]]:
+    took: dict[str, list[Stages]] = {side: [] for side in calls}
+    for number in range(rounds + 1):
+        for side, call in calls.items():
+            stages = call(text)
+            if number:  # the first round warms up
+                took[side].append(stages)
+    return took
+
+
+def summarise(took: dict[str, list[Stages]]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    sums = {side: [sum(r.values()) for r in rounds] for side, rounds in took.items()}
+    for side, rounds in took.items():
+        ratios = [a / b for a, b in zip(sums["in-tree"], sums[side], strict=True)]
+        found[side] = {
+            stage: 1000 * statistics.median(r[stage] for r in rounds)
+            for stage in STAGES
+        } | {
+            "sum": 1000 * statistics.median(sums[side]),
+            "ratio": statistics.median(ratios),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+        }
+    return found
+
+
+def print_found(title: str, found: dict[str, dict[str, float]]) -> None:
+    print(f"\n{title}: CPU time [ms]")
+    print(" " * 8 + "".join(f"{stage:>10}" for stage in (*STAGES, "sum")))
+    for side, row in found.items():
+        cells = "".join(f"{row[stage]:10.1f}" for stage in (*STAGES, "sum"))
+        spread = f"({row['ratio_min']:.1f}-{row['ratio_max']:.1f})"
+        ratio = f"  {row['ratio']:.1f}x {spread}" if side != "in-tree" else ""
+        print(f"{side:>8}{cells}{ratio}")
+
+
+if __name__ == "__main__":
+    main()
