@@ -66,10 +66,11 @@ needs no engine. This example takes an image that `make demo` drew:
 ```
 """  # noqa: E501
 ENCODER = """
-## Encoder: `additional_config`
+## Encoder and threads: `additional_config`
 
 `--additional-config '{"nemotron_vl": {...}}'` sets them for an engine. An unknown
-setting is refused at start. [encoder.md](encoder.md) explains tile reuse.
+setting is refused at start. [encoder.md](encoder.md) explains tile reuse,
+[preprocessing.md](preprocessing.md) the threads.
 """
 VIDEO = f"""
 ## Videos: `media_io_kwargs`

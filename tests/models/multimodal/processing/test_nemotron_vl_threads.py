@@ -202,8 +202,10 @@ def test_quota_of_the_control_group(tmp_path, files, cores):
 
 @pytest.mark.parametrize(
     ("affinity", "quota", "servers", "share"),
-    [(1, math.inf, 1, 1), (16, math.inf, 1, 16), (16, math.inf, 3, 5)]
-    + [(16, 2.5, 1, 2), (16, 2.5, 4, 1), (4, 0.5, 1, 1), (2, 8, 1, 2)],
+    [
+        *((1, math.inf, 1, 1), (16, math.inf, 1, 16), (16, math.inf, 3, 5)),
+        *((16, 2.5, 1, 2), (16, 2.5, 4, 1), (4, 0.5, 1, 1), (2, 8, 1, 2)),
+    ],
 )
 def test_the_share_of_an_api_server(monkeypatch, affinity, quota, servers, share):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)))
