@@ -35,6 +35,7 @@ def renderer(tiny, folder):
     program = str(Path(sys.executable).with_name("vllm"))
     command = [program, "launch", "render", str(tiny), "--host=127.0.0.1"]
     command += [f"--port={port}", *SERVER_OPTIONS]
+    command += ["--trust-request-mm-kwargs", "--enable-mm-embeds"]  # of some cases
     with running(command, url=url, log=folder / "render.txt"):
         yield url
 
