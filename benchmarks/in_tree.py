@@ -14,8 +14,8 @@ from vllm.transformers_utils.processors.nemotron_vl import (
     LlamaNemotronNanoVLProcessor,
 )
 
-from vllm_nemotron_vl.model_executor.models.nemotron_vl import (
-    LlamaNemotronVLChatModel,
+from vllm_nemotron_vl.model_executor.models.nemotron_vl import LlamaNemotronVLChatModel
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_processing import (
     NemotronVLDummyInputsBuilder,
     NemotronVLMultiModalProcessor,
     NemotronVLProcessingInfo,

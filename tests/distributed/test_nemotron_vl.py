@@ -1,6 +1,5 @@
 """Two ranks give the reference's tokens; in mode "data" they share out the tiles."""
 
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ from PIL import Image
 from vllm import SamplingParams
 
 from support.clips import VIDEO, encoded, noise
-from support.engines import answers
+from support.engines import answers, count_parameters
 from support.loading import make_config
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
 from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
@@ -70,27 +69,6 @@ def _slots(model) -> int:
     return model.tile_reuse.slots
 
 
-def _count_parameters(model) -> dict[str, int]:
-    """Count the parameters of each part.
-
-    Weights of linear layers are computed from the layer's sizes, because vLLM's
-    CPU kernels empty the weights that they pack.
-    """
-    from vllm.model_executor.layers.linear import LinearBase
-
-    counts: Counter[str] = Counter()
-    for name, module in model.named_modules():
-        part = next((p for p, prefix in PARTS.items() if name.startswith(prefix)), "")
-        own = dict(module.named_parameters(recurse=False))
-        if isinstance(module, LinearBase):
-            own.pop("weight")
-            inputs = getattr(module, "input_size_per_partition", module.input_size)
-            outputs = getattr(module, "output_size_per_partition", module.output_size)
-            counts[part] += inputs * outputs
-        counts[part] += sum(parameter.numel() for parameter in own.values())
-    return {part: counts[part] for part in PARTS}
-
-
 @pytest.mark.parametrize("mode", ["weights", "data"])
 def test_tensor_and_encoder_data_parallel(
     start_llm, tiny, prompts, expected, monkeypatch, mode
@@ -116,7 +94,7 @@ def test_tensor_and_encoder_data_parallel(
 
     told = inspect(str(tiny), tp=2, encoder_data_parallel=mode == "data")
     expected_counts = {p: told["parts"][p]["rank_parameters"] for p in PARTS}
-    assert llm.apply_model(_count_parameters) == [expected_counts] * 2
+    assert llm.apply_model(count_parameters) == [expected_counts] * 2
 
 
 @pytest.mark.releases
@@ -169,7 +147,7 @@ def test_heads_that_do_not_divide_by_two_ranks(
     told = inspect(str(folder), tp=2)
     assert not told["problems"]
     expected_counts = {p: told["parts"][p]["rank_parameters"] for p in PARTS}
-    assert llm.apply_model(_count_parameters) == [expected_counts] * 2
+    assert llm.apply_model(count_parameters) == [expected_counts] * 2
 
 
 @pytest.mark.parametrize(

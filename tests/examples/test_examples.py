@@ -9,6 +9,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 ANSWERS = {
+    "disaggregated_client": ["640-27"],
     "multi_image": ["$12.50\\n640-27"],
     "offline_chat": ["'640-27'", "'6'"],
     "offline_generate": ["'$12.50'", "'640-27'"],

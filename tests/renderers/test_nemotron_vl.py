@@ -22,7 +22,10 @@ from vllm_nemotron_vl.multimodal.nemotron_vl_decoding import DecoderUnavailable
 from vllm_nemotron_vl.renderers import nemotron_vl as renderer
 from vllm_nemotron_vl.renderers import nemotron_vl_video as video_renderer
 from vllm_nemotron_vl.renderers.nemotron_vl_video import NemotronVLVideoRenderer
-from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_threads, nemotron_vl_video
+from vllm_nemotron_vl.transformers_utils.processors import (
+    nemotron_vl_threads,
+    nemotron_vl_video,
+)
 
 VIDEO_IO = {"video_backend": LOADER, "tile_size": 64, "resize": "fast"}
 SECRET = "https://user:pass@bucket.example/scan.png?X-Signature=abc123"

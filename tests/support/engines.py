@@ -7,12 +7,15 @@ is started in the test process: one that followed other tests there gave wrong t
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
+
+from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS
 
 from .forked import forked_processes
 
@@ -79,3 +82,24 @@ def answers(llm: "LLM", requests, sampling, **options) -> list[list[int]]:
     """The tokens of each answer; arguments as of `generate`."""
     outputs = generate(llm, requests, sampling, **options)
     return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def count_parameters(model) -> dict[str, int]:
+    """Count the parameters of each part.
+
+    Weights of linear layers are computed from the layer's sizes, because vLLM's
+    CPU kernels empty the weights that they pack.
+    """
+    from vllm.model_executor.layers.linear import LinearBase
+
+    counts: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        part = next((p for p, prefix in PARTS.items() if name.startswith(prefix)), "")
+        own = dict(module.named_parameters(recurse=False))
+        if isinstance(module, LinearBase):
+            own.pop("weight")
+            inputs = getattr(module, "input_size_per_partition", module.input_size)
+            outputs = getattr(module, "output_size_per_partition", module.output_size)
+            counts[part] += inputs * outputs
+        counts[part] += sum(parameter.numel() for parameter in own.values())
+    return {part: counts[part] for part in PARTS}

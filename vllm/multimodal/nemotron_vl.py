@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading of images: what a user passes becomes an 8-bit RGB image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
 from typing import Any, TypeGuard
@@ -18,6 +18,14 @@ try:
     from vllm.multimodal.image import open_image
 except ImportError:  # vLLM < 0.32: its loader opens whatever Pillow opens
     from PIL.Image import open as open_image
+
+from .nemotron_vl_embeddings import (
+    EMBEDDING_FIELDS,
+    EMBEDS,
+    check_embeddings,
+    count_embedded,
+    images_encoded_elsewhere,
+)
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -111,7 +119,17 @@ class NemotronVLDataParser(MultiModalDataParser):
 
     Unlike vLLM's parser it converts PIL images with `to_rgb`, and it accepts
     uint8 arrays of height x width x channels or channels x height x width.
+
+    Args:
+        most_tiles: Tiles that the longest prompt has room for.
+        options: Of `MultiModalDataParser`.
     """
+
+    embedding_fields = EMBEDDING_FIELDS
+
+    def __init__(self, *, most_tiles: int = 0, **options: Any) -> None:
+        super().__init__(**options)
+        self.most_tiles = most_tiles
 
     @classmethod
     def is_embeddings(cls, data: Any) -> TypeGuard[torch.Tensor | list[torch.Tensor]]:
@@ -122,10 +140,20 @@ class NemotronVLDataParser(MultiModalDataParser):
         return super().is_embeddings(data)
 
     def _parse_image_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
+        if isinstance(data, Mapping):
+            if EMBEDS in data:
+                return self._parse_image_data(data[EMBEDS])
+            if not self.allow_missing_mm_embeddings:
+                raise VLLMValidationError(
+                    f"{EMBEDS} are missing. Only an engine whose --ec-transfer-config "
+                    "makes it a consumer gets them from another one.",
+                    parameter="image",
+                )
+            return images_encoded_elsewhere(data, self.most_tiles)
         if data is None or self.is_embeddings(data):
             items = super()._parse_image_data(data)  # type: ignore[arg-type]
             for item in [] if items is None else items.get_all():
-                _check_embeddings(item)
+                check_embeddings(item)
             return items
         pictures: list[Any] = [to_picture(item) for item in _as_pictures(data)]
         return super()._parse_image_data(pictures)
@@ -134,20 +162,9 @@ class NemotronVLDataParser(MultiModalDataParser):
         """Number of items in what a user passes as images."""
         if data is None:
             return 0
+        if isinstance(data, Mapping):
+            return count_embedded(data)
         return len(data if self.is_embeddings(data) else _as_pictures(data))
-
-
-def _check_embeddings(item: torch.Tensor) -> None:
-    """Refuse embeddings that are not finite: they would spoil a whole batch."""
-    if not len(item):
-        problem = "must have at least one row"
-    elif not item.is_floating_point():
-        problem = f"must be floating-point numbers, not {item.dtype}"
-    elif not item.isfinite().all():
-        problem = "must be finite numbers"
-    else:
-        return
-    raise VLLMValidationError(f"image_embeds {problem}.", parameter="image")
 
 
 def _as_pictures(data: Any) -> Sequence[Any]:

@@ -23,6 +23,7 @@ HOOKS = {
     ),
     ("vllm.model_executor.models.internvl", "BaseInternVLMultiModalProcessor"): (
         "_get_image_fields_config",
+        "_get_prompt_repl_image",
     ),
     ("vllm.model_executor.models.internvl", "InternVLMultiModalProcessor"): (
         "_get_prompt_repl_video",
@@ -36,6 +37,9 @@ HOOKS = {
         "_parse_video_data",
     ),
     ("vllm.multimodal.parse", "VideoProcessorItems"): ("get_item_for_hash",),
+    ("vllm.multimodal.processing.processor", "BaseMultiModalProcessor"): (
+        "_apply_prompt_updates",
+    ),
     ("vllm.multimodal.processing.dummy_inputs", "BaseDummyInputsBuilder"): (
         "_get_dummy_images",
         "_get_dummy_videos",

@@ -26,6 +26,7 @@ from vllm.renderers.hf import HfRenderer
 from vllm.renderers.params import ChatParams
 
 from ..config.nemotron_vl import EncoderConfig
+from ..multimodal.nemotron_vl_embeddings import check_names
 from ..transformers_utils.processors.nemotron_vl_threads import (
     IMAGE_THREADS,
     share_of_cores,
@@ -91,6 +92,7 @@ class NemotronVLRenderer(HfRenderer):
         return await super()._process_tokens_async(prompt, skip_mm_cache=skip_mm_cache)
 
     def _check_placeholders(self, prompt: TokensPrompt) -> None:
+        check_names(prompt)
         if self.tokenizer is None:  # --skip-tokenizer-init
             return
         placeholder = self.tokenizer.get_vocab().get(PLACEHOLDER, -1)

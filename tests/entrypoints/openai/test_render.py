@@ -42,7 +42,8 @@ def renderer(tiny, folder):
 
 @pytest.fixture(scope="module")
 def engine(tiny, folder):
-    with serving(tiny, *SERVER_OPTIONS, log=folder / "engine.txt") as url:
+    options = [*SERVER_OPTIONS, "--enable-scale-out"]
+    with serving(tiny, *options, log=folder / "engine.txt") as url:
         yield url
 
 
@@ -92,7 +93,7 @@ def test_a_rendered_picture_costs_a_third_more_than_its_tiles(renderer):
     picture = picture_part(draw_text("640-27"))
     found = rendered(renderer, chat(picture, READ)).json()
     (place,) = found["features"]["mm_placeholders"]["image"]
-    tiles = (place["length"] - 2) // 4  # between <img> and </img>
+    tiles = place["length"] // 4
     (item,) = found["features"]["kwargs_data"]["image"]
     least = tiles * TILE_BYTES * 4 / 3
     assert least <= len(item) < least + 2000

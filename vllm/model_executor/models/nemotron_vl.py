@@ -6,17 +6,15 @@ Built on vLLM's InternVL model and C-RADIO tower; this file holds only what diff
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 import torch.nn as nn
-from PIL import Image
-from transformers import BatchFeature, PreTrainedConfig
+from transformers import PreTrainedConfig
 from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
-from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.quantization import QuantizationConfig
@@ -29,34 +27,19 @@ from vllm.model_executor.models.interfaces import (
     SupportsPP,
     SupportsQuant,
 )
-from vllm.model_executor.models.internvl import (
-    BaseInternVLDummyInputsBuilder,
-    BaseInternVLMultiModalProcessor,
-    BaseInternVLProcessingInfo,
-    InternVLChatModel,
-)
+from vllm.model_executor.models.internvl import InternVLChatModel
 from vllm.model_executor.models.utils import AutoWeightsLoader, StageMissingLayer
 from vllm.model_executor.models.vision import (
     is_vit_use_data_parallel,
     run_dp_sharded_vision_model,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
+from vllm.multimodal.inputs import MultiModalKwargsItem
 from vllm.tokenizers import cached_tokenizer_from_config
-from vllm.tokenizers.hf import HfTokenizer
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from ...config.nemotron_vl import EncoderConfig
-from ...config.nemotron_vl_names import IMAGES_ONLY
-from ...multimodal.nemotron_vl import NemotronVLDataParser
-from ...transformers_utils.configs.nemotron_vl import NemotronVLConfig
-from ...transformers_utils.processors.nemotron_vl import (
-    NemotronVLImageProcessor,
-    NemotronVLProcessor,
-    image_seq_length,
-)
-from ...transformers_utils.processors.nemotron_vl_digest import NO_REUSE
-from ...transformers_utils.processors.nemotron_vl_tiling import image_settings
+from ...multimodal.nemotron_vl_embeddings import EMBEDS, NUM_TILES
 from .nemotron_vl_conditioner import InputConditioner
 from .nemotron_vl_layer_names import (
     HF_TO_VLLM,
@@ -71,94 +54,16 @@ from .nemotron_vl_layout import (
     num_prefix_tokens,
     tower_tensors,
 )
+from .nemotron_vl_processing import (
+    NemotronVLDummyInputsBuilder,
+    NemotronVLMultiModalProcessor,
+    NemotronVLProcessingInfo,
+)
 from .nemotron_vl_reuse import TileReuse
 from .nemotron_vl_tower import NemotronVLRadioModel, encoder_dtype, feed_rows
 from .nemotron_vl_weights import checked, unreadable_files_explained
 
 logger = init_logger("vllm.model_executor.models.nemotron_vl")
-
-
-class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
-    """Image-only processing; settings come from the checkpoint's data files."""
-
-    processor_class = NemotronVLProcessor
-
-    def get_image_processor(self, **kwargs: object) -> NemotronVLImageProcessor:
-        """Image processor with engine and request ``mm_processor_kwargs`` applied.
-
-        Raises:
-            VLLMValidationError: An unknown setting, or a value out of range.
-        """
-        config = self.get_hf_config()
-        given = self.ctx.get_merged_mm_kwargs(kwargs)
-        NemotronVLImageProcessor.check_names(given)
-        checkpoint = image_settings(
-            self.ctx.get_hf_image_processor_config(), vars(config)
-        )
-        checkpoint["image_size"] = config.force_image_size
-        return NemotronVLImageProcessor(**{**checkpoint, **given})
-
-    def get_hf_config(self) -> NemotronVLConfig:
-        return self.ctx.get_hf_config(NemotronVLConfig)
-
-    def get_hf_processor(self, **kwargs: object) -> NemotronVLProcessor:
-        return self.processor_class(
-            self.get_image_processor(**kwargs),
-            cast(HfTokenizer, self.get_tokenizer()),
-            image_seq_length=image_seq_length(self.get_hf_config()),
-        )
-
-    def get_data_parser(self) -> NemotronVLDataParser:
-        return NemotronVLDataParser(
-            expected_hidden_size=self._get_expected_hidden_size(),
-            allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
-        )
-
-    def validate_num_items(self, modality: str, num_items: int) -> None:
-        if modality == "video" and modality not in self.supported_mm_limits:
-            raise VLLMValidationError(IMAGES_ONLY, parameter=modality)
-        super().validate_num_items(modality, num_items)
-
-    def get_mm_max_tokens_per_item(
-        self, seq_len: int, mm_counts: Mapping[str, int]
-    ) -> Mapping[str, int]:
-        """Computed from the settings; vLLM would process a dummy image for it."""
-        return {"image": self.get_max_image_tokens()}
-
-
-class NemotronVLDummyInputsBuilder(
-    BaseInternVLDummyInputsBuilder[NemotronVLProcessingInfo]
-):
-    """Images for the warm-up and for memory profiling.
-
-    They are one pixel narrower than their grid. The processor must resize them
-    and so compiles its resampling before the first request.
-    """
-
-    def _get_dummy_images(self, *, width: int, **kwargs: Any) -> list[Image.Image]:
-        images = super()._get_dummy_images(width=width - 1, **kwargs)
-        for image in images:
-            # Their tiles are equal; profiling must encode each of them.
-            image.info[NO_REUSE] = True  # type: ignore[index]
-        return images
-
-
-class NemotronVLMultiModalProcessor(
-    BaseInternVLMultiModalProcessor[NemotronVLProcessingInfo]
-):
-    """InternVL's processor, with a digest of each tile."""
-
-    def _get_image_fields_config(
-        self, hf_inputs: BatchFeature
-    ) -> dict[str, MultiModalFieldConfig]:
-        fields = super()._get_image_fields_config(hf_inputs)
-        return {**fields, "tile_digests": digests_field("image", hf_inputs)}
-
-
-def digests_field(modality: str, hf_inputs: BatchFeature) -> MultiModalFieldConfig:
-    """How the digests of all tiles are split between images or videos."""
-    tiles = hf_inputs.get(f"{modality}_num_patches", torch.empty(0))
-    return MultiModalFieldConfig.flat_from_sizes(modality, tiles, keep_on_cpu=True)
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -311,11 +216,16 @@ class LlamaNemotronVLChatModel(
             kwargs: The fields of vLLM's InternVL model, and ``tile_digests`` for
                 `TileReuse`. Without digests all tiles are encoded.
         """
-        if (embeds := kwargs.get("image_embeds")) is not None:
+        if (embeds := kwargs.get(EMBEDS)) is not None:
             # InternVL's check refuses a batch of images with different lengths.
             return cast(MultiModalEmbeddings, embeds)
         images = self._parse_and_validate_image_input(**kwargs)
         if images is None:
+            if NUM_TILES in kwargs:
+                raise RuntimeError(
+                    "The EC connector has lost the embeddings of an image, and the "
+                    "request brought no pixels. The encoder must encode it again."
+                )
             return []
         pixels, digests = images["pixel_values_flat"], kwargs.get("tile_digests")
         if self.tile_reuse is None or not isinstance(digests, torch.Tensor):

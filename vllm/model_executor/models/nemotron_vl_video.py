@@ -43,14 +43,14 @@ from ...transformers_utils.processors.nemotron_vl_video import (
     NemotronVLProcessorWithVideo,
     NemotronVLVideoLoader,
 )
-from .nemotron_vl import (
-    LlamaNemotronVLChatModel,
+from .nemotron_vl import LlamaNemotronVLChatModel
+from .nemotron_vl_layer_names import HF_TO_VLLM
+from .nemotron_vl_processing import (
     NemotronVLDummyInputsBuilder,
     NemotronVLMultiModalProcessor,
     NemotronVLProcessingInfo,
     digests_field,
 )
-from .nemotron_vl_layer_names import HF_TO_VLLM
 
 
 class NemotronVLVideoProcessingInfo(NemotronVLProcessingInfo, InternVLProcessingInfo):
@@ -69,8 +69,7 @@ class NemotronVLVideoProcessingInfo(NemotronVLProcessingInfo, InternVLProcessing
         return NemotronVLVideoDataParser(
             load_file=self._load_file,
             num_frames=self.video_settings[FRAMES_KEY],
-            expected_hidden_size=self._get_expected_hidden_size(),
-            allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
+            **self.parser_options(),
         )
 
     def _load_file(self, data: bytes, num_frames: int) -> Loaded:

@@ -130,7 +130,7 @@ def test_tokens_and_placeholders(processor, checkpoint):
     )
     assert result["prompt_token_ids"] == tokenizer.encode(expected)
     places = result["mm_placeholders"]["video"]
-    assert [place.length for place in places] == [2 * TOKENS + 2, 5 * TOKENS + 2]
+    assert [place.length for place in places] == [2 * TOKENS, 5 * TOKENS]
     assert [place.get_num_embeds() for place in places] == [2 * TOKENS, 5 * TOKENS]
 
 
