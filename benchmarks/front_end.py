@@ -192,8 +192,8 @@ def print_found(server: str, found: dict[int, dict[str, dict[str, float]]]) -> N
     for clients, sides in found.items():
         for side, row in sides.items():
             print(
-                f"{clients:>7}  {side:<8} {row['pages_per_s']:8.1f} {row['cpu_ms']:12.1f}"
-                f" {row['answer_kb']:10.1f}  {row['ratio']:.1f} "
+                f"{clients:>7}  {side:<8} {row['pages_per_s']:8.1f}"
+                f" {row['cpu_ms']:12.1f} {row['answer_kb']:10.1f}  {row['ratio']:.1f} "
                 f"({row['ratio_min']:.1f}-{row['ratio_max']:.1f})"
             )
 

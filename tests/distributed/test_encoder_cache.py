@@ -16,6 +16,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from support.chat import EXACT, SERVER_OPTIONS, content, picture_part, saved, text_part
 from support.engines import count_parameters
+from support.loading import make_config
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
@@ -210,6 +211,26 @@ def test_settings_belong_to_the_request_of_the_encoder(encoder, server):
     answer = chat(server, part, mm_processor_kwargs={"max_dynamic_patch": 1})
     assert answer.status_code == 400
     assert "send them to the encoder" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("engine", ["encoder", "reader"])
+def test_the_documented_configurations_of_mooncake_are_parsed(tiny, engine):
+    """By vLLM's parsers; the connector itself needs other hardware."""
+    from vllm.distributed.ec_transfer.ec_connector.mooncake.config import (
+        MooncakeECConfig,
+    )
+
+    page = (Path(__file__).parents[2] / "docs/disaggregation.md").read_text()
+    block = page.split(f"<!-- mooncake {engine} -->\n\n```json\n")[1]
+    config = make_config(
+        tiny, "float32", ec_transfer_config=json.loads(block.split("```")[0])
+    )
+    found = MooncakeECConfig.from_vllm_config(config)
+    assert (found.is_producer, found.is_consumer) == (
+        engine == "encoder",
+        engine == "reader",
+    )
+    assert found.protocol == "rdma" and found.pool_size == 4_000_000_000
 
 
 def test_embeddings_outlive_their_encoder_but_not_their_loss(encoder, reader):

@@ -2,8 +2,9 @@
 """Images that a request passes as embeddings, or as their numbers of tiles alone.
 
 An engine may get embeddings from another one through vLLM's EC connector (encoder
-cache). A request to it then says how many tiles each image has, which is the size of its
-placeholder, and the name under which the encoder published its embeddings: the ``uuid``.
+cache). A request to it then says how many tiles each image has, which is the size of
+its placeholder, and the name under which the encoder published its embeddings: the
+``uuid``.
 """
 
 from collections.abc import Mapping

@@ -116,8 +116,9 @@ class NemotronVLMultiModalProcessor(
     """InternVL's processor, with a digest of each tile.
 
     It also takes images of which only the number of tiles is known, because an encoder
-    elsewhere embeds them. The place of an image in the prompt is that of its embeddings,
-    without the tokens around them: vLLM's render server sends places without a mask.
+    elsewhere embeds them. The place of an image in the prompt is that of its
+    embeddings, without the tokens around them: vLLM's render server sends places
+    without a mask.
     """
 
     def _apply_prompt_updates(
@@ -132,7 +133,7 @@ class NemotronVLMultiModalProcessor(
     def _get_prompt_repl_image(
         self,
         mm_items: MultiModalDataItems,
-        hf_processor: NemotronVLProcessor,
+        hf_processor: Any,
         out_mm_data: BatchedTensorInputs,
     ) -> PromptReplacement:
         update = super()._get_prompt_repl_image(mm_items, hf_processor, out_mm_data)
