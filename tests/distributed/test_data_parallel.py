@@ -26,13 +26,13 @@ from drawn_text import PILLOW_FONT, make_question
 from support.chat import (
     EXACT,
     EXIT_STATUS,
+    ONE_WORKER,
     SERVER_OPTIONS,
     chat_request,
     content,
     reference_text,
 )
 from support.clips import VIDEO_SWITCH, encoded, numbers, video_part
-from support.engines import ONE_PROCESS
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import (
     free_port,
@@ -43,7 +43,7 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.server import (
 
 BIN = Path(sys.executable).parent
 TOKENS = 12
-OPTIONS = [*SERVER_OPTIONS, EXACT, f"--distributed-executor-backend={ONE_PROCESS}"]
+OPTIONS = [*SERVER_OPTIONS, EXACT, ONE_WORKER]
 
 
 @pytest.fixture(scope="module")

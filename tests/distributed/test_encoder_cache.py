@@ -14,7 +14,15 @@ from vllm import LLM, SamplingParams
 from vllm.multimodal.media.image import ImageMediaIO
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from support.chat import EXACT, SERVER_OPTIONS, content, picture_part, saved, text_part
+from support.chat import (
+    EXACT,
+    ONE_WORKER,
+    SERVER_OPTIONS,
+    content,
+    picture_part,
+    saved,
+    text_part,
+)
 from support.engines import count_parameters
 from support.loading import make_config
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text
@@ -68,7 +76,7 @@ def server(tiny, store, tmp_path_factory):
     """It has a tower, and so can do without the encoder."""
     config = json.dumps(connector("ec_consumer", store))
     log = tmp_path_factory.mktemp("server") / "log"
-    options = [*SERVER_OPTIONS, EXACT, f"--ec-transfer-config={config}"]
+    options = [*SERVER_OPTIONS, ONE_WORKER, EXACT, f"--ec-transfer-config={config}"]
     options += ["--trust-request-mm-kwargs"]
     with serving(tiny, *options, log=log) as url:
         yield url

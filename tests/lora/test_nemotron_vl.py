@@ -24,7 +24,14 @@ from vllm.lora.request import LoRARequest
 
 from drawn_text import PILLOW_FONT, make_question
 from lora.train_adapters import LANGUAGE, TARGETS, train
-from support.chat import EXACT, SERVER_OPTIONS, chat_request, content, reference_text
+from support.chat import (
+    EXACT,
+    ONE_WORKER,
+    SERVER_OPTIONS,
+    chat_request,
+    content,
+    reference_text,
+)
 from support.clips import VIDEO, encoded, numbers
 from support.engines import RUNNER_V2, answers
 from support.hostile import Code
@@ -186,6 +193,7 @@ def client(tiny, trained, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log.txt"
     options = [
         *SERVER_OPTIONS,
+        ONE_WORKER,
         EXACT,
         "--enable-lora",
         "--max-lora-rank=8",

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from support.engines import ONE_PROCESS
+
 # Stands for every Python file of a checkpoint and records its import.
 CANARY = """
 import pathlib
@@ -32,7 +34,8 @@ from vllm import LLM, SamplingParams
 if __name__ == "__main__":
     for model in sys.argv[1:]:
         llm = LLM(model, trust_remote_code={trust}, enforce_eager=True,
-                  max_model_len=512, max_num_seqs=2, {options})
+                  max_model_len=512, max_num_seqs=2,
+                  distributed_executor_backend="{executor}", {options})
         parts = [{{"type": "image_pil", "image_pil": Image.new("RGB", (100, 64))}},
                  {{"type": "text", "text": "?"}}]
         sampling = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
@@ -43,6 +46,11 @@ if __name__ == "__main__":
         AutoProcessor.from_pretrained(model, trust_remote_code={trust})
         print("answered", model)
 """
+
+
+def engine(trust: bool, options: str = "") -> str:
+    return ENGINE.format(trust=trust, options=options, executor=ONE_PROCESS)
+
 
 HUB_ID = "nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1"
 
@@ -127,7 +135,7 @@ def run(code: str, tmp_path: Path, *models: object) -> subprocess.CompletedProce
 @pytest.mark.parametrize("trust", [True, False])
 def test_engine_and_auto_classes_import_nothing(baited, tmp_path, trust):
     folder, canary = baited
-    result = run(ENGINE.format(trust=trust, options=""), tmp_path, folder, HUB_ID)
+    result = run(engine(trust), tmp_path, folder, HUB_ID)
     for model in (folder, HUB_ID):
         assert f"answered {model}" in result.stdout, result.stderr[-3000:]
     assert not canary.exists(), canary.read_text()
@@ -136,7 +144,7 @@ def test_engine_and_auto_classes_import_nothing(baited, tmp_path, trust):
 def test_asking_for_the_transformers_backend_imports_nothing(baited, tmp_path):
     """The model is native, so the Transformers backend finds no code to run."""
     model, canary = baited
-    code = ENGINE.format(trust=True, options="model_impl='transformers'")
+    code = engine(True, "model_impl='transformers'")
     result = run(code, tmp_path, model)
     assert not canary.exists(), canary.read_text()
     assert "answered" in result.stdout or "Cannot find model module" in result.stderr
@@ -145,8 +153,8 @@ def test_asking_for_the_transformers_backend_imports_nothing(baited, tmp_path):
 def test_the_bait_works_without_the_plugin(baited, tmp_path):
     """The bait works: vLLM's in-tree model and AutoTokenizer run its code."""
     model, canary = baited
-    code = "import os; os.environ['VLLM_PLUGINS'] = ''\n" + ENGINE
-    run(code.format(trust=True, options=""), tmp_path, model)
+    code = "import os; os.environ['VLLM_PLUGINS'] = ''\n" + engine(True)
+    run(code, tmp_path, model)
     assert canary.exists()
     script = (
         "import sys\nfrom transformers import AutoTokenizer\n"

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from drawn_text import Question
+from support.engines import ONE_PROCESS
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 # Options of a server for these requests. EXACT gives the reference's pixels. With
@@ -21,6 +22,8 @@ SERVER_OPTIONS = [
     "--max-num-seqs=4",
     '--limit-mm-per-prompt={"image": 2}',
 ]
+# The engine's process is the worker, too: one process less to start, as on GPUs.
+ONE_WORKER = f"--distributed-executor-backend={ONE_PROCESS}"
 EXACT = '--mm-processor-kwargs={"resize": "exact"}'
 EXIT_STATUS = (
     "--middleware=vllm_nemotron_vl.entrypoints.serve.middleware.exit_status"

@@ -28,7 +28,7 @@ from support.bad_requests import (
     chat,
     file_of,
 )
-from support.chat import SERVER_OPTIONS, image_part, saved, text_part
+from support.chat import ONE_WORKER, SERVER_OPTIONS, image_part, saved, text_part
 from support.hostile import bounded_memory
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving_process
@@ -119,6 +119,7 @@ def server(tiny, tmp_path_factory):
     threading.Thread(target=pages.serve_forever, daemon=True).start()
     options = [
         *SERVER_OPTIONS,
+        ONE_WORKER,
         f"--allowed-local-media-path={media}",
         *("--allowed-media-domains", "localhost"),
         "--trust-request-mm-kwargs",

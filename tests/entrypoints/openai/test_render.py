@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from support.bad_requests import CASES
-from support.chat import SERVER_OPTIONS, content, picture_part, text_part
+from support.chat import ONE_WORKER, SERVER_OPTIONS, content, picture_part, text_part
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import (
     free_port,
@@ -42,7 +42,7 @@ def renderer(tiny, folder):
 
 @pytest.fixture(scope="module")
 def engine(tiny, folder):
-    options = [*SERVER_OPTIONS, "--enable-scale-out"]
+    options = [*SERVER_OPTIONS, ONE_WORKER, "--enable-scale-out"]
     with serving(tiny, *options, log=folder / "engine.txt") as url:
         yield url
 

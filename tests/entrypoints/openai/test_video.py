@@ -20,6 +20,7 @@ from support.bad_clips import BAD_CLIPS, ODD_CLIPS
 from support.chat import (
     EXACT,
     EXIT_STATUS,
+    ONE_WORKER,
     data_url,
     embeds_part,
     picture_part,
@@ -62,6 +63,7 @@ def server(tiny, folder):
     threading.Thread(target=pages.serve_forever, daemon=True).start()
     options = [
         *VIDEO_SWITCH,
+        ONE_WORKER,
         "--served-model-name=tiny",
         "--dtype=float32",
         "--enforce-eager",
