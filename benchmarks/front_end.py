@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="figures in the last line")
     args = parser.parse_args()
     numbers = (1, 16) if args.quick else CLIENTS
-    requests, rounds = (8, 1) if args.quick else (32, 5)
+    requests, rounds = (8, 1) if args.quick else (32, 3)
     pages = draw_pages(max(requests, *numbers))
     figures: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -82,7 +82,8 @@ def main() -> None:
         for server, (command, options, path) in SERVERS.items():
             figures[server] = {}
             with started(folder, command, [*OPTIONS, *options]) as (url, process):
-                measure(url + path, process, pages[:2], 1)
+                for extra in SIDES.values():  # warms up and compiles
+                    measure(url + path, process, pages[:2], 1, **extra)
                 for clients in numbers:
                     count = max(requests, clients)
                     found = [
