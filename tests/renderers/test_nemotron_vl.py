@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import requests
 from PIL import Image
-from vllm.config import VllmConfig
+from vllm.config import ECTransferConfig, KVTransferConfig, VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import MediaConnector
 from vllm.multimodal.media.image import ImageMediaIO
@@ -19,6 +19,10 @@ from vllm.renderers.hf import HfRenderer
 from support.clips import encoded, noise
 from vllm_nemotron_vl.config.nemotron_vl_video import LOADER
 from vllm_nemotron_vl.multimodal.nemotron_vl_decoding import DecoderUnavailable
+from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import (
+    check_engine,
+    check_names,
+)
 from vllm_nemotron_vl.renderers import nemotron_vl as renderer
 from vllm_nemotron_vl.renderers import nemotron_vl_video as video_renderer
 from vllm_nemotron_vl.renderers.nemotron_vl_video import NemotronVLVideoRenderer
@@ -131,14 +135,14 @@ def test_no_secret_is_logged(load, monkeypatch):
 
 @pytest.mark.parametrize(
     ("given", "servers", "threads"),
-    [({"image_threads": 3}, 1, 3), ({}, 1, 8), ({}, 3, 2), ({}, 20, 1)],
+    [({"image_threads": 30}, 1, 30), ({}, 1, 8), ({}, 3, 5), ({}, 20, 1)],
     ids=str,
 )
 def test_the_threads_for_images_are_this_servers_share(
     monkeypatch, given, servers, threads
 ):
     monkeypatch.setattr(HfRenderer, "__init__", lambda *args: None)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
     monkeypatch.setattr(nemotron_vl_threads, "_quota", lambda: math.inf)
     pool = nemotron_vl_threads.Threads()
     monkeypatch.setattr(renderer, "IMAGE_THREADS", pool)
@@ -146,3 +150,72 @@ def test_the_threads_for_images_are_this_servers_share(
     config.parallel_config._api_process_count = servers
     renderer.NemotronVLRenderer(config, None)
     assert pool.limit == threads
+
+
+TILES_ONLY = {
+    "multi_modal_data": {"image": {"image_num_patches": [3]}},
+    "multi_modal_uuids": {"image": ["a"]},
+}
+
+
+def ec_config(role: str) -> ECTransferConfig:
+    return ECTransferConfig(ec_connector="ECExampleConnector", ec_role=role)
+
+
+@pytest.mark.parametrize("role", ["none", "kv_both", "ec_producer", "ec_consumer"])
+def test_only_consumers_of_embeddings_take_names(role):
+    """vLLM lets such images through to engines that get a KV cache from others."""
+    config = VllmConfig()
+    if role == "kv_both":
+        config.kv_transfer_config = KVTransferConfig(
+            kv_connector="ExampleConnector", kv_role=role
+        )
+        assert config.kv_transfer_config.is_kv_consumer
+    elif role != "none":
+        config.ec_transfer_config = ec_config(role)
+    if role == "ec_consumer":
+        check_names(TILES_ONLY, config)
+    else:
+        with pytest.raises(VLLMValidationError, match="makes it a consumer"):
+            check_names(TILES_ONLY, config)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mm_processor_kwargs": {"max_dynamic_patch": 1}},
+        {"media_io_kwargs": {"image": {"rgba_background_color": [0, 0, 0]}}},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_names_take_no_settings(settings):
+    """vLLM would make another name of them."""
+    config = VllmConfig()
+    config.ec_transfer_config = ec_config("ec_consumer")
+    with pytest.raises(VLLMValidationError, match=next(iter(settings))):
+        check_names({**TILES_ONLY, **settings}, config)
+
+
+@pytest.mark.parametrize(
+    ("role", "cache_gb", "prefix_caching", "refused"),
+    [
+        *(("ec_producer", 0, False, True), ("ec_both", 0, False, True)),
+        *(("ec_producer", 0, True, False), ("ec_producer", 1, False, False)),
+        ("ec_consumer", 0, False, False),
+    ],
+)
+def test_an_encoder_must_name_embeddings_by_content(
+    role, cache_gb, prefix_caching, refused
+):
+    config = SimpleNamespace(
+        ec_transfer_config=ec_config(role),
+        model_config=SimpleNamespace(
+            multimodal_config=SimpleNamespace(mm_processor_cache_gb=cache_gb)
+        ),
+        cache_config=SimpleNamespace(enable_prefix_caching=prefix_caching),
+    )
+    if refused:
+        with pytest.raises(ValueError, match="--mm-processor-cache-gb 0"):
+            check_engine(config)
+    else:
+        check_engine(config)

@@ -143,12 +143,6 @@ class NemotronVLDataParser(MultiModalDataParser):
         if isinstance(data, Mapping):
             if EMBEDS in data:
                 return self._parse_image_data(data[EMBEDS])
-            if not self.allow_missing_mm_embeddings:
-                raise VLLMValidationError(
-                    f"{EMBEDS} are missing. Only an engine whose --ec-transfer-config "
-                    "makes it a consumer gets them from another one.",
-                    parameter="image",
-                )
             return images_encoded_elsewhere(data, self.most_tiles)
         if data is None or self.is_embeddings(data):
             items = super()._parse_image_data(data)  # type: ignore[arg-type]

@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingFieldRole
 
 EMBEDS = "image_embeds"
 NUM_TILES = "image_num_patches"
+
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 # An encoder publishes the metadata, from which another engine sizes the placeholder.
 EMBEDDING_FIELDS: Mapping[str, Mapping[str, EmbeddingFieldRole]] = {
@@ -56,7 +59,7 @@ def images_encoded_elsewhere(
             parameter="image",
         )
     counts = _counts(data)
-    if counts.is_floating_point() or not ((counts > 0) & (counts <= most_tiles)).all():
+    if not ((counts > 0) & (counts <= most_tiles)).all():
         raise VLLMValidationError(
             f"{NUM_TILES} must be whole numbers from 1 to {most_tiles}, which fit "
             "--max-model-len.",
@@ -78,25 +81,67 @@ def count_embedded(data: Mapping[str, Any]) -> int:
 
 
 def _counts(data: Mapping[str, Any]) -> torch.Tensor:
-    return torch.as_tensor(data.get(NUM_TILES, [])).flatten()
+    """The numbers of tiles, int64 of shape ``(images,)``."""
+    try:
+        counts = torch.as_tensor(data.get(NUM_TILES, [])).flatten()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        counts = None  # no numbers, or lists of different lengths
+    if counts is None or (len(counts) and counts.dtype not in _WHOLE):
+        raise VLLMValidationError(
+            f"{NUM_TILES} must be whole numbers, one for each image.", parameter="image"
+        )
+    return counts.to(torch.int64)
 
 
-def check_names(prompt: Mapping[str, Any]) -> None:
+def check_engine(config: VllmConfig) -> None:
+    """Refuse an encoder whose embeddings would have names that repeat.
+
+    Raises:
+        ValueError: Without a cache of processed images, vLLM does not hash images. The
+            first image of each server would be published under the same name.
+    """
+    role, model = config.ec_transfer_config, config.model_config
+    if role is None or not role.is_ec_producer or model is None:
+        return
+    images = model.multimodal_config
+    if images is None or images.mm_processor_cache_gb > 0:
+        return
+    if not config.cache_config.enable_prefix_caching:
+        raise ValueError(
+            "An encoder (--ec-transfer-config) publishes embeddings under the hash of "
+            "their image, which vLLM does not compute with --mm-processor-cache-gb 0. "
+            "Choose a size above 0."
+        )
+
+
+def check_names(prompt: Mapping[str, Any], config: VllmConfig) -> None:
     """Refuse images that come without pixels, embeddings or a name for them.
 
     Raises:
-        VLLMValidationError: An image has no ``uuid``, or the prompt has settings of the
-            image processor, from which vLLM would make another name.
+        VLLMValidationError: The engine gets no embeddings from encoders, an image has
+            no ``uuid``, or the prompt has settings for the reading of images, from
+            which vLLM would make another name.
     """
     data = (prompt.get("multi_modal_data") or {}).get("image")
     if not isinstance(data, Mapping) or EMBEDS in data:
         return
+    role = config.ec_transfer_config
     names = (prompt.get("multi_modal_uuids") or {}).get("image") or [None]
+    settings = {
+        "mm_processor_kwargs": prompt.get("mm_processor_kwargs"),
+        "media_io_kwargs": (prompt.get("media_io_kwargs") or {}).get("image"),
+    }
     problem = ""
-    if not all([names] if isinstance(names, str) else names):
+    # vLLM lets those through to all engines that get a prompt's KV cache, too.
+    if role is None or not role.is_ec_consumer:
+        problem = (
+            f"needs {EMBEDS}, too: only an engine whose --ec-transfer-config makes it "
+            "a consumer gets them from an encoder"
+        )
+    elif not all([names] if isinstance(names, str) else names):
         problem = "needs the uuid under which the encoder published its embeddings"
-    elif prompt.get("mm_processor_kwargs"):
-        problem = "takes no mm_processor_kwargs; send them to the encoder"
+    elif given := [name for name, setting in settings.items() if setting]:
+        problem = f"takes no {given[0]}; send them to the encoder"
     if problem:
         raise VLLMValidationError(
             f"An image with {NUM_TILES} alone {problem}.", parameter="image"

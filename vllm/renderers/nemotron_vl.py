@@ -26,9 +26,10 @@ from vllm.renderers.hf import HfRenderer
 from vllm.renderers.params import ChatParams
 
 from ..config.nemotron_vl import EncoderConfig
-from ..multimodal.nemotron_vl_embeddings import check_names
+from ..multimodal.nemotron_vl_embeddings import check_engine, check_names
 from ..transformers_utils.processors.nemotron_vl_threads import (
     IMAGE_THREADS,
+    MOST_THREADS,
     share_of_cores,
 )
 
@@ -65,10 +66,11 @@ class NemotronVLRenderer(HfRenderer):
     servers_errors: tuple[type[Exception], ...] = (MemoryError,)
 
     def __init__(self, config: VllmConfig, tokenizer: Any) -> None:
+        check_engine(config)
         # Before vLLM processes its first image, to warm up.
         limit = EncoderConfig.from_vllm_config(config).image_threads
         servers = config.parallel_config._api_process_count
-        IMAGE_THREADS.set_limit(limit or share_of_cores(servers))
+        IMAGE_THREADS.set_limit(limit or min(share_of_cores(servers), MOST_THREADS))
         super().__init__(config, tokenizer)
 
     def render_messages(self, messages: list[Any], params: ChatParams):
@@ -92,7 +94,7 @@ class NemotronVLRenderer(HfRenderer):
         return await super()._process_tokens_async(prompt, skip_mm_cache=skip_mm_cache)
 
     def _check_placeholders(self, prompt: TokensPrompt) -> None:
-        check_names(prompt)
+        check_names(prompt, self.config)
         if self.tokenizer is None:  # --skip-tokenizer-init
             return
         placeholder = self.tokenizer.get_vocab().get(PLACEHOLDER, -1)

@@ -6,8 +6,8 @@ import ctypes
 import numpy as np
 from PIL import Image
 
-# Bytes of a band of rows that is copied out of an image; it fits into a CPU cache.
-_BAND = 1 << 19
+# Bytes of the rows that are copied at once out of an image; they fit into a CPU cache.
+_COPIED = 1 << 19
 
 
 def rgbx_pixels(image: Image.Image) -> np.ndarray:
@@ -17,33 +17,36 @@ def rgbx_pixels(image: Image.Image) -> np.ndarray:
         uint8 of shape ``(height, width, 4)``. It is Pillow's own memory if that is
         contiguous. The fourth channel is padding.
     """
-    try:
-        return np.asarray(_Memory(image))
-    except ValueError:  # the memory of a large image is in several blocks
-        pixels = np.empty((image.height, image.width, 4), np.uint8)
-        height = max(1, _BAND // (4 * image.width))
-        for top in range(0, image.height, height):
-            bottom = min(top + height, image.height)
-            band = image.crop((0, top, image.width, bottom))
-            pixels[top:bottom] = rgbx_pixels(band)
-        return pixels
+    own = _own_memory(image)
+    if own is not None:
+        return own
+    pixels = np.empty((image.height, image.width, 4), np.uint8)
+    height = max(1, _COPIED // (4 * image.width))
+    for top in range(0, image.height, height):
+        bottom = min(top + height, image.height)
+        band = image.crop((0, top, image.width, bottom))
+        pixels[top:bottom] = rgbx_pixels(band)
+    return pixels
 
 
 def rows_of(image: Image.Image, top: int, bottom: int) -> np.ndarray:
     """`rgbx_pixels` of some rows, of which only these are copied, if at all."""
-    try:
-        return np.asarray(_Memory(image))[top:bottom]
-    except ValueError:
-        return rgbx_pixels(image.crop((0, top, image.width, bottom)))
+    own = _own_memory(image)
+    if own is not None:
+        return own[top:bottom]
+    return rgbx_pixels(image.crop((0, top, image.width, bottom)))
 
 
 def is_contiguous(image: Image.Image) -> bool:
     """Whether Pillow's memory of an RGB image is one block."""
+    return _own_memory(image) is not None
+
+
+def _own_memory(image: Image.Image) -> np.ndarray | None:
     try:
-        _Memory(image)
-    except ValueError:
-        return False
-    return True
+        return np.asarray(_Memory(image))
+    except ValueError:  # the memory of a large image is in several blocks
+        return None
 
 
 class _ArrowArray(ctypes.Structure):

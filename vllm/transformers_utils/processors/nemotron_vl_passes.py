@@ -113,9 +113,10 @@ def rows_first(pixels, along_rows, along_columns, top, bottom, out):
     for group in range(0, height, _GROUPS * side):
         stop = min(group + _GROUPS * side, height)
         dropped = min(first[top] - skipped - begin, held)
-        moved = 3 * step * dropped
-        for index in range(moved, 3 * step * held):
-            between[index - moved] = between[index]
+        if dropped:
+            moved = 3 * step * dropped
+            for index in range(moved, 3 * step * held):
+                between[index - moved] = between[index]
         begin, held = begin + dropped, held - dropped
         for row in range(group, stop, side):
             last = min(side, height - row) - 1

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .nemotron_vl_memory import rgbx_pixels
-from .nemotron_vl_resample import Precision, bands, doubled_bands
+from .nemotron_vl_resample import Precision, bands, cut, doubled_bands
 from .nemotron_vl_threads import IMAGE_THREADS
 
 # Bands of the largest size for each thread, so that no thread waits long for another.
@@ -47,20 +47,16 @@ def resize(image: Image.Image, recipe: str, buffers: Sequence[torch.Tensor]) -> 
         _resize_doubled(image, buffers)
         return
     precision: Precision = "float32" if recipe == "fast" else "float64"
-    threads = IMAGE_THREADS.free()
+    threads = IMAGE_THREADS.limit
     parts = _PARTS * threads if threads > 1 else 1
     others = [tiles for tiles in buffers if _width_and_height(tiles) != image.size]
     tasks = bands(image, [tiles.numpy() for tiles in others], precision, parts)
     tasks += [
-        partial(_cut_image, image, tiles)
+        partial(cut, rgbx_pixels(image), tiles.numpy())
         for tiles in buffers
         if _width_and_height(tiles) == image.size
     ]
     IMAGE_THREADS.run(tasks)
-
-
-def _cut_image(image: Image.Image, tiles: torch.Tensor) -> None:
-    _cut(torch.from_numpy(rgbx_pixels(image)).permute(2, 0, 1), tiles)
 
 
 def _width_and_height(tiles: torch.Tensor) -> tuple[int, int]:
@@ -98,13 +94,8 @@ def _resize_doubled(image: Image.Image, buffers: Sequence[torch.Tensor]) -> None
             resized = torch.cat(tall, dim=2)
         else:
             resized = between[number]
-        _cut(_interpolate(resized, size, "bilinear"), tiles)
-
-
-def _cut(pixels: torch.Tensor, tiles: torch.Tensor) -> None:
-    rows, columns, _, side, _ = tiles.shape
-    parts = pixels[:3].unflatten(2, (columns, side)).unflatten(1, (rows, side))
-    tiles.copy_(parts.permute(1, 3, 0, 2, 4))
+        pixels = _interpolate(resized, size, "bilinear").permute(1, 2, 0)
+        cut(pixels.numpy(), tiles.numpy())
 
 
 def _interpolate(

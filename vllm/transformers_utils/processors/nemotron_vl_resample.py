@@ -8,11 +8,12 @@ compiled loops of ``nemotron_vl_passes.py`` add the products up:
 - float64 holds each product and each sum as it is: an integer of less than 2^53 times
   2^-22. The values are Pillow's.
 - float32 holds the weights as they are: they have at most 24 bits. It rounds each of
-  ``n`` sums, which are below 512, by at most 2^-16 levels. So the sum is within
-  n * 2^-16 levels of Pillow's, and a pass differs by one level only where Pillow's sum
-  is that close to the middle of two levels. In the second pass, such a level changes
-  the sum by at most that of the absolute weights, which is below 1.5. The result is
-  within 2 levels.
+  ``n`` sums, which are below 512 and fused with their product, by at most 2^-16 levels.
+  ``n`` is at most four times the reduction, plus one. So a sum is within n * 2^-16
+  levels of Pillow's, and a pass differs by one level only where Pillow's sum is that
+  close to the middle of two levels. In the second pass, such a level changes the sum by
+  at most that of the absolute weights, which is below 1.5. The result is within 2
+  levels.
 
 The definition is the behaviour of ``PIL.Image.resize`` in Pillow 13. If the installed
 Pillow gives other values, it is called instead (`agrees_with_pillow`).
@@ -21,7 +22,7 @@ Pillow gives other values, it is called instead (`agrees_with_pillow`).
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from threading import Lock
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from cachetools import LRUCache, cached
@@ -32,8 +33,8 @@ from .nemotron_vl_passes import columns_first, interleaved, rows_first
 
 _BITS = 22
 
-# Bytes of rows that are copied out of an image at once.
-_BAND = 8 << 20
+# Bytes of the pixels of a band, if Pillow's memory of the image must be copied.
+_COPIED = 8 << 20
 
 # Bytes of a band of a doubled image.
 _DOUBLED = 1 << 19
@@ -89,41 +90,49 @@ def _bands(
     rows = max((out.shape[0] * out.shape[3] for out in outs), default=0)
     parts = min(parts, -(-rows // _FEWEST_ROWS))
     if not is_contiguous(image):
-        parts = min(rows, max(parts, 4 * image.width * image.height // _BAND))
-    return [
-        partial(_resample_band, image, outs, precision, part, parts)
-        for part in range(parts)
-    ]
+        parts = min(rows, max(parts, 4 * image.width * image.height // _COPIED))
+    sizes = [_Size.of(image, out, precision) for out in outs]
+    return [partial(_resample_band, image, sizes, part, parts) for part in range(parts)]
+
+
+class _Size(NamedTuple):
+    """What the bands of one size have in common."""
+
+    passes: Callable[..., None]
+    along_rows: Weights
+    along_columns: Weights
+    out: np.ndarray
+
+    @classmethod
+    def of(cls, image: Image.Image, out: np.ndarray, precision: Precision) -> "_Size":
+        rows, columns, _, height, width = out.shape
+        height, width = rows * height, columns * width
+        columns_go_first = pillow_resizes_columns_first(image, width, height)
+        return cls(
+            columns_first if columns_go_first else rows_first,
+            _weights(image.width, width, precision),
+            _weights(image.height, height, precision),
+            out,
+        )
 
 
 def _resample_band(
-    image: Image.Image,
-    outs: Sequence[np.ndarray],
-    precision: Precision,
-    part: int,
-    parts: int,
+    image: Image.Image, sizes: Sequence[_Size], part: int, parts: int
 ) -> None:
     """One of ``parts`` bands of rows of the image in each size."""
     wanted = []
-    for out in outs:
-        rows, columns, _, height, width = out.shape
-        height, width = rows * height, columns * width
-        top, bottom = height * part // parts, height * (part + 1) // parts
-        if top == bottom:
-            continue
-        along_rows = _weights(image.width, width, precision)
-        along_columns = _weights(image.height, height, precision)
-        first, count, _ = along_columns
-        above, below = first[top], first[bottom - 1] + count[bottom - 1]
-        columns_go_first = pillow_resizes_columns_first(image, width, height)
-        passes = columns_first if columns_go_first else rows_first
-        others = along_rows, along_columns, top, bottom, out
-        wanted.append((above, below, passes, others))
+    for size in sizes:
+        first, count, _ = size.along_columns
+        top, bottom = len(first) * part // parts, len(first) * (part + 1) // parts
+        if top < bottom:
+            above, below = first[top], first[bottom - 1] + count[bottom - 1]
+            wanted.append((above, below, top, bottom, size))
     highest = min(above for above, *_ in wanted)
     lowest = max(below for _, below, *_ in wanted)
     pixels = _for_loops(rows_of(image, highest, lowest))
-    for above, below, passes, others in wanted:
-        passes(pixels[above - highest : below - highest], *others)
+    for above, below, top, bottom, size in wanted:
+        rows = pixels[above - highest : below - highest]
+        size.passes(rows, size.along_rows, size.along_columns, top, bottom, size.out)
 
 
 def _for_loops(pixels: np.ndarray) -> np.ndarray:
@@ -155,8 +164,19 @@ def agrees_with_pillow(precision: Precision = "float64") -> bool:
 
 def _resample_with_pillow(image: Image.Image, out: np.ndarray) -> None:
     rows, columns, _, height, width = out.shape
-    resized = image.resize((columns * width, rows * height))
-    parts = np.asarray(resized).reshape(rows, height, columns, width, 3)
+    cut(np.asarray(image.resize((columns * width, rows * height))), out)
+
+
+def cut(pixels: np.ndarray, out: np.ndarray) -> None:
+    """Cut an image that has its size already.
+
+    Args:
+        pixels: uint8 of shape ``(height, width, channels)``, of which the first three
+            channels are taken.
+        out: As for `resample`.
+    """
+    rows, columns, channels, height, width = out.shape
+    parts = pixels[..., :channels].reshape(rows, height, columns, width, channels)
     out[:] = parts.transpose(0, 2, 4, 1, 3)
 
 

@@ -3,29 +3,34 @@
 
 The compiled loops and the digests release Python's lock, so threads share their work.
 There is one pool in a process, with one thread less than the limit: the caller works
-too. A caller takes help only while the other callers leave threads of the limit free,
-and it never waits for a thread that has not begun with its work. So if all threads have
-work of their own, each call runs as with one thread.
+too. It never waits for a thread that has not begun with its work, so where all cores
+are busy, a call takes what is left to its own thread.
 """
 
 import math
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from threading import Lock
+from threading import Barrier, BrokenBarrierError, Lock
 
 _CGROUP = Path("/sys/fs/cgroup")
+
+# Most threads by default: the parts of a page keep no more of them busy.
+MOST_THREADS = 8
+
+# Seconds that the threads of the pool have to start.
+_START = 5.0
 
 Task = Callable[[], object]
 
 
 class Threads:
-    """A pool for the tasks of several callers.
+    """A pool that helps its callers with their tasks.
 
     Args:
-        limit: Most threads that work at once, the caller's included, for one caller.
+        limit: Most threads that work at once for a caller, its own included.
     """
 
     def __init__(self, limit: int = 1) -> None:
@@ -35,7 +40,6 @@ class Threads:
 
     def _renew(self) -> None:
         self._lock = Lock()
-        self._callers = 0
         self._pool: ThreadPoolExecutor | None = None
 
     def set_limit(self, limit: int) -> None:
@@ -44,10 +48,6 @@ class Threads:
             pool, self._pool, self.limit = self._pool, None, limit
         if pool is not None:
             pool.shutdown(wait=False)
-
-    def free(self) -> int:
-        """Threads that a new caller would have now, its own included."""
-        return max(1, self.limit - self._callers)
 
     def run(self, tasks: Sequence[Task]) -> None:
         """Do all tasks and return when they are done, in any order.
@@ -58,31 +58,46 @@ class Threads:
             Exception: The first one of a task. Tasks that have not begun are dropped.
         """
         left = deque(tasks)
-        helpers = []
-        with self._lock:
-            wanted = min(self.free(), len(left)) - 1
-            self._callers += 1
-            if wanted > 0:
-                if self._pool is None:
-                    self._pool = ThreadPoolExecutor(self.limit - 1, "nemotron_vl_image")
-                helpers = [self._pool.submit(self._help, left) for _ in range(wanted)]
+        helpers = self._call_helpers(left)
         try:
             _work(left)
         finally:
-            with self._lock:
-                self._callers -= 1
             begun = [helper for helper in helpers if not helper.cancel()]
             wait(begun)
         for helper in begun:
             helper.result()
 
-    def _help(self, left: deque[Task]) -> None:
-        _work(left, lambda: self._callers < self.limit)
+    def _call_helpers(self, left: deque[Task]) -> list[Future]:
+        with self._lock:
+            number = min(self.limit, len(left)) - 1
+            if number > 0 and self._pool is None:
+                self._pool = _start_pool(self.limit - 1)
+            if number < 1 or self._pool is None:
+                return []
+            try:
+                return [self._pool.submit(_work, left) for _ in range(number)]
+            except RuntimeError:  # Python is about to end
+                return []
 
 
-def _work(left: deque[Task], may_go_on: Callable[[], bool] = lambda: True) -> None:
+def _start_pool(number: int) -> ThreadPoolExecutor | None:
+    """A pool whose threads all run, or none if the system has no more threads."""
+    pool = ThreadPoolExecutor(number, "nemotron_vl_image")
+    all_run = Barrier(number + 1, timeout=_START)
     try:
-        while may_go_on():
+        for _ in range(number):
+            pool.submit(all_run.wait)
+        all_run.wait()
+    except (RuntimeError, BrokenBarrierError):
+        all_run.abort()
+        pool.shutdown(wait=False, cancel_futures=True)
+        return None
+    return pool
+
+
+def _work(left: deque[Task]) -> None:
+    try:
+        while True:
             try:
                 task = left.popleft()
             except IndexError:
