@@ -6,7 +6,8 @@ server has a core of its own. Its engine and the clients, who send scanned pages
 1700x2200 as JPEG in data URLs, share the others. Rounds of both sides take turns, every
 request of a round has a different image, and nothing is cached.
 
-A ratio is in-tree's CPU time over ours, as median and range of the rounds.
+A ratio is in-tree's CPU time over ours, as median and range of the rounds. "busy" is
+the part of a core that the clients took: near 100 % they limit the pages per second.
 """
 
 import argparse
@@ -62,6 +63,7 @@ class Round:
     pages_per_second: float
     cpu_ms: float  # of the API server, for a page
     answer_kb: float
+    clients_busy: float  # part of a core
 
 
 def main() -> None:
@@ -127,12 +129,17 @@ def started(
 def measure(
     url: str, server: psutil.Process, pages: list[str], clients: int, **extra
 ) -> Round:
-    before = cpu_seconds(server)
+    before, own = cpu_seconds(server), time.process_time()
     start = time.perf_counter()
     size = asyncio.run(ask_all(url, pages, clients, extra))
     seconds = time.perf_counter() - start
-    cpu = cpu_seconds(server) - before
-    return Round(len(pages) / seconds, 1000 * cpu / len(pages), size / len(pages) / 1e3)
+    cpu, own = cpu_seconds(server) - before, time.process_time() - own
+    return Round(
+        pages_per_second=len(pages) / seconds,
+        cpu_ms=1000 * cpu / len(pages),
+        answer_kb=size / len(pages) / 1e3,
+        clients_busy=own / seconds,
+    )
 
 
 def cpu_seconds(process: psutil.Process) -> float:
@@ -180,6 +187,7 @@ def summarise(rounds: list[dict[str, Round]]) -> dict[str, dict[str, float]]:
             "pages_per_s": statistics.median(r.pages_per_second for r in own),
             "cpu_ms": statistics.median(r.cpu_ms for r in own),
             "answer_kb": statistics.median(r.answer_kb for r in own),
+            "clients_busy": statistics.median(r.clients_busy for r in own),
             "ratio": statistics.median(ratios),
             "ratio_min": min(ratios),
             "ratio_max": max(ratios),
@@ -189,12 +197,13 @@ def summarise(rounds: list[dict[str, Round]]) -> dict[str, dict[str, float]]:
 
 def print_found(server: str, found: dict[int, dict[str, dict[str, float]]]) -> None:
     print(f"\n{server}")
-    print("clients  side      pages/s  CPU ms/page  answer kB  ratio (range)")
+    print("clients  side      pages/s  CPU ms/page  answer kB  busy  ratio (range)")
     for clients, sides in found.items():
         for side, row in sides.items():
             print(
                 f"{clients:>7}  {side:<8} {row['pages_per_s']:8.1f}"
-                f" {row['cpu_ms']:12.1f} {row['answer_kb']:10.1f}  {row['ratio']:.1f} "
+                f" {row['cpu_ms']:12.1f} {row['answer_kb']:10.1f}"
+                f" {row['clients_busy']:5.0%}  {row['ratio']:.1f} "
                 f"({row['ratio_min']:.1f}-{row['ratio_max']:.1f})"
             )
 

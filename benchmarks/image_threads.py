@@ -4,21 +4,24 @@ All sides run in this process, in turns, on the page of benchmarks/preprocess.py
 Measured are
 
 - the wall time of a call with 1, 2, ... threads, over that with one;
-- calls at once, one for each core and twice as many: the slowest call of a round with
-  threads over that without. As in a server, each caller goes on with its next image;
+- the same while other processes keep all cores busy, one for each core: the median and
+  the slowest call of a round with a thread for each core, over those with one thread;
 - the CPU time of one thread, against the time that the memory alone takes: the bytes of
-  the pixels read and of the tiles written, over the measured speed of this machine.
+  the pixels read, of the tiles written, and of the tiles read for their digests, over
+  the measured speed of this machine.
 
 A ratio is median and range of the rounds.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -35,7 +38,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_threads import (
 )
 
 PAGE = (1700, 2200)
-CALLS = 6  # of each caller in a round
+CALLS = 20  # with each number of threads in a round
 
 
 def main() -> None:
@@ -60,13 +63,9 @@ def main() -> None:
             found[name] = summarise(take_turns(calls, rounds), "1")
     print_table(f"A call by threads, {cores} core(s): wall time [ms]", found, "1")
 
-    found = figures["busy"] = {}
-    call = processor_call("fast", PAGE)
-    for callers in (cores, 2 * cores):
-        found[f"{callers}"] = measure_busy(call, callers, cores, rounds)
-    print("\nThe slowest and the median call with threads, over without")
-    for callers, row in found.items():
-        print(f"{callers:>3} calls at once  " + "  ".join(map(show, row.items())))
+    figures["busy"] = measure_busy(processor_call("fast", PAGE), cores, rounds)
+    print("\nAll cores busy with other processes: a call with threads, over without")
+    print("  ".join(map(show, figures["busy"].items())))
 
     found = figures["memory"] = {}
     read, write = memory_speed()
@@ -96,20 +95,22 @@ def with_limit(limit: int, call: Callable[[], object]) -> Callable[[], object]:
 
 
 def measure_busy(
-    call: Callable[[], object], callers: int, cores: int, rounds: int
+    call: Callable[[], object], cores: int, rounds: int
 ) -> dict[str, list[float]]:
     """Ratios of each round: its slowest call and its median call."""
-    ratios: dict[str, list[float]] = {"slowest": [], "median": []}
-    with ThreadPoolExecutor(callers) as pool:
+    ratios: dict[str, list[float]] = {"median": [], "slowest": []}
+    with contextlib.ExitStack() as others:
+        for _ in range(cores):
+            program = [sys.executable, "-c", "while True: pass"]
+            others.callback(others.enter_context(subprocess.Popen(program)).kill)
         for number in range(rounds + 1):
             took = {}
             # The order changes, so that a drift of the machine cancels.
             for limit in (1, cores) if number % 2 else (cores, 1):
                 IMAGE_THREADS.set_limit(limit)
-                jobs = [pool.submit(times_of, call) for _ in range(callers)]
-                took[limit] = [seconds for job in jobs for seconds in job.result()]
+                took[limit] = times_of(call)
             if number:
-                for name, choose in (("slowest", max), ("median", statistics.median)):
+                for name, choose in (("median", statistics.median), ("slowest", max)):
                     ratios[name].append(choose(took[cores]) / choose(took[1]))
     return ratios
 
@@ -144,11 +145,11 @@ def compare_with_memory(size: tuple[int, int], read: float, write: float) -> dic
     call = processor_call("fast", size)
     IMAGE_THREADS.set_limit(1)
     tiles = call()["pixel_values_flat"]
-    pixels = 4 * size[0] * size[1]
-    memory = pixels / read + tiles.nbytes / write
+    reads = 4 * size[0] * size[1] + tiles.nbytes
+    memory = reads / read + tiles.nbytes / write
     took = min(measure(call) for _ in range(15))
     return {
-        "megabytes": (pixels + tiles.nbytes) / 1e6,
+        "megabytes": (reads + tiles.nbytes) / 1e6,
         "memory_ms": 1000 * memory,
         "call_ms": 1000 * took,
         "share": memory / took,

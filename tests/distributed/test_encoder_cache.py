@@ -32,6 +32,7 @@ from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import NUM_TILES
 
 QUESTION = "Read the text."
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+NO_TOWER = {"limit_mm_per_prompt": {"image": 0}}
 QUESTIONS = {
     "one": ["640-27"],
     "two": ["640-27", "118-05"],
@@ -53,22 +54,18 @@ def connector(role: str, store: Path) -> dict:
     }
 
 
+def options(role: str, store: Path) -> dict:
+    return {"dtype": "float32", "ec_transfer_config": connector(role, store)}
+
+
 @pytest.fixture(scope="module")
 def encoder(make_llm, tiny, store) -> LLM:
-    return make_llm(
-        tiny, dtype="float32", ec_transfer_config=connector("ec_producer", store)
-    )
+    return make_llm(tiny, **options("ec_producer", store))
 
 
 @pytest.fixture(scope="module")
 def reader(make_llm, tiny, store) -> LLM:
-    """It has no tower."""
-    return make_llm(
-        tiny,
-        dtype="float32",
-        limit_mm_per_prompt={"image": 0},
-        ec_transfer_config=connector("ec_consumer", store),
-    )
+    return make_llm(tiny, **options("ec_consumer", store), **NO_TOWER)
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +194,8 @@ REFUSED = {
     "fraction": (tiles_part("a", [1.5]), "whole numbers"),
     "more than fit": (tiles_part("a", [257]), "whole numbers from 1 to 256"),
     "far more": (tiles_part("a", [10**15]), "whole numbers"),
+    "words": (tiles_part("a", ["three"]), "numeric"),
+    "lists of different lengths": (tiles_part("a", [[1], [2, 3]]), "numeric"),
     "two for one": (tiles_part("a", [1, 2]), "for 2 image"),
     "another field": (
         {**tiles_part("a", [3]), "image_embeds": {"image_grid_thw": [1]}},
@@ -241,22 +240,30 @@ def test_the_documented_configurations_of_mooncake_are_parsed(tiny, engine):
     assert found.protocol == "rdma" and found.pool_size == 4_000_000_000
 
 
-def test_embeddings_outlive_their_encoder_but_not_their_loss(encoder, reader):
-    """The last test: it ends both engines.
+def test_embeddings_outlive_their_encoder(start_llm, tiny, encoder, reader, store):
+    """And have the same name in every encoder."""
+    other = start_llm(tiny, **options("ec_producer", store))
+    names, tiles = encode(other, ["31-08"])
+    other.llm_engine.engine_core.shutdown()
+    tokens = read(reader, ["31-08"], names, tiles)
+    assert reader.get_tokenizer().decode(tokens).startswith("31-08")
+    assert encode(encoder, ["31-08"]) == (names, tiles)
 
-    A reader without a tower can do nothing about lost embeddings. This connector of
-    vLLM cannot fail a single request, so the engine ends, and says why.
-    """
+
+@pytest.mark.parametrize("wrong", ["name", "number of tiles"])
+def test_a_reader_without_a_tower_ends_without_embeddings(
+    start_llm, tiny, store, encoder, wrong
+):
+    """This connector of vLLM cannot fail a single request."""
+    reader = start_llm(tiny, **options("ec_consumer", store), **NO_TOWER)
     (name,), (tiles,) = encode(encoder, ["640-27"])
-    before = read(reader, ["640-27"], [name], [tiles])
-    encoder.llm_engine.engine_core.shutdown()
-    reader.reset_prefix_cache()
-    reader.llm_engine.reset_encoder_cache()
-    assert read(reader, ["640-27"], [name], [tiles]) == before
     (said,) = reader.apply_model(_embed_without_pixels)
     assert "EC connector has lost the embeddings" in said
     with pytest.raises(EngineDeadError):
-        read(reader, ["640-27"], ["lost"], [tiles])
+        if wrong == "name":
+            read(reader, ["640-27"], ["lost"], [tiles])
+        else:
+            read(reader, ["640-27"], [name], [tiles + 1])
 
 
 def _embed_without_pixels(model) -> str:

@@ -6,8 +6,10 @@ import math
 import os
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import requests
+import torch
 from PIL import Image
 from vllm.config import ECTransferConfig, KVTransferConfig, VllmConfig
 from vllm.exceptions import VLLMValidationError
@@ -22,6 +24,8 @@ from vllm_nemotron_vl.multimodal.nemotron_vl_decoding import DecoderUnavailable
 from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import (
     check_engine,
     check_names,
+    count_embedded,
+    images_encoded_elsewhere,
 )
 from vllm_nemotron_vl.renderers import nemotron_vl as renderer
 from vllm_nemotron_vl.renderers import nemotron_vl_video as video_renderer
@@ -219,3 +223,29 @@ def test_an_encoder_must_name_embeddings_by_content(
             check_engine(config)
     else:
         check_engine(config)
+
+
+@pytest.mark.parametrize(
+    "tiles",
+    [[3, 1], torch.tensor([3, 1], dtype=torch.uint8), np.array([3, 1], np.int16)],
+    ids=lambda tiles: type(tiles).__name__,
+)
+def test_numbers_of_tiles_are_read(tiles):
+    data = {"image_num_patches": tiles}
+    assert count_embedded(data) == 2
+    items = images_encoded_elsewhere(data, most_tiles=3)
+    counts = [items.get(number)["image_num_patches"] for number in range(2)]
+    assert counts == [3, 1] and {count.dtype for count in counts} == {torch.int64}
+
+
+@pytest.mark.parametrize(
+    "tiles",
+    [
+        *([True], [1.0], ["3"], [[1], [2, 3]], [None], {"a": 1}, [1 << 70], [4]),
+        *(torch.tensor([1], dtype=dtype) for dtype in (torch.bool, torch.complex64)),
+    ],
+    ids=str,
+)
+def test_numbers_of_tiles_are_whole_numbers_that_fit(tiles):
+    with pytest.raises(VLLMValidationError, match="image_num_patches must be"):
+        images_encoded_elsewhere({"image_num_patches": tiles}, most_tiles=3)

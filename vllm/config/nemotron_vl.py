@@ -27,9 +27,9 @@ class EncoderConfig:
             once. It bounds the memory of the activations. The default is 16, on
             CPUs 1: the activations of one tile fit into a CPU's cache.
         image_threads: Most threads that resample one image and compute its digests,
-            in each API server. The default is the server's share of the machine: the
-            cores that it may run on, by affinity and control group, over the number
-            of API servers.
+            in each API server. The default is the server's share of the machine, at
+            most 8: the cores that it may run on, by affinity and control group, over
+            the number of API servers.
 
     Raises:
         pydantic.ValidationError: A setting is unknown, of a wrong type or out of

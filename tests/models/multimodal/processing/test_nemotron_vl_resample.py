@@ -26,6 +26,8 @@ CASES = [
     ((2600, 2500), (1, 1), 64),  # Pillow stores it in several blocks
 ]
 
+PHOTOGRAPHS = "astronaut coffee chelsea rocket page text camera".split()
+
 
 def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
     shape = (size[1], size[0], 3)
@@ -109,6 +111,26 @@ def test_float32_is_within_two_levels_at_random_sizes():
         differing += np.count_nonzero(fast != exact)
         values += fast.size
     assert differing < values / 10_000
+
+
+def test_float32_equals_nearly_all_values_of_photographs():
+    """docs/preprocessing.md states the number."""
+    import skimage.data
+
+    differing = values = 0
+    for name in PHOTOGRAPHS:
+        photograph = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+        for share in (0.7, 1, 2.3):
+            size = [int(share * side) for side in photograph.size]
+            picture = photograph.resize(size)
+            fast = np.empty((2, 2, 3, 512, 512), np.uint8)
+            resampling.resample(picture, fast, "float32")
+            exact = resample(picture, (2, 2), 512)
+            assert np.abs(fast.astype(int) - exact).max() <= 1, (name, size)
+            differing += np.count_nonzero(fast != exact)
+            values += fast.size
+    print(f"{differing} of {values} values differ")
+    assert differing < values / 50_000
 
 
 @pytest.mark.parametrize("new_size", [1, 7, 64, 512, 1536, 2048, 6144])
