@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 	.venv/bin/nemotron-vl demo --out build/demo
 
 test: $(INSTALLED)
-	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+	$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests
 
 # make test-releases RELEASES="0.31 0.33" TESTS="tests/plugins -k overlay"
 test-releases: $(INSTALLED)

@@ -3,9 +3,9 @@
 All sides run in this process, in turns, on the page of benchmarks/preprocess.py.
 Measured are
 
-- the wall time of a call with 1, 2, ... threads, over that with one;
-- the same while other processes keep all cores busy, one for each core: the median and
-  the slowest call of a round with a thread for each core, over those with one thread;
+- the median and the slowest call of a round with a thread for each core, over those
+  with one thread (wall time);
+- the same while other processes keep all cores busy, one for each core;
 - the CPU time of one thread, against the time that the memory alone takes: the bytes of
   the pixels read, of the tiles written, and of the tiles read for their digests, over
   the measured speed of this machine.
@@ -15,20 +15,20 @@ A ratio is median and range of the rounds.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
 from preprocess import SIZES, TILE, bind, draw
-from timing import print_table, summarise, take_turns
 
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
@@ -38,7 +38,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_threads import (
 )
 
 PAGE = (1700, 2200)
-CALLS = 20  # with each number of threads in a round
+CALLS = 12  # with each number of threads in a round
 
 
 def main() -> None:
@@ -48,24 +48,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="take under a minute")
     parser.add_argument("--json", action="store_true", help="figures in the last line")
     args = parser.parse_args()
-    rounds = 7 if args.quick else 31
+    rounds = 5 if args.quick else 11
     torch.set_num_threads(1)
     cores = len(os.sched_getaffinity(0))
     figures: dict[str, dict] = {}
 
-    limits = sorted({1, 2, cores})
-    found = figures["threads"] = {}
-    for recipe in ("fast", "exact"):
-        for size in (PAGE,) if args.quick else (PAGE, (1920, 1080), (4032, 3024)):
-            call = processor_call(recipe, size)
-            calls = {f"{limit}": with_limit(limit, call) for limit in limits}
-            name = "{} {}x{}".format(recipe, *size)
-            found[name] = summarise(take_turns(calls, rounds), "1")
-    print_table(f"A call by threads, {cores} core(s): wall time [ms]", found, "1")
-
-    figures["busy"] = measure_busy(processor_call("fast", PAGE), cores, rounds)
-    print("\nAll cores busy with other processes: a call with threads, over without")
-    print("  ".join(map(show, figures["busy"].items())))
+    sizes = (PAGE,) if args.quick else (PAGE, (1920, 1080), (4032, 3024))
+    for others in (0, cores):
+        title = f"{others} busy processes" if others else "idle"
+        found = figures[title] = {}
+        print(
+            f"\nA call with {cores} threads over one thread, {cores} core(s), {title}"
+        )
+        with busy_processes(others):
+            for recipe, size in itertools.product(("fast", "exact"), sizes):
+                name = "{} {}x{}".format(recipe, *size)
+                found[name] = compare(processor_call(recipe, size), cores, rounds)
+                print(f"{name:>16}  " + "  ".join(map(show, found[name].items())))
 
     found = figures["memory"] = {}
     read, write = memory_speed()
@@ -86,32 +85,31 @@ def processor_call(recipe: str, size: tuple[int, int]) -> Callable[[], object]:
     return bind(processor, draw(size))
 
 
-def with_limit(limit: int, call: Callable[[], object]) -> Callable[[], object]:
-    def run() -> None:
-        IMAGE_THREADS.set_limit(limit)
-        call()
+@contextlib.contextmanager
+def busy_processes(number: int) -> Iterator[None]:
+    program = [sys.executable, "-c", "while True: pass"]
+    with contextlib.ExitStack() as started:
+        for _ in range(number):
+            process = started.enter_context(subprocess.Popen(program))
+            started.callback(process.kill)
+        yield
 
-    return run
 
-
-def measure_busy(
+def compare(
     call: Callable[[], object], cores: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Ratios of each round: its slowest call and its median call."""
+    """Ratios of each round: of its median call and of its slowest call."""
     ratios: dict[str, list[float]] = {"median": [], "slowest": []}
-    with contextlib.ExitStack() as others:
-        for _ in range(cores):
-            program = [sys.executable, "-c", "while True: pass"]
-            others.callback(others.enter_context(subprocess.Popen(program)).kill)
-        for number in range(rounds + 1):
-            took = {}
-            # The order changes, so that a drift of the machine cancels.
-            for limit in (1, cores) if number % 2 else (cores, 1):
-                IMAGE_THREADS.set_limit(limit)
-                took[limit] = times_of(call)
-            if number:
-                for name, choose in (("median", statistics.median), ("slowest", max)):
-                    ratios[name].append(choose(took[cores]) / choose(took[1]))
+    for number in range(rounds + 1):
+        took = {}
+        # The order changes, so that a drift of the machine cancels.
+        for limit in (1, cores) if number % 2 else (cores, 1):
+            IMAGE_THREADS.set_limit(limit)
+            call()  # starts the threads
+            took[limit] = times_of(call)
+        if number:
+            for name, choose in (("median", statistics.median), ("slowest", max)):
+                ratios[name].append(choose(took[cores]) / choose(took[1]))
     return ratios
 
 

@@ -23,7 +23,7 @@ from .nemotron_vl_resample import Precision, bands, cut, doubled_bands
 from .nemotron_vl_threads import IMAGE_THREADS
 
 # Bands of the largest size for each thread, so that no thread waits long for another.
-_PARTS = 4
+_PARTS = 2
 
 # Bytes between the two passes, if they are more than those of the image. The first
 # pass makes a narrow image many times wider. If that takes more, columns are resized
@@ -94,8 +94,8 @@ def _resize_doubled(image: Image.Image, buffers: Sequence[torch.Tensor]) -> None
             resized = torch.cat(tall, dim=2)
         else:
             resized = between[number]
-        pixels = _interpolate(resized, size, "bilinear").permute(1, 2, 0)
-        cut(pixels.numpy(), tiles.numpy())
+        resized = _interpolate(resized, size, "bilinear")
+        cut(resized.permute(1, 2, 0).numpy(), tiles.numpy())
 
 
 def _interpolate(

@@ -26,7 +26,7 @@ CASES = [
     ((2600, 2500), (1, 1), 64),  # Pillow stores it in several blocks
 ]
 
-PHOTOGRAPHS = "astronaut coffee chelsea rocket page text camera".split()
+PHOTOGRAPHS = ["astronaut", "coffee", "chelsea", "rocket", "page", "text", "camera"]
 
 
 def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
