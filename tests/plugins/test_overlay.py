@@ -134,7 +134,7 @@ def test_the_tree_works_laid_over_vllm(checkout, checkpoint, tmp_path):
     assert lines[-9:] == [
         str(checkout / "vllm" / "__init__.py"),
         module,
-        f"vllm.model_executor.models.internvl {module}",
+        f"vllm.model_executor.models.internvl {module}_processing",
         "True True",
         "vllm.transformers_utils.configs.nemotron_vl",
         "vllm.transformers_utils.processors.nemotron_vl",

@@ -31,8 +31,16 @@ _GROUPS = 2
 
 
 def _compiled(function: Callable) -> Callable:
-    """Compile at the first call; the compiled code releases Python's lock."""
-    return njit(nogil=True, error_model="numpy")(function)
+    """Compile at the first call; the compiled code releases Python's lock.
+
+    numba keeps it for other processes: beside this file, or in the folder that it finds
+    for the user. After a change of ``nemotron_vl_vectors.py``, touch this file.
+    """
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # no such folder can be written to
+        return njit(**options)(function)
 
 
 @_compiled

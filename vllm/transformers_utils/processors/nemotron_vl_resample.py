@@ -19,17 +19,22 @@ The definition is the behaviour of ``PIL.Image.resize`` in Pillow 13. If the ins
 Pillow gives other values, it is called instead (`agrees_with_pillow`).
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
+from pickle import UnpicklingError
 from threading import Lock
 from typing import Literal, NamedTuple
 
 import numpy as np
 from cachetools import LRUCache, cached
+from numba.core.errors import NumbaError
 from PIL import Image
 
 from .nemotron_vl_memory import is_contiguous, rows_of
 from .nemotron_vl_passes import columns_first, interleaved, rows_first
+
+logger = logging.getLogger("vllm.transformers_utils.processors.nemotron_vl")
 
 _BITS = 22
 
@@ -79,7 +84,8 @@ def bands(
         precision: As for `resample`.
         parts: How many calls are wanted, if the image is large enough for them.
     """
-    if not agrees_with_pillow(precision):
+    # Both, so that none is compiled while requests wait.
+    if not (agrees_with_pillow("float32") and agrees_with_pillow("float64")):
         return [partial(_resample_with_pillow, image, out) for out in outs]
     return _bands(image, outs, precision, parts)
 
@@ -147,15 +153,25 @@ def _for_loops(pixels: np.ndarray) -> np.ndarray:
 def agrees_with_pillow(precision: Precision = "float64") -> bool:
     """Whether the installed Pillow gives the same values as these loops.
 
-    In float32 they may differ by 2 levels. It also compiles the loops.
+    In float32 they may differ by 2 levels. It also compiles the loops, or loads them
+    from numba's cache. If that fails they agree with nothing.
     """
     most = 0 if precision == "float64" else 2
     noise = np.random.default_rng(0).integers(0, 256, (67, 97, 3), np.uint8)
     image = Image.fromarray(noise)
     for rows, columns in ((1, 1), (1, 4), (3, 4)):  # down, columns first, up
         ours, theirs = np.empty((2, rows, columns, 3, 32, 32), np.uint8)
-        for band in _bands(image, [ours], precision, 1):
-            band()
+        try:
+            for band in _bands(image, [ours], precision, 1):
+                band()
+        except (OSError, EOFError, UnpicklingError, NumbaError) as error:
+            logger.warning(
+                "numba cannot compile, keep or load the loops that resize images "
+                "(%r), so Pillow does it, which is slower. NUMBA_CACHE_DIR names the "
+                "folder of its cache.",
+                error,
+            )
+            return False
         _resample_with_pillow(image, theirs)
         if np.abs(ours.astype(np.int16) - theirs).max() > most:
             return False
@@ -194,6 +210,10 @@ def doubled_bands(
         Bands of the doubled image: the number of the first row, and uint8 of shape
         ``(rows, width, 3)``.
     """
+    if not agrees_with_pillow():
+        twice = (2 * image.width, 2 * image.height)
+        yield 0, np.asarray(image.resize(twice, Image.Resampling.BILINEAR))
+        return
     along_rows = _weights(image.width, 2 * image.width, "float64", bilinear=True)
     first, count, weights = _weights(
         image.height, 2 * image.height, "float64", bilinear=True

@@ -1,6 +1,11 @@
 """The compiled resampling equals Pillow's at any size."""
 
+import errno
 import gc
+import os
+import subprocess
+import sys
+from pickle import UnpicklingError
 
 import numpy as np
 import pytest
@@ -93,6 +98,46 @@ def test_pillow_is_used_if_the_values_differ(monkeypatch):
     monkeypatch.setattr(resampling, "agrees_with_pillow", fresh)
     picture = noise((1920, 1080))
     assert np.array_equal(resample(picture, (4, 2), 64), cut(picture, (4, 2), 64))
+
+
+@pytest.mark.parametrize(
+    "error", [EOFError(), UnpicklingError(), OSError(errno.ENOSPC, "full")], ids=repr
+)
+def test_pillow_is_used_if_the_loops_cannot_be_loaded(monkeypatch, error):
+    """numba's cache is damaged, or its disk is full."""
+
+    def fail(*_) -> None:
+        raise error
+
+    for passes in ("rows_first", "columns_first"):
+        monkeypatch.setattr(resampling, passes, fail)
+    fresh = resampling.agrees_with_pillow.__wrapped__
+    monkeypatch.setattr(resampling, "agrees_with_pillow", fresh)
+    picture = noise((300, 200))
+    warned = []
+    monkeypatch.setattr(resampling.logger, "warning", lambda *said: warned.append(said))
+    assert np.array_equal(resample(picture, (2, 2), 64), cut(picture, (2, 2), 64))
+    assert warned and warned[0][-1] is error
+    ((top, pixels),) = resampling.doubled_bands(picture)
+    expected = picture.resize((600, 400), Image.Resampling.BILINEAR)
+    assert top == 0 and np.array_equal(pixels, np.asarray(expected))
+
+
+def test_the_loops_are_kept_for_other_processes(tmp_path):
+    """With the code of this processor; it is in the folder that users choose."""
+    code = (
+        "from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_passes "
+        "import interleaved as f; import numpy as np; "
+        "f(np.zeros((3, 2, 2), np.uint8)); "
+        "print(sum(f.stats.cache_hits.values()), sum(f.stats.cache_misses.values()))"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    for expected in ("0 1", "1 0"):
+        said = subprocess.check_output(
+            [sys.executable, "-c", code], env=environment, text=True
+        )
+        assert said.split("\n")[-2] == expected
+    assert [*tmp_path.rglob("*.nbi")]
 
 
 def test_float32_is_within_two_levels_at_random_sizes():
