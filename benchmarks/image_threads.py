@@ -3,14 +3,12 @@
 All sides run in this process, in turns, on the page of benchmarks/preprocess.py.
 Measured are
 
-- the median and the slowest call of a round with a thread for each core, over those
-  with one thread (wall time);
+- the wall time of a call with a thread for each core, over that with one thread: its
+  quantiles over all calls, and the range of the medians of the rounds;
 - the same while other processes keep all cores busy, one for each core;
 - the CPU time of one thread, against the time that the memory alone takes: the bytes of
   the pixels read, of the tiles written, and of the tiles read for their digests, over
   the measured speed of this machine.
-
-A ratio is median and range of the rounds.
 """
 
 import argparse
@@ -29,6 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 from preprocess import SIZES, TILE, bind, draw
+from timing import order
 
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
@@ -39,6 +38,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_threads import (
 
 PAGE = (1700, 2200)
 CALLS = 12  # with each number of threads in a round
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="take under a minute")
     parser.add_argument("--json", action="store_true", help="figures in the last line")
     args = parser.parse_args()
-    rounds = 5 if args.quick else 11
+    rounds = 5 if args.quick else 20
     torch.set_num_threads(1)
     cores = len(os.sched_getaffinity(0))
     figures: dict[str, dict] = {}
@@ -64,7 +64,8 @@ def main() -> None:
             for recipe, size in itertools.product(("fast", "exact"), sizes):
                 name = "{} {}x{}".format(recipe, *size)
                 found[name] = compare(processor_call(recipe, size), cores, rounds)
-                print(f"{name:>16}  " + "  ".join(map(show, found[name].items())))
+                cells = (f"{key} {value:.2f}" for key, value in found[name].items())
+                print(f"{name:>16}  " + "  ".join(cells))
 
     found = figures["memory"] = {}
     read, write = memory_speed()
@@ -95,22 +96,26 @@ def busy_processes(number: int) -> Iterator[None]:
         yield
 
 
-def compare(
-    call: Callable[[], object], cores: int, rounds: int
-) -> dict[str, list[float]]:
-    """Ratios of each round: of its median call and of its slowest call."""
-    ratios: dict[str, list[float]] = {"median": [], "slowest": []}
+def compare(call: Callable[[], object], cores: int, rounds: int) -> dict[str, float]:
+    """Ratios of quantiles of all calls, and the median ratio of each round."""
+    took: dict[int, list[float]] = {1: [], cores: []}
+    medians = []
     for number in range(rounds + 1):
-        took = {}
-        # The order changes, so that a drift of the machine cancels.
-        for limit in (1, cores) if number % 2 else (cores, 1):
+        turn = {}
+        for name in order(map(str, took), number):
+            limit = int(name)
             IMAGE_THREADS.set_limit(limit)
             call()  # starts the threads
-            took[limit] = times_of(call)
+            turn[limit] = times_of(call)
         if number:
-            for name, choose in (("median", statistics.median), ("slowest", max)):
-                ratios[name].append(choose(took[cores]) / choose(took[1]))
-    return ratios
+            medians.append(statistics.median(turn[cores]) / statistics.median(turn[1]))
+            for limit, times in turn.items():
+                took[limit] += times
+    ratios = {
+        name: float(np.quantile(took[cores], share) / np.quantile(took[1], share))
+        for name, share in QUANTILES.items()
+    }
+    return {**ratios, "round_min": min(medians), "round_max": max(medians)}
 
 
 def times_of(call: Callable[[], object]) -> list[float]:
@@ -120,12 +125,6 @@ def times_of(call: Callable[[], object]) -> list[float]:
         call()
         times.append(time.perf_counter() - start)
     return times
-
-
-def show(cell: tuple[str, list[float]]) -> str:
-    name, ratios = cell
-    middle = statistics.median(ratios)
-    return f"{name} {middle:.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def memory_speed() -> tuple[float, float]:

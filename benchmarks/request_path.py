@@ -37,6 +37,7 @@ import torch
 import zmq
 from PIL import Image
 from preprocess import SCAN, TILE, draw
+from timing import order
 from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.hasher import MultiModalHasher
@@ -208,8 +209,8 @@ def measure(
 ) -> dict[str, list[Stages]]:
     took: dict[str, list[Stages]] = {side: [] for side in calls}
     for number in range(rounds + 1):
-        for side, call in calls.items():
-            stages = call(text)
+        for side in order(calls, number):
+            stages = calls[side](text)
             if number:  # the first round warms up
                 took[side].append(stages)
     return took

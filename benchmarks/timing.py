@@ -1,8 +1,9 @@
 """Timing of two or more sides in turns."""
 
+import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 Times = dict[str, list[float]]
 
@@ -11,12 +12,19 @@ def take_turns(calls: dict[str, Callable], rounds: int) -> Times:
     """Seconds of each call in each round, after one round to warm up."""
     times: Times = {name: [] for name in calls}
     for number in range(rounds + 1):
-        for name, call in calls.items():
+        for name in order(calls, number):
             start = time.perf_counter()
-            call()
+            calls[name]()
             if number:
                 times[name].append(time.perf_counter() - start)
     return times
+
+
+def order(sides: Iterable[str], number: int) -> list[str]:
+    """The sides in the order of a round: no side always follows the same other one, and
+    meets the caches that it leaves."""
+    names = [*sides]
+    return random.Random(number).sample(names, len(names))
 
 
 def summarise(times: Times, baseline: str) -> dict[str, dict[str, float]]:

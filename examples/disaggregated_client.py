@@ -1,7 +1,7 @@
 """Encode images in one engine and read them in another one, which has no vision tower.
 
 Without URLs, start both servers on loopback first and stop them at the end. They
-exchange embeddings as files; see docs/disaggregation.md for other ways.
+exchange embeddings as files, through vLLM's ECExampleConnector.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import base64
 import contextlib
 import io
 import json
+import tempfile
 from pathlib import Path
 
 import httpx
@@ -45,9 +46,11 @@ def main() -> None:
 def start(servers: contextlib.ExitStack, model: str) -> tuple[str, str]:
     build = Path("build")
     build.mkdir(exist_ok=True)
+    # A new one each time: names do not depend on the weights.
+    store = servers.enter_context(tempfile.TemporaryDirectory())
     config = {
         "ec_connector": "ECExampleConnector",
-        "ec_connector_extra_config": {"shared_storage_path": str(build / "encodings")},
+        "ec_connector_extra_config": {"shared_storage_path": store},
     }
 
     def serve(role: str, *options: str) -> str:

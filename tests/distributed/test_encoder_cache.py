@@ -217,7 +217,7 @@ def test_settings_belong_to_the_request_of_the_encoder(encoder, server):
     part = tiles_part(name, [tiles])
     answer = chat(server, part, mm_processor_kwargs={"max_dynamic_patch": 1})
     assert answer.status_code == 400
-    assert "send them to the encoder" in answer.json()["error"]["message"]
+    assert "give them to the encoder" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("engine", ["encoder", "reader"])

@@ -249,3 +249,11 @@ def test_numbers_of_tiles_are_read(tiles):
 def test_numbers_of_tiles_are_whole_numbers_that_fit(tiles):
     with pytest.raises(VLLMValidationError, match="image_num_patches must be"):
         images_encoded_elsewhere({"image_num_patches": tiles}, most_tiles=3)
+
+
+@pytest.mark.parametrize("embeddings", [None, {"image_num_patches": [3]}, "3"], ids=str)
+def test_embeddings_are_tensors(embeddings):
+    """Else they would hide an image without a name."""
+    prompt = {"multi_modal_data": {"image": {"image_embeds": embeddings}}}
+    with pytest.raises(VLLMValidationError, match="must be a tensor"):
+        check_names(prompt, VllmConfig())

@@ -97,8 +97,9 @@ def check_engine(config: VllmConfig) -> None:
     """Refuse an encoder whose embeddings would have names that repeat.
 
     Raises:
-        ValueError: Without a cache of processed images, vLLM does not hash images. The
-            first image of each server would be published under the same name.
+        ValueError: Without a cache of processed images and prefix caching, vLLM does
+            not hash images. The first image of each server would be published under
+            the same name.
     """
     role, model = config.ec_transfer_config, config.model_config
     if role is None or not role.is_ec_producer or model is None:
@@ -109,8 +110,8 @@ def check_engine(config: VllmConfig) -> None:
     if not config.cache_config.enable_prefix_caching:
         raise ValueError(
             "An encoder (--ec-transfer-config) publishes embeddings under the hash of "
-            "their image, which vLLM does not compute with --mm-processor-cache-gb 0. "
-            "Choose a size above 0."
+            "their image, which vLLM does not compute with --mm-processor-cache-gb 0 "
+            "and --no-enable-prefix-caching. Leave one of them out."
         )
 
 
@@ -123,8 +124,15 @@ def check_names(prompt: Mapping[str, Any], config: VllmConfig) -> None:
             which vLLM would make another name.
     """
     data = (prompt.get("multi_modal_data") or {}).get("image")
-    if not isinstance(data, Mapping) or EMBEDS in data:
+    if not isinstance(data, Mapping):
         return
+    if EMBEDS in data:
+        if isinstance(data[EMBEDS], (torch.Tensor, list, tuple)):
+            return
+        raise VLLMValidationError(
+            f"{EMBEDS} must be a tensor, or a list with one for each image.",
+            parameter="image",
+        )
     role = config.ec_transfer_config
     names = (prompt.get("multi_modal_uuids") or {}).get("image") or [None]
     settings = {
@@ -141,7 +149,10 @@ def check_names(prompt: Mapping[str, Any], config: VllmConfig) -> None:
     elif not all([names] if isinstance(names, str) else names):
         problem = "needs the uuid under which the encoder published its embeddings"
     elif given := [name for name, setting in settings.items() if setting]:
-        problem = f"takes no {given[0]}; send them to the encoder"
+        problem = (
+            f"takes no {given[0]}, neither of the request nor of this server; give "
+            "them to the encoder"
+        )
     if problem:
         raise VLLMValidationError(
             f"An image with {NUM_TILES} alone {problem}.", parameter="image"

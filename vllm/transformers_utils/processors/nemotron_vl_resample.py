@@ -8,12 +8,12 @@ compiled loops of ``nemotron_vl_passes.py`` add the products up:
 - float64 holds each product and each sum as it is: an integer of less than 2^53 times
   2^-22. The values are Pillow's.
 - float32 holds the weights as they are: they have at most 24 bits. It rounds each of
-  ``n`` sums, which are below 512 and fused with their product, by at most 2^-16 levels.
-  ``n`` is at most four times the reduction, plus one. So a sum is within n * 2^-16
-  levels of Pillow's, and a pass differs by one level only where Pillow's sum is that
-  close to the middle of two levels. In the second pass, such a level changes the sum by
-  at most that of the absolute weights, which is below 1.5. The result is within 2
-  levels.
+  ``n`` sums, which are below 512, by at most 2^-16 levels; processors without a fused
+  multiply-add round each product by as much. ``n`` is at most four times the reduction,
+  plus one. So a sum is within 2n * 2^-16 levels of Pillow's, and a pass differs by one
+  level only where Pillow's sum is that close to the middle of two levels. In the second
+  pass, such a level changes the sum by at most that of the absolute weights, which is
+  below 1.5. The result is within 2 levels.
 
 The definition is the behaviour of ``PIL.Image.resize`` in Pillow 13. If the installed
 Pillow gives other values, it is called instead (`agrees_with_pillow`).

@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Barrier, BrokenBarrierError, Lock
 
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
 
 # Most threads by default: the parts of a page keep no more of them busy.
 MOST_THREADS = 8
@@ -117,14 +118,32 @@ def share_of_cores(processes: int) -> int:
     return max(1, math.floor(min(len(os.sched_getaffinity(0)), _quota()) / processes))
 
 
-def _quota(root: Path = _CGROUP) -> float:
-    """Cores that the control group may use, version 2 or 1, or infinity."""
+def _quota(root: Path = _CGROUP, own: Path = _OWN_CGROUP) -> float:
+    """Cores that this process's control groups allow, version 2 or 1, or infinity."""
     try:
-        if (file := root / "cpu.max").exists():
+        lines = own.read_text().splitlines()
+    except OSError:
+        return math.inf
+    quotas = [math.inf]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "cpu" if controllers else root
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                quotas.append(_quota_of(folder))
+    return min(quotas)
+
+
+def _quota_of(group: Path) -> float:
+    try:
+        if (file := group / "cpu.max").exists():
             quota, period = file.read_text().split()
         else:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text()
-            period = (root / "cpu/cpu.cfs_period_us").read_text()
+            quota = (group / "cpu.cfs_quota_us").read_text()
+            period = (group / "cpu.cfs_period_us").read_text()
         cores = float(quota) / float(period)  # "max" is no number
     except (OSError, ValueError):
         return math.inf

@@ -190,24 +190,40 @@ def test_a_forked_process_has_threads_of_its_own(limit):
     assert child.exitcode == 0
 
 
+V2, V1 = "0::/a/b", "3:memory:/m\n2:cpu,cpuacct:/a"
+
+
 @pytest.mark.parametrize(
-    ("files", "cores"),
+    ("own", "files", "cores"),
     [
-        ({}, math.inf),
-        ({"cpu.max": "max 100000"}, math.inf),
-        ({"cpu.max": "250000 100000"}, 2.5),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, math.inf),
-        ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 0.5),
-        ({"cpu.max": ""}, math.inf),
+        (V2, {}, math.inf),
+        (V2, {"cpu.max": "max 100000"}, math.inf),
+        (V2, {"cpu.max": "250000 100000"}, 2.5),
+        (V2, {"a/b/cpu.max": "200000 100000", "a/cpu.max": "max 100000"}, 2),
+        (V2, {"a/b/cpu.max": "max 100000", "a/cpu.max": "50000 100000"}, 0.5),
+        (V2, {"c/cpu.max": "200000 100000"}, math.inf),
+        ("0::/../../c", {"cpu.max": "200000 100000"}, 2),
+        (V2, {"cpu.max": ""}, math.inf),
+        (V1, {"a": "-1 100000"}, math.inf),
+        (V1, {"a": "50000 100000", "": "-1 100000"}, 0.5),
+        (V1, {"m": "50000 100000"}, math.inf),
     ],
     ids=str,
 )
-def test_quota_of_the_control_group(tmp_path, files, cores):
+def test_quota_of_the_control_group(tmp_path, own, files, cores):
+    (tmp_path / "own").write_text(own + "\n")
     for name, text in files.items():
-        file = tmp_path / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text + "\n")
-    assert nemotron_vl_threads._quota(tmp_path) == cores
+        contents = {name: text}
+        if own == V1:
+            folder, (quota, period) = f"cpu/{name}", text.split()
+            contents = {
+                f"{folder}/cpu.cfs_quota_us": quota,
+                f"{folder}/cpu.cfs_period_us": period,
+            }
+        for file, content in contents.items():
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).write_text(content + "\n")
+    assert nemotron_vl_threads._quota(tmp_path, tmp_path / "own") == cores
 
 
 @pytest.mark.parametrize(
