@@ -5,7 +5,6 @@ in-tree of the same round, as median and range of the rounds. The command runs i
 process, because a process of its own takes half a minute to import vLLM.
 """
 
-import argparse
 import asyncio
 import contextlib
 import io
@@ -17,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from options import make_parser
 from serve import OPTIONS, SIDES, add_plugin
 from vllm.plugins import load_general_plugins
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -35,12 +35,8 @@ FIGURES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default=tiny_checkpoint())
-    parser.add_argument("--quick", action="store_true", help="take under a minute")
-    parser.add_argument("--json", action="store_true", help="figures in the last line")
     args = parser.parse_args()
     rounds, requests = (1, 16) if args.quick else (3, 64)
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(1) as pool:

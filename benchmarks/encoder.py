@@ -10,7 +10,6 @@ a line says so. "decoder" is a layer of Llama-3.1-8B's MLP (4096 to 14336) with 
 matrix product for CPUs.
 """
 
-import argparse
 import copy
 import json
 import multiprocessing
@@ -22,6 +21,8 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+from options import make_parser
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -51,12 +52,8 @@ BASELINE = "timm"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--blocks", type=int, default=1, help="blocks of the tower")
-    parser.add_argument("--quick", action="store_true", help="take under a minute")
-    parser.add_argument("--json", action="store_true", help="figures in the last line")
     args = parser.parse_args()
     emulated = not has_native_products("bfloat16")
     plan = Plan(args.blocks)

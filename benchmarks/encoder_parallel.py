@@ -7,7 +7,6 @@ connector is included. A ratio is a side's time over that of one rank, as median
 range of the rounds; 0.5 is perfect.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -16,6 +15,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from options import make_parser
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -34,15 +35,11 @@ BASELINE = "one rank"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--tower", default="vit_huge")
     parser.add_argument("--blocks", type=int, default=1, help="blocks of the tower")
     parser.add_argument("--tiles", type=int, nargs="+", default=[2, 5, 13])
     parser.add_argument("--dtype", nargs="+", default=["float32"])
-    parser.add_argument("--quick", action="store_true", help="take under a minute")
-    parser.add_argument("--json", action="store_true", help="figures in the last line")
     args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < RANKS:

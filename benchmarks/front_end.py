@@ -10,7 +10,6 @@ A ratio is in-tree's CPU time over ours, as median and range of the rounds. "bus
 the part of a core that the clients took: near 100 % they limit the pages per second.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -28,6 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import free_engine
 import httpx
 import psutil
+from options import make_parser
 from serve import add_plugin, draw_pages
 
 from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
@@ -67,12 +67,7 @@ class Round:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="take under a minute")
-    parser.add_argument("--json", action="store_true", help="figures in the last line")
-    args = parser.parse_args()
+    args = make_parser(__doc__).parse_args()
     numbers = (1, 16) if args.quick else CLIENTS
     requests, rounds = (8, 1) if args.quick else (32, 3)
     pages = draw_pages(max(requests, *numbers))

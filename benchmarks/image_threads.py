@@ -11,7 +11,6 @@ Measured are
   the measured speed of this machine.
 """
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -26,7 +25,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from preprocess import SIZES, TILE, bind, draw
+from engine_process import TILE
+from options import make_parser
+from preprocess import SIZES, bind, draw
 from timing import order
 
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
@@ -42,12 +43,7 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="take under a minute")
-    parser.add_argument("--json", action="store_true", help="figures in the last line")
-    args = parser.parse_args()
+    args = make_parser(__doc__).parse_args()
     rounds = 5 if args.quick else 20
     torch.set_num_threads(1)
     cores = len(os.sched_getaffinity(0))

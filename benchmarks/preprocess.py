@@ -14,15 +14,12 @@ A ratio is the in-tree time over the side's, as median and range of the rounds.
 "transformers" is GotOcr2ImageProcessor, which InternVL models use there.
 """
 
-import argparse
 import ctypes
 import io
 import json
-import multiprocessing
 import os
 import re
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,42 +27,32 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import in_tree
 import skimage.data
 import torch
 import zmq
+from engine_process import TILE, engine_process, features_of
+from options import make_parser
 from PIL import ExifTags, Image
 from timing import print_table, summarise, take_turns
 from transformers import GotOcr2ImageProcessor
-from vllm.engine.arg_utils import EngineArgs
-from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.multimodal.media.image import ImageMediaIO
 from vllm.transformers_utils.processors.nemotron_vl import (
     LlamaNemotronNanoVLImageProcessor,
 )
-from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+from vllm.v1.serial_utils import MsgpackEncoder
 
-from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
-    make_checkpoint,
-)
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
 )
 
 SIZES = [(512, 512), (640, 480), (1920, 1080), (1700, 2200), (2480, 3508), (4032, 3024)]
 SCAN = (1700, 2200)
-TILE = 512
 SIDES = ["in-tree", "transformers", "exact", "fast", "hf"]
 BASELINE = "in-tree"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="take under a minute")
-    parser.add_argument("--json", action="store_true", help="figures in the last line")
+    parser = make_parser(__doc__)
     parser.add_argument("--plot", type=Path, help="file for a plot of the calls")
     args = parser.parse_args()
     rounds = 3 if args.quick else 15
@@ -207,31 +194,14 @@ def measure_paths(picture: Image.Image, rounds: int) -> dict[str, dict]:
     """Time the path from JPEG bytes to tensors in another process, for each side."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=90)
-    with tempfile.TemporaryDirectory() as folder:
-        make_checkpoint(folder, tile_size=TILE, cpe_max_size=TILE)
-        config = EngineArgs(folder).create_model_config()
-        ours = MULTIMODAL_REGISTRY.create_processor(config)
-        processors = {
-            "in-tree": (in_tree.create_processor(config), {}),
-            "exact": (ours, {"resize": "exact"}),
-            "fast": (ours, {"resize": "fast"}),
+    with engine_process() as (socket, processors):
+        calls = {
+            side: lambda processor=processor, kwargs=kwargs: send(
+                socket, processor, kwargs, file.getvalue()
+            )
+            for side, (processor, kwargs) in processors.items()
         }
-        address = f"ipc://{folder}/socket"
-        context = multiprocessing.get_context("spawn")
-        engine = context.Process(target=receive, args=(address,), daemon=True)
-        engine.start()
-        with zmq.Context() as sockets, sockets.socket(zmq.PAIR) as socket:
-            socket.bind(address)
-            socket.recv()  # the other process is ready
-            calls = {
-                side: lambda processor=processor, kwargs=kwargs: send(
-                    socket, processor, kwargs, file.getvalue()
-                )
-                for side, (processor, kwargs) in processors.items()
-            }
-            times = take_turns(calls, rounds)
-            socket.send(b"")
-        engine.join()
+        times = take_turns(calls, rounds)
     return {"{}x{}".format(*picture.size): summarise(times, BASELINE)}
 
 
@@ -240,32 +210,9 @@ def send(socket: zmq.Socket, processor, kwargs: dict, jpeg: bytes) -> None:
     picture = ImageMediaIO().load_bytes(jpeg)
     items = processor.info.parse_mm_data({"image": [picture]})
     result = processor("<image>", items, hf_processor_mm_kwargs=kwargs)
-    features = [
-        MultiModalFeatureSpec(data, "image", identifier, position)
-        for data, identifier, position in zip(
-            result["mm_kwargs"]["image"],
-            result["mm_hashes"]["image"],
-            result["mm_placeholders"]["image"],
-            strict=True,
-        )
-    ]
-    socket.send_multipart(MsgpackEncoder().encode(features), copy=False)
+    message = MsgpackEncoder().encode(features_of(result))
+    socket.send_multipart(message, copy=False)
     socket.recv()
-
-
-def receive(address: str) -> None:
-    """Be the engine: receive and confirm tensors until an empty message comes."""
-    decoder = MsgpackDecoder(list[MultiModalFeatureSpec])
-    with zmq.Context() as sockets, sockets.socket(zmq.PAIR) as socket:
-        socket.connect(address)
-        socket.send(b"ready")
-        while True:
-            frames = socket.recv_multipart(copy=False)
-            if not frames[0].buffer.nbytes:
-                return
-            (feature,) = decoder.decode([frame.buffer for frame in frames])
-            assert feature.data["pixel_values_flat"].data.ndim == 4
-            socket.send(b"done")
 
 
 def plot(found: dict[str, dict], file: Path) -> None:

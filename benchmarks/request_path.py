@@ -16,15 +16,12 @@ Times are CPU milliseconds of all threads of a process, the median of the rounds
 ratio is that of in-tree's sum over ours, as median and range of the rounds.
 """
 
-import argparse
 import base64
 import contextlib
 import io
 import json
-import multiprocessing
 import os
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -32,25 +29,20 @@ from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import in_tree
 import torch
 import zmq
+from engine_process import engine_process, features_of
+from options import make_parser
 from PIL import Image
-from preprocess import SCAN, TILE, draw
+from preprocess import SCAN, draw
 from timing import order
-from vllm.engine.arg_utils import EngineArgs
-from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.hasher import MultiModalHasher
-from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.multimodal.media.image import ImageMediaIO
 from vllm.transformers_utils.processors.nemotron_vl import (
     LlamaNemotronNanoVLImageProcessor,
 )
-from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+from vllm.v1.serial_utils import MsgpackEncoder
 
-from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
-    make_checkpoint,
-)
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
 )
@@ -63,12 +55,7 @@ FORMATS = {"JPEG": {"quality": 90}, "PNG": {}}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="take under a minute")
-    parser.add_argument("--json", action="store_true", help="figures in the last line")
-    args = parser.parse_args()
+    args = make_parser(__doc__).parse_args()
     torch.set_num_threads(1)
     page = draw(SCAN)
     figures = {}
@@ -119,30 +106,13 @@ class Clock:
 @contextlib.contextmanager
 def sides() -> Iterator[dict[str, Callable[[str], Stages]]]:
     """What to call with a data URL's text, for each side."""
-    with tempfile.TemporaryDirectory() as folder:
-        make_checkpoint(folder, tile_size=TILE, cpe_max_size=TILE)
-        config = EngineArgs(folder).create_model_config()
-        ours = MULTIMODAL_REGISTRY.create_processor(config)
-        processors = {
-            "in-tree": (in_tree.create_processor(config), {}),
-            "exact": (ours, {"resize": "exact"}),
-            "fast": (ours, {"resize": "fast"}),
+    with engine_process() as (socket, processors):
+        yield {
+            side: lambda text, processor=processor, kwargs=kwargs: send(
+                socket, processor, kwargs, text
+            )
+            for side, (processor, kwargs) in processors.items()
         }
-        address = f"ipc://{folder}/socket"
-        context = multiprocessing.get_context("spawn")
-        engine = context.Process(target=receive, args=(address,), daemon=True)
-        engine.start()
-        with zmq.Context() as sockets, sockets.socket(zmq.PAIR) as socket:
-            socket.bind(address)
-            socket.recv()  # the other process is ready
-            yield {
-                side: lambda text, processor=processor, kwargs=kwargs: send(
-                    socket, processor, kwargs, text
-                )
-                for side, (processor, kwargs) in processors.items()
-            }
-            socket.send(b"")
-        engine.join()
 
 
 def send(socket: zmq.Socket, processor, kwargs: dict, text: str) -> Stages:
@@ -170,38 +140,13 @@ def send(socket: zmq.Socket, processor, kwargs: dict, text: str) -> Stages:
             patches.enter_context(mock.patch.object(kind, "__call__", timed))
         with clock.stage("prompt"):
             result = processor("<image>", items, hf_processor_mm_kwargs=kwargs)
-    features = [
-        MultiModalFeatureSpec(data, "image", identifier, position)
-        for data, identifier, position in zip(
-            result["mm_kwargs"]["image"],
-            result["mm_hashes"]["image"],
-            result["mm_placeholders"]["image"],
-            strict=True,
-        )
-    ]
+    features = features_of(result)
     with clock.stage("serialise"):
         frames = MsgpackEncoder().encode(features)
     with clock.stage("send"):
         socket.send_multipart(frames, copy=False)
         clock.stages["receive"] = float(socket.recv())
     return {stage: clock.stages[stage] for stage in STAGES}
-
-
-def receive(address: str) -> None:
-    """Be the engine: answer each message with the CPU seconds that it took, until an
-    empty one comes."""
-    decoder = MsgpackDecoder(list[MultiModalFeatureSpec])
-    with zmq.Context() as sockets, sockets.socket(zmq.PAIR) as socket:
-        socket.connect(address)
-        socket.send(b"ready")
-        while True:
-            start = time.process_time()
-            frames = socket.recv_multipart(copy=False)
-            if not frames[0].buffer.nbytes:
-                return
-            (feature,) = decoder.decode([frame.buffer for frame in frames])
-            assert feature.data["pixel_values_flat"].data.ndim == 4
-            socket.send(str(time.process_time() - start).encode())
 
 
 def measure(

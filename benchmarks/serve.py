@@ -7,7 +7,6 @@ JPEG and stream a short answer. Every request of a round has a different image, 
 nothing is cached.
 """
 
-import argparse
 import asyncio
 import base64
 import io
@@ -23,6 +22,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 import skimage.data
 from openai import AsyncOpenAI
+from options import make_parser
 from PIL import Image, ImageDraw
 
 from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
@@ -46,12 +46,8 @@ OPTIONS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default=tiny_checkpoint())
-    parser.add_argument("--quick", action="store_true", help="take under a minute")
-    parser.add_argument("--json", action="store_true", help="figures in the last line")
     args = parser.parse_args()
     rounds, requests = (1, 8) if args.quick else (7, 32)
     pages = draw_pages(max(requests, *CLIENTS))

@@ -24,6 +24,8 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from options import make_parser
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 sys.path += [str(Path(__file__).parents[1] / name) for name in ("tests", "tools")]
@@ -46,9 +48,7 @@ class Done(NamedTuple):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument(
         "--questions", type=int, default=150, help="different ones to ask"
@@ -56,8 +56,6 @@ def main() -> int:
     parser.add_argument(
         "--plot", type=Path, help="file for a plot of latencies and memory"
     )
-    parser.add_argument("--quick", action="store_true", help="take under a minute")
-    parser.add_argument("--json", action="store_true", help="figures in the last line")
     args = parser.parse_args()
     minutes, questions = (0.15, 12) if args.quick else (args.minutes, args.questions)
     jobs = make_jobs(questions)

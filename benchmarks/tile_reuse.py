@@ -16,7 +16,6 @@ images is avoided. The tower is a ViT-H of few blocks with random weights. A rat
 in-tree's figure over the side's.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -25,6 +24,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+from options import make_parser
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -60,12 +61,8 @@ FIRST_TOKEN = SamplingParams(temperature=0, max_tokens=1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--blocks", type=int, default=1, help="blocks of the ViT-H")
-    parser.add_argument("--quick", action="store_true", help="take under a minute")
-    parser.add_argument("--json", action="store_true", help="figures in the last line")
     parser.add_argument("--plot", type=Path, help="file for a plot of the tiles")
     args = parser.parse_args()
     if args.quick:
