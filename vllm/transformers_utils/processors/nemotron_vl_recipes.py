@@ -84,23 +84,21 @@ def _resize_doubled(image: Image.Image, buffers: Sequence[torch.Tensor]) -> None
         band = torch.from_numpy(pixels).permute(2, 0, 1)
         for rows in between:
             size = len(pixels), rows.shape[2]
-            rows[:, top : top + len(pixels)] = _interpolate(band, size, "bilinear")
+            rows[:, top : top + len(pixels)] = _interpolate(band, size)
     for number, tiles in enumerate(buffers):
         size = _height_and_width(tiles)
         if columns_first:
             # In groups of columns, because torch makes a copy of its input.
             groups = between[0].split(_COLUMNS, dim=2)
-            tall = [_interpolate(g, (size[0], g.shape[2]), "bilinear") for g in groups]
+            tall = [_interpolate(g, (size[0], g.shape[2])) for g in groups]
             resized = torch.cat(tall, dim=2)
         else:
             resized = between[number]
-        resized = _interpolate(resized, size, "bilinear")
+        resized = _interpolate(resized, size)
         cut(resized.permute(1, 2, 0).numpy(), tiles.numpy())
 
 
-def _interpolate(
-    pixels: torch.Tensor, size: tuple[int, int], mode: str
-) -> torch.Tensor:
+def _interpolate(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if pixels.shape[1:] == size:
         return pixels
-    return F.interpolate(pixels[None], size, mode=mode, antialias=True)[0]
+    return F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]

@@ -57,31 +57,19 @@ Weights = tuple[np.ndarray, np.ndarray, np.ndarray]
 Precision = Literal["float32", "float64"]
 
 
-def resample(
-    image: Image.Image, out: np.ndarray, precision: Precision = "float64"
-) -> None:
-    """Resize an image as ``image.resize`` does with the bicubic filter.
-
-    Args:
-        image: RGB.
-        out: uint8 of shape ``(rows, columns, 3, height, width)``, contiguous:
-            the resized image has ``rows * height`` x ``columns * width``
-            pixels and is cut into these tiles.
-        precision: float64 for Pillow's values, float32 for values close to them.
-    """
-    for band in bands(image, [out], precision):
-        band()
-
-
 def bands(
     image: Image.Image, outs: Sequence[np.ndarray], precision: Precision, parts: int = 1
 ) -> list[Callable[[], None]]:
-    """Calls that do what `resample` does. Threads may run them at the same time.
+    """Calls that resize an image as ``image.resize`` does with the bicubic filter.
+
+    Threads may run them at the same time.
 
     Args:
         image: RGB.
-        outs: As ``out`` of `resample`, one for each size.
-        precision: As for `resample`.
+        outs: One for each size: uint8 of shape ``(rows, columns, 3, height, width)``,
+            contiguous. The resized image has ``rows * height`` x ``columns * width``
+            pixels and is cut into these tiles.
+        precision: float64 for Pillow's values, float32 for values close to them.
         parts: How many calls are wanted, if the image is large enough for them.
     """
     # Both, so that none is compiled while requests wait.
@@ -189,7 +177,7 @@ def cut(pixels: np.ndarray, out: np.ndarray) -> None:
     Args:
         pixels: uint8 of shape ``(height, width, channels)``, of which the first three
             channels are taken.
-        out: As for `resample`.
+        out: As one of `bands`.
     """
     rows, columns, channels, height, width = out.shape
     parts = pixels[..., :channels].reshape(rows, height, columns, width, channels)
