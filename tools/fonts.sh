@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Unpacks Debian's font packages for tools/train_tiny.py without installing them:
 #   tools/fonts.sh FOLDER
-# FOLDER/training and FOLDER/held_out have no typeface in common, and no typefaces that
+# FOLDER/training has no typeface in common with FOLDER/held_out and FOLDER/elsewhere, and no typefaces that
 # are metric-compatible with each other.
 set -euo pipefail
 folder=$1
@@ -18,8 +18,11 @@ training=(
   paratype play prociono quattrocento quicksand sil-andika sil-charis
   sil-gentiumplus sora stix texgyre tiresias tuffy ubuntu-title vollkorn
   yanone-kaffeesatz
+  3270 century-catalogue f500 monofur monoid okolaks osifont roadgeek routed-gothic
 )
 held_out=(crosextra-caladea dejavu-core dejavu-extra inter liberation roboto-unhinted)
+# For the images of tools/tiny_reader/held_out.py, besides the held-out ones.
+elsewhere=(dseg freefont-ttf hack-ttf noto-ui-core roboto-slab)
 
 unpack() { # FOLDER NAME...
   mkdir -p "$1" && cd "$1"
@@ -32,3 +35,4 @@ unpack() { # FOLDER NAME...
 }
 (unpack "$folder/training" "${training[@]}")
 (unpack "$folder/held_out" "${held_out[@]}")
+(unpack "$folder/elsewhere" "${elsewhere[@]}")

@@ -1,0 +1,110 @@
+"""The reference model's arithmetic in bfloat16, written for speed of training.
+
+It uses the parameters of ``Reference`` and gives its results up to rounding, which
+tests/tools/test_train_tiny.py checks. PyTorch's fused attention has a slow backward pass
+on CPUs for sequences as short as a tile; plain matrix products are faster.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vllm_nemotron_vl.config.nemotron_vl_cpu import processor_flags
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import RadioTower, Reference
+
+
+def fastest_dtype() -> torch.dtype:
+    """bfloat16 if this CPU multiplies matrices of it in hardware."""
+    is_fast = {"amx_bf16", "avx512_bf16"} & set(processor_flags())
+    return torch.bfloat16 if is_fast else torch.float32
+
+
+def _linear(x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    return F.linear(x, layer.weight.to(x.dtype), bias)
+
+
+def _layer_norm(x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
+    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+    return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attention of (n, heads, tokens, size) to (n, tokens, heads * size)."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores + mask
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def encode(tower: RadioTower, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Conditioned pixels (n, 3, side, side) to features (n, patches, width)."""
+    rows, columns = (side // tower.patch_size for side in pixels.shape[2:])
+    patches = F.unfold(pixels, tower.patch_size, stride=tower.patch_size)
+    x = _linear(patches.transpose(1, 2).to(dtype), tower.embedder)
+    x = x + tower.resize_positions(rows, columns).to(dtype)
+    prefix = tower.prefix.to(dtype).expand(len(x), -1, -1)
+    x = torch.cat([prefix, x], dim=1)
+    for block in tower.blocks:
+        heads = block.attn.num_heads
+        qkv = _linear(_layer_norm(x, block.norm1), block.attn.qkv)
+        q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + _linear(_attend(q, k, v), block.attn.proj)
+        hidden = F.gelu(_linear(_layer_norm(x, block.norm2), block.mlp.fc1))
+        x = x + _linear(hidden, block.mlp.fc2)
+    return x[:, prefix.shape[1] :]
+
+
+def connect(model: Reference, features: torch.Tensor) -> torch.Tensor:
+    """Features (n, patches, width) to embeddings (n, tokens, width)."""
+    norm, first, _, second = model.mlp1
+    x = _layer_norm(model.pixel_shuffle(features), norm)
+    return _linear(F.gelu(_linear(x, first)), second)
+
+
+def decode(
+    model: Reference, embeds: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Embeddings (n, tokens, width) to the final hidden states, and those of layers."""
+    llama = model.language_model.model
+    dtype = embeds.dtype
+    tokens = embeds.shape[1]
+    positions = torch.arange(tokens)[None]
+    cos, sin = llama.rotary_emb(embeds.float(), positions)
+    cos, sin = cos[:, None].to(dtype), sin[:, None].to(dtype)
+    mask = torch.full((tokens, tokens), float("-inf"), dtype=dtype).triu(1)
+
+    def normalise(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+        """RMS norm without its weights, which ``project`` multiplies into a layer's."""
+        scale = x.float().square().mean(-1, keepdim=True) + norm.variance_epsilon
+        return x * scale.rsqrt().to(dtype)
+
+    def project(x: torch.Tensor, norm: nn.Module, *layers: nn.Linear) -> torch.Tensor:
+        weight = torch.cat([layer.weight for layer in layers]) * norm.weight
+        return F.linear(x, weight.to(dtype))
+
+    x, states = embeds, []
+    for layer in llama.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        norm = layer.input_layernorm
+        qkv = project(
+            normalise(x, norm), norm,
+            attention.q_proj, attention.k_proj, attention.v_proj,
+        ).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        groups = attention.num_key_value_groups
+        kv_heads = qkv.shape[1] // (groups + 2)
+        qk, v = qkv.split([kv_heads * (groups + 1), kv_heads], 1)
+        first, second = qk.chunk(2, -1)
+        qk = qk * cos + torch.cat([-second, first], -1) * sin
+        q, k = qk.split([kv_heads * groups, kv_heads], 1)
+        # Query heads of a group share a key and a value head.
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        x = x + _linear(_attend(q, k, v, mask), attention.o_proj)
+        norm = layer.post_attention_layernorm
+        both = project(normalise(x, norm), norm, mlp.gate_proj, mlp.up_proj)
+        gate, up = both.chunk(2, -1)
+        x = x + _linear(F.silu(gate) * up, mlp.down_proj)
+        states.append(x)
+    return normalise(x, llama.norm) * llama.norm.weight.to(dtype), states

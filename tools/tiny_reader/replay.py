@@ -1,0 +1,84 @@
+"""Batches for the training without waiting: new ones as they come, else earlier ones.
+
+Drawing takes a part of the machine's time. Instead of waiting for a batch, the training
+takes an earlier one again, in other colours.
+"""
+
+import os
+import queue
+import random
+from collections import deque
+from dataclasses import replace
+
+import torch
+import torch.multiprocessing as mp
+
+from .batches import Drawer, Example
+from .views import Views
+
+KEPT = 60  # batches
+LEAST_KEPT = 8  # of which an earlier one is taken
+MOST_REPEATS = 3  # earlier batches for each new one
+
+
+def _draw(drawer: Drawer, batches: mp.Queue) -> None:
+    os.nice(5)
+    for batch in drawer:
+        batches.put(batch)
+
+
+def recolour(rng: random.Random, views: Views) -> Views:
+    """The same drawing with other channels, perhaps inverted and paler."""
+    pixels = views.pixels[:, rng.sample(range(3), 3)].float()
+    if rng.random() < 0.5:
+        pixels = 255 - pixels
+    low, high = rng.uniform(0, 40), rng.uniform(215, 255)
+    return replace(views, pixels=(low + pixels * ((high - low) / 255)).to(torch.uint8))
+
+
+def _again(rng: random.Random, item: Views | Example) -> Views | Example:
+    if isinstance(item, Views):
+        return recolour(rng, item)
+    return replace(item, views=[recolour(rng, views) for views in item.views])
+
+
+class Supply:
+    """Starts the process that draws; ``fresh`` counts its batches."""
+
+    def __init__(self, drawer: Drawer, rng: random.Random) -> None:
+        context = mp.get_context("fork")
+        self.queue: mp.Queue = context.Queue(4)
+        self.process = context.Process(
+            target=_draw, args=(drawer, self.queue), daemon=True
+        )
+        self.rng = rng
+        self.kept: deque[list] = deque(maxlen=KEPT)
+        self.fresh = self.repeats = 0
+
+    def __enter__(self) -> "Supply":
+        self.process.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.terminate()
+        self.process.join()
+
+    def take(self, answers: bool) -> list:
+        """A batch of questions, or of labelled views."""
+        wanted = Example if answers else Views
+        if self.kept and not isinstance(self.kept[-1][0], wanted):
+            self.kept.clear()
+        while True:
+            may_repeat = (
+                len(self.kept) >= LEAST_KEPT and self.repeats < MOST_REPEATS * self.fresh
+            )
+            try:
+                batch = self.queue.get(block=not may_repeat)
+            except queue.Empty:
+                self.repeats += 1
+                batch = self.rng.choice(self.kept)
+                return [_again(self.rng, item) for item in batch]
+            if isinstance(batch[0], wanted):
+                self.fresh += 1
+                self.kept.append(batch)
+                return list(batch)

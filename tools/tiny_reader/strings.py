@@ -1,0 +1,74 @@
+"""The strings that the embedded checkpoint learns to read, and questions about them."""
+
+import random
+
+CHARACTERS = "0123456789.,:-/$%"
+MAX_LENGTH = 10
+SEVEN_SEGMENT = "0123456789.:-"  # what such displays show
+
+# Kinds of questions and how often each is asked.
+KINDS = {"read": 0.6, "count": 0.06, "first": 0.06, "lines": 0.18, "both": 0.1}
+
+# Mostly up to 8 characters, which fit a thumbnail best.
+_LENGTHS = {1: 2, 2: 3, 3: 4, 4: 4, 5: 5, 6: 5, 7: 5, 8: 5, 9: 1, 10: 1}
+
+
+def _number(rng: random.Random, digits: int) -> str:
+    return "".join(rng.choice("0123456789") for _ in range(digits))
+
+
+def _is_text(text: str) -> bool:
+    """Whether punctuation stands where it does in numbers, dates and prices."""
+    padded = f" {text} "
+    return all(
+        c.isdigit()
+        or (c in ".,:/-" and before.isdigit() and after.isdigit())
+        or (c in "-$" and before == " " and after.isdigit())
+        or (c == "%" and before.isdigit() and after == " ")
+        or (c == "$" and before == "-" and after.isdigit())
+        or (c == "$" and len(text) == 1)
+        for before, c, after in zip(padded, text, padded[2:], strict=False)
+    )
+
+
+def draw_string(
+    rng: random.Random, longest: int = MAX_LENGTH, alphabet: str = CHARACTERS
+) -> str:
+    """1 to ``longest`` characters: numbers, prices, dates, times, rates and codes."""
+    lengths = {n: weight for n, weight in _LENGTHS.items() if n <= longest}
+    (length,) = rng.choices([*lengths], [*lengths.values()])
+    marks = [c for c in alphabet if not c.isdigit()]
+    if length == 1 and rng.random() < 0.9:
+        return _number(rng, 1)
+    share = rng.choice((0.0, 0.15, 0.25, 0.35))
+    while True:
+        text = "".join(
+            rng.choice(marks) if rng.random() < share else rng.choice("0123456789")
+            for _ in range(length)
+        )
+        if _is_text(text):
+            return text
+
+
+def ask(rng: random.Random, kind: str, lines: list[str]) -> list[tuple[str, str]]:
+    """Questions about the lines of one image (or of two, for ``both``) with answers.
+
+    The first is of the ``kind``; the others follow in any order.
+    """
+    if kind == "both":
+        return [("Read both.", "\n".join(lines))]
+    if kind == "lines":
+        asked = [(f"Read line {i}.", text) for i, text in enumerate(lines, 1)]
+        asked.append(("Read the text.", "\n".join(lines)))
+        head = rng.choice([len(asked) - 1, rng.randrange(len(asked))])
+    else:
+        (text,) = lines
+        asked = [
+            ("Read the text.", text),
+            ("How many characters are there?", str(len(text))),
+            ("What is the first character?", text[0]),
+        ]
+        head = ("read", "count", "first").index(kind)
+    first = asked.pop(head)
+    rng.shuffle(asked)
+    return [first, *asked]
