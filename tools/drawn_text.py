@@ -17,6 +17,10 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
+    choose_grid,
+)
+
 CHARACTERS = "0123456789.,:-/$"
 MAX_LENGTH = 8
 
@@ -97,6 +101,27 @@ class Tiler(Protocol):
     tile_size: int
 
     def choose_grid(self, width: int, height: int) -> tuple[int, int]: ...
+
+
+class HeldOutTiler:
+    """The tiles of 64 pixels for which the held-out images are chosen.
+
+    They do not depend on the checkpoint that is evaluated.
+    """
+
+    tile_size = 64
+
+    def choose_grid(self, width: int, height: int) -> tuple[int, int]:
+        grid = choose_grid(
+            width,
+            height,
+            image_size=self.tile_size,
+            min_tiles=1,
+            max_tiles=12,
+            use_thumbnail=True,
+            resize="exact",
+        )
+        return grid.columns, grid.rows
 
 
 def find_fonts(folder: Path) -> list[list[Path | None]]:

@@ -5,7 +5,9 @@
     python tools/evaluate_tiny.py build/training/checkpoint --engine float32
 
 Draws 2,000 questions with fonts that the training does not use, answers them by greedy
-decoding and prints tables in Markdown.
+decoding and prints tables in Markdown. With --elsewhere, Cairo draws them, in all
+styles (tools/tiny_reader/held_out.py). --write puts the tables into a page between
+``<!-- evaluate_tiny: generator -->`` (or ``elsewhere``) and ``<!-- end -->``.
 """
 
 import argparse
@@ -14,7 +16,6 @@ import os
 import random
 import sys
 import time
-from collections import defaultdict
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,20 +23,29 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 import torch
 
-from drawn_text import KINDS, PILLOW_FONT, Question, find_fonts, make_question
+from drawn_text import (
+    KINDS,
+    PILLOW_FONT,
+    Drawing,
+    HeldOutTiler,
+    Question,
+    find_fonts,
+    make_question,
+)
+from tiny_reader import tables, wrong
+from tiny_reader.held_out import HeldOut, draw_held_out
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 # Tokens that the engine and the reference may write beyond the expected answer.
 SPARE_TOKENS = 3
 
 
-def draw_questions(
-    model: Reference, fonts: list, count: int, seed: int
-) -> list[Question]:
-    """Questions of all kinds, in the proportions of the training."""
+def draw_questions(fonts: list, count: int, seed: int) -> list[Question]:
+    """Questions of all kinds by the generator of drawn_text."""
     rng = random.Random(f"held out {seed}")
     kinds = rng.choices([*KINDS], [*KINDS.values()], k=count)
-    return [make_question(rng, fonts, model, kind) for kind in kinds]
+    tiler = HeldOutTiler()
+    return [make_question(rng, fonts, tiler, kind) for kind in kinds]
 
 
 def limit(question: Question) -> int:
@@ -79,46 +89,37 @@ def answer_with_engine(
     return [to_text(model, list(output.outputs[0].token_ids)) for output in outputs]
 
 
-def accuracy(rights: list[bool]) -> str:
-    return f"{100 * sum(rights) / len(rights):.1f} % of {len(rights)}"
+def spans_tiles(model: Reference, drawing: Drawing) -> bool:
+    """Whether the ends of a line are in different columns of tiles."""
+    columns, _ = model.choose_grid(*drawing.picture.size)
+    first, last = drawing.characters[0], drawing.characters[-1]
+    ends = (first.x - first.half_width, last.x + last.half_width)
+    left, right = (int(x * columns / drawing.picture.width) for x in ends)
+    return left != right
 
 
-def print_table(title: str, groups: dict) -> None:
-    print(f"\n| {title} | right |\n|---|---|")
-    for name in sorted(groups):
-        print(f"| {name} | {accuracy(groups[name])} |")
+def records(
+    model: Reference, items: list[HeldOut], answers: list[str]
+) -> list[tables.Record]:
+    found = []
+    for item, answer in zip(items, answers, strict=True):
+        columns, rows = model.choose_grid(*item.question.pictures[0].size)
+        facts = item.facts | {"kind": item.question.kind, "tiles": columns * rows}
+        drawing = item.question.drawings[0]
+        if "length" not in facts:
+            facts["length"] = len(drawing.lines[0])
+        if drawing.characters:
+            facts["spans tiles"] = spans_tiles(model, drawing)
+        found.append(tables.Record(facts, item.question.turns[0][1], answer))
+    return found
 
 
-def print_tables(model: Reference, questions: list[Question], answers: list[str]):
-    by_kind, by_length, by_tiles = (defaultdict(list) for _ in range(3))
-    spanning = []
-    for question, answer in zip(questions, answers, strict=True):
-        right = answer == question.turns[0][1]
-        by_kind[question.kind].append(right)
-        if question.kind != "read":
-            continue
-        (drawing,) = question.drawings
-        columns, rows = model.choose_grid(*drawing.picture.size)
-        by_length[len(drawing.lines[0])].append(right)
-        by_tiles[columns * rows].append(right)
-        first, last = drawing.characters[0], drawing.characters[-1]
-        ends = (first.x - first.half_width, last.x + last.half_width)
-        left, right_end = (int(x * columns / drawing.picture.width) for x in ends)
-        if left != right_end:
-            spanning.append(right)
-    print_table("question", by_kind)
-    print_table("characters of a single line", by_length)
-    print_table("tiles without the thumbnail", by_tiles)
-    print(f"\nSingle lines that span several tiles: {accuracy(spanning)}")
-
-
-def print_row(
+def engine_row(
     name: str, found: list[str], expected: list[str], truths: list[str], start: float
-) -> None:
-    right = accuracy([a == t for a, t in zip(found, truths, strict=True)])
-    same = accuracy([a == b for a, b in zip(found, expected, strict=True)])
-    seconds = time.time() - start
-    print(f"| {name} | {right} | {same} | {seconds:.0f} |", flush=True)
+) -> str:
+    right = tables.accuracy([a == t for a, t in zip(found, truths, strict=True)])
+    same = tables.accuracy([a == b for a, b in zip(found, expected, strict=True)])
+    return f"| {name} | {right} | {same} | {time.time() - start:.0f} |"
 
 
 def main() -> None:
@@ -127,7 +128,16 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("model", type=Path, help="folder of the checkpoint")
-    parser.add_argument("--fonts", type=Path, default=Path("build/fonts/held_out"))
+    parser.add_argument("--fonts", type=Path, default=Path("build/fonts"))
+    parser.add_argument(
+        "--elsewhere", action="store_true", help="images that Cairo draws"
+    )
+    parser.add_argument(
+        "--write", type=Path, metavar="PAGE", help="put the tables into"
+    )
+    parser.add_argument(
+        "--wrong", type=Path, metavar="PICTURE", help="show ten wrong answers"
+    )
     parser.add_argument("--pillow-font", action="store_true", help="use only Pillow's")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
@@ -143,16 +153,26 @@ def main() -> None:
     args = parser.parse_args()
 
     model = Reference.load(args.model)
-    fonts = PILLOW_FONT if args.pillow_font else find_fonts(args.fonts)
-    questions = draw_questions(model, fonts, args.count, args.seed)
+    if args.elsewhere:
+        items = draw_held_out(args.fonts, args.count, args.seed)
+    else:
+        fonts = PILLOW_FONT if args.pillow_font else find_fonts(args.fonts / "held_out")
+        drawn = draw_questions(fonts, args.count, args.seed)
+        items = [HeldOut(question, {}) for question in drawn]
+    questions = [item.question for item in items]
     start = time.time()
     with torch.inference_mode():
         answers = {"reference": answer_with_reference(model, questions)}
-    print_tables(model, questions, answers["reference"])
+    found = records(model, items, answers["reference"])
+    text = tables.by_category(found)
+    print(text, flush=True)
     truths = [question.turns[0][1] for question in questions]
-    print("\n| answered by | right | same as the reference | seconds |")
-    print("|---|---|---|---|")
-    print_row("reference", answers["reference"], answers["reference"], truths, start)
+    rows = [
+        "| answered by | right | same as the reference | seconds |",
+        "|---|---|---|---|",
+        engine_row("reference", *[answers["reference"]] * 2, truths, start),
+    ]
+    print("\n".join(["", *rows]), flush=True)
     for name in args.engine:
         from vllm import LLM
 
@@ -169,14 +189,25 @@ def main() -> None:
         answers[name] = answer_with_engine(llm, model, questions, resize)
         llm.llm_engine.engine_core.shutdown()
         del llm
-        print_row(name, answers[name], answers["reference"], truths, start)
+        row = engine_row(name, answers[name], answers["reference"], truths, start)
+        rows.append(row)
+        print(row, flush=True)
+    text = "\n".join([text, "", *rows])
+    if args.wrong:
+        shown = [(item, r) for item, r in zip(items, found, strict=True) if not r.right]
+        text += "\n\n" + wrong.show(shown, args.wrong, args.seed)
+    if args.write:
+        name = "elsewhere" if args.elsewhere else "generator"
+        tables.write(args.write, name, text)
     if args.out:
         args.out.write_text(
             json.dumps(
                 [
-                    {"kind": q.kind, "question": q.turns[0][0], "truth": truth}
+                    item.facts
+                    | {"kind": item.question.kind, "truth": truth}
+                    | {"question": item.question.turns[0][0]}
                     | {name: found[i] for name, found in answers.items()}
-                    for i, (q, truth) in enumerate(zip(questions, truths, strict=True))
+                    for i, (item, truth) in enumerate(zip(items, truths, strict=True))
                 ],
                 indent=1,
             )

@@ -102,6 +102,8 @@ class Training:
             self.step, self.seconds = state["step"], state["seconds"]
         elif self.saved.exists():
             sys.exit(f"{self.saved} exists: use --resume to continue.")
+        if args.start_at is not None:
+            self.seconds = args.start_at * self.budget
 
     def save(self) -> None:
         state = {
@@ -129,8 +131,11 @@ class Training:
         stage = Stage.first()
         set_stage(stage, self.seconds / self.budget)
         drawer = Drawer(
-            self.model, args.fonts / "training", stage,
-            f"{args.seed} {self.step}", args.batch_tiles,
+            self.model,
+            args.fonts / "training",
+            stage,
+            f"{args.seed} {self.step}",
+            args.batch_tiles,
         )
         rng = random.Random(f"replay {args.seed} {self.step}")
         means, last_save, last_log = Means(), self.seconds, self.seconds
@@ -184,6 +189,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder for all output")
     parser.add_argument("--fonts", type=Path, default=Path("build/fonts"))
     parser.add_argument("--minutes", type=float, default=116, help="of training")
+    parser.add_argument(
+        "--start-at", type=float, metavar="SHARE", help="skip a share of the schedule"
+    )
     parser.add_argument("--steps", type=int, default=10**9, help="most steps")
     parser.add_argument("--batch-tiles", type=int, default=96, help="least per step")
     parser.add_argument("--learning-rate", type=float, default=2e-3)

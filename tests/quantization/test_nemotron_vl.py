@@ -82,7 +82,7 @@ def reference(tiny) -> Reference:
 
 @pytest.fixture(scope="module")
 def questions(reference):
-    return draw_questions(reference, PILLOW_FONT, COUNT, seed=1)
+    return draw_questions(PILLOW_FONT, COUNT, seed=1)
 
 
 @pytest.fixture(scope="module")

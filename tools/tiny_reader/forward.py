@@ -1,8 +1,8 @@
 """The reference model's arithmetic in bfloat16, written for speed of training.
 
 It uses the parameters of ``Reference`` and gives its results up to rounding, which
-tests/tools/test_train_tiny.py checks. PyTorch's fused attention has a slow backward pass
-on CPUs for sequences as short as a tile; plain matrix products are faster.
+tests/tools/test_train_tiny.py checks. PyTorch's fused attention has a slow backward
+pass on CPUs for sequences as short as a tile; plain matrix products are faster.
 """
 
 import torch
@@ -89,10 +89,17 @@ def decode(
     for layer in llama.layers:
         attention, mlp = layer.self_attn, layer.mlp
         norm = layer.input_layernorm
-        qkv = project(
-            normalise(x, norm), norm,
-            attention.q_proj, attention.k_proj, attention.v_proj,
-        ).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        qkv = (
+            project(
+                normalise(x, norm),
+                norm,
+                attention.q_proj,
+                attention.k_proj,
+                attention.v_proj,
+            )
+            .unflatten(-1, (-1, attention.head_dim))
+            .transpose(1, 2)
+        )
         groups = attention.num_key_value_groups
         kv_heads = qkv.shape[1] // (groups + 2)
         qk, v = qkv.split([kv_heads * (groups + 1), kv_heads], 1)

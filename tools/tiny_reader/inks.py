@@ -105,9 +105,7 @@ def paint(
     background: np.ndarray
     if kind < 0.16:
         background = (
-            _photograph(rng, shape, photographs)
-            if kind < 0.11
-            else _clouds(rng, shape)
+            _photograph(rng, shape, photographs) if kind < 0.11 else _clouds(rng, shape)
         )
         # Keep the photograph on the other side of the ink's luminance.
         depth = rng.uniform(0.15, 1.0) * max(255 - least, 60) / 255

@@ -70,7 +70,8 @@ class Supply:
             self.kept.clear()
         while True:
             may_repeat = (
-                len(self.kept) >= LEAST_KEPT and self.repeats < MOST_REPEATS * self.fresh
+                len(self.kept) >= LEAST_KEPT
+                and self.repeats < MOST_REPEATS * self.fresh
             )
             try:
                 batch = self.queue.get(block=not may_repeat)

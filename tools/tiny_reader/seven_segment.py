@@ -54,7 +54,12 @@ def draw_digit(
             heights = [baseline - em * 0.3, baseline - em * 0.7]
         for y in heights:
             cx, cy = lean(x + width / 2, y)
-            box = (cx - thick * 0.7, cy - thick * 0.7, cx + thick * 0.7, cy + thick * 0.7)
+            box = (
+                cx - thick * 0.7,
+                cy - thick * 0.7,
+                cx + thick * 0.7,
+                cy + thick * 0.7,
+            )
             pen.rectangle(box, 255)
         return
     left, right = x + 0.12 * width, x + 0.88 * width - slant * 0.3 * em

@@ -66,6 +66,13 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits[known].float(), targets[known])
 
 
+def _balanced(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean loss of the cells with a character and of those without, which are many."""
+    empty = targets.masked_fill(targets > 0, IGNORED)
+    marked = targets.masked_fill(targets == 0, IGNORED)
+    return _cross_entropy(logits, marked) + _cross_entropy(logits, empty)
+
+
 def tower_losses(
     heads: Heads, features: torch.Tensor, views: list[Views]
 ) -> dict[str, torch.Tensor]:
@@ -82,7 +89,7 @@ def tower_losses(
         marked = targets > 0
         hits = (cells[marked].argmax(-1) == targets[marked]).float().mean()
     return {
-        "cell": _cross_entropy(cells, targets),
+        "cell": _balanced(cells, targets),
         "before": _cross_entropy(before, torch.cat([v.before for v in views])),
         "line": _cross_entropy(line, torch.cat([v.line for v in views])),
         "hits": hits,
@@ -95,7 +102,9 @@ class Result:
     right: list[bool]  # of each example, shortest first
 
     def total(self) -> torch.Tensor:
-        return torch.stack([w * self.losses[k] for k, w in WEIGHTS.items() if k in self.losses]).sum()
+        return torch.stack(
+            [w * self.losses[k] for k, w in WEIGHTS.items() if k in self.losses]
+        ).sum()
 
 
 def tower_step(
@@ -156,14 +165,18 @@ class Optimizers:
     def __init__(self, model: Reference, heads: Heads, rate: float) -> None:
         self.rate = rate
         tower = [*model.tower.blocks.parameters()]
-        rest = [*model.mlp1.parameters(), *model.language_model.model.layers.parameters()]
-        late = {id(p) for p in [*model.mlp1.parameters(), *model.language_model.parameters()]}
+        rest = [
+            *model.mlp1.parameters(),
+            *model.language_model.model.layers.parameters(),
+        ]
+        late = {
+            id(p)
+            for p in [*model.mlp1.parameters(), *model.language_model.parameters()]
+        }
         matrices = [p for p in [*tower, *rest] if p.ndim == 2]
         chosen = {id(p) for p in matrices}
         others = [
-            p
-            for p in [*model.parameters(), *heads.parameters()]
-            if id(p) not in chosen
+            p for p in [*model.parameters(), *heads.parameters()] if id(p) not in chosen
         ]
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(

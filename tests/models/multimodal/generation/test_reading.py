@@ -20,7 +20,7 @@ def reference(tiny) -> Reference:
 
 @pytest.fixture(scope="module")
 def questions(reference):
-    return draw_questions(reference, PILLOW_FONT, COUNT, seed=0)
+    return draw_questions(PILLOW_FONT, COUNT, seed=0)
 
 
 def rights(questions, answers) -> list[bool]:

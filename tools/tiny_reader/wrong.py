@@ -1,0 +1,63 @@
+"""A sheet of images that were read wrongly, with a guess why."""
+
+import random
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .held_out import HeldOut
+from .tables import Record
+
+SHOWN = 10
+COLUMNS, CELL = 5, (240, 170)  # images beside each other, and pixels of each
+LOOK_ALIKE = ("17", "38", "56", "68", "08", "69", ".,", ":.", "-.", "27", "35", "49")
+
+
+def guess(record: Record) -> str:
+    """The likeliest cause, from the facts and from what differs."""
+    facts, truth, answer = record.facts, record.truth, record.answer
+    causes = []
+    if facts.get("style") in ("seven segments", "stencil", "photograph", "blurred"):
+        causes.append(facts["style"])
+    if facts.get("contrast", 1) < 0.35:
+        causes.append("little contrast")
+    if facts.get("height", 99) < 18:
+        causes.append("small characters")
+    if abs(facts.get("angle", 0)) > 4:
+        causes.append("rotated")
+    if facts.get("margin", 1) < 0.05:
+        causes.append("ink touches the edge")
+    if len(truth) != len(answer):
+        missing = len(answer) < len(truth)
+        causes.append("a character is missed" if missing else "one is read twice")
+    else:
+        pairs = {"".join(sorted(p)) for p in zip(truth, answer, strict=True)}
+        alike = {"".join(sorted(pair)) for pair in LOOK_ALIKE}
+        if pairs & alike:
+            causes.append("similar shapes")
+    return ", ".join(causes) or "unknown"
+
+
+def show(wrong: list[tuple[HeldOut, Record]], file: Path, seed: int) -> str:
+    """Draw ``SHOWN`` of them into a file, chosen at random, and return a table."""
+    rng = random.Random(f"wrong {seed}")
+    chosen = rng.sample(wrong, min(SHOWN, len(wrong)))
+    rows = -(-len(chosen) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * CELL[0], max(1, rows) * CELL[1]), "lightgrey")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    lines = ["| | style | truth | answer | guess |", "|---|---|---|---|---|"]
+    for number, (item, record) in enumerate(chosen):
+        left, top = number % COLUMNS * CELL[0], number // COLUMNS * CELL[1]
+        picture = item.question.pictures[0].copy()
+        picture.thumbnail((CELL[0] - 10, CELL[1] - 30))
+        sheet.paste(picture, (left + 5, top + 25))
+        pen.text((left + 5, top + 4), str(number + 1), "black", font)
+        truth, answer = (
+            text.replace("\n", " / ") for text in (record.truth, record.answer)
+        )
+        lines.append(
+            f"| {number + 1} | {record.facts.get('style', 'generator')} "
+            f"| `{truth}` | `{answer}` | {guess(record)} |"
+        )
+    sheet.save(file, optimize=True)
+    return "\n".join(lines)
