@@ -62,7 +62,7 @@ is not counted.
 needs no engine. This example takes an image that `make demo` drew:
 
 ```bash
-.venv/bin/nemotron-vl tiles build/demo/receipt.png -o build/receipt_tiles.png
+.venv/bin/nemotron-vl tiles build/demo/picture_01.png -o build/picture_tiles.png
 ```
 """  # noqa: E501
 ENCODER = """

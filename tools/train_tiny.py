@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 from tiny_reader.batches import Drawer, Stage
@@ -153,10 +152,14 @@ class Training:
                         means.add(example.kind, right)
                 else:
                     result = tower_step(self.model, self.heads, batch, dtype)
-                result.total().backward()
-                self.optimizers.step(progress)
-                for name, loss in result.losses.items():
-                    means.add(name, loss.item())
+                total = result.total()
+                if total.isfinite():
+                    total.backward()
+                    self.optimizers.step(progress)
+                    for name, loss in result.losses.items():
+                        means.add(name, loss.item())
+                else:
+                    self.log(f"step {self.step} has no finite loss and is left out")
                 self.step += 1
                 self.seconds = time.monotonic() - start
                 if self.seconds - last_log > args.log_every:
@@ -205,7 +208,6 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    mp.set_sharing_strategy("file_system")
     Training(args).run()
 
 

@@ -4,14 +4,15 @@ Drawing takes a part of the machine's time. Instead of waiting for a batch, the 
 takes an earlier one again, in other colours.
 """
 
+import multiprocessing as mp
 import os
+import pickle
 import queue
 import random
 from collections import deque
 from dataclasses import replace
 
 import torch
-import torch.multiprocessing as mp
 
 from .batches import Drawer, Example
 from .views import Views
@@ -24,7 +25,7 @@ MOST_REPEATS = 3  # earlier batches for each new one
 def _draw(drawer: Drawer, batches: mp.Queue) -> None:
     os.nice(5)
     for batch in drawer:
-        batches.put(batch)
+        batches.put(pickle.dumps(batch))  # by value, without shared memory
 
 
 def recolour(rng: random.Random, views: Views) -> Views:
@@ -74,7 +75,7 @@ class Supply:
                 and self.repeats < MOST_REPEATS * self.fresh
             )
             try:
-                batch = self.queue.get(block=not may_repeat)
+                batch = self._next(wait=not may_repeat)
             except queue.Empty:
                 self.repeats += 1
                 batch = self.rng.choice(self.kept)
@@ -83,3 +84,19 @@ class Supply:
                 self.fresh += 1
                 self.kept.append(batch)
                 return list(batch)
+
+    def _next(self, wait: bool) -> list:
+        """The next batch that was drawn.
+
+        Raises:
+            queue.Empty: There is none yet.
+            RuntimeError: The process that draws has ended.
+        """
+        while True:
+            try:
+                return pickle.loads(self.queue.get(block=wait, timeout=10))
+            except queue.Empty:
+                if not self.process.is_alive():
+                    raise RuntimeError("The process that draws has ended.") from None
+                if not wait:
+                    raise

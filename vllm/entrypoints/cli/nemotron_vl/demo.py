@@ -14,7 +14,6 @@ from PIL import Image
 from ....assets.nemotron_vl import TINY, tiny_checkpoint, write_clip
 from ....config.nemotron_vl_names import VIDEO_ARCHITECTURE
 from ....config.nemotron_vl_video import DEFAULT_FRAMES
-from ....multimodal.nemotron_vl import to_rgb
 from ....transformers_utils.processors.nemotron_vl_tiling import RESIZE_RECIPES
 from ...nemotron_vl.clip import read_clip
 from ...nemotron_vl.demo_questions import (
@@ -73,6 +72,9 @@ def add_parser(subparsers) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from openai import OpenAI
+
+    # It imports vLLM, which takes seconds.
+    from ....multimodal.nemotron_vl import to_rgb
 
     model = args.model or tiny_checkpoint()
     pictures = {file.stem: to_rgb(Image.open(file)) for file in args.picture}
