@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny() -> Path:
-    """The embedded checkpoint, which can read: 64-pixel tiles of 4 tokens."""
+    """The embedded checkpoint, which can read."""
     return Path(tiny_checkpoint())
 
 

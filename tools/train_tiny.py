@@ -139,7 +139,8 @@ class Training:
         rng = random.Random(f"replay {args.seed} {self.step}")
         means, last_save, last_log = Means(), self.seconds, self.seconds
         with Supply(drawer, rng) as supply:
-            supply.take(0)  # starting the process is not training
+            # Starting the process is not training.
+            supply.take(self.seconds / self.budget >= TOWER_ALONE)
             start = time.monotonic() - self.seconds
             while self.seconds < self.budget and self.step < args.steps:
                 progress = self.seconds / self.budget

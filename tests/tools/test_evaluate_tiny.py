@@ -77,7 +77,8 @@ def test_wrong_answers_are_shown_with_a_guess(fonts, tmp_path):
         for item in items
     ]
     text = wrong.show(found, tmp_path / "wrong.png", seed=0)
-    assert text.count("\n| ") == wrong.SHOWN
+    assert "(wrong.png)" in text
+    assert text.count("\n| ") == wrong.SHOWN + 1  # with the header
     assert (tmp_path / "wrong.png").stat().st_size > 1000
     assert wrong.guess(record("plain", "17", "11")) == "similar shapes"
     assert wrong.guess(record("plain", "17", "1")) == "a character is missed"

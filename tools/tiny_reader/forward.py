@@ -64,54 +64,54 @@ def connect(model: Reference, features: torch.Tensor) -> torch.Tensor:
     return _linear(F.gelu(_linear(x, first)), second)
 
 
-def decode(
-    model: Reference, embeds: torch.Tensor
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Embeddings (n, tokens, width) to the final hidden states, and those of layers."""
-    llama = model.language_model.model
-    dtype = embeds.dtype
-    tokens = embeds.shape[1]
-    positions = torch.arange(tokens)[None]
-    cos, sin = llama.rotary_emb(embeds.float(), positions)
-    cos, sin = cos[:, None].to(dtype), sin[:, None].to(dtype)
-    mask = torch.full((tokens, tokens), float("-inf"), dtype=dtype).triu(1)
+class Decoder:
+    """The language model without its embeddings.
 
-    def normalise(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
-        """RMS norm without its weights, which ``project`` multiplies into a layer's."""
-        scale = x.float().square().mean(-1, keepdim=True) + norm.variance_epsilon
-        return x * scale.rsqrt().to(dtype)
+    Converts its weights once, so that several batches of one step share them.
+    """
 
-    def project(x: torch.Tensor, norm: nn.Module, *layers: nn.Linear) -> torch.Tensor:
-        weight = torch.cat([layer.weight for layer in layers]) * norm.weight
-        return F.linear(x, weight.to(dtype))
+    def __init__(self, model: Reference, dtype: torch.dtype) -> None:
+        self.llama, self.dtype = model.language_model.model, dtype
+        self.weights = []
+        for layer in self.llama.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            projections = attention.q_proj, attention.k_proj, attention.v_proj
+            gates = mlp.gate_proj, mlp.up_proj
+            # The norms' weights are multiplied into those of the layers behind them.
+            first, second = layer.input_layernorm, layer.post_attention_layernorm
+            fused = [
+                torch.cat([part.weight for part in projections]) * first.weight,
+                attention.o_proj.weight,
+                torch.cat([part.weight for part in gates]) * second.weight,
+                mlp.down_proj.weight,
+            ]
+            self.weights.append([weight.to(dtype) for weight in fused])
 
-    x, states = embeds, []
-    for layer in llama.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        norm = layer.input_layernorm
-        qkv = (
-            project(
-                normalise(x, norm),
-                norm,
-                attention.q_proj,
-                attention.k_proj,
-                attention.v_proj,
-            )
-            .unflatten(-1, (-1, attention.head_dim))
-            .transpose(1, 2)
-        )
+    def _normalise(self, x: torch.Tensor) -> torch.Tensor:
+        """RMS norm without its weights."""
+        mean = x.float().square().mean(-1, keepdim=True)
+        return x * (mean + self.llama.norm.variance_epsilon).rsqrt().to(x.dtype)
+
+    def __call__(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Embeddings (n, tokens, width) to the final hidden states."""
+        tokens = embeds.shape[1]
+        cos, sin = self.llama.rotary_emb(embeds.float(), torch.arange(tokens)[None])
+        cos, sin = (part[:, None].to(self.dtype) for part in (cos, sin))
+        mask = embeds.new_full((tokens, tokens), float("-inf")).triu(1)
+        attention = self.llama.layers[0].self_attn
         groups = attention.num_key_value_groups
-        kv_heads = qkv.shape[1] // (groups + 2)
-        qk, v = qkv.split([kv_heads * (groups + 1), kv_heads], 1)
-        first, second = qk.chunk(2, -1)
-        qk = qk * cos + torch.cat([-second, first], -1) * sin
-        q, k = qk.split([kv_heads * groups, kv_heads], 1)
-        # Query heads of a group share a key and a value head.
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        x = x + _linear(_attend(q, k, v, mask), attention.o_proj)
-        norm = layer.post_attention_layernorm
-        both = project(normalise(x, norm), norm, mlp.gate_proj, mlp.up_proj)
-        gate, up = both.chunk(2, -1)
-        x = x + _linear(F.silu(gate) * up, mlp.down_proj)
-        states.append(x)
-    return normalise(x, llama.norm) * llama.norm.weight.to(dtype), states
+        x = embeds
+        for qkv_weight, out, gates, down in self.weights:
+            qkv = F.linear(self._normalise(x), qkv_weight)
+            qkv = qkv.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+            kv_heads = qkv.shape[1] // (groups + 2)
+            qk, v = qkv.split([kv_heads * (groups + 1), kv_heads], 1)
+            first, second = qk.chunk(2, -1)
+            qk = qk * cos + torch.cat([-second, first], -1) * sin
+            q, k = qk.split([kv_heads * groups, kv_heads], 1)
+            # Query heads of a group share a key and a value head.
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+            x = x + F.linear(_attend(q, k, v, mask), out)
+            gate, up = F.linear(self._normalise(x), gates).chunk(2, -1)
+            x = x + F.linear(F.silu(gate) * up, down)
+        return self._normalise(x) * self.llama.norm.weight.to(self.dtype)

@@ -16,7 +16,7 @@ from torch import nn
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import RadioTower, Reference
 
 from .batches import Example, Stage
-from .forward import connect, decode, encode
+from .forward import Decoder, connect, encode
 from .strings import CHARACTERS
 from .views import CELLS, IGNORED, MOST_BEFORE, Views
 
@@ -129,8 +129,9 @@ def answer_step(
     features = encode(model.tower, pixels, dtype)
     losses = tower_losses(heads, features, views)
     embeds = connect(model, features)
-    table = model.language_model.get_input_embeddings().weight
-    output = model.language_model.get_output_embeddings().weight
+    decoder = Decoder(model, dtype)
+    table = model.language_model.get_input_embeddings().weight.to(dtype)
+    output = model.language_model.get_output_embeddings().weight.to(dtype)
     (image_id,) = model.tokenizer.encode("<image>", add_special_tokens=False)
     found, wanted, right = [], [], []
     tile = 0
@@ -143,13 +144,13 @@ def answer_step(
         )
         tiles = sum(len(v.pixels) for e in group for v in e.views)
         is_image = (ids == image_id)[..., None]
-        inputs = F.embedding(ids, table).to(dtype)
+        inputs = F.embedding(ids, table)
         inputs = inputs.masked_scatter(is_image, embeds[tile : tile + tiles])
         tile += tiles
-        hidden, _ = decode(model, inputs)
+        hidden = decoder(inputs)
         target = labels[:, 1:]
         learnt = target != IGNORED
-        logits = F.linear(hidden[:, :-1][learnt], output.to(dtype)).float()
+        logits = F.linear(hidden[:, :-1][learnt], output).float()
         found.append(logits)
         wanted.append(target[learnt])
         wrong = torch.zeros_like(learnt)

@@ -39,13 +39,17 @@ def guess(record: Record) -> str:
 
 
 def show(wrong: list[tuple[HeldOut, Record]], file: Path, seed: int) -> str:
-    """Draw ``SHOWN`` of them into a file, chosen at random, and return a table."""
+    """Draw ``SHOWN`` of them into a file, chosen at random, and return a table.
+
+    The page that shows the table is beside the file.
+    """
     rng = random.Random(f"wrong {seed}")
     chosen = rng.sample(wrong, min(SHOWN, len(wrong)))
     rows = -(-len(chosen) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * CELL[0], max(1, rows) * CELL[1]), "lightgrey")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-    lines = ["| | style | truth | answer | guess |", "|---|---|---|---|---|"]
+    lines = [f"![Images whose answers are wrong]({file.name})", ""]
+    lines += ["| | style | truth | answer | guess |", "|---|---|---|---|---|"]
     for number, (item, record) in enumerate(chosen):
         left, top = number % COLUMNS * CELL[0], number // COLUMNS * CELL[1]
         picture = item.question.pictures[0].copy()

@@ -24,15 +24,18 @@ def test_stored_sizes_are_those_of_the_file(tiny):
 
 
 def test_the_cost_of_images(tiny):
+    values = json.loads((tiny / "config.json").read_text())
+    side = values["force_image_size"]
+    tokens = (side // values["patch_size"] // 2) ** 2
     found = inspect(str(tiny), max_model_len=1000)
-    assert found["tokens_per_tile"] == 4
+    assert found["tokens_per_tile"] == tokens
     assert found["largest_picture"] == {
         "tiles": 13,
-        "tokens": 13 * 4 + 2,
-        "bytes": 13 * 3 * 64 * 64,
+        "tokens": 13 * tokens + 2,
+        "bytes": 13 * 3 * side * side,
     }
-    assert found["pictures_in_context"] == 1000 // 54
-    config = json.loads((tiny / "config.json").read_text())["llm_config"]
+    assert found["pictures_in_context"] == 1000 // (13 * tokens + 2)
+    config = values["llm_config"]
     head_dim = config["hidden_size"] // config["num_attention_heads"]
     kv_values = 2 * config["num_hidden_layers"] * config["num_key_value_heads"]
     assert found["kv_bytes_per_token"] == kv_values * head_dim * 2

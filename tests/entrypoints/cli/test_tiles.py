@@ -128,12 +128,12 @@ def test_the_settings_of_a_single_tile(checkpoint, tmp_path):
     assert Tiler.from_model(str(tmp_path)).grid_for(900, 100, "fast") == (1, 1, False)
 
 
-def test_a_video_shows_its_frames_and_their_tokens(tiny, tmp_path, capsys):
+def test_a_video_shows_its_frames_and_their_tokens(checkpoint, tmp_path, capsys):
     frames = noise(100, 90, 70)
     clip = tmp_path / "clip.mkv"
     clip.write_bytes(encoded(frames))
     out = tmp_path / "frames.png"
-    options = ["--model", str(tiny), "--frames", "5", "-o", str(out)]
+    options = ["--model", str(checkpoint), "--frames", "5", "-o", str(out)]
     assert main(["tiles", str(clip), *options]) == 0
     header, row = capsys.readouterr().out.splitlines()
     assert header.split() == ["video", "pixels", "frames", "taken", "tiles", "tokens"]
