@@ -63,6 +63,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("folder", type=Path, help="of tools/train_tiny.py")
     parser.add_argument("--count", type=int, default=2000, help="questions of each set")
+    parser.add_argument(
+        "--reference-only", action="store_true", help="start no engines"
+    )
     args = parser.parse_args()
     for file in (args.folder / "checkpoint").iterdir():
         shutil.copy(file, EMBEDDED / file.name)
@@ -77,6 +80,8 @@ def main() -> None:
         ),
     ):
         command = [sys.executable, EVALUATE, EMBEDDED, f"--count={args.count}"]
+        if args.reference_only:
+            options = options[: options.index("--engine")]
         subprocess.run([*command, "--write", PAGE, *options], check=True)
 
 

@@ -15,8 +15,10 @@ from .drawing import Artist, training_fonts
 from .strings import KINDS, MAX_LENGTH, ask, draw_string
 from .views import IGNORED, Camera, Views, draw_views
 
-# Most tiles of an image, and how often: few tiles teach more per second.
-TILE_LIMITS = {1: 0.3, 2: 0.15, 3: 0.15, 4: 0.15, 6: 0.13, 9: 0.05, 12: 0.07}
+# Most tiles of an image, and how often: at first few, which teach more per second,
+# then as many as images have.
+FEW_TILES = {1: 0.3, 2: 0.15, 3: 0.15, 4: 0.15, 6: 0.13, 9: 0.05, 12: 0.07}
+MANY_TILES = {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.15, 6: 0.2, 9: 0.1, 12: 0.25}
 LONGEST_OF_BOTH = 6
 
 
@@ -35,7 +37,7 @@ class Stage:
     """What is drawn: shared with the process that draws."""
 
     answers: torch.Tensor  # 0: only labels of patches, 1: also questions
-    tiles: torch.Tensor  # 0: one tile per image, 1: as in TILE_LIMITS
+    tiles: torch.Tensor  # 0: one per image, 1: as in FEW_TILES, 2: MANY_TILES
     effort: torch.Tensor  # 0 to 1
 
     @classmethod
@@ -78,9 +80,11 @@ class Drawer(IterableDataset):
             yield batch
 
     def _limit(self, rng: random.Random) -> int:
-        if rng.random() >= self.stage.tiles.item():
+        level = self.stage.tiles.item()
+        if rng.random() >= level:
             return 1
-        (limit,) = rng.choices([*TILE_LIMITS], [*TILE_LIMITS.values()])
+        chosen = MANY_TILES if rng.random() < level - 1 else FEW_TILES
+        (limit,) = rng.choices([*chosen], [*chosen.values()])
         return limit
 
     def views(self, rng: random.Random, artist: Artist) -> Views:

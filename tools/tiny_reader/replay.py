@@ -17,7 +17,7 @@ import torch
 from .batches import Drawer, Example
 from .views import Views
 
-KEPT = 60  # batches
+KEPT = 150  # batches, 5 MB each
 LEAST_KEPT = 8  # of which an earlier one is taken
 MOST_REPEATS = 3  # earlier batches for each new one
 

@@ -51,6 +51,19 @@ def _value(name: str) -> Callable:
     return value
 
 
+_KINDS = {
+    "read": "one line",
+    "lines": "two or three lines, one or all of them",
+    "both": "two images",
+    "count": "number of characters",
+    "first": "first character",
+}
+
+
+def _kind(record: Record) -> str:
+    return _KINDS[record.facts["kind"]]
+
+
 def is_plain_line(record: Record) -> bool:
     """A plain dark-on-light line of up to 8 characters that is to be read."""
     facts = record.facts
@@ -63,7 +76,7 @@ def is_plain_line(record: Record) -> bool:
 
 # Title, group, and whether only single lines that are to be read count.
 _TABLES: tuple[tuple[str, Callable, bool], ...] = (
-    ("question", _value("kind"), False),
+    ("question", _kind, False),
     ("style", _value("style"), False),
     ("font size", _band("height", (20, 30, 50, 80), " pixels"), True),
     ("least margin", _band("margin", (0.1, 0.5, 1, 2), " font sizes"), True),

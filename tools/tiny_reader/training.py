@@ -24,8 +24,9 @@ LINES = 3
 GROUPS = 3  # of examples of similar length, which are padded together
 WEIGHTS = {"answer": 1.0, "cell": 1.0, "before": 0.3, "line": 0.1}
 
-# Shares of the time at which the stages end: the tower alone, questions about one tile.
-TOWER_ALONE, ONE_TILE = 0.3, 0.5
+# Shares of the time at which the stages end: the tower alone, questions about one tile,
+# questions about more and more tiles.
+TOWER_ALONE, ONE_TILE, FEW_TILES = 0.3, 0.48, 0.75
 
 
 class Heads(nn.Module):
@@ -42,8 +43,10 @@ def set_stage(stage: Stage, progress: float) -> None:
     if progress < TOWER_ALONE:
         share = progress / TOWER_ALONE
         stage.set(0, min(0.5, max(0.0, 2 * share - 0.5)), min(1.0, 0.2 + 2 * share))
+    elif progress < ONE_TILE:
+        stage.set(1, 0, 1.0)
     else:
-        stage.set(1, progress >= ONE_TILE, 1.0)
+        stage.set(1, 1 + min(1.0, (progress - ONE_TILE) / (FEW_TILES - ONE_TILE)), 1.0)
 
 
 def learning_rate(progress: float, alone: bool) -> float:
