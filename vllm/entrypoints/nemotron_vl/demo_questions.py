@@ -39,7 +39,7 @@ def _string(rng: random.Random, longest: int) -> str:
         return digits[:length]
     place = rng.randint(1, length - 2)
     text = digits[:place] + mark + digits[place + 1 : length]
-    return f"${text[:-1]}" if mark == "." and length > 4 else text
+    return f"${text[1:]}" if mark == "." and place > 1 else text
 
 
 def _draw(rng: random.Random, *lines: str) -> Image.Image:
