@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-# Photographs that come with scikit-image; tools/tiny_reader/held_out.py uses others.
+# Photographs that come with scikit-image; cairo_painter.py uses others.
 PHOTOGRAPHS = ("astronaut", "chelsea", "rocket", "motorcycle_left", "grass", "ihc")
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
