@@ -10,7 +10,7 @@ import httpx
 import jsonschema
 from PIL import Image
 
-from drawn_text import PILLOW_FONT, Drawing, Question, make_question
+from drawn_text import Drawing, Question, make_question
 from support.chat import (
     SCHEMA,
     chat_request,
@@ -18,6 +18,7 @@ from support.chat import (
     reference_text,
     text_part,
 )
+from typefaces import PILLOW_FONT
 from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 

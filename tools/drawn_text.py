@@ -4,7 +4,6 @@ All random choices come from one ``random.Random``: the same seed, fonts and ver
 Pillow give the same images.
 """
 
-import functools
 import io
 import math
 import random
@@ -15,13 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
-from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
-    choose_grid,
-)
+from typefaces import advances_of, font_of
 
-CHARACTERS = "0123456789.,:-/$"
 MAX_LENGTH = 8
 
 # Kinds of questions and how often each is asked.
@@ -33,24 +29,6 @@ TILE_LIMITS = (1, 2, 3, 3, 4, 6, 6, 12)
 # In pixels of the tiles: least width of a character, and range of the font size.
 _LEAST_WIDTH = 16
 _FONT_SIZES = (28, 60)
-
-# Stands for the font that comes with Pillow.
-PILLOW_FONT: list[list[Path | None]] = [[None]]
-
-# Typefaces that are not meant for reading or are invisible at small sizes.
-_UNWANTED = (
-    *("thin", "hairline", "extralight", "ultralight", "extlt", "outline", "shadow"),
-    *("symbol", "math", "dingbat", "ornament", "initial", "swash", "inline", "cond-u"),
-    *(
-        "lmodern/lmsy",
-        "cmuclass",
-        "standardsymbols",
-        "zapf",
-        "chorus",
-        "z003",
-        "bold-u",
-    ),
-)
 
 
 @dataclass
@@ -101,64 +79,6 @@ class Tiler(Protocol):
     tile_size: int
 
     def choose_grid(self, width: int, height: int) -> tuple[int, int]: ...
-
-
-class HeldOutTiler:
-    """The tiles of 64 pixels for which the held-out images are chosen.
-
-    They do not depend on the checkpoint that is evaluated.
-    """
-
-    tile_size = 64
-
-    def choose_grid(self, width: int, height: int) -> tuple[int, int]:
-        grid = choose_grid(
-            width,
-            height,
-            image_size=self.tile_size,
-            min_tiles=1,
-            max_tiles=12,
-            use_thumbnail=True,
-            resize="exact",
-        )
-        return grid.columns, grid.rows
-
-
-def find_fonts(folder: Path) -> list[list[Path | None]]:
-    """Readable font files, grouped by typeface. Each folder is a typeface."""
-    groups: dict[Path, list[Path | None]] = {}
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() not in (".ttf", ".otf") or file.is_symlink():
-            continue
-        name = file.relative_to(folder).as_posix().lower()
-        if not any(word in name for word in _UNWANTED) and _is_usable(file):
-            groups.setdefault(file.parent, []).append(file)
-    if not groups:
-        raise FileNotFoundError(f"{folder} has no usable fonts; see tools/fonts.sh.")
-    return list(groups.values())
-
-
-def _is_usable(file: Path) -> bool:
-    """Whether the font has a distinct glyph for every character."""
-    try:
-        font = ImageFont.truetype(file, 24)
-        glyphs = {bytes(font.getmask(c)) for c in CHARACTERS}
-        missing = bytes(font.getmask("\uffff"))
-    except (OSError, ValueError):
-        return False
-    return len(glyphs) == len(CHARACTERS) and missing not in glyphs
-
-
-@functools.cache
-def _advances(file: Path | None) -> dict[str, float]:
-    """Widths of the characters, as multiples of the font size."""
-    font = _font(file, 100)
-    return {c: font.getlength(c) / 100 for c in CHARACTERS}
-
-
-@functools.lru_cache(maxsize=256)
-def _font(file: Path | None, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
 
 
 def draw_string(rng: random.Random, longest: int = MAX_LENGTH) -> str:
@@ -217,7 +137,7 @@ def _write(
             for _ in range(4)
         ]
         spacing = rng.uniform(0, 0.25) * em if rng.random() < 0.3 * effort else 0.0
-        advances = _advances(file)
+        advances = advances_of(file)
         lengths = [
             list(accumulate((em * advances[c] + spacing for c in line), initial=0.0))
             for line in lines
@@ -231,7 +151,7 @@ def _write(
 
     mask = Image.new("L", (width, height))
     pen = ImageDraw.Draw(mask)
-    font = _font(file, em)
+    font = font_of(file, em)
     top, bottom = font.getbbox("0", anchor="ls")[1::2]
     align = rng.choice((0, 0, 0.5, 1))
     characters = []

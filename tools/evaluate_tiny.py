@@ -23,21 +23,38 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 import torch
 
-from drawn_text import (
-    KINDS,
-    PILLOW_FONT,
-    Drawing,
-    HeldOutTiler,
-    Question,
-    find_fonts,
-    make_question,
-)
+from drawn_text import KINDS, Drawing, Question, make_question
 from tiny_reader import tables, wrong
 from tiny_reader.held_out import HeldOut, draw_held_out
+from typefaces import PILLOW_FONT, find_fonts
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
+    choose_grid,
+)
 
 # Tokens that the engine and the reference may write beyond the expected answer.
 SPARE_TOKENS = 3
+
+
+class HeldOutTiler:
+    """The tiles of 64 pixels for which the held-out images are chosen.
+
+    They do not depend on the checkpoint that is evaluated.
+    """
+
+    tile_size = 64
+
+    def choose_grid(self, width: int, height: int) -> tuple[int, int]:
+        grid = choose_grid(
+            width,
+            height,
+            image_size=self.tile_size,
+            min_tiles=1,
+            max_tiles=12,
+            use_thumbnail=True,
+            resize="exact",
+        )
+        return grid.columns, grid.rows
 
 
 def draw_questions(fonts: list, count: int, seed: int) -> list[Question]:

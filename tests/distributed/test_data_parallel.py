@@ -22,7 +22,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from drawn_text import PILLOW_FONT, make_question
+from drawn_text import make_question
 from support.chat import (
     EXACT,
     EXIT_STATUS,
@@ -33,6 +33,7 @@ from support.chat import (
     reference_text,
 )
 from support.clips import VIDEO_SWITCH, encoded, numbers, video_part
+from typefaces import PILLOW_FONT
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import (
     free_port,

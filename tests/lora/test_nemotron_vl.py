@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
-from drawn_text import PILLOW_FONT, make_question
+from drawn_text import make_question
 from lora.train_adapters import LANGUAGE, TARGETS, train
 from support.chat import (
     EXACT,
@@ -35,6 +35,7 @@ from support.chat import (
 from support.clips import VIDEO, encoded, numbers
 from support.engines import RUNNER_V2, answers
 from support.hostile import Code
+from typefaces import PILLOW_FONT
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import inspect
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving

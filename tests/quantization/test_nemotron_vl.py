@@ -25,9 +25,9 @@ from vllm.model_executor.layers.quantization.torchao import TorchAOConfig, shoul
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from drawn_text import PILLOW_FONT
 from evaluate_tiny import answer_with_engine, answer_with_reference, draw_questions
 from support.loading import load, make_config, start_ranks
+from typefaces import PILLOW_FONT
 from vllm_nemotron_vl.config.nemotron_vl_cpu import has_amx
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference

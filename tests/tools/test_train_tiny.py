@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from drawn_text import CHARACTERS, KINDS, PILLOW_FONT, draw_string, make_question
+from drawn_text import KINDS, draw_string, make_question
 from tiny_reader import forward, strings
 from tiny_reader.batches import Drawer, Stage
 from tiny_reader.drawing import Artist, training_fonts
 from tiny_reader.views import IGNORED, Camera, draw_views
+from typefaces import CHARACTERS, PILLOW_FONT
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "train_tiny.py"

@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from drawn_text import Character, Drawing, find_fonts
+from drawn_text import Character, Drawing
+from typefaces import find_fonts
 
 from .inks import load_photographs, paint
 from .seven_segment import draw_digit

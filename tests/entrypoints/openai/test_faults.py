@@ -19,7 +19,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from drawn_text import PILLOW_FONT, make_question
+from drawn_text import make_question
 from support.chat import (
     EXACT,
     EXIT_STATUS,
@@ -30,6 +30,7 @@ from support.chat import (
     reference_text,
 )
 from support.hostile import memory_of
+from typefaces import PILLOW_FONT
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving_process
 

@@ -8,9 +8,10 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 from vllm import SamplingParams
 
-from drawn_text import PILLOW_FONT, make_question
+from drawn_text import make_question
 from support.engines import answers
 from support.loading import make_config
+from typefaces import PILLOW_FONT
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)

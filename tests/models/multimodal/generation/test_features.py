@@ -9,8 +9,9 @@ import torch
 from vllm import SamplingParams
 from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
 
-from drawn_text import PILLOW_FONT, Question, make_question
+from drawn_text import Question, make_question
 from support.chat import SCHEMA
+from typefaces import PILLOW_FONT
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 

@@ -6,8 +6,8 @@ The images are drawn with Pillow's built-in font, which was not used in training
 import pytest
 import torch
 
-from drawn_text import PILLOW_FONT
 from evaluate_tiny import answer_with_engine, answer_with_reference, draw_questions
+from typefaces import PILLOW_FONT
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 COUNT = 100

@@ -8,8 +8,9 @@ import random
 import pytest
 from vllm import SamplingParams
 
-from drawn_text import PILLOW_FONT, Question, make_question
+from drawn_text import Question, make_question
 from support import engines
+from typefaces import PILLOW_FONT
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 BLOCK = 32  # tokens in a KV cache block; also the most tokens in a step
