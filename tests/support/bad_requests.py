@@ -9,6 +9,7 @@ import torch
 
 from support.bad_files import BAD_FILES, UNKNOWN_KIND
 from support.chat import data_url, embeds_part, image_part, saved, text_part
+from support.tiny import WIDTH
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text
 
 
@@ -276,21 +277,20 @@ CASES |= {
 
 # Embeddings
 
-WIDTH = 256
 DAMAGED = "the data are damaged"
 EMBEDS: dict[str, tuple[torch.Tensor | bytes, str]] = {
     "NaN": (torch.full((4, WIDTH), torch.nan), "must be finite numbers"),
     "infinite": (torch.full((4, WIDTH), torch.inf), "must be finite numbers"),
-    "wide": (torch.zeros(4, WIDTH + 1), "got 257, but model expects 256"),
-    "narrow": (torch.zeros(4, 1), "got 1, but model expects 256"),
-    "rank 1": (torch.zeros(WIDTH), "torch.float32 of shape (1, 256)"),
+    "wide": (torch.zeros(4, WIDTH + 1), f"got {WIDTH + 1}, but model expects {WIDTH}"),
+    "narrow": (torch.zeros(4, 1), f"got 1, but model expects {WIDTH}"),
+    "rank 1": (torch.zeros(WIDTH), f"torch.float32 of shape (1, {WIDTH})"),
     "rank 0": (torch.zeros(()), "torch.float32 of shape (1,)"),
     "rank 5": (
         torch.zeros(1, 1, 1, 4, WIDTH),
-        "torch.float32 of shape (1, 1, 1, 1, 4, 256)",
+        f"torch.float32 of shape (1, 1, 1, 1, 4, {WIDTH})",
     ),
     "empty": (torch.zeros(0, WIDTH), "at least one row"),
-    "no width": (torch.zeros(4, 0), "got 0, but model expects 256"),
+    "no width": (torch.zeros(4, 0), f"got 0, but model expects {WIDTH}"),
     "whole numbers": (torch.zeros(4, WIDTH, dtype=torch.int64), "not torch.int64"),
     "complex": (torch.zeros(4, WIDTH, dtype=torch.complex64), "not torch.complex64"),
     "words": (b"hello", DAMAGED),

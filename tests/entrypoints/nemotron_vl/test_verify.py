@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
+from support.tiny import TILE
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify import comparison
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.comparison import OPTIONS, compare
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.documents import draw_numbers
@@ -31,7 +32,7 @@ BROKEN = {
 
 @pytest.fixture(scope="module")
 def pictures() -> dict[str, Image.Image]:
-    return compared_pictures(64, PICTURES)
+    return compared_pictures(TILE, PICTURES)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from vllm.exceptions import VLLMValidationError
 
 from support.chat import text_part
 from support.clips import LOSSY, VIDEO, decoded, encoded, noise, numbers
+from support.tiny import TILE
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 TILE_TOKENS = 4
@@ -170,7 +171,7 @@ MIXED = [
 def test_videos_and_images_in_any_order(llm, reference, text, videos, images):
     """Also where an image has as many tiles as a video."""
     clips = [noise(3, 50, 40), CLIPS["numbers"]][:videos]
-    pictures = [noise(2, 128, 64)[0], noise(1, 300, 80)[0]][:images]
+    pictures = [noise(2, 2 * TILE, TILE)[0], noise(1, 300, 80)[0]][:images]
     assert len(reference.to_pixels(pictures[0])) == 3 if images else True
     data = [encoded(clip) for clip in clips]
     (output,) = generate(llm, request(text, data, pictures))
@@ -213,7 +214,7 @@ def test_equal_frames_are_encoded_once_also_across_requests(llm, media):
 
 
 def test_caches_and_uuids_change_no_token(llm, reference):
-    video, picture = CLIPS["numbers"], noise(3, 64, 64)[2]
+    video, picture = CLIPS["numbers"], noise(3, TILE, TILE)[2]
     data, text = encoded(video), "<image> <img></img> What?"
     expected = reference.answer(text, [picture], 16, [video])
     uuids = {"image": ["same"], "video": ["same"]}
