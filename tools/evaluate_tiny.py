@@ -25,6 +25,7 @@ import torch
 
 from drawn_text import KINDS, Drawing, Question, make_question
 from tiny_reader import tables, wrong
+from tiny_reader.alike import in_common
 from tiny_reader.held_out import HeldOut, draw_held_out
 from typefaces import PILLOW_FONT, find_fonts
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
@@ -170,6 +171,9 @@ def main() -> None:
     args = parser.parse_args()
 
     model = Reference.load(args.model)
+    for folder in ("held_out", "elsewhere") if args.elsewhere else ("held_out",):
+        if pairs := in_common(args.fonts / folder, args.fonts / "training"):
+            sys.exit(f"The training has typefaces of {folder}: {pairs}.")
     if args.elsewhere:
         items = draw_held_out(args.fonts, args.count, args.seed)
     else:

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Unpacks Debian's font packages for tools/train_tiny.py without installing them:
 #   tools/fonts.sh FOLDER
-# FOLDER/training has no typeface in common with FOLDER/held_out and FOLDER/elsewhere, and no typefaces that
-# are metric-compatible with each other.
+# FOLDER/training has no typeface in common with FOLDER/held_out and FOLDER/elsewhere.
 set -euo pipefail
 folder=$1
 
@@ -22,7 +21,9 @@ training=(
 )
 held_out=(crosextra-caladea dejavu-core dejavu-extra inter liberation roboto-unhinted)
 # For the images of tools/tiny_reader/held_out.py, besides the held-out ones.
-elsewhere=(dseg freefont-ttf hack-ttf noto-ui-core roboto-slab)
+elsewhere=(
+  agave dseg hack hermit hosny-amiri morisawa-bizud-gothic roboto-slab yrsa-rasa
+)
 
 unpack() { # FOLDER NAME...
   mkdir -p "$1" && cd "$1"

@@ -4,20 +4,36 @@ import shutil
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
+from PIL import Image
 
-from tiny_reader import tables, wrong
-from tiny_reader.held_out import STYLES, draw_held_out
+from drawn_text import Drawing, Question
+from tiny_reader import cairo_layout, tables, wrong
+from tiny_reader.alike import in_common
+from tiny_reader.cairo_painter import LEAST_CONTRAST, contrast_of, least_margin
+from tiny_reader.held_out import STYLES, HeldOut, draw_held_out
 
-pytest.importorskip("cairocffi", reason="Cairo (libcairo2) draws the held-out images")
+try:
+    import cairocffi  # noqa: F401
+except (ImportError, OSError) as error:
+    pytest.skip(f"Cairo draws the held-out images: {error}", allow_module_level=True)
+
+
+MATPLOTLIB = Path(matplotlib.get_data_path(), "fonts/ttf")
 
 
 @pytest.fixture(scope="module")
-def fonts(tmp_path_factory) -> Path:
+def fonts(tmp_path_factory):
+    """A folder as tools/fonts.sh writes it, with fonts of matplotlib."""
     folder = tmp_path_factory.mktemp("fonts")
     for name in ("held_out", "elsewhere"):
-        shutil.copytree(Path(matplotlib.get_data_path(), "fonts/ttf"), folder / name)
-    return folder
+        shutil.copytree(MATPLOTLIB, folder / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cairo_layout, "FAMILIES", ("DejaVu Sans", "DejaVu Serif"))
+        patch.setattr(cairo_layout, "THIN", ("DejaVu Sans Mono",))
+        patch.setattr(cairo_layout, "SEVEN_SEGMENT", ("cmtt10",))
+        yield folder
 
 
 def test_the_same_seed_draws_the_same_held_out_images(fonts):
@@ -34,11 +50,47 @@ def test_the_same_seed_draws_the_same_held_out_images(fonts):
 
 
 def test_held_out_images_have_ink_and_their_sizes(fonts):
-    for item in draw_held_out(fonts, 60):
+    shapes = set()
+    for item in draw_held_out(fonts, 100):
         assert 14 <= item.facts["height"] <= 140
+        assert item.facts["contrast"] >= LEAST_CONTRAST
+        assert item.facts["margin"] >= 0
+        (width, height), layout = item.question.pictures[0].size, item.facts["layout"]
+        shapes.add(layout)
+        if layout == "square":
+            assert width == height <= cairo_layout.SQUARE
+        if layout == "tall":
+            assert height > 1.3 * width
         for picture in item.question.pictures:
             low, high = picture.convert("L").getextrema()
             assert high - low > 20, item.facts
+    assert shapes == set(cairo_layout.LAYOUTS)
+
+
+def test_margin_and_contrast_are_measured_on_the_image():
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 20:56] = 255  # 4 pixels from the right side
+    picture = Image.fromarray(np.where(mask, 51, 204).astype(np.uint8))
+    assert least_margin(mask) == 4
+    assert contrast_of(picture, mask, 20) == pytest.approx(0.6, abs=0.01)
+
+
+def test_a_missing_family_is_named(fonts, monkeypatch):
+    monkeypatch.setattr(cairo_layout, "FAMILIES", ("DejaVu Sans", "No Such Family"))
+    with pytest.raises(FileNotFoundError, match="lacks No Such Family"):
+        draw_held_out(fonts, 1)
+
+
+def test_a_typeface_under_another_name_is_found(tmp_path):
+    for folder, files in {
+        "one": ("DejaVuSans.ttf", "cmr10.ttf"),
+        "other": ("DejaVuSerif.ttf", "DejaVuSans.ttf"),
+    }.items():
+        (tmp_path / folder).mkdir()
+        for number, file in enumerate(files):
+            shutil.copy(MATPLOTLIB / file, tmp_path / folder / f"{folder}{number}.ttf")
+    found = in_common(tmp_path / "one", tmp_path / "other")
+    assert found == [("one0.ttf", "other1.ttf")]
 
 
 def record(style: str, truth: str, answer: str, **facts) -> tables.Record:
@@ -79,7 +131,23 @@ def test_wrong_answers_are_shown_with_a_guess(fonts, tmp_path):
     text = wrong.show(found, tmp_path / "wrong.png", seed=0)
     assert "(wrong.png)" in text
     assert text.count("\n| ") == wrong.SHOWN + 1  # with the header
+    assert f"| {items[0].question.turns[0][0]} | {items[0].facts['style']} |" in text
     assert (tmp_path / "wrong.png").stat().st_size > 1000
     assert wrong.guess(record("plain", "17", "11")) == "similar shapes"
     assert wrong.guess(record("plain", "17", "1")) == "a character is missed"
+    assert wrong.guess(record("plain", "1", "12")) == "a character too many"
+    assert wrong.guess(record("plain", "1", "7", kind="count")) == "miscounted"
+    assert wrong.guess(record("plain", "1", "7", kind="first")) == "another character"
     assert "small characters" in wrong.guess(record("plain", "17", "12", height=14.0))
+
+
+def test_both_pictures_of_a_wrong_answer_are_shown(tmp_path):
+    colours = ((255, 0, 0), (0, 0, 255))
+    drawings = [Drawing(Image.new("RGB", (300, 90), c), ["1"], []) for c in colours]
+    item = HeldOut(Question("both", drawings, [("Read both.", "1\n1")]), {})
+    found = tables.Record({"kind": "both"}, "1\n1", "1\n7")
+    text = wrong.show([(item, found)], tmp_path / "wrong.png", seed=0)
+    assert "| 1 | Read both. | generator | `1 / 1` | `1 / 7` | similar shapes |" in text
+    sheet = Image.open(tmp_path / "wrong.png")
+    shown = {colour for _, colour in sheet.getcolors(maxcolors=1000)}
+    assert shown >= {*colours}

@@ -78,6 +78,7 @@ def is_plain_line(record: Record) -> bool:
 _TABLES: tuple[tuple[str, Callable, bool], ...] = (
     ("question", _kind, False),
     ("style", _value("style"), False),
+    ("shape of the image", _value("layout"), True),
     ("font size", _band("height", (20, 30, 50, 80), " pixels"), True),
     ("least margin", _band("margin", (0.1, 0.5, 1, 2), " font sizes"), True),
     ("contrast of ink and paper", _band("contrast", (0.4, 0.6, 0.8)), True),

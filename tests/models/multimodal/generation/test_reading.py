@@ -1,6 +1,6 @@
 """The embedded checkpoint can read, and the engine answers as the reference does.
 
-The images are drawn with Pillow's built-in font, which was not used in training.
+The images are drawn with Pillow's built-in font, one of many in the training.
 """
 
 import pytest

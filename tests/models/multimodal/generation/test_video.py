@@ -16,10 +16,9 @@ from vllm.exceptions import VLLMValidationError
 
 from support.chat import text_part
 from support.clips import LOSSY, VIDEO, decoded, encoded, noise, numbers
-from support.tiny import TILE
+from support.tiny import TILE, TILE_TOKENS
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
-TILE_TOKENS = 4
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, logprobs=9)
 ASK = "<img></img>\nRead the text."
 
@@ -180,11 +179,10 @@ def test_videos_and_images_in_any_order(llm, reference, text, videos, images):
 
 def test_a_video_equals_an_image_of_the_same_tiles(llm):
     """The tiles and the thumbnail of an image, sent as the frames of a video."""
-    picture = noise(1, 192, 128)[0]
-    width = height = 64
-    corners = [(x, y) for y in (0, 64) for x in (0, 64, 128)]
-    frames = [picture.crop((x, y, x + width, y + height)) for x, y in corners]
-    frames.append(picture.resize((width, height), Image.Resampling.BICUBIC))
+    picture = noise(1, 3 * TILE, 2 * TILE)[0]
+    corners = [(x, y) for y in (0, TILE) for x in (0, TILE, 2 * TILE)]
+    frames = [picture.crop((x, y, x + TILE, y + TILE)) for x, y in corners]
+    frames.append(picture.resize((TILE, TILE), Image.Resampling.BICUBIC))
     image, video = generate(
         llm,
         request("<image>\nRead the text.", images=[picture]),
