@@ -2,8 +2,9 @@
 """The questions of ``nemotron-vl demo``: images drawn at random, by a seed."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
@@ -22,12 +23,13 @@ _INKS = ("black", "midnightblue", "darkred", "darkslategray", "indigo")
 class DemoQuestion:
     """A question about one image or two, and the expected answer.
 
-    ``truth`` is None for an image that the user gave.
+    An image that the user gave has a ``file``, and no ``truth``.
     """
 
     pictures: dict[str, Image.Image]  # by name
     text: str
     truth: str | None
+    file: Path | None = None
 
 
 def _string(rng: random.Random, longest: int) -> str:
@@ -77,8 +79,20 @@ def draw_questions(seed: int) -> Iterator[DemoQuestion]:
         yield DemoQuestion({name: _draw(rng, *lines)}, text, truth)
 
 
-def ask_about(texts: list[str], pictures: dict[str, Image.Image]) -> list[DemoQuestion]:
-    """Questions about what a user typed, which is drawn, and about images."""
+def trimmed(text: str) -> str:
+    """A text without what cannot be seen: space around it and at the ends of lines."""
+    return "\n".join(line.rstrip() for line in text.strip().split("\n"))
+
+
+def ask_about(
+    texts: Sequence[str], pictures: Sequence[tuple[Path, Image.Image]]
+) -> list[DemoQuestion]:
+    """Questions about what a user typed, which is drawn, and about images of files.
+
+    Args:
+        texts: As `trimmed` returns them, not empty.
+        pictures: Files and what they show.
+    """
     typed = [
         DemoQuestion(
             {f"text_{number}": draw_text(*text.split("\n"))}, "Read the text.", text
@@ -86,8 +100,8 @@ def ask_about(texts: list[str], pictures: dict[str, Image.Image]) -> list[DemoQu
         for number, text in enumerate(texts, 1)
     ]
     given = [
-        DemoQuestion({name: picture}, "Read the text.", None)
-        for name, picture in pictures.items()
+        DemoQuestion({f"given_{number}": picture}, "Read the text.", None, file)
+        for number, (file, picture) in enumerate(pictures, 1)
     ]
     return typed + given
 
@@ -97,13 +111,20 @@ def untrained(text: str) -> str | None:
     lines = text.split("\n")
     unknown = sorted({c for c in text if c not in f"{TINY.characters}\n"})
     if unknown:
-        return "It has never seen " + " ".join(repr(c) for c in unknown) + "."
+        return (
+            "The checkpoint has never seen " + " ".join(repr(c) for c in unknown) + "."
+        )
     if len(lines) > TINY.lines:
-        return f"It was trained for {TINY.lines} lines at most, this has {len(lines)}."
+        return (
+            f"The checkpoint was trained for {TINY.lines} lines at most, this has "
+            f"{len(lines)}."
+        )
+    if not all(lines):
+        return "The checkpoint was not trained for empty lines."
     longest = max(map(len, lines))
     if longest > TINY.longest:
         return (
-            f"It was trained for lines of {TINY.longest} characters at most, this has "
-            f"{longest}."
+            f"The checkpoint was trained for lines of {TINY.longest} characters at "
+            f"most, this has {longest}."
         )
     return None
