@@ -17,6 +17,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -132,6 +133,21 @@ def records(
     return found
 
 
+class EngineChoice(NamedTuple):
+    """What ``--engine`` selects; an empty folder is that of the checkpoint."""
+
+    dtype: str
+    resize: str = "exact"
+    folder: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of a row of the table."""
+        model = f"{Path(self.folder).name} in " if self.folder else ""
+        resize = "" if self.resize == "exact" else f', resize "{self.resize}"'
+        return f"engine, {model}{self.dtype}{resize}"
+
+
 def engine_row(
     name: str, found: list[str], expected: list[str], truths: list[str], start: float
 ) -> str:
@@ -197,20 +213,21 @@ def main() -> None:
     for name in args.engine:
         from vllm import LLM
 
-        given = name.split(":")
-        dtype, resize, folder = given + ["", "exact", str(args.model)][len(given) :]
+        choice = EngineChoice(*name.split(":"))
         llm = LLM(
-            folder,
-            dtype=dtype,
+            choice.folder or str(args.model),
+            dtype=choice.dtype,
             enforce_eager=True,
             max_model_len=1024,
             limit_mm_per_prompt={"image": 2},
         )
         start = time.time()
-        answers[name] = answer_with_engine(llm, model, questions, resize)
+        answers[name] = answer_with_engine(llm, model, questions, choice.resize)
         llm.llm_engine.engine_core.shutdown()
         del llm
-        row = engine_row(name, answers[name], answers["reference"], truths, start)
+        row = engine_row(
+            choice.name, answers[name], answers["reference"], truths, start
+        )
         rows.append(row)
         print(row, flush=True)
     text = "\n".join([text, "", *rows])

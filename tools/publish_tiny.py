@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Embed a trained checkpoint and write its page.
+"""Evaluate a trained checkpoint, embed it and write its page.
 
     python tools/publish_tiny.py build/training
 
-Copies the checkpoint into the package and the log beside docs/tiny_checkpoint.md,
-evaluates both held-out sets in the reference and in the engine, and writes sizes,
-training and tables into the page. tests/ and TINY in vllm/assets/nemotron_vl.py are
-left to the reader of the tables.
+Evaluates both held-out sets in the reference and in the engine, and writes sizes,
+training and tables into a copy of docs/tiny_checkpoint.md in the training's folder.
+Only then puts the checkpoint into the package, and the page, its picture and the log
+into docs/. tests/ and TINY in vllm/assets/nemotron_vl.py are left to the reader of the
+tables.
 """
 
 import argparse
@@ -21,7 +22,11 @@ from tiny_reader.tables import write
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/tiny_checkpoint.md"
 EMBEDDED = ROOT / "vllm/assets/nemotron_vl_tiny"
+PICTURE = ROOT / "docs/tiny_wrong.png"
+LOG = ROOT / "docs/tiny_training.log"
 EVALUATE = ROOT / "tools/evaluate_tiny.py"
+QUANTIZE = ROOT / "examples/quantize.py"
+COUNT = 2000  # questions of each set, as the page says
 
 
 def sizes(checkpoint: Path) -> str:
@@ -51,38 +56,68 @@ def sizes(checkpoint: Path) -> str:
 def training(folder: Path) -> str:
     found = json.loads((folder / "training.json").read_text())
     dtype = found["dtype"].removeprefix("torch.")
+    seconds = f"{found['seconds']:,} s of the main thread's CPU time"
+    if "wall_seconds" in found:
+        seconds += f", {found['wall_seconds']:,} s in all"
     return (
-        f"The embedded weights took {found['steps']:,} steps in {found['seconds']:,} s "
-        f"on 2 cores, in {dtype}, with seed {found['seed']}; the "
+        f"The embedded weights took {found['steps']:,} steps in {seconds}, on 2 cores, "
+        f"in {dtype}, with seed {found['seed']}; the "
         "[log](tiny_training.log) has the course. Another run gives other weights: how "
         "many steps fit depends on the machine."
     )
 
 
+def evaluate(folder: Path, fonts: Path, count: int, engines: bool) -> None:
+    """Write the page and its picture in the training's folder."""
+    checkpoint, page = folder / "checkpoint", folder / PAGE.name
+    shutil.copy(PAGE, page)
+    write(page, "sizes", sizes(checkpoint))
+    write(page, "training", training(folder))
+    dtypes = ["float32", "bfloat16", "float16"]
+    if engines:
+        int8 = folder / "int8"
+        shutil.rmtree(int8, ignore_errors=True)
+        subprocess.run([sys.executable, QUANTIZE, checkpoint, int8], check=True)
+        dtypes.append(f"bfloat16:exact:{int8}")  # with AMX, not in float32
+    for options, names in (
+        ([], ["float32:fast", *dtypes]),
+        (["--elsewhere", "--wrong", str(folder / PICTURE.name)], dtypes),
+    ):
+        command: list[str | Path] = [sys.executable, EVALUATE, checkpoint]
+        command += ["--fonts", fonts, f"--count={count}", "--write", page, *options]
+        if engines:
+            command += ["--engine", *names]
+        subprocess.run(command, check=True)
+
+
+def publish(folder: Path) -> None:
+    """Copy the checkpoint's files, the log, and what ``evaluate`` wrote."""
+    for file in (folder / "untrained").iterdir():
+        shutil.copy(folder / "checkpoint" / file.name, EMBEDDED)
+    shutil.copy(folder / "training.log", LOG)
+    shutil.copy(folder / PICTURE.name, PICTURE)
+    shutil.copy(folder / PAGE.name, PAGE)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("folder", type=Path, help="of tools/train_tiny.py")
-    parser.add_argument("--count", type=int, default=2000, help="questions of each set")
+    parser.add_argument("--fonts", type=Path, default=ROOT / "build/fonts")
+    parser.add_argument(
+        "--count", type=int, default=COUNT, help="with another, nothing is published"
+    )
     parser.add_argument(
         "--reference-only", action="store_true", help="start no engines"
     )
     args = parser.parse_args()
-    for file in (args.folder / "checkpoint").iterdir():
-        shutil.copy(file, EMBEDDED / file.name)
-    shutil.copy(args.folder / "training.log", PAGE.with_name("tiny_training.log"))
-    write(PAGE, "sizes", sizes(EMBEDDED))
-    write(PAGE, "training", training(args.folder))
-    for options in (
-        ("--engine", "float32", "float32:fast", "bfloat16", "float16"),
-        (
-            *("--elsewhere", "--wrong", PAGE.with_name("tiny_wrong.png")),
-            *("--engine", "float32", "bfloat16", "float16"),
-        ),
-    ):
-        command = [sys.executable, EVALUATE, EMBEDDED, f"--count={args.count}"]
-        if args.reference_only:
-            options = options[: options.index("--engine")]
-        subprocess.run([*command, "--write", PAGE, *options], check=True)
+    folder = args.folder.absolute()
+    evaluate(folder, args.fonts.absolute(), args.count, not args.reference_only)
+    if args.count != COUNT:
+        sys.exit(f"{folder / PAGE.name} is not published: its text says {COUNT:,}.")
+    publish(folder)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ Trains the reference model of the tests for two hours on two cores and writes
 ``build/training/checkpoint``, and its log to ``build/training/training.log``. The same
 command with ``--resume`` continues after an interruption.
 
-The schedule follows the CPU time of the training's main thread, which always works: a
-slower machine takes fewer steps and not more time, and other work on the machine takes
-none of the steps. tools/tiny_reader/training.py describes the stages.
+The schedule follows the CPU time of the training's main thread. That clock stops while
+the thread waits for a processor or for a batch, so other work on the machine costs few
+steps but lengthens the run. A slower machine takes fewer steps. The log and
+``build/training/training.json`` have the time in all, too.
+tools/tiny_reader/training.py describes the stages.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,11 +46,17 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
 )
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
+# Arguments that a resumed training must have in common with its beginning.
+SCHEDULE = ("minutes", "learning_rate", "batch_tiles", "seed")
+MOST_LEFT_OUT = 20  # steps in a row
+
 
 def make_template(folder: Path, seed: int) -> None:
     """Write a checkpoint of the sizes to train, with random weights."""
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
     make_checkpoint(
-        folder,
+        temporary,
         tower_layers=5,
         layers=4,
         hidden_size=256,
@@ -62,6 +71,12 @@ def make_template(folder: Path, seed: int) -> None:
             "num_attention_heads": 4,
         },
     )
+    replace(temporary, folder)
+
+
+def replace(temporary: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
 
 
 def export(model: Reference, template: Path, out: Path) -> None:
@@ -72,38 +87,63 @@ def export(model: Reference, template: Path, out: Path) -> None:
         name: state[model.own_name(name)].reshape(tensor.shape).to(tensor.dtype)
         for name, tensor in load_file(file).items()
     }
-    shutil.copytree(template, out, dirs_exist_ok=True)
-    temporary = out / "model.tmp"
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    os.replace(temporary, out / file.name)
+    temporary = out.with_name(f"{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(template, temporary)
+    save_file(tensors, temporary / file.name, metadata={"format": "pt"})
+    replace(temporary, out)
 
 
 class Training:
-    """A training with its saved state; ``seconds`` are the main thread's CPU time."""
+    """A training with its saved state.
+
+    ``seconds`` are the main thread's CPU time, and ``wall_seconds`` the time in all or
+    None if the state that was resumed lacks it.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.folder: Path = args.folder
         self.budget = 60 * args.minutes
+        self.schedule = {name: getattr(args, name) for name in SCHEDULE}
+        self.saved = self.folder / "state.pt"
+        state: dict[str, Any] = {"wall_seconds": 0.0}
+        if args.resume:
+            state = self.read_state()
+        elif self.saved.exists():
+            sys.exit(f"{self.saved} exists: use --resume to continue.")
         template = self.folder / "untrained"
-        if not template.exists():
+        if not (args.resume and template.exists()):
             make_template(template, args.seed)
         self.model = Reference.load(template).requires_grad_(True)
         initialise(self.model.tower)
         self.heads = Heads(self.model.tower.positions.shape[-1])
         self.optimizers = Optimizers(self.model, self.heads, args.learning_rate)
-        self.step, self.seconds = 0, 0.0
-        self.saved = self.folder / "state.pt"
         if args.resume:
-            state = torch.load(self.saved)
             self.model.load_state_dict(state["model"])
             self.heads.load_state_dict(state["heads"])
             self.optimizers.load_state_dict(state["optimizers"])
-            self.step, self.seconds = state["step"], state["seconds"]
-        elif self.saved.exists():
-            sys.exit(f"{self.saved} exists: use --resume to continue.")
+        self.step: int = state.get("step", 0)
+        self.seconds: float = state.get("seconds", 0.0)
+        self.wall_seconds: float | None = state.get("wall_seconds")
+        self.left_out: int = state.get("left_out", 0)
         if args.start_at is not None:
             self.seconds = args.start_at * self.budget
+
+    def read_state(self) -> dict[str, Any]:
+        if not self.saved.exists():
+            sys.exit(f"{self.saved} is missing: start without --resume.")
+        state = torch.load(self.saved)
+        other = [
+            f"--{name.replace('_', '-')} {value}"
+            for name, value in state.get("schedule", {}).items()
+            if self.schedule[name] != value
+        ]
+        if other:
+            sys.exit(
+                f"{self.saved} is of a training with {', '.join(other)}: use that."
+            )
+        return state
 
     def save(self) -> None:
         state = {
@@ -112,6 +152,9 @@ class Training:
             "optimizers": self.optimizers.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "wall_seconds": self.wall_seconds,
+            "left_out": self.left_out,
+            "schedule": self.schedule,
         }
         torch.save(state, self.saved.with_suffix(".tmp"))
         os.replace(self.saved.with_suffix(".tmp"), self.saved)
@@ -120,6 +163,19 @@ class Training:
         print(text, flush=True)
         with (self.folder / "training.log").open("a") as file:
             file.write(text + "\n")
+
+    def in_all(self) -> str:
+        return "" if self.wall_seconds is None else f" ({self.wall_seconds:.0f} in all)"
+
+    def leave_out(self, in_a_row: int) -> None:
+        """Count a step that changed nothing; end the training after too many."""
+        self.left_out += 1
+        self.log(f"step {self.step} has no finite loss or gradient and is left out")
+        if in_a_row == MOST_LEFT_OUT:
+            sys.exit(
+                f"{in_a_row} steps in a row had no finite loss or gradient. "
+                f"{self.saved} is not of these steps."
+            )
 
     def run(self) -> None:
         args = self.args
@@ -139,10 +195,12 @@ class Training:
         )
         rng = random.Random(f"replay {args.seed} {self.step}")
         means, last_save, last_log = Means(), self.seconds, self.seconds
+        left_out = 0  # in a row
         with Supply(drawer, rng) as supply:
             # Starting the process is not training.
             supply.take(self.seconds / self.budget >= TOWER_ALONE)
             start = time.thread_time() - self.seconds
+            wall_start = time.monotonic() - (self.wall_seconds or 0)
             while self.seconds < self.budget and self.step < args.steps:
                 progress = self.seconds / self.budget
                 set_stage(stage, progress)
@@ -154,23 +212,24 @@ class Training:
                         means.add(example.kind, right)
                 else:
                     result = tower_step(self.model, self.heads, batch, dtype)
-                total = result.total()
-                if total.isfinite():
-                    total.backward()
-                    self.optimizers.step(progress)
+                if self.optimizers.step(result.total(), progress):
+                    left_out = 0
                     for name, loss in result.losses.items():
                         means.add(name, loss.item())
                 else:
-                    self.log(f"step {self.step} has no finite loss and is left out")
+                    left_out += 1
+                    self.leave_out(left_out)
                 self.step += 1
                 self.seconds = time.thread_time() - start
+                if self.wall_seconds is not None:
+                    self.wall_seconds = time.monotonic() - wall_start
                 if self.seconds - last_log > args.log_every:
                     last_log = self.seconds
                     self.log(
-                        f"{self.seconds:.0f} of {self.budget:.0f} s, step {self.step}, "
-                        f"{supply.fresh} batches drawn: {means}"
+                        f"{self.seconds:.0f} of {self.budget:.0f} s{self.in_all()}, "
+                        f"step {self.step}, {supply.fresh} batches drawn: {means}"
                     )
-                if self.seconds - last_save > args.save_every:
+                if self.seconds - last_save > args.save_every and not left_out:
                     last_save = self.seconds
                     self.save()
         self.save()
@@ -179,10 +238,13 @@ class Training:
             "steps": self.step,
             "seed": args.seed,
             "seconds": round(self.seconds),
+            "left_out": self.left_out,
             "dtype": str(dtype),
             "batch_tiles": args.batch_tiles,
             "learning_rate": args.learning_rate,
         }
+        if self.wall_seconds is not None:
+            figures["wall_seconds"] = round(self.wall_seconds)
         (self.folder / "training.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 

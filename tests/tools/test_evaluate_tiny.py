@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from drawn_text import Drawing, Question
+from evaluate_tiny import EngineChoice
 from tiny_reader import cairo_layout, tables, wrong
 from tiny_reader.alike import in_common
 from tiny_reader.cairo_painter import LEAST_CONTRAST, contrast_of, least_margin
@@ -124,10 +125,10 @@ def test_tables_count_what_is_right_in_each_group(tmp_path):
 
 def test_wrong_answers_are_shown_with_a_guess(fonts, tmp_path):
     items = draw_held_out(fonts, 12)
-    found = [
-        (item, tables.Record(item.facts, item.question.turns[0][1], "0"))
-        for item in items
-    ]
+    found = []
+    for item in items:
+        facts = item.facts | {"kind": item.question.kind}
+        found.append((item, tables.Record(facts, item.question.turns[0][1], "0")))
     text = wrong.show(found, tmp_path / "wrong.png", seed=0)
     assert "(wrong.png)" in text
     assert text.count("\n| ") == wrong.SHOWN + 1  # with the header
@@ -151,3 +152,12 @@ def test_both_pictures_of_a_wrong_answer_are_shown(tmp_path):
     sheet = Image.open(tmp_path / "wrong.png")
     shown = {colour for _, colour in sheet.getcolors(maxcolors=1000)}
     assert shown >= {*colours}
+
+
+def test_engines_have_names_in_the_table():
+    names = ["float32", "float32:fast", "bfloat16:exact:/some/folder/int8"]
+    assert [EngineChoice(*name.split(":")).name for name in names] == [
+        "engine, float32",
+        'engine, float32, resize "fast"',
+        "engine, int8 in bfloat16",
+    ]

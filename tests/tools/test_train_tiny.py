@@ -1,5 +1,6 @@
 """The training of the tiny checkpoint: what it draws, labels and saves."""
 
+import json
 import random
 import shutil
 import subprocess
@@ -10,11 +11,15 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import publish_tiny
+import train_tiny
 from drawn_text import KINDS, draw_string, make_question
 from tiny_reader import forward, strings
 from tiny_reader.batches import Drawer, Stage
 from tiny_reader.drawing import Artist, training_fonts
+from tiny_reader.training import Heads, Optimizers
 from tiny_reader.views import IGNORED, Camera, draw_views
 from typefaces import CHARACTERS, PILLOW_FONT
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
@@ -166,30 +171,169 @@ def test_the_fast_arithmetic_is_the_references(reference):
     torch.testing.assert_close(hidden, expected)
 
 
+def train(fonts: Path, folder: Path, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, SCRIPT, folder, "--fonts", fonts, "--minutes=60"]
+    command += ["--batch-tiles=4", "--threads=1", "--log-every=0", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint / "model.safetensors")
+
+
+def steps_of(state: dict) -> dict[int, int]:
+    """How often AdamW, the second of the optimisers, changed each parameter."""
+    return {n: int(p["step"]) for n, p in state["optimizers"][1]["state"].items()}
+
+
 def test_training_resumes_and_writes_a_checkpoint(fonts, tmp_path):
-    options = ["--fonts", fonts, "--batch-tiles=4", "--threads=1", "--log-every=0"]
+    saved, checkpoint = tmp_path / "state.pt", tmp_path / "checkpoint"
+    for stale in (tmp_path / "untrained", checkpoint):  # of an interrupted beginning
+        stale.mkdir()
+        (stale / "config.json").write_text("{")
+        (stale / "stale.json").write_text("{")
+    done = train(fonts, tmp_path, "--steps=2", "--start-at=0.29999")
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, exported = torch.load(saved), weights_of(checkpoint)
+    names = {file.name for file in checkpoint.iterdir()}
+    assert names == {file.name for file in (tmp_path / "untrained").iterdir()}
+    assert "stale.json" not in names
 
-    def run(*more: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, SCRIPT, tmp_path, *options, "--minutes=60", *more],
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    # Without a further step, all is as it was saved. Older states have fewer keys.
+    recent = ("wall_seconds", "left_out", "schedule")
+    torch.save({k: v for k, v in first.items() if k not in recent}, saved)
+    done = train(fonts, tmp_path, "--steps=2", "--resume")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "wall_seconds" not in json.loads((tmp_path / "training.json").read_text())
+    same = torch.load(saved)
+    for key in ("model", "heads", "step", "seconds", "left_out", "schedule"):
+        torch.testing.assert_close(same[key], first[key], rtol=0, atol=0)
+    for one, other in zip(same["optimizers"], first["optimizers"], strict=True):
+        torch.testing.assert_close(one["state"], other["state"], rtol=0, atol=0)
+        assert one["param_groups"] == other["param_groups"]
+    torch.testing.assert_close(weights_of(checkpoint), exported, rtol=0, atol=0)
 
-    first = run("--steps", "2", "--start-at=0.29999")
-    assert first.returncode == 0, first.stderr[-3000:]
-    second = run("--steps", "3", "--resume", "--start-at=0.6")
-    assert second.returncode == 0, second.stderr[-3000:]
-    trained = Reference.load(tmp_path / "checkpoint")
-    untrained = Reference.load(tmp_path / "untrained")
-    for name, value in untrained.state_dict().items():
-        # Vectors may keep their values, because the weights are rounded to bfloat16.
-        if value.ndim > 1:
-            assert not torch.equal(value, trained.state_dict()[name]), name
-    assert "from step 2 " in second.stdout
-    refused = run("--steps", "3")
-    assert refused.returncode != 0
-    assert "--resume" in refused.stderr
+    torch.save(first, saved)
+    done = train(fonts, tmp_path, "--steps=3", "--resume", "--start-at=0.6")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "from step 2 " in done.stdout
+    third = torch.load(saved)
+    assert third["step"] == 3
+    figures = json.loads((tmp_path / "training.json").read_text())
+    assert figures["wall_seconds"] == round(third["wall_seconds"])
+    assert third["wall_seconds"] > first["wall_seconds"] > 0
+    for name, value in third["model"].items():
+        # A step of the full learning rate, 0.002, is much smaller than the weights.
+        change = (value - first["model"][name]).square().mean().sqrt()
+        assert change < 0.01, name
+        assert change > 0 or value.ndim < 2, name
+    before = steps_of(first)
+    assert max(before.values()) == 2
+    assert steps_of(third) == {n: before.get(n, 0) + 1 for n in steps_of(third)}
+
+    # The exported weights are rounded to bfloat16.
+    trained = {**Reference.load(checkpoint).state_dict()}
+    torch.testing.assert_close(trained, {**third["model"]}, rtol=2**-8, atol=0)
     log = (tmp_path / "training.log").read_text()
-    assert log.count("seed 0") == 2
+    assert log.count("seed 0") == 3
+
+
+def test_steps_that_are_not_finite_end_the_training(fonts, tmp_path):
+    """The first step is finite, and makes the weights far too large."""
+    options = ("--learning-rate=1e30", "--steps=40", "--save-every=0")
+    done = train(fonts, tmp_path, *options)
+    assert done.returncode != 0
+    assert "20 steps in a row had no finite loss or gradient" in done.stderr
+    state = torch.load(tmp_path / "state.pt")
+    assert state["step"] == 1
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(reference):
+    heads = Heads(reference.tower.positions.shape[-1])
+    optimizers = Optimizers(reference, heads, 0.1)
+    before = heads.patch.weight.clone()
+    # The loss is 0, the gradient infinite.
+    assert not optimizers.step((heads.patch.weight - before).abs().sqrt().sum(), 0.2)
+    assert torch.equal(heads.patch.weight, before)
+    assert optimizers.step(heads.patch.weight.square().sum(), 0.2)
+    assert heads.patch.weight.isfinite().all()
+    assert not torch.equal(heads.patch.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "state", "message"),
+    [
+        (["--resume"], None, "is missing: start without --resume"),
+        ([], {}, "exists: use --resume"),
+        (
+            ["--resume", "--seed=1", "--minutes=5"],
+            {"seed": 0, "minutes": 116.0, "batch_tiles": 96},
+            "of a training with --seed 0, --minutes 116.0: use that",
+        ),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(
+    monkeypatch, tmp_path, options, state, message
+):
+    if state is not None:
+        torch.save({"schedule": state}, tmp_path / "state.pt")
+    threads = str(torch.get_num_threads())
+    command = ["train_tiny.py", str(tmp_path), "--threads", threads, *options]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match=message):
+        train_tiny.main()
+    assert not (tmp_path / "untrained").exists()
+
+
+@pytest.mark.parametrize("case", ["published", "other count", "evaluation fails"])
+def test_only_an_evaluated_checkpoint_is_published(monkeypatch, tmp_path, tiny, case):
+    folder, root = tmp_path / "training", tmp_path / "root"
+    for part in ("untrained", "checkpoint"):
+        shutil.copytree(tiny, folder / part)
+    (folder / "checkpoint" / "stale.json").touch()
+    figures = {"steps": 1000, "seconds": 60, "wall_seconds": 1234}
+    figures |= {"dtype": "torch.float32", "seed": 0}
+    (folder / "training.json").write_text(json.dumps(figures))
+    (folder / "training.log").write_text("log")
+    (root / "embedded").mkdir(parents=True)
+    shutil.copy(publish_tiny.PAGE, root / "page.md")
+    for name in ("PAGE", "PICTURE", "LOG", "EMBEDDED"):
+        path = {"PAGE": "page.md", "EMBEDDED": "embedded"}.get(name, name)
+        monkeypatch.setattr(publish_tiny, name, root / path)
+    commands = []
+
+    def run(command: list, check: bool) -> None:
+        commands.append([str(part) for part in command])
+        assert not list((root / "embedded").iterdir())
+        if "--wrong" in command:
+            if case == "evaluation fails":
+                raise subprocess.CalledProcessError(1, command)
+            Path(command[command.index("--wrong") + 1]).write_text("picture")
+
+    monkeypatch.setattr(publish_tiny.subprocess, "run", run)
+    count = ["--count=20"] * (case == "other count")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["publish_tiny.py", "training", *count])
+    before = (root / "page.md").read_text()
+    if case == "published":
+        publish_tiny.main()
+        page = (root / "page.md").read_text()
+        assert "60 s of the main thread's CPU time, 1,234 s in all" in page
+        assert (root / "PICTURE").read_text() == "picture"
+        assert (root / "LOG").read_text() == "log"
+        names = {file.name for file in (root / "embedded").iterdir()}
+        assert names == {file.name for file in (folder / "untrained").iterdir()}
+    else:
+        with pytest.raises((SystemExit, subprocess.CalledProcessError)):
+            publish_tiny.main()
+        assert (root / "page.md").read_text() == before
+        assert {file.name for file in root.iterdir()} == {"page.md", "embedded"}
+    quantise, *evaluations = commands
+    assert quantise[1:] == [str(publish_tiny.QUANTIZE), *quantise[2:]]
+    assert len(evaluations) == 2
+    for command in evaluations:
+        assert command[2] == str(folder / "checkpoint")
+        fonts = command[command.index("--fonts") + 1]
+        assert fonts == str(publish_tiny.ROOT / "build/fonts")
+        assert command[-1] == f"bfloat16:exact:{quantise[3]}"

@@ -20,7 +20,7 @@ from typefaces import find_fonts
 
 from .inks import load_photographs, paint
 from .seven_segment import draw_digit
-from .strings import CHARACTERS
+from .strings import CHARACTERS, SEVEN_SEGMENT
 
 # Font sizes in pixels of the image.
 SIZES = (14, 140)
@@ -106,7 +106,7 @@ def arrange(
     rng: random.Random, fonts: list[Typeface], lines: list[str], effort: float
 ) -> Layout:
     """Choose typeface, size, spacing, margins and place."""
-    seven = rng.random() < 0.05 and not set("".join(lines)) - set("0123456789.:-")
+    seven = rng.random() < 0.05 and not set("".join(lines)) - set(SEVEN_SEGMENT)
     file = rng.choice(rng.choice(fonts))
     if rng.random() < 0.03:
         file = None

@@ -31,13 +31,11 @@ def _is_text(text: str) -> bool:
     )
 
 
-def draw_string(
-    rng: random.Random, longest: int = MAX_LENGTH, alphabet: str = CHARACTERS
-) -> str:
+def draw_string(rng: random.Random, longest: int = MAX_LENGTH) -> str:
     """1 to ``longest`` characters: numbers, prices, dates, times, rates and codes."""
     lengths = {n: weight for n, weight in _LENGTHS.items() if n <= longest}
     (length,) = rng.choices([*lengths], [*lengths.values()])
-    marks = [c for c in alphabet if not c.isdigit()]
+    marks = [c for c in CHARACTERS if not c.isdigit()]
     if length == 1 and rng.random() < 0.9:
         return _number(rng, 1)
     share = rng.choice((0.0, 0.15, 0.25, 0.35))

@@ -205,14 +205,20 @@ class Optimizers:
             [*model.mlp1.parameters(), *model.language_model.parameters()],
         ]
 
-    def step(self, progress: float) -> None:
-        for part in self.parts:
-            nn.utils.clip_grad_norm_(part, 1.0)
+    def step(self, loss: torch.Tensor, progress: float) -> bool:
+        """Change the weights, unless the loss or its gradient is not finite."""
+        finite = bool(loss.isfinite())
+        if finite:
+            loss.backward()
+            norms = [nn.utils.clip_grad_norm_(part, 1.0) for part in self.parts]
+            finite = all(bool(norm.isfinite()) for norm in norms)
         for optimizer in self.optimizers:
             for group, alone in zip(optimizer.param_groups, (False, True), strict=True):
                 group["lr"] = self.rate * learning_rate(progress, alone)
-            optimizer.step()
+            if finite:
+                optimizer.step()
             optimizer.zero_grad()
+        return finite
 
     def state_dict(self) -> list[dict]:
         return [optimizer.state_dict() for optimizer in self.optimizers]

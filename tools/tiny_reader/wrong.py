@@ -27,9 +27,16 @@ def guess(record: Record) -> str:
         causes.append("rotated")
     if facts.get("margin", 1) < 0.05:
         causes.append("ink touches the edge")
-    if len(truth) != len(answer):
-        missing = len(answer) < len(truth)
-        causes.append("a character is missed" if missing else "one is read twice")
+    if facts["kind"] == "count":
+        causes.append("miscounted")
+    elif facts["kind"] == "first":
+        causes.append("another character")
+    elif len(answer) < len(truth):
+        one = len(answer) == len(truth) - 1
+        causes.append("a character is missed" if one else "characters are missed")
+    elif len(answer) > len(truth):
+        one = len(answer) == len(truth) + 1
+        causes.append("a character too many" if one else "characters too many")
     else:
         pairs = {"".join(sorted(p)) for p in zip(truth, answer, strict=True)}
         alike = {"".join(sorted(pair)) for pair in LOOK_ALIKE}
@@ -49,18 +56,23 @@ def show(wrong: list[tuple[HeldOut, Record]], file: Path, seed: int) -> str:
     sheet = Image.new("RGB", (COLUMNS * CELL[0], max(1, rows) * CELL[1]), "lightgrey")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
     lines = [f"![Images whose answers are wrong]({file.name})", ""]
-    lines += ["| | style | truth | answer | guess |", "|---|---|---|---|---|"]
+    lines.append("| | question | style | truth | answer | guess |")
+    lines.append("|---|---|---|---|---|---|")
     for number, (item, record) in enumerate(chosen):
         left, top = number % COLUMNS * CELL[0], number // COLUMNS * CELL[1]
-        picture = item.question.pictures[0].copy()
-        picture.thumbnail((CELL[0] - 10, CELL[1] - 30))
-        sheet.paste(picture, (left + 5, top + 25))
+        pictures = item.question.pictures  # below each other
+        height = (CELL[1] - 26) // len(pictures)
+        for place, picture in enumerate(pictures):
+            small = picture.copy()
+            small.thumbnail((CELL[0] - 10, height - 4))
+            sheet.paste(small, (left + 5, top + 25 + place * height))
         pen.text((left + 5, top + 4), str(number + 1), "black", font)
         truth, answer = (
             text.replace("\n", " / ") for text in (record.truth, record.answer)
         )
+        question, style = item.question.turns[0][0], record.facts.get("style")
         lines.append(
-            f"| {number + 1} | {record.facts.get('style', 'generator')} "
+            f"| {number + 1} | {question} | {style or 'generator'} "
             f"| `{truth}` | `{answer}` | {guess(record)} |"
         )
     sheet.save(file, optimize=True)
