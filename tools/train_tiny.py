@@ -255,7 +255,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="folder for all output")
     parser.add_argument("--fonts", type=Path, default=Path("build/fonts"))
-    parser.add_argument("--minutes", type=float, default=116, help="of training")
+    parser.add_argument("--minutes", type=float, default=112, help="of CPU time")
     parser.add_argument(
         "--start-at", type=float, metavar="SHARE", help="skip a share of the schedule"
     )

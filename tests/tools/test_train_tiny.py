@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import publish_tiny
 import train_tiny
 from drawn_text import KINDS, draw_string, make_question
-from tiny_reader import forward, strings
+from tiny_reader import batches, forward, strings
 from tiny_reader.batches import Drawer, Stage
 from tiny_reader.drawing import Artist, training_fonts
 from tiny_reader.training import Heads, Optimizers
@@ -156,6 +156,24 @@ def test_only_answers_are_learnt(reference, fonts, artist):
         ).sum()
         side = reference.tile_size // reference.tower.patch_size // 2
         assert images == side**2 * sum(len(v.pixels) for v in example.views)
+
+
+def test_frames_of_a_video_are_tiles_without_a_thumbnail(
+    reference, fonts, artist, monkeypatch
+):
+    monkeypatch.setattr(batches, "KINDS", {"frames": 1.0})
+    stage = Stage.first()
+    stage.set(1, 2, 1)
+    drawer = Drawer(reference, fonts / "training", stage, "seed", tiles=8)
+    counts = set()
+    for seed in range(8):
+        example = drawer.example(random.Random(seed), artist)
+        (views,) = example.views
+        counts.add(len(views.pixels))
+        assert len({len(part) for part in vars(views).values()}) == 1
+        for cells in views.cells:
+            assert (cells > 0).any()  # each has a line
+    assert counts == {2, 3}
 
 
 def test_the_fast_arithmetic_is_the_references(reference):

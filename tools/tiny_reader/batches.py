@@ -2,7 +2,7 @@
 
 import functools
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -108,11 +108,13 @@ class Drawer(IterableDataset):
     def example(self, rng: random.Random, artist: Artist) -> Example:
         effort = self.stage.effort.item()
         (kind,) = rng.choices([*KINDS], [*KINDS.values()])
-        count = {"lines": rng.choice((2, 2, 3)), "both": 2}.get(kind, 1)
+        several = rng.choice((2, 2, 3))
+        count = {"lines": several, "frames": several, "both": 2}.get(kind, 1)
         longest = LONGEST_OF_BOTH if kind == "both" else MAX_LENGTH
         lines = [draw_string(rng, longest) for _ in range(count)]
-        images = [[line] for line in lines] if kind == "both" else [lines]
-        limit = self._limit(rng)
+        apart = kind in ("both", "frames")
+        images = [[line] for line in lines] if apart else [lines]
+        limit = 1 if kind == "frames" else self._limit(rng)
         drawn = [
             draw_views(rng, artist, self.camera, image, limit, effort)
             for image in images
@@ -120,7 +122,17 @@ class Drawer(IterableDataset):
         turns = ask(rng, kind, lines)[: rng.choice((1, 1, 1, 2, 3))]
         question = Question(kind, [drawing for drawing, _ in drawn], turns)
         views = [self.camera.views(*pair) for pair in drawn]
+        if kind == "frames":
+            # A video is one image in the prompt, of a tile for each frame.
+            question.drawings = question.drawings[:1]
+            views = [join(views)]
         return encode(self.model, question, views)
+
+
+def join(views: list[Views]) -> Views:
+    """Views of several images as those of one."""
+    parts = ([getattr(v, field.name) for v in views] for field in fields(Views))
+    return Views(*map(torch.cat, parts))
 
 
 def encode(model: Reference, question: Question, views: list[Views]) -> Example:

@@ -6,8 +6,15 @@ CHARACTERS = "0123456789.,:-/$%"
 MAX_LENGTH = 10
 SEVEN_SEGMENT = "0123456789.:-"  # what such displays show
 
-# Kinds of questions and how often each is asked.
-KINDS = {"read": 0.6, "count": 0.06, "first": 0.06, "lines": 0.18, "both": 0.1}
+# Kinds of questions and how often each is asked. "frames": of a video, a line in each.
+KINDS = {
+    "read": 0.5,
+    "count": 0.06,
+    "first": 0.06,
+    "lines": 0.2,
+    "both": 0.08,
+    "frames": 0.1,
+}
 
 # Mostly up to 8 characters, which fit a thumbnail best.
 _LENGTHS = {1: 2, 2: 3, 3: 4, 4: 4, 5: 5, 6: 5, 7: 5, 8: 5, 9: 1, 10: 1}
@@ -49,13 +56,13 @@ def draw_string(rng: random.Random, longest: int = MAX_LENGTH) -> str:
 
 
 def ask(rng: random.Random, kind: str, lines: list[str]) -> list[tuple[str, str]]:
-    """Questions about the lines of one image (or of two, for ``both``) with answers.
+    """Questions about the lines of an image, of two or of a video, with answers.
 
     The first is of the ``kind``; the others follow in any order.
     """
     if kind == "both":
         return [("Read both.", "\n".join(lines))]
-    if kind == "lines":
+    if kind in ("lines", "frames"):
         asked = [(f"Read line {i}.", text) for i, text in enumerate(lines, 1)]
         asked.append(("Read the text.", "\n".join(lines)))
         head = rng.choice([len(asked) - 1, rng.randrange(len(asked))])
