@@ -9,6 +9,7 @@ from vllm import SamplingParams
 from support.clips import VIDEO, encoded, noise
 from support.engines import answers, count_parameters
 from support.loading import make_config
+from support.tiny import TILE_TOKENS, WIDTH
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
 from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
@@ -71,7 +72,7 @@ def _slots(model) -> int:
 
 @pytest.mark.parametrize("mode", ["weights", "data"])
 def test_tensor_and_encoder_data_parallel(
-    start_llm, tiny, prompts, expected, monkeypatch, mode
+    start_llm, tiny, page, prompts, expected, monkeypatch, mode
 ):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # one core for each rank
     llm = start_llm(
@@ -87,9 +88,11 @@ def test_tensor_and_encoder_data_parallel(
     # The photo has 13 tiles. Mode "data" pads them to 14 and gives each rank 7.
     assert first == second == ([13] if mode == "weights" else [7])
     assert answers(llm, prompts, GREEDY) == expected
-    # 13 tiles of the photo, 11 of the page and 2 of the changed photo.
+    # Of the photo, of the page and of the changed photo.
+    columns, rows = Reference.load(tiny).choose_grid(*page.size)
     counts, elsewhere = llm.apply_model(_reuse)
-    assert (counts["encoded"], counts["cached"]) == (13 + 11 + 2, 11)
+    encoded = 13 + (columns * rows + 1) + 2
+    assert (counts["encoded"], counts["cached"]) == (encoded, 11)
     assert not elsewhere  # only the first rank counts
 
     told = inspect(str(tiny), tp=2, encoder_data_parallel=mode == "data")
@@ -129,9 +132,8 @@ def test_pipeline_parallel(start_llm, tiny, prompts, expected, monkeypatch):
         additional_config=REUSE,
     )
     assert answers(llm, prompts, GREEDY) == expected
-    # Only the first stage encodes images and has a cache. A tile takes 4 x 256
-    # float32 values.
-    assert llm.apply_model(_slots) == [1_000_000 // (4 * 4 * 256), 0]
+    # Only the first stage encodes images and has a cache of float32 values.
+    assert llm.apply_model(_slots) == [1_000_000 // (4 * TILE_TOKENS * WIDTH), 0]
 
 
 def test_heads_that_do_not_divide_by_two_ranks(

@@ -35,6 +35,7 @@ from support.chat import (
 from support.clips import VIDEO, encoded, numbers
 from support.engines import RUNNER_V2, answers
 from support.hostile import Code
+from support.tiny import MLP_WIDTH, TOWER_WIDTH, WIDTH
 from typefaces import PILLOW_FONT
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import inspect
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
@@ -302,8 +303,16 @@ BAD = {
         dict(change=renamed("mlp1.", "mlp2.")),
         ["'mlp2.1' (not in the model)", "'mlp2.3' (not in the model)"],
     ),
-    "wider": ("language", dict(change=of_a_wider_model), ["256", "512"]),
-    "wider tower": ("tower", dict(change=of_a_wider_model), ["192", "384"]),
+    "wider": (
+        "language",
+        dict(change=of_a_wider_model),
+        [f"{WIDTH}", f"{2 * WIDTH}"],
+    ),
+    "wider tower": (
+        "tower",
+        dict(change=of_a_wider_model),
+        [f"{TOWER_WIDTH}", f"{2 * TOWER_WIDTH}"],
+    ),
 }
 
 
@@ -343,7 +352,8 @@ def test_inspect_finds_what_is_wrong_with_an_adapter(tiny, trained, tmp_path):
         assert found["parameters"] == sum(weight.numel() for weight in weights)
     for name, problem in {
         "deeper": "layers.99.mlp.down_proj",
-        "wider": r"down_proj\.lora_A\.weight has the shape \(4, 1024\).* \(4, 512\)",
+        "wider": rf"down_proj\.lora_A\.weight has the shape \(4, {2 * MLP_WIDTH}\).* "
+        rf"\(4, {MLP_WIDTH}\)",
     }.items():
         source, changes, _ = BAD[name]
         folder = changed(trained[source][0], tmp_path / name, **changes)

@@ -27,6 +27,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from evaluate_tiny import answer_with_engine, answer_with_reference, draw_questions
 from support.loading import load, make_config, start_ranks
+from support.tiny import BLOCKS, LAYERS, TILE, TILE_TOKENS, WIDTH
 from typefaces import PILLOW_FONT
 from vllm_nemotron_vl.config.nemotron_vl_cpu import has_amx
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
@@ -185,7 +186,6 @@ def methods(model: torch.nn.Module) -> dict[str, Counter]:
 
 
 PLAIN = UnquantizedLinearMethod.__name__
-BLOCKS = 4  # in the tower and in the language model; each has four linear layers
 
 
 @pytest.mark.parametrize(
@@ -209,14 +209,14 @@ def test_int8_layers_of_the_encoder_get_rows_with_amx(quantised, monkeypatch):
     monkeypatch.setattr(nemotron_vl_tower, "has_amx", lambda: True)
     monkeypatch.setattr(CompressedTensorsLinearMethod, "apply", apply)
     model = build(quantised("int8 everywhere"))
-    features = model.extract_feature(torch.zeros(1, 3, 64, 64, device="meta"))
-    assert features.shape == (1, 4, 256)
+    features = model.extract_feature(torch.zeros(1, 3, TILE, TILE, device="meta"))
+    assert features.shape == (1, TILE_TOKENS, WIDTH)
     assert len(shapes) == 4 * BLOCKS + 2
     assert {len(shape) for shape in shapes} == {2}
 
 
 def expect(language: str, tower=PLAIN, connector=PLAIN, head="") -> dict[str, Counter]:
-    decoder = Counter({language: 4 * BLOCKS})
+    decoder = Counter({language: 4 * LAYERS})  # each has four linear layers
     decoder[head or "UnquantizedEmbeddingMethod"] += 1
     return {
         "vision tower": Counter({tower: 4 * BLOCKS}),
@@ -283,7 +283,7 @@ def int8_config(**changes) -> dict:
     [
         (["re:.*radio_model.*"], 0),
         ([r"re:vision_model\.radio_model\.model\.blocks\.\d+\..*"], 0),
-        ([r"re:.*blocks\.[02]\..*"], 2),
+        ([r"re:.*blocks\.[02]\..*"], BLOCKS - 2),
         (["vision_model.radio_model.model.blocks.3.attn.qkv"], BLOCKS),
     ],
     ids=["part", "path", "blocks", "layer"],
@@ -435,7 +435,7 @@ def test_quarks_list_uses_the_names_of_the_checkpoint(
 @pytest.mark.parametrize(
     ("skipped", "blocks"),
     [
-        (["radio_model"], {0, 1, 2, 3}),
+        (["radio_model"], {*range(BLOCKS)}),
         (["vision_model.radio_model.model.blocks.1"], {1}),
         (["blocks.2", "model.blocks.3.attn"], {2}),
         (["locks.0"], set()),

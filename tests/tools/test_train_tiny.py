@@ -267,6 +267,7 @@ def test_steps_that_are_not_finite_end_the_training(fonts, tmp_path):
     assert all(value.isfinite().all() for value in state["model"].values())
 
 
+@torch.enable_grad()  # tests of engines in this process turn it off
 def test_a_gradient_that_is_not_finite_changes_nothing(reference):
     heads = Heads(reference.tower.positions.shape[-1])
     optimizers = Optimizers(reference, heads, 0.1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from support.tiny import TILE_TOKENS
 from vllm_nemotron_vl.config import nemotron_vl_cpu
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
@@ -165,7 +166,7 @@ def test_options_replace_what_is_assumed(tiny, capsys):
     assert main(["inspect", str(tiny), *CAPACITY, *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["capacity"]
     assert found["ours"]["api_servers"]["units"] == 20
-    assert found["page"]["prompt_tokens"] == 2 * 4 + 2 + 8
+    assert found["page"]["prompt_tokens"] == 2 * TILE_TOKENS + 2 + 8
     assert found["assumptions"]["answer_tokens"] == 32
 
 

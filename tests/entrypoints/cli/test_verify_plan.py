@@ -2,14 +2,19 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
+from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.engines import ENGINES, Plan, Run
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.stages import DTYPES
+
+# Bytes in bfloat16. A machine with half as much again holds those, and not float32.
+WEIGHTS = (Path(tiny_checkpoint()) / "model.safetensors").stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -21,7 +26,7 @@ def test_if_the_own_dtype_does_not_fit_another_runs_all_engines(
     folder = shutil.copytree(tiny, tmp_path / "checkpoint")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
-    memory = SimpleNamespace(total_memory=15e6)  # the weights take 9.8 or 19.6 MB
+    memory = SimpleNamespace(total_memory=1.5 * WEIGHTS)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: memory)
     plan = Plan.make(folder, DTYPES, None, "cuda")
@@ -40,7 +45,7 @@ def test_a_checkpoint_that_names_its_dtype_as_transformers_5_is_served_in_it(
 
 
 def test_on_a_cpu_a_dtype_that_does_not_fit_is_named(tiny, monkeypatch):
-    memory = SimpleNamespace(total=15e6)
+    memory = SimpleNamespace(total=1.5 * WEIGHTS)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     plan = Plan.make(tiny, DTYPES, None, "cpu")
     assert {run.dtype for run in plan.runs} == {"float16", "bfloat16"}
@@ -62,7 +67,7 @@ def test_without_a_gpu_what_does_not_run_is_named(tiny):
 def test_on_a_gpu_all_engines_run_and_a_dtype_that_does_not_fit_is_named(
     tiny, monkeypatch
 ):
-    memory = SimpleNamespace(total_memory=15e6)  # the weights take 9.8 or 19.6 MB
+    memory = SimpleNamespace(total_memory=1.5 * WEIGHTS)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: memory)
     plan = Plan.make(tiny, DTYPES, None, "cuda")

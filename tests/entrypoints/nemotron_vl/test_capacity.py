@@ -8,6 +8,7 @@ import timm.layers
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from support.tiny import TILE, TILE_TOKENS
 from vllm_nemotron_vl.entrypoints.nemotron_vl.capacity import plan
 from vllm_nemotron_vl.entrypoints.nemotron_vl.capacity_data import read_data
 from vllm_nemotron_vl.entrypoints.nemotron_vl.capacity_engine import (
@@ -24,6 +25,7 @@ from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl_schema import read_
 FRONT_ENDS, GPUS = read_data()
 FRONT_END = next(iter(FRONT_ENDS.values()))
 ASSUMED = Assumptions()
+TOKENS = 13 * TILE_TOKENS + 2 + ASSUMED.question_tokens  # of a full page
 
 
 def count(call) -> int:
@@ -142,7 +144,7 @@ def test_a_plan_has_enough_of_everything_and_no_more(report):
 
 def test_the_network_of_a_plan(report):
     found = plan(report, 10, GPUS["H100"], FRONT_END, ASSUMED, tiles=3)
-    tile = 3 * 64 * 64
+    tile = 3 * TILE * TILE
     assert found["ours"]["tile_bytes_per_second"] == 10 * 3 * tile
     assert found["in_tree"]["tile_bytes_per_second"] == 10 * 3 * tile * 4
     request = 10 * FRONT_END.request_bytes * 4 / 3
@@ -176,7 +178,11 @@ def test_assumptions_change_what_they_should(report):
     [
         ("A100", {"fp8": True}, "The A100 SXM, 80 GB has no FP8."),
         ("H100", {"gpu_memory_utilization": 0.02}, "80 GB of the H100 SXM do not hold"),
-        ("H100", {"answer_tokens": 10**6}, "Prompt and answer take 1,000,118 tokens"),
+        (
+            "H100",
+            {"answer_tokens": 10**6},
+            f"answer take {10**6 + TOKENS:,} tokens",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_refused(report, gpu, changes, message):

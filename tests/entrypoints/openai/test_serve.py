@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from support.chat import data_url, embeds_part, image_part, picture_part, text_part
-from support.tiny import TILE, TILE_TOKENS, WIDTH
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
 
 MODEL = "tiny"
@@ -98,8 +97,8 @@ def test_two_pictures_between_text(client, photo, page):
 
     none, one, two = tokens(), tokens(picture_part(photo)), None
     two = tokens(picture_part(photo), picture_part(page))
-    assert one[0] - none[0] == 13 * TILE_TOKENS + 3  # <img>, </img> and a line break
-    assert two[0] - one[0] == 11 * TILE_TOKENS + 3
+    assert one[0] - none[0] == 13 * 4 + 3  # <img>, </img> and a line break
+    assert two[0] - one[0] == 11 * 4 + 3
     assert tokens(picture_part(page), picture_part(photo))[1] != two[1]
 
 
@@ -110,7 +109,7 @@ def test_settings_per_request(client, photo):
         picture_part(photo),
         extra_body={"mm_processor_kwargs": {"dynamic_image_size": False}},
     )
-    assert many.usage.prompt_tokens - one.usage.prompt_tokens == 12 * TILE_TOKENS
+    assert many.usage.prompt_tokens - one.usage.prompt_tokens == 12 * 4
 
 
 def test_structured_output_about_a_picture(client, photo):
@@ -147,8 +146,8 @@ def test_tokenize_counts_the_tokens_of_pictures(client, photo):
 
 def test_image_embeds(client):
     plain = ask(client, text_part("?")).usage.prompt_tokens
-    answer = ask(client, embeds_part(torch.zeros(TILE_TOKENS, WIDTH)), text_part("?"))
-    assert answer.usage.prompt_tokens - plain == TILE_TOKENS + 3
+    answer = ask(client, embeds_part(torch.zeros(4, 256)), text_part("?"))
+    assert answer.usage.prompt_tokens - plain == 4 + 3
 
 
 def test_completions_and_tokens(client):
@@ -176,11 +175,8 @@ BAD = {
     "too many pictures": ([picture_part(SMALL)] * 4, "At most 3 image"),
     "no image file": ([url_part(b"%PDF-1.7 nothing")], "cannot identify image"),
     "empty file": ([url_part(b"")], "image"),
-    "wrong width": (
-        [embeds_part(torch.zeros(TILE_TOKENS, 64))],
-        f"got 64, but model expects {WIDTH}",
-    ),
-    "no rows": ([embeds_part(torch.zeros(0, WIDTH))], "at least one row"),
+    "wrong width": ([embeds_part(torch.zeros(4, 64))], "got 64, but model expects 256"),
+    "no rows": ([embeds_part(torch.zeros(0, 256))], "at least one row"),
     "too long": ([picture_part(SMALL), text_part("word " * 2000)], "maximum context"),
     "a video": (
         [{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}],
@@ -259,7 +255,7 @@ def test_bad_requests_do_not_disturb_good_ones(client, photo, page):
 
 def test_the_log_counts_tiles_by_outcome(client, log):
     """Sends pages that differ in one corner, over more than one log interval."""
-    page = Image.new("RGB", (TILE * 3, TILE * 4), "white")
+    page = Image.new("RGB", (64 * 3, 64 * 4), "white")
     for corner in ("red", "green", "blue"):
         page.paste(corner, (0, 0, 9, 9))
         ask(client, picture_part(page), text_part("Read."))
