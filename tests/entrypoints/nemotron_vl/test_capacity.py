@@ -151,7 +151,9 @@ def test_the_network_of_a_plan(report):
     assert found["ours"]["request_bytes_per_second"] == pytest.approx(request)
     assert found["split"]["request_bytes_per_second"] == pytest.approx(2 * request)
     width = found["page"]["embedding_bytes"] / (3 * report["tokens_per_tile"] * 2)
-    assert found["split"]["embedding_bytes_per_second"] == 10 * 3 * 4 * width * 2
+    assert (
+        found["split"]["embedding_bytes_per_second"] == 10 * 3 * TILE_TOKENS * width * 2
+    )
     link = found["assumptions"]["network_gbit"] * 1e9 / 8
     assert found["most_pages"]["link, uint8 tiles"] == pytest.approx(link / (3 * tile))
 
