@@ -19,6 +19,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from typefaces import advances_of, font_of
 
 MAX_LENGTH = 8
+LONGEST_OF_BOTH = 6  # characters of a line in each of two images
+SINGLE_LINE = ("read", "count", "first")  # kinds of questions about one line
 
 # Kinds of questions and how often each is asked.
 KINDS = {"read": 0.5, "count": 0.1, "first": 0.1, "lines": 0.2, "both": 0.1}
@@ -218,13 +220,42 @@ def _paint(rng: random.Random, mask: Image.Image, effort: float) -> Image.Image:
     return picture
 
 
+def questions_about(kind: str, lines: list[str]) -> list[tuple[str, str]]:
+    """All that can be asked about lines of text, with the answers.
+
+    Args:
+        kind: ``both`` (a line in each of two images), ``lines`` (several in an image:
+            each of them, then the text), or one of ``SINGLE_LINE``, in that order.
+        lines: From top to bottom.
+    """
+    text = "\n".join(lines)
+    if kind == "both":
+        return [("Read both.", text)]
+    if kind == "lines":
+        each = [(f"Read line {i}.", line) for i, line in enumerate(lines, 1)]
+        return [*each, ("Read the text.", text)]
+    return [
+        ("Read the text.", text),
+        ("How many characters are there?", str(len(text))),
+        ("What is the first character?", text[0]),
+    ]
+
+
+def shuffled(
+    rng: random.Random, asked: list[tuple[str, str]], head: int
+) -> list[tuple[str, str]]:
+    """Question number ``head`` first, then the others in any order."""
+    rest = asked[:head] + asked[head + 1 :]
+    rng.shuffle(rest)
+    return [asked[head], *rest]
+
+
 def make_question(
     rng: random.Random,
     fonts: list[list[Path | None]],
     tiler: Tiler,
     kind: str,
     *,
-    longest: int = MAX_LENGTH,
     effort: float = 1.0,
     turns: int = 1,
 ) -> Question:
@@ -236,7 +267,6 @@ def make_question(
         tiler: Chooses the grids of the images.
         kind: ``read``, ``count``, ``first``, ``lines`` (two or three lines) or
             ``both`` (two images).
-        longest: Most characters in a line.
         effort: How much is varied and distorted, and how many tiles are allowed, from
             0 to 1.
         turns: Most questions about the same images.
@@ -248,69 +278,23 @@ def make_question(
         mask, characters = _write(rng, fonts, lines, is_good, effort)
         return Drawing(_paint(rng, mask, effort), lines, characters)
 
-    def strings(count: int, longest: int) -> list[str]:
+    def strings(count: int, longest: int = MAX_LENGTH) -> list[str]:
         return [draw_string(rng, longest) for _ in range(count)]
 
     if kind == "both":
-        texts = strings(2, min(longest, 6))
+        texts = strings(2, LONGEST_OF_BOTH)
         pictures = [drawing([text]) for text in texts]
-        return Question(kind, pictures, [("Read both.", "\n".join(texts))])
+        return Question(kind, pictures, questions_about(kind, texts))
     if kind == "lines":
-        texts = strings(rng.randint(2, 3), longest)
-        asked = [(f"Read line {i}.", text) for i, text in enumerate(texts, 1)]
-        asked.append(("Read the text.", "\n".join(texts)))
+        texts = strings(rng.randint(2, 3))
+        asked = questions_about(kind, texts)
         head = rng.randrange(len(asked))
     else:
-        texts = strings(1, longest)
-        (text,) = texts
-        asked = [
-            ("Read the text.", text),
-            ("How many characters are there?", str(len(text))),
-            ("What is the first character?", text[0]),
-        ]
-        head = ("read", "count", "first").index(kind)
-    asked.insert(0, asked.pop(head))
-    rest = asked[1:]
-    rng.shuffle(rest)
-    return Question(kind, [drawing(texts)], [asked[0], *rest][:turns])
-
-
-def draw_page(
-    rng: random.Random, fonts: list[list[Path | None]], tiler: Tiler, effort: float
-) -> Drawing:
-    """Draw a part of a page full of text, of 4 x 3 tiles.
-
-    It is stretched at random, at most about as much as tiling stretches an image whose
-    aspect ratio fits no grid well.
-    """
-    width, height = 4 * tiler.tile_size, 3 * tiler.tile_size
-    stretch = 1.5 ** rng.uniform(-effort, effort)
-    size = round(width / stretch**0.5), round(height * stretch**0.5)
-    strings, count = rng.randint(3, 5), rng.randint(3, 7)
-    lines = ["".join(draw_string(rng) for _ in range(strings)) for _ in range(count)]
-
-    def is_good(w: int, h: int, advance: float, em: float) -> bool:
-        return (
-            size[0] < w < 3 * size[0]
-            and size[1] < h < 2.5 * size[1]
-            and advance * width / size[0] >= _LEAST_WIDTH - 3
-            and _FONT_SIZES[0] - 4 <= em * height / size[1] <= _FONT_SIZES[1]
-        )
-
-    mask, characters = _write(rng, fonts, lines, is_good, effort)
-    left, top = (
-        rng.randrange(whole - part) for whole, part in zip(mask.size, size, strict=True)
-    )
-    scale = width / size[0], height / size[1]
-    inside = []
-    for c in characters:
-        c.x, c.half_width = (c.x - left) * scale[0], c.half_width * scale[0]
-        c.y, c.half_height = (c.y - top) * scale[1], c.half_height * scale[1]
-        if 0 <= c.x < width and 0 <= c.y < height:
-            inside.append(c)
-    mask = mask.crop((left, top, left + size[0], top + size[1]))
-    picture = _paint(rng, mask, effort).resize((width, height))
-    return Drawing(picture, lines, inside)
+        texts = strings(1)
+        asked = questions_about(kind, texts)
+        head = SINGLE_LINE.index(kind)
+    asked = shuffled(rng, asked, head)
+    return Question(kind, [drawing(texts)], asked[:turns])
 
 
 def _readable(tiler: Tiler, max_tiles: int) -> Callable[[int, int, float, float], bool]:

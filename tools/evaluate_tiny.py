@@ -28,11 +28,9 @@ from drawn_text import KINDS, Drawing, Question, make_question
 from tiny_reader import tables, wrong
 from tiny_reader.alike import in_common
 from tiny_reader.held_out import HeldOut, draw_held_out
+from tiny_reader.views import Camera
 from typefaces import PILLOW_FONT, find_fonts
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
-from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
-    choose_grid,
-)
 
 # Tokens that the engine and the reference may write beyond the expected answer.
 SPARE_TOKENS = 3
@@ -47,16 +45,7 @@ class HeldOutTiler:
     tile_size = 64
 
     def choose_grid(self, width: int, height: int) -> tuple[int, int]:
-        grid = choose_grid(
-            width,
-            height,
-            image_size=self.tile_size,
-            min_tiles=1,
-            max_tiles=12,
-            use_thumbnail=True,
-            resize="exact",
-        )
-        return grid.columns, grid.rows
+        return Camera(self.tile_size).grid(width, height, max_tiles=12)
 
 
 def draw_questions(fonts: list, count: int, seed: int) -> list[Question]:
@@ -65,6 +54,26 @@ def draw_questions(fonts: list, count: int, seed: int) -> list[Question]:
     kinds = rng.choices([*KINDS], [*KINDS.values()], k=count)
     tiler = HeldOutTiler()
     return [make_question(rng, fonts, tiler, kind) for kind in kinds]
+
+
+def refuse_training_fonts(fonts: Path, *folders: str) -> None:
+    """End the program if the training has a typeface of the ``folders``."""
+    for folder in folders:
+        if pairs := in_common(fonts / folder, fonts / "training"):
+            sys.exit(f"The training has typefaces of {folder}: {pairs}.")
+
+
+def draw_items(args: argparse.Namespace) -> list[HeldOut]:
+    """The questions that the command line selects."""
+    if args.elsewhere:
+        refuse_training_fonts(args.fonts, "held_out", "elsewhere")
+        return draw_held_out(args.fonts, args.count, args.seed)
+    fonts = PILLOW_FONT
+    if not args.pillow_font:
+        refuse_training_fonts(args.fonts, "held_out")
+        fonts = find_fonts(args.fonts / "held_out")
+    drawn = draw_questions(fonts, args.count, args.seed)
+    return [HeldOut(question, {}) for question in drawn]
 
 
 def limit(question: Question) -> int:
@@ -187,15 +196,7 @@ def main() -> None:
     args = parser.parse_args()
 
     model = Reference.load(args.model)
-    for folder in ("held_out", "elsewhere") if args.elsewhere else ("held_out",):
-        if pairs := in_common(args.fonts / folder, args.fonts / "training"):
-            sys.exit(f"The training has typefaces of {folder}: {pairs}.")
-    if args.elsewhere:
-        items = draw_held_out(args.fonts, args.count, args.seed)
-    else:
-        fonts = PILLOW_FONT if args.pillow_font else find_fonts(args.fonts / "held_out")
-        drawn = draw_questions(fonts, args.count, args.seed)
-        items = [HeldOut(question, {}) for question in drawn]
+    items = draw_items(args)
     questions = [item.question for item in items]
     start = time.time()
     with torch.inference_mode():

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from tiny_reader.tables import write
+from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import inspect
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/tiny_checkpoint.md"
@@ -34,7 +35,9 @@ def sizes(checkpoint: Path) -> str:
     config = json.loads((checkpoint / "config.json").read_text())
     tower, llm = config["vision_config"], config["llm_config"]
     tile, patch = config["force_image_size"], config["patch_size"]
-    tokens = round((tile / patch * config["downsample_ratio"]) ** 2)
+    report = inspect(str(checkpoint))
+    tokens = report["tokens_per_tile"]
+    parameters = sum(part["parameters"] for part in report["parts"].values())
     stored = (checkpoint / "model.safetensors").stat().st_size
     rows = {
         "tiles": f"{tile} pixels, 1 to 12 and a thumbnail; {tokens} image tokens each",
@@ -46,7 +49,7 @@ def sizes(checkpoint: Path) -> str:
         "language model": f"Llama: {llm['num_hidden_layers']} layers, width "
         f"{llm['hidden_size']}, {llm['num_attention_heads']} heads, "
         f"{llm['num_key_value_heads']} for keys and values; every character is a token",
-        "parameters": f"{stored / 2e6:.1f} million in {config['torch_dtype']}, "
+        "parameters": f"{parameters / 1e6:.1f} million in {config['torch_dtype']}, "
         f"{stored / 1e6:.1f} MB",
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items()]

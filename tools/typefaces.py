@@ -7,8 +7,8 @@ from PIL import ImageFont
 
 CHARACTERS = "0123456789.,:-/$"
 
-# Stands for the font that comes with Pillow.
-PILLOW_FONT: list[list[Path | None]] = [[None]]
+Typeface = list[Path | None]  # files; None is the font that comes with Pillow
+PILLOW_FONT: list[Typeface] = [[None]]
 
 # Typefaces that are not meant for reading or are invisible at small sizes.
 _UNWANTED = (
@@ -26,38 +26,47 @@ _UNWANTED = (
 )
 
 
-def find_fonts(folder: Path) -> list[list[Path | None]]:
-    """Readable font files, grouped by typeface. Each folder is a typeface."""
-    groups: dict[Path, list[Path | None]] = {}
+def find_fonts(folder: Path, characters: str = CHARACTERS) -> list[Typeface]:
+    """Font files that have the characters, grouped by typeface: each folder is one."""
+    groups: dict[Path, Typeface] = {}
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() not in (".ttf", ".otf") or file.is_symlink():
             continue
         name = file.relative_to(folder).as_posix().lower()
-        if not any(word in name for word in _UNWANTED) and _is_usable(file):
+        if not any(word in name for word in _UNWANTED) and _has(file, characters):
             groups.setdefault(file.parent, []).append(file)
     if not groups:
         raise FileNotFoundError(f"{folder} has no usable fonts; see tools/fonts.sh.")
     return list(groups.values())
 
 
-def _is_usable(file: Path) -> bool:
+def _has(file: Path, characters: str) -> bool:
     """Whether the font has a distinct glyph for every character."""
     try:
         font = ImageFont.truetype(file, 24)
-        glyphs = {bytes(font.getmask(c)) for c in CHARACTERS}
+        glyphs = {bytes(font.getmask(c)) for c in characters}
         missing = bytes(font.getmask("\uffff"))
     except (OSError, ValueError):
         return False
-    return len(glyphs) == len(CHARACTERS) and missing not in glyphs
+    return len(glyphs) == len(characters) and missing not in glyphs
 
 
 @functools.cache
-def advances_of(file: Path | None) -> dict[str, float]:
+def advances_of(
+    file: Path | None,
+    characters: str = CHARACTERS,
+    layout: ImageFont.Layout | None = None,
+) -> dict[str, float]:
     """Widths of the characters, as multiples of the font size."""
-    font = font_of(file, 100)
-    return {c: font.getlength(c) / 100 for c in CHARACTERS}
+    font = font_of(file, 100, layout)
+    return {c: font.getlength(c) / 100 for c in characters}
 
 
-@functools.lru_cache(maxsize=256)
-def font_of(file: Path | None, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
+@functools.lru_cache(maxsize=2048)
+def font_of(
+    file: Path | None, size: int, layout: ImageFont.Layout | None = None
+) -> ImageFont.FreeTypeFont:
+    """A font. Its ``layout`` engine, by default Pillow's best, decides the advances."""
+    if file is None:
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(file, size, layout_engine=layout)

@@ -1,5 +1,6 @@
 """Finds typefaces that are in two folders under different names."""
 
+import functools
 from pathlib import Path
 
 import cv2
@@ -31,6 +32,7 @@ def _digits(file: Path) -> np.ndarray | None:
     return np.stack(found)
 
 
+@functools.cache
 def _typefaces(folder: Path) -> tuple[list[str], np.ndarray]:
     drawn = [(file.name, _digits(file)) for file in sorted(folder.rglob("*.[ot]tf"))]
     usable = [(name, digits) for name, digits in drawn if digits is not None]

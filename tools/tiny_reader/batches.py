@@ -2,13 +2,13 @@
 
 import functools
 import random
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.utils.data import IterableDataset
 
-from drawn_text import Question
+from drawn_text import LONGEST_OF_BOTH, Question
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 from .drawing import Artist, training_fonts
@@ -19,7 +19,6 @@ from .views import IGNORED, Camera, Views, draw_views
 # then as many as images have.
 FEW_TILES = {1: 0.3, 2: 0.15, 3: 0.15, 4: 0.15, 6: 0.13, 9: 0.05, 12: 0.07}
 MANY_TILES = {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.15, 6: 0.2, 9: 0.1, 12: 0.25}
-LONGEST_OF_BOTH = 6
 
 
 @dataclass
@@ -98,12 +97,7 @@ class Drawer(IterableDataset):
         if len(views.pixels) == 1:
             return views
         has_text = (views.cells != 0).flatten(1).any(1) | (torch.rand(()) < 0.1)
-        return Views(
-            *(
-                part[has_text]
-                for part in (views.pixels, views.cells, views.before, views.line)
-            )
-        )
+        return views.only(has_text)
 
     def example(self, rng: random.Random, artist: Artist) -> Example:
         effort = self.stage.effort.item()
@@ -125,14 +119,8 @@ class Drawer(IterableDataset):
         if kind == "frames":
             # A video is one image in the prompt, of a tile for each frame.
             question.drawings = question.drawings[:1]
-            views = [join(views)]
+            views = [Views.joined(views)]
         return encode(self.model, question, views)
-
-
-def join(views: list[Views]) -> Views:
-    """Views of several images as those of one."""
-    parts = ([getattr(v, field.name) for v in views] for field in fields(Views))
-    return Views(*map(torch.cat, parts))
 
 
 def encode(model: Reference, question: Question, views: list[Views]) -> Example:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from drawn_text import Character, Drawing
-from typefaces import find_fonts
+from typefaces import PILLOW_FONT, Typeface, advances_of, find_fonts, font_of
 
 from .inks import load_photographs, paint
 from .seven_segment import draw_digit
@@ -26,44 +26,18 @@ from .strings import CHARACTERS, SEVEN_SEGMENT
 SIZES = (14, 140)
 MAX_ANGLE = 8.0  # degrees
 
-Typeface = list[Path | None]  # files of a typeface; None is Pillow's own font
+BASIC = ImageFont.Layout.BASIC
 
 
 def training_fonts(folder: Path) -> list[Typeface]:
     """Typefaces that have every character, and Pillow's own."""
-    found: list[Typeface] = [[None]]
-    for files in find_fonts(folder):
-        usable = [file for file in files if _has_all(file)]
-        if usable:
-            found.append(usable)
-    return found
-
-
-def _has_all(file: Path | None) -> bool:
-    """Whether ``%``, which ``find_fonts`` does not check, has a glyph of its own."""
-    font = _font(file, 24)
-    masks = [bytes(font.getmask(c)) for c in ("%", "\uffff", "8")]
-    return masks[0] not in masks[1:] and bool(masks[0])
-
-
-@functools.lru_cache(maxsize=2048)
-def _font(file: Path | None, size: int) -> ImageFont.FreeTypeFont:
-    if file is None:
-        return ImageFont.load_default(size)
-    return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
-
-
-@functools.cache
-def _advances(file: Path | None) -> dict[str, float]:
-    """Widths of the characters, as multiples of the font size."""
-    font = _font(file, 100)
-    return {c: font.getlength(c) / 100 for c in CHARACTERS}
+    return [*PILLOW_FONT, *find_fonts(folder, CHARACTERS)]
 
 
 @functools.cache
 def _digit_box(file: Path | None) -> tuple[float, float]:
     """Top and bottom of a digit above the baseline, in font sizes."""
-    _, top, _, bottom = _font(file, 100).getbbox("0", anchor="ls")
+    _, top, _, bottom = font_of(file, 100, BASIC).getbbox("0", anchor="ls")
     return top / 100, bottom / 100
 
 
@@ -120,7 +94,7 @@ def arrange(
         advances = {c: slim if c.isdigit() or c == "-" else 0.3 for c in CHARACTERS}
         box = (-1.0, 0.0)
     else:
-        advances, box = _advances(file), _digit_box(file)
+        advances, box = advances_of(file, CHARACTERS, BASIC), _digit_box(file)
     lengths = [
         list(accumulate((em * advances[c] + spacing for c in line), initial=0.0))
         for line in lines
@@ -196,7 +170,7 @@ def _write(
     if rng.random() < 0.04:
         pen.fontmode = "1"  # without anti-aliasing
     em = layout.em * scale
-    font = _font(layout.file, max(4, round(em)))
+    font = font_of(layout.file, max(4, round(em)), BASIC)
     top, bottom = layout.digit_box
     weight, slant = rng.uniform(0.07, 0.16), rng.uniform(0, 0.15)
     faint = rng.choice((0, 0, rng.randint(5, 50)))

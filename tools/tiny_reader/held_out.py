@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drawn_text import Drawing, Question
+from drawn_text import (
+    LONGEST_OF_BOTH,
+    SINGLE_LINE,
+    Drawing,
+    Question,
+    questions_about,
+)
 
 from .cairo_painter import STYLES, Painter
+from .strings import MAX_LENGTH
 
-SEED = 0
-COUNT = 2000
 KINDS = {"read": 0.7, "lines": 0.14, "both": 0.06, "count": 0.05, "first": 0.05}
-LONGEST_OF_BOTH = 6
 
 
 @dataclass
@@ -61,7 +65,7 @@ def _string(rng: random.Random, longest: int, marks: bool = True) -> str:
             return text
 
 
-def draw_held_out(fonts: Path, count: int = COUNT, seed: int = SEED) -> list[HeldOut]:
+def draw_held_out(fonts: Path, count: int, seed: int = 0) -> list[HeldOut]:
     """Questions of all kinds about images of all styles.
 
     Args:
@@ -76,7 +80,7 @@ def draw_held_out(fonts: Path, count: int = COUNT, seed: int = SEED) -> list[Hel
         (kind,) = rng.choices([*KINDS], [*KINDS.values()])
         (style,) = rng.choices([*STYLES], [*STYLES.values()])
         number = {"lines": rng.choice((2, 3)), "both": 2}.get(kind, 1)
-        longest = LONGEST_OF_BOTH if kind == "both" else 10
+        longest = LONGEST_OF_BOTH if kind == "both" else MAX_LENGTH
         marks = style != "seven segments"
         lines = [_string(rng, longest, marks) for _ in range(number)]
         images = [[line] for line in lines] if kind == "both" else [lines]
@@ -85,23 +89,17 @@ def draw_held_out(fonts: Path, count: int = COUNT, seed: int = SEED) -> list[Hel
             Drawing(picture, image, [])
             for (picture, _), image in zip(drawn, images, strict=True)
         ]
-        turn = {
-            "read": ("Read the text.", lines[0]),
-            "count": ("How many characters are there?", str(len(lines[0]))),
-            "first": ("What is the first character?", lines[0][0]),
-            "both": ("Read both.", "\n".join(lines)),
-        }.get(kind)
-        if turn is None:
-            line = rng.randrange(number + 1)
-            turn = (
-                (f"Read line {line}.", lines[line - 1])
-                if line
-                else ("Read the text.", "\n".join(lines))
-            )
+        asked = questions_about(kind, lines)
+        if kind == "lines":
+            chosen = rng.randrange(number + 1) - 1  # -1 is the whole text
+        elif kind == "both":
+            chosen = 0
+        else:
+            chosen = SINGLE_LINE.index(kind)
         facts = drawn[0][1] | {
             "style": style,
             "length": max(map(len, lines)),
             "lines": number if kind != "both" else 1,
         }
-        items.append(HeldOut(Question(kind, drawings, [turn]), facts))
+        items.append(HeldOut(Question(kind, drawings, [asked[chosen]]), facts))
     return items

@@ -65,36 +65,30 @@ def draw_digit(
     left, right = x + 0.12 * width, x + 0.88 * width - slant * 0.3 * em
     gap = thick * 0.15
     half = thick / 2
-    across = {"a": top + half, "g": middle, "d": baseline - half}
-    down = {
-        "f": (left + half, top, middle),
-        "b": (right - half, top, middle),
-        "e": (left + half, middle, baseline),
-        "c": (right - half, middle, baseline),
+    # Ends of each segment, and its place in the other direction.
+    across = {
+        "a": (left, right, top + half),
+        "g": (left, right, middle),
+        "d": (left, right, baseline - half),
     }
-    for name, y in across.items():
-        ink = 255 if name in _LIT[character] else faint
-        start, end = left + half + gap, right - half - gap
-        points = [
-            (start, y),
-            (start + half, y - half),
-            (end - half, y - half),
-            (end, y),
-            (end - half, y + half),
-            (start + half, y + half),
-        ]
-        if ink:
-            pen.polygon([lean(*point) for point in points], ink)
-    for name, (cx, start, end) in down.items():
+    down = {
+        "f": (top, middle, left + half),
+        "b": (top, middle, right - half),
+        "e": (middle, baseline, left + half),
+        "c": (middle, baseline, right - half),
+    }
+    for name, (start, end, place) in (across | down).items():
         ink = 255 if name in _LIT[character] else faint
         start, end = start + half + gap, end - half - gap
         points = [
-            (cx, start),
-            (cx + half, start + half),
-            (cx + half, end - half),
-            (cx, end),
-            (cx - half, end - half),
-            (cx - half, start + half),
+            (start, place),
+            (start + half, place - half),
+            (end - half, place - half),
+            (end, place),
+            (end - half, place + half),
+            (start + half, place + half),
         ]
+        if name in down:
+            points = [(py, px) for px, py in points]
         if ink:
             pen.polygon([lean(*point) for point in points], ink)

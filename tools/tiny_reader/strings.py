@@ -2,7 +2,10 @@
 
 import random
 
-CHARACTERS = "0123456789.,:-/$%"
+import typefaces
+from drawn_text import SINGLE_LINE, questions_about, shuffled
+
+CHARACTERS = f"{typefaces.CHARACTERS}%"
 MAX_LENGTH = 10
 SEVEN_SEGMENT = "0123456789.:-"  # what such displays show
 
@@ -61,19 +64,11 @@ def ask(rng: random.Random, kind: str, lines: list[str]) -> list[tuple[str, str]
     The first is of the ``kind``; the others follow in any order.
     """
     if kind == "both":
-        return [("Read both.", "\n".join(lines))]
+        return questions_about(kind, lines)
     if kind in ("lines", "frames"):
-        asked = [(f"Read line {i}.", text) for i, text in enumerate(lines, 1)]
-        asked.append(("Read the text.", "\n".join(lines)))
+        asked = questions_about("lines", lines)
         head = rng.choice([len(asked) - 1, rng.randrange(len(asked))])
     else:
-        (text,) = lines
-        asked = [
-            ("Read the text.", text),
-            ("How many characters are there?", str(len(text))),
-            ("What is the first character?", text[0]),
-        ]
-        head = ("read", "count", "first").index(kind)
-    first = asked.pop(head)
-    rng.shuffle(asked)
-    return [first, *asked]
+        asked = questions_about(kind, lines)
+        head = SINGLE_LINE.index(kind)
+    return shuffled(rng, asked, head)

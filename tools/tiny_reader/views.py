@@ -38,6 +38,16 @@ class Views:
     before: torch.Tensor  # (n, p)
     line: torch.Tensor  # (n, p)
 
+    def only(self, chosen: torch.Tensor) -> "Views":
+        """Those of some tiles; ``chosen`` is boolean, of shape (n,)."""
+        return Views(**{name: part[chosen] for name, part in vars(self).items()})
+
+    @classmethod
+    def joined(cls, several: list["Views"]) -> "Views":
+        """Views of several images as those of one."""
+        parts = zip(*(vars(views).values() for views in several), strict=True)
+        return cls(*map(torch.cat, parts))
+
 
 @dataclass
 class Camera:
