@@ -1,8 +1,10 @@
 """The training of the tiny checkpoint: what it draws, labels and saves."""
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -267,7 +269,8 @@ def test_steps_that_are_not_finite_end_the_training(fonts, tmp_path):
     assert all(value.isfinite().all() for value in state["model"].values())
 
 
-@torch.enable_grad()  # tests of engines in this process turn it off
+@torch.inference_mode(False)  # other tests turn it on
+@torch.enable_grad()
 def test_a_gradient_that_is_not_finite_changes_nothing(reference):
     heads = Heads(reference.tower.positions.shape[-1])
     optimizers = Optimizers(reference, heads, 0.1)
@@ -278,6 +281,37 @@ def test_a_gradient_that_is_not_finite_changes_nothing(reference):
     assert optimizers.step(heads.patch.weight.square().sum(), 0.2)
     assert heads.patch.weight.isfinite().all()
     assert not torch.equal(heads.patch.weight, before)
+
+
+def test_it_starts_again_with_tcmalloc(monkeypatch):
+    preloaded = []
+    monkeypatch.setattr(
+        train_tiny.ctypes.util, "find_library", lambda name: f"lib{name}.so.4"
+    )
+    monkeypatch.setattr(
+        train_tiny.os, "execv", lambda *_: preloaded.append(os.environ["LD_PRELOAD"])
+    )
+    monkeypatch.setenv("LD_PRELOAD", "other.so")
+    train_tiny.use_tcmalloc()
+    train_tiny.use_tcmalloc()
+    assert preloaded == ["libtcmalloc_minimal.so.4:other.so"]
+
+
+KILLED = """
+import os, random, signal
+from tiny_reader.replay import Supply
+
+supply = Supply(iter(lambda: [0], 1), random.Random(0))
+supply.process.start()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_process_that_draws_ends_with_a_killed_training():
+    command = [sys.executable, "-c", KILLED]
+    # It has this output open, which ends only when it does.
+    done = subprocess.run(command, cwd=SCRIPT.parent, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

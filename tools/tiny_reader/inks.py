@@ -103,9 +103,9 @@ def paint(
     kind = rng.random() / max(effort, 1e-6)
     inks = _colour(rng, ink, tint)
     background: np.ndarray
-    if kind < 0.16:
+    if kind < 0.2:
         background = (
-            _photograph(rng, shape, photographs) if kind < 0.11 else _clouds(rng, shape)
+            _photograph(rng, shape, photographs) if kind < 0.15 else _clouds(rng, shape)
         )
         # Keep the photograph on the other side of the ink's luminance.
         depth = rng.uniform(0.15, 1.0) * max(255 - least, 60) / 255
@@ -115,7 +115,7 @@ def paint(
             inks = inks * 0.4
         else:
             inks = 255 - (255 - inks) * 0.4
-    elif kind < 0.36:
+    elif kind < 0.4:
         other = np.clip(paper + rng.uniform(-50, 50), 0, 255)
         if abs(other - ink) < least * 0.8:
             other = paper

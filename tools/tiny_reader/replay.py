@@ -24,8 +24,17 @@ MOST_REPEATS = 3  # earlier batches for each new one
 
 def _draw(drawer: Drawer, batches: mp.Queue) -> None:
     os.nice(5)
+    training = os.getppid()
     for batch in drawer:
-        batches.put(pickle.dumps(batch))  # by value, without shared memory
+        pickled = pickle.dumps(batch)  # by value, without shared memory
+        while True:
+            if os.getppid() != training:  # that was killed
+                os._exit(1)
+            try:
+                batches.put(pickled, timeout=1)
+                break
+            except queue.Full:
+                pass
 
 
 def recolour(rng: random.Random, views: Views) -> Views:
