@@ -63,8 +63,8 @@ def training(folder: Path) -> str:
     if "wall_seconds" in found:
         seconds += f", {found['wall_seconds']:,} s in all"
     return (
-        f"The embedded weights took {found['steps']:,} steps in {seconds}, on 2 cores, "
-        f"in {dtype}, with seed {found['seed']}; the "
+        f"The embedded weights took {found['steps']:,} steps in {seconds}, in {dtype}, "
+        f"with seed {found['seed']}; the "
         "[log](tiny_training.log) has the course. Another run gives other weights: how "
         "many steps fit depends on the machine."
     )
@@ -113,13 +113,18 @@ def main() -> None:
         "--count", type=int, default=COUNT, help="with another, nothing is published"
     )
     parser.add_argument(
-        "--reference-only", action="store_true", help="start no engines"
+        "--reference-only",
+        action="store_true",
+        help="start no engines, and publish nothing",
     )
     args = parser.parse_args()
     folder = args.folder.absolute()
     evaluate(folder, args.fonts.absolute(), args.count, not args.reference_only)
-    if args.count != COUNT:
-        sys.exit(f"{folder / PAGE.name} is not published: its text says {COUNT:,}.")
+    if args.count != COUNT or args.reference_only:
+        sys.exit(
+            f"{folder / PAGE.name} is not published: its text says {COUNT:,} questions, "
+            "also to the engine."
+        )
     publish(folder)
 
 

@@ -10,10 +10,9 @@ command with ``--resume`` continues after an interruption.
 
 The schedule follows the CPU time of the training's main thread. That clock stops while
 the thread waits for a processor or for a batch, so other work on the machine costs few
-steps but lengthens the run. A slower machine takes fewer steps. Memory comes from
-tcmalloc if that is installed: with glibc's malloc, the training slows down to half its
-speed within 15 minutes. The log and
-``build/training/training.json`` have the time in all, too.
+steps but lengthens the run. A slower machine takes fewer steps. The log and
+``build/training/training.json`` also have the time in all. The program loads tcmalloc if
+that is installed: with glibc's malloc it slows down to half its speed within 15 minutes.
 tools/tiny_reader/training.py describes the stages.
 """
 
@@ -52,7 +51,6 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 # Arguments that a resumed training must have in common with its beginning.
 SCHEDULE = ("minutes", "learning_rate", "batch_tiles", "seed")
 MOST_LEFT_OUT = 20  # steps in a row
-TCMALLOC = "tcmalloc_minimal"
 
 
 def make_template(folder: Path, seed: int) -> None:
@@ -184,11 +182,11 @@ class Training:
     def run(self) -> None:
         args = self.args
         dtype = getattr(torch, args.dtype) if args.dtype else fastest_dtype()
-        preloaded = TCMALLOC in os.environ.get("LD_PRELOAD", "")
+        loaded = "malloc" in Path("/proc/self/maps").read_text()
         self.log(
             f"seed {args.seed}, {args.minutes:g} minutes, {args.threads} threads, "
-            f"{dtype}, {'tcmalloc' if preloaded else 'no tcmalloc'}, "
-            f"from step {self.step} and second {self.seconds:.0f}"
+            f"{dtype}, from step {self.step} and second {self.seconds:.0f}"
+            + ("" if loaded else "; slow, for want of libtcmalloc-minimal4")
         )
         stage = Stage.first()
         set_stage(stage, self.seconds / self.budget)
@@ -255,10 +253,10 @@ class Training:
 
 
 def use_tcmalloc() -> None:
-    """Start this program again with tcmalloc if that is installed."""
-    library = ctypes.util.find_library(TCMALLOC)
+    """Start this program again with tcmalloc, if installed, unless it has another."""
+    library = ctypes.util.find_library("tcmalloc_minimal")
     preloaded = os.environ.get("LD_PRELOAD", "")
-    if library and TCMALLOC not in preloaded:
+    if library and "malloc" not in preloaded:
         os.environ["LD_PRELOAD"] = f"{library}:{preloaded}".rstrip(":")
         os.execv(sys.executable, sys.orig_argv)
 

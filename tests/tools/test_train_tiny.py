@@ -284,17 +284,20 @@ def test_a_gradient_that_is_not_finite_changes_nothing(reference):
 
 
 def test_it_starts_again_with_tcmalloc(monkeypatch):
-    preloaded = []
+    started = []
     monkeypatch.setattr(
         train_tiny.ctypes.util, "find_library", lambda name: f"lib{name}.so.4"
     )
     monkeypatch.setattr(
-        train_tiny.os, "execv", lambda *_: preloaded.append(os.environ["LD_PRELOAD"])
+        train_tiny.os,
+        "execv",
+        lambda path, args: started.append((path, args, os.environ["LD_PRELOAD"])),
     )
     monkeypatch.setenv("LD_PRELOAD", "other.so")
     train_tiny.use_tcmalloc()
     train_tiny.use_tcmalloc()
-    assert preloaded == ["libtcmalloc_minimal.so.4:other.so"]
+    preloaded = "libtcmalloc_minimal.so.4:other.so"
+    assert started == [(sys.executable, sys.orig_argv, preloaded)]
 
 
 KILLED = """
@@ -309,7 +312,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_the_process_that_draws_ends_with_a_killed_training():
     command = [sys.executable, "-c", KILLED]
-    # It has this output open, which ends only when it does.
+    # The process that draws has the output open, so this waits for its end.
     done = subprocess.run(command, cwd=SCRIPT.parent, capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL
 
@@ -339,7 +342,9 @@ def test_a_start_that_does_not_fit_is_refused(
     assert not (tmp_path / "untrained").exists()
 
 
-@pytest.mark.parametrize("case", ["published", "other count", "evaluation fails"])
+@pytest.mark.parametrize(
+    "case", ["published", "other count", "no engines", "evaluation fails"]
+)
 def test_only_an_evaluated_checkpoint_is_published(monkeypatch, tmp_path, tiny, case):
     folder, root = tmp_path / "training", tmp_path / "root"
     for part in ("untrained", "checkpoint"):
@@ -365,9 +370,10 @@ def test_only_an_evaluated_checkpoint_is_published(monkeypatch, tmp_path, tiny, 
             Path(command[command.index("--wrong") + 1]).write_text("picture")
 
     monkeypatch.setattr(publish_tiny.subprocess, "run", run)
-    count = ["--count=20"] * (case == "other count")
+    options = {"other count": ["--count=20"], "no engines": ["--reference-only"]}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["publish_tiny.py", "training", *count])
+    command = ["publish_tiny.py", "training", *options.get(case, [])]
+    monkeypatch.setattr(sys, "argv", command)
     before = (root / "page.md").read_text()
     if case == "published":
         publish_tiny.main()
@@ -382,6 +388,9 @@ def test_only_an_evaluated_checkpoint_is_published(monkeypatch, tmp_path, tiny, 
             publish_tiny.main()
         assert (root / "page.md").read_text() == before
         assert {file.name for file in root.iterdir()} == {"page.md", "embedded"}
+    if case == "no engines":
+        assert not any("--engine" in command for command in commands)
+        return
     quantise, *evaluations = commands
     assert quantise[1:] == [str(publish_tiny.QUANTIZE), *quantise[2:]]
     assert len(evaluations) == 2

@@ -35,9 +35,9 @@ def training_fonts(folder: Path) -> list[Typeface]:
 
 
 @functools.cache
-def _digit_box(file: Path | None) -> tuple[float, float]:
-    """Top and bottom of a digit above the baseline, in font sizes."""
-    _, top, _, bottom = font_of(file, 100, BASIC).getbbox("0", anchor="ls")
+def _box(file: Path | None, character: str) -> tuple[float, float]:
+    """Top and bottom of a character below the baseline, in font sizes."""
+    _, top, _, bottom = font_of(file, 100, BASIC).getbbox(character, anchor="ls")
     return top / 100, bottom / 100
 
 
@@ -93,15 +93,19 @@ def arrange(
         slim = rng.uniform(0.5, 0.7)
         advances = {c: slim if c.isdigit() or c == "-" else 0.3 for c in CHARACTERS}
         box = (-1.0, 0.0)
+        ink_top, ink_bottom = box
     else:
-        advances, box = advances_of(file, CHARACTERS, BASIC), _digit_box(file)
+        advances, box = advances_of(file, CHARACTERS, BASIC), _box(file, "0")
+        # Commas and some typefaces' digits go below the baseline, "$" above digits.
+        ink_top = min(_box(file, c)[0] for c in "0" + lines[0])
+        ink_bottom = max(_box(file, c)[1] for c in "0" + lines[-1])
     lengths = [
         list(accumulate((em * advances[c] + spacing for c in line), initial=0.0))
         for line in lines
     ]
     text_width = max(length[-1] for length in lengths)
     gap = em * rng.uniform(1.0, 1.7)
-    text_height = gap * (len(lines) - 1) + em * (box[1] - box[0])
+    text_height = gap * (len(lines) - 1) + em * (ink_bottom - ink_top)
     left, top, right, bottom = _margins(rng, em)
     if rng.random() < 0.22 * effort:  # a place on a canvas of a common shape
         width = text_width * math.exp(rng.uniform(math.log(1.1), math.log(6)))
@@ -115,7 +119,7 @@ def arrange(
     for length in lengths:
         start = left + align * (text_width - length[-1])
         edges.append([start + x for x in length])
-    first = top - em * box[0]
+    first = top - em * ink_top
     baselines = [first + gap * number for number in range(len(lines))]
     return Layout(file, seven, em, width, height, baselines, edges, box)
 

@@ -107,8 +107,9 @@ def paint(
         background = (
             _photograph(rng, shape, photographs) if kind < 0.15 else _clouds(rng, shape)
         )
-        # Keep the photograph on the other side of the ink's luminance.
-        depth = rng.uniform(0.15, 1.0) * max(255 - least, 60) / 255
+        # A light photograph behind dark ink or the reverse, at least ``least`` apart.
+        most = 255 - least - 0.4 * min(ink, 255 - ink)
+        depth = rng.uniform(0.25, 1.0) * most / 255
         background = background * depth
         if ink < 128:
             background += 255 - 255 * depth

@@ -18,17 +18,17 @@ from .batches import Drawer, Example
 from .views import Views
 
 KEPT = 150  # batches, 5 MB each
-LEAST_KEPT = 8  # of which an earlier one is taken
+LEAST_KEPT = 8  # before one is taken again
 MOST_REPEATS = 3  # earlier batches for each new one
 
 
-def _draw(drawer: Drawer, batches: mp.Queue) -> None:
+def _draw(drawer: Drawer, batches: mp.Queue, training: int) -> None:
+    """Put batches into the queue for as long as the process ``training`` lives."""
     os.nice(5)
-    training = os.getppid()
     for batch in drawer:
         pickled = pickle.dumps(batch)  # by value, without shared memory
         while True:
-            if os.getppid() != training:  # that was killed
+            if os.getppid() != training:
                 os._exit(1)
             try:
                 batches.put(pickled, timeout=1)
@@ -59,7 +59,7 @@ class Supply:
         context = mp.get_context("fork")
         self.queue: mp.Queue = context.Queue(4)
         self.process = context.Process(
-            target=_draw, args=(drawer, self.queue), daemon=True
+            target=_draw, args=(drawer, self.queue, os.getpid()), daemon=True
         )
         self.rng = rng
         self.kept: deque[list] = deque(maxlen=KEPT)

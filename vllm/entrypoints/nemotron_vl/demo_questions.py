@@ -33,7 +33,7 @@ class DemoQuestion:
 
 
 def _string(rng: random.Random, longest: int) -> str:
-    """A number, price, time, date or code, without leading or trailing marks."""
+    """A number, price, time, date or code; only a "$" stands before its digits."""
     digits = "".join(rng.choice("0123456789") for _ in range(longest))
     length = rng.randint(2, longest)
     mark = rng.choice(["", "", *".,:-/"])
