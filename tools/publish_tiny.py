@@ -122,8 +122,8 @@ def main() -> None:
     evaluate(folder, args.fonts.absolute(), args.count, not args.reference_only)
     if args.count != COUNT or args.reference_only:
         sys.exit(
-            f"{folder / PAGE.name} is not published: its text says {COUNT:,} questions, "
-            "also to the engine."
+            f"{folder / PAGE.name} is not published: its text says {COUNT:,} "
+            "questions, also to the engine."
         )
     publish(folder)
 

@@ -11,9 +11,9 @@ command with ``--resume`` continues after an interruption.
 The schedule follows the CPU time of the training's main thread. That clock stops while
 the thread waits for a processor or for a batch, so other work on the machine costs few
 steps but lengthens the run. A slower machine takes fewer steps. The log and
-``build/training/training.json`` also have the time in all. The program loads tcmalloc if
-that is installed: with glibc's malloc it slows down to half its speed within 15 minutes.
-tools/tiny_reader/training.py describes the stages.
+``build/training/training.json`` also have the time in all. The program loads tcmalloc
+if that is installed: with glibc's malloc it slows down to half its speed within 15
+minutes. tools/tiny_reader/training.py describes the stages.
 """
 
 import argparse

@@ -80,7 +80,7 @@ def arrange(
     rng: random.Random, fonts: list[Typeface], lines: list[str], effort: float
 ) -> Layout:
     """Choose typeface, size, spacing, margins and place."""
-    seven = rng.random() < 0.06 and not set("".join(lines)) - set(SEVEN_SEGMENT)
+    seven = rng.random() < 0.05 and not set("".join(lines)) - set(SEVEN_SEGMENT)
     file = rng.choice(rng.choice(fonts))
     if rng.random() < 0.03:
         file = None
@@ -107,8 +107,8 @@ def arrange(
     gap = em * rng.uniform(1.0, 1.7)
     text_height = gap * (len(lines) - 1) + em * (ink_bottom - ink_top)
     left, top, right, bottom = _margins(rng, em)
-    if rng.random() < 0.22 * effort:  # a place on a canvas of a common shape
-        width = text_width * math.exp(rng.uniform(math.log(1.1), math.log(6)))
+    if rng.random() < 0.12 * effort:  # a place on a canvas of a common shape
+        width = text_width * rng.uniform(1.1, 4.0)
         height = max(text_height * 1.2, width * rng.choice((1, 0.75, 0.56, 0.4, 1.4)))
         left = rng.uniform(0.02, 0.98) * (width - text_width)
         top = rng.uniform(0.02, 0.98) * (height - text_height)

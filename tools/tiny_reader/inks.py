@@ -103,9 +103,9 @@ def paint(
     kind = rng.random() / max(effort, 1e-6)
     inks = _colour(rng, ink, tint)
     background: np.ndarray
-    if kind < 0.2:
+    if kind < 0.16:
         background = (
-            _photograph(rng, shape, photographs) if kind < 0.15 else _clouds(rng, shape)
+            _photograph(rng, shape, photographs) if kind < 0.11 else _clouds(rng, shape)
         )
         # A light photograph behind dark ink or the reverse, at least ``least`` apart.
         most = 255 - least - 0.4 * min(ink, 255 - ink)
@@ -116,7 +116,7 @@ def paint(
             inks = inks * 0.4
         else:
             inks = 255 - (255 - inks) * 0.4
-    elif kind < 0.4:
+    elif kind < 0.36:
         other = np.clip(paper + rng.uniform(-50, 50), 0, 255)
         if abs(other - ink) < least * 0.8:
             other = paper

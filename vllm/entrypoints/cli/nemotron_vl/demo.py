@@ -56,8 +56,8 @@ def add_parser(subparsers) -> None:
         action="append",
         default=[],
         type=_text,
-        help=r"draw this text and read it; \n begins a new line; --text=-5 if it begins "
-        "with '-'; may be given several times",
+        help=r"draw this text and read it; \n begins a new line; --text=-5 if it "
+        "begins with '-'; may be given several times",
     )
     parser.add_argument(
         "--picture",
