@@ -59,12 +59,9 @@ def sizes(checkpoint: Path) -> str:
 def training(folder: Path) -> str:
     found = json.loads((folder / "training.json").read_text())
     dtype = found["dtype"].removeprefix("torch.")
-    seconds = f"{found['seconds']:,} s of the main thread's CPU time"
-    if "wall_seconds" in found:
-        seconds += f", {found['wall_seconds']:,} s in all"
     return (
-        f"The embedded weights took {found['steps']:,} steps in {seconds}, in {dtype}, "
-        f"with seed {found['seed']}; the "
+        f"The embedded weights took {found['steps']:,} steps in {found['seconds']:,} s "
+        f"in {dtype}, with seed {found['seed']}; the "
         "[log](tiny_training.log) has the course. Another run gives other weights: how "
         "many steps fit depends on the machine."
     )

@@ -8,19 +8,16 @@ Trains the reference model of the tests in two hours on two cores and writes
 ``build/training/checkpoint``, and its log to ``build/training/training.log``. The same
 command with ``--resume`` continues after an interruption.
 
-The schedule follows the CPU time of the training's main thread. That clock stops while
-the thread waits for a processor or for a batch, so other work on the machine costs few
-steps but lengthens the run. A slower machine takes fewer steps. The log and
-``build/training/training.json`` also have the time in all. The program loads tcmalloc
-if that is installed: with glibc's malloc it slows down to half its speed within 15
-minutes. tools/tiny_reader/training.py describes the stages.
+The schedule follows the time that passes, without starts. A slower machine, or one with
+other work, takes fewer steps. The program loads tcmalloc if that is installed: with
+glibc's malloc it slows down to half its speed within 15 minutes.
+tools/tiny_reader/training.py describes the stages.
 """
 
 import argparse
 import ctypes.util
 import json
 import os
-import random
 import shutil
 import sys
 import time
@@ -30,17 +27,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tiny_reader.batches import Drawer, Stage
+from tiny_reader.batches import Drawer
 from tiny_reader.forward import fastest_dtype
-from tiny_reader.replay import Supply
+from tiny_reader.supply import Supply
 from tiny_reader.training import (
-    TOWER_ALONE,
     Heads,
     Means,
     Optimizers,
     answer_step,
     initialise,
-    set_stage,
+    stage_at,
     tower_step,
 )
 from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
@@ -97,11 +93,7 @@ def export(model: Reference, template: Path, out: Path) -> None:
 
 
 class Training:
-    """A training with its saved state.
-
-    ``seconds`` are the main thread's CPU time, and ``wall_seconds`` the time in all or
-    None if the state that was resumed lacks it.
-    """
+    """A training with its saved state."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -109,7 +101,7 @@ class Training:
         self.budget = 60 * args.minutes
         self.schedule = {name: getattr(args, name) for name in SCHEDULE}
         self.saved = self.folder / "state.pt"
-        state: dict[str, Any] = {"wall_seconds": 0.0}
+        state: dict[str, Any] = {}
         if args.resume:
             state = self.read_state()
         elif self.saved.exists():
@@ -127,7 +119,6 @@ class Training:
             self.optimizers.load_state_dict(state["optimizers"])
         self.step: int = state.get("step", 0)
         self.seconds: float = state.get("seconds", 0.0)
-        self.wall_seconds: float | None = state.get("wall_seconds")
         self.left_out: int = state.get("left_out", 0)
         if args.start_at is not None:
             self.seconds = args.start_at * self.budget
@@ -154,7 +145,6 @@ class Training:
             "optimizers": self.optimizers.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
-            "wall_seconds": self.wall_seconds,
             "left_out": self.left_out,
             "schedule": self.schedule,
         }
@@ -165,9 +155,6 @@ class Training:
         print(text, flush=True)
         with (self.folder / "training.log").open("a") as file:
             file.write(text + "\n")
-
-    def in_all(self) -> str:
-        return "" if self.wall_seconds is None else f" ({self.wall_seconds:.0f} in all)"
 
     def leave_out(self, in_a_row: int) -> None:
         """Count a step that changed nothing; end the training after too many."""
@@ -188,29 +175,18 @@ class Training:
             f"{dtype}, from step {self.step} and second {self.seconds:.0f}"
             + ("" if loaded else "; slow, for want of libtcmalloc-minimal4")
         )
-        stage = Stage.first()
-        set_stage(stage, self.seconds / self.budget)
-        drawer = Drawer(
-            self.model,
-            args.fonts / "training",
-            stage,
-            f"{args.seed} {self.step}",
-            args.batch_tiles,
-        )
-        rng = random.Random(f"replay {args.seed} {self.step}")
+        drawer = Drawer(self.model, args.fonts / "training", args.batch_tiles)
         means, last_save, last_log = Means(), self.seconds, self.seconds
         left_out = 0  # in a row
-        with Supply(drawer, rng) as supply:
-            # Starting the process is not training.
-            supply.take(self.seconds / self.budget >= TOWER_ALONE)
-            start = time.thread_time() - self.seconds
-            wall_start = time.monotonic() - (self.wall_seconds or 0)
+        with Supply(drawer, args.seed, args.threads) as supply:
+            # Starting the processes is not training.
+            supply.draw(self.step, stage_at(self.seconds / self.budget))
+            start = time.monotonic() - self.seconds
             while self.seconds < self.budget and self.step < args.steps:
                 progress = self.seconds / self.budget
-                set_stage(stage, progress)
-                answers = progress >= TOWER_ALONE
-                batch = supply.take(answers)
-                if answers:
+                stage = stage_at(progress)
+                batch = supply.take(self.step, stage)
+                if stage.answers:
                     result = answer_step(self.model, self.heads, batch, dtype)
                     for example, right in zip(batch, result.right, strict=True):
                         means.add(example.kind, right)
@@ -224,14 +200,12 @@ class Training:
                     left_out += 1
                     self.leave_out(left_out)
                 self.step += 1
-                self.seconds = time.thread_time() - start
-                if self.wall_seconds is not None:
-                    self.wall_seconds = time.monotonic() - wall_start
+                self.seconds = time.monotonic() - start
                 if self.seconds - last_log > args.log_every:
                     last_log = self.seconds
                     self.log(
-                        f"{self.seconds:.0f} of {self.budget:.0f} s{self.in_all()}, "
-                        f"step {self.step}, {supply.fresh} batches drawn: {means}"
+                        f"{self.seconds:.0f} of {self.budget:.0f} s, "
+                        f"step {self.step}: {means}"
                     )
                 if self.seconds - last_save > args.save_every and not left_out:
                     last_save = self.seconds
@@ -247,8 +221,6 @@ class Training:
             "batch_tiles": args.batch_tiles,
             "learning_rate": args.learning_rate,
         }
-        if self.wall_seconds is not None:
-            figures["wall_seconds"] = round(self.wall_seconds)
         (self.folder / "training.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
@@ -268,7 +240,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="folder for all output")
     parser.add_argument("--fonts", type=Path, default=Path("build/fonts"))
-    parser.add_argument("--minutes", type=float, default=106, help="of CPU time")
+    parser.add_argument("--minutes", type=float, default=118)
     parser.add_argument(
         "--start-at", type=float, metavar="SHARE", help="skip a share of the schedule"
     )

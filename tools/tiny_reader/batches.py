@@ -1,4 +1,4 @@
-"""Batches of training examples, drawn in a process of their own."""
+"""Batches of training examples."""
 
 import functools
 import random
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.data import IterableDataset
 
 from drawn_text import LONGEST_OF_BOTH, Question
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
@@ -31,76 +30,60 @@ class Example:
     labels: torch.Tensor  # (tokens,), IGNORED outside the answers
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stage:
-    """What is drawn: shared with the process that draws."""
+    """What is drawn."""
 
-    answers: torch.Tensor  # 0: only labels of patches, 1: also questions
-    tiles: torch.Tensor  # 0: one per image, 1: as in FEW_TILES, 2: MANY_TILES
-    effort: torch.Tensor  # 0 to 1
-
-    @classmethod
-    def first(cls) -> "Stage":
-        return cls(*(torch.zeros(1).share_memory_() for _ in range(3)))
-
-    def set(self, answers: float, tiles: float, effort: float) -> None:
-        self.answers.fill_(answers)
-        self.tiles.fill_(tiles)
-        self.effort.fill_(effort)
+    answers: bool  # questions, else only labels of patches
+    tiles: float  # 0: one per image, 1: as in FEW_TILES, 2: MANY_TILES
+    effort: float  # 0 to 1
 
 
-class Drawer(IterableDataset):
-    """Endless batches: lists of ``Views`` or of ``Example``."""
+class Drawer:
+    """Draws batches: lists of ``Views`` or of ``Example``."""
 
-    def __init__(
-        self, model: Reference, fonts: Path, stage: Stage, seed: str, tiles: int
-    ) -> None:
-        self.model, self.fonts, self.stage = model, fonts, stage
-        self.seed, self.tiles = seed, tiles
+    def __init__(self, model: Reference, fonts: Path, tiles: int) -> None:
+        self.model, self.tiles = model, tiles
+        self.artist = Artist(training_fonts(fonts))
         self.camera = Camera(model.tile_size, model.tower.patch_size)
 
-    def __iter__(self):
-        torch.set_num_threads(1)
-        rng = random.Random(self.seed)
-        artist = Artist(training_fonts(self.fonts))
-        while True:
-            answers = self.stage.answers.item() > 0
-            batch: list[Views | Example] = []
-            count = 0
-            while count < self.tiles:
-                if answers:
-                    example = self.example(rng, artist)
-                    count += sum(len(views.pixels) for views in example.views)
-                    batch.append(example)
-                else:
-                    views = self.views(rng, artist)
-                    count += len(views.pixels)
-                    batch.append(views)
-            yield batch
+    def batch(self, seed: str, stage: Stage) -> list:
+        """A batch of at least ``tiles`` tiles; the seed decides everything."""
+        rng = random.Random(seed)
+        batch: list[Views | Example] = []
+        count = 0
+        while count < self.tiles:
+            if stage.answers:
+                example = self.example(rng, stage)
+                count += sum(len(views.pixels) for views in example.views)
+                batch.append(example)
+            else:
+                views = self.views(rng, stage)
+                count += len(views.pixels)
+                batch.append(views)
+        return batch
 
-    def _limit(self, rng: random.Random) -> int:
-        level = self.stage.tiles.item()
-        if rng.random() >= level:
+    def _limit(self, rng: random.Random, stage: Stage) -> int:
+        if rng.random() >= stage.tiles:
             return 1
-        chosen = MANY_TILES if rng.random() < level - 1 else FEW_TILES
+        chosen = MANY_TILES if rng.random() < stage.tiles - 1 else FEW_TILES
         (limit,) = rng.choices([*chosen], [*chosen.values()])
         return limit
 
-    def views(self, rng: random.Random, artist: Artist) -> Views:
+    def views(self, rng: random.Random, stage: Stage) -> Views:
         """Views of one to three lines; of a grid, only those with characters."""
-        effort = self.stage.effort.item()
         lines = [draw_string(rng) for _ in range(rng.choice((1, 1, 2, 2, 3, 3)))]
-        limit = self._limit(rng)
+        limit = self._limit(rng, stage)
         views = self.camera.views(
-            *draw_views(rng, artist, self.camera, lines, limit, effort)
+            *draw_views(rng, self.artist, self.camera, lines, limit, stage.effort)
         )
         if len(views.pixels) == 1:
             return views
-        has_text = (views.cells != 0).flatten(1).any(1) | (torch.rand(()) < 0.1)
+        has_text = (views.cells != 0).flatten(1).any(1) | (rng.random() < 0.1)
         return views.only(has_text)
 
-    def example(self, rng: random.Random, artist: Artist) -> Example:
-        effort = self.stage.effort.item()
+    def example(self, rng: random.Random, stage: Stage) -> Example:
+        """A conversation about an image, or about two or a video."""
         (kind,) = rng.choices([*KINDS], [*KINDS.values()])
         several = rng.choice((2, 2, 3))
         count = {"lines": several, "frames": several, "both": 2}.get(kind, 1)
@@ -108,9 +91,9 @@ class Drawer(IterableDataset):
         lines = [draw_string(rng, longest) for _ in range(count)]
         apart = kind in ("both", "frames")
         images = [[line] for line in lines] if apart else [lines]
-        limit = 1 if kind == "frames" else self._limit(rng)
+        limit = 1 if kind == "frames" else self._limit(rng, stage)
         drawn = [
-            draw_views(rng, artist, self.camera, image, limit, effort)
+            draw_views(rng, self.artist, self.camera, image, limit, stage.effort)
             for image in images
         ]
         turns = ask(rng, kind, lines)[: rng.choice((1, 1, 1, 2, 3))]

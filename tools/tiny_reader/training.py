@@ -38,15 +38,16 @@ class Heads(nn.Module):
         self.patch = nn.Linear(width, sum(self.sizes))
 
 
-def set_stage(stage: Stage, progress: float) -> None:
-    """Choose what is drawn from the share of the time that is over."""
+def stage_at(progress: float) -> Stage:
+    """What is drawn after a share of the time."""
     if progress < TOWER_ALONE:
         share = progress / TOWER_ALONE
-        stage.set(0, min(0.5, max(0.0, 2 * share - 0.5)), min(1.0, 0.2 + 2 * share))
-    elif progress < ONE_TILE:
-        stage.set(1, 0, 1.0)
-    else:
-        stage.set(1, 1 + min(1.0, (progress - ONE_TILE) / (FEW_TILES - ONE_TILE)), 1.0)
+        tiles, effort = min(0.5, max(0.0, 2 * share - 0.5)), min(1.0, 0.2 + 2 * share)
+        return Stage(False, tiles, effort)
+    if progress < ONE_TILE:
+        return Stage(True, 0.0, 1.0)
+    tiles = 1 + min(1.0, (progress - ONE_TILE) / (FEW_TILES - ONE_TILE))
+    return Stage(True, tiles, 1.0)
 
 
 def learning_rate(progress: float, alone: bool) -> float:
