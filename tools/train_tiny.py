@@ -35,6 +35,7 @@ from tiny_reader.training import (
     Means,
     Optimizers,
     answer_step,
+    fit_heads,
     initialise,
     stage_at,
     tower_step,
@@ -110,9 +111,16 @@ class Training:
         if not (args.resume and template.exists()):
             make_template(template, args.seed)
         self.model = Reference.load(template).requires_grad_(True)
-        initialise(self.model.tower)
+        if args.weights:
+            self.model.load_state_dict(Reference.load(args.weights).state_dict())
+        else:
+            initialise(self.model.tower)
         self.heads = Heads(self.model.tower.positions.shape[-1])
-        self.optimizers = Optimizers(self.model, self.heads, args.learning_rate)
+        # Where the schedule began; a resumed training may skip more of it.
+        self.start_at: float = state.get("start_at", args.start_at or 0.0)
+        self.optimizers = Optimizers(
+            self.model, self.heads, args.learning_rate, self.start_at
+        )
         if args.resume:
             self.model.load_state_dict(state["model"])
             self.heads.load_state_dict(state["heads"])
@@ -120,8 +128,10 @@ class Training:
         self.step: int = state.get("step", 0)
         self.seconds: float = state.get("seconds", 0.0)
         self.left_out: int = state.get("left_out", 0)
+        self.skipped: float = state.get("skipped", 0.0)  # seconds; less than 0: again
         if args.start_at is not None:
-            self.seconds = args.start_at * self.budget
+            start = args.start_at * self.budget
+            self.skipped, self.seconds = self.skipped + start - self.seconds, start
 
     def read_state(self) -> dict[str, Any]:
         if not self.saved.exists():
@@ -145,6 +155,8 @@ class Training:
             "optimizers": self.optimizers.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "start_at": self.start_at,
+            "skipped": self.skipped,
             "left_out": self.left_out,
             "schedule": self.schedule,
         }
@@ -176,6 +188,9 @@ class Training:
             + ("" if loaded else "; slow, for want of libtcmalloc-minimal4")
         )
         drawer = Drawer(self.model, args.fonts / "training", args.batch_tiles)
+        if args.weights and not self.step:
+            hits = fit_heads(self.model, self.heads, drawer, args.seed, dtype)
+            self.log(f"begins with {args.weights}, of which new heads read {hits:.3f}")
         means, last_save, last_log = Means(), self.seconds, self.seconds
         left_out = 0  # in a row
         with Supply(drawer, args.seed, args.threads) as supply:
@@ -215,11 +230,12 @@ class Training:
         figures = {
             "steps": self.step,
             "seed": args.seed,
-            "seconds": round(self.seconds),
+            "seconds": round(self.seconds - self.skipped),
             "left_out": self.left_out,
             "dtype": str(dtype),
             "batch_tiles": args.batch_tiles,
             "learning_rate": args.learning_rate,
+            "weights": args.weights and str(args.weights),
         }
         (self.folder / "training.json").write_text(json.dumps(figures, indent=1) + "\n")
 
@@ -240,9 +256,15 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="folder for all output")
     parser.add_argument("--fonts", type=Path, default=Path("build/fonts"))
+    parser.add_argument(
+        "--weights", type=Path, metavar="CHECKPOINT", help="begin with these weights"
+    )
     parser.add_argument("--minutes", type=float, default=118)
     parser.add_argument(
-        "--start-at", type=float, metavar="SHARE", help="skip a share of the schedule"
+        "--start-at",
+        type=float,
+        metavar="SHARE",
+        help="go to this share of the schedule",
     )
     parser.add_argument("--steps", type=int, default=10**9, help="most steps")
     parser.add_argument("--batch-tiles", type=int, default=96, help="least per step")

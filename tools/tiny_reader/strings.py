@@ -32,7 +32,7 @@ def _is_text(text: str) -> bool:
     padded = f" {text} "
     return all(
         c.isdigit()
-        or (c in ".,:/-" and before.isdigit() and after.isdigit())
+        or (c in ".,:/-$" and before.isdigit() and after.isdigit())
         or (c in "-$" and before == " " and after.isdigit())
         or (c == "%" and before.isdigit() and after == " ")
         or (c == "$" and before == "-" and after.isdigit())

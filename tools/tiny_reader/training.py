@@ -15,7 +15,7 @@ from torch import nn
 
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import RadioTower, Reference
 
-from .batches import Example, Stage
+from .batches import Drawer, Example, Stage
 from .forward import Decoder, connect, encode
 from .strings import CHARACTERS
 from .views import CELLS, IGNORED, MOST_BEFORE, Views
@@ -27,6 +27,9 @@ WEIGHTS = {"answer": 1.0, "cell": 1.0, "before": 0.3, "line": 0.1}
 # Shares of the time at which the stages end: the tower alone, questions about one tile,
 # questions about more and more tiles.
 TOWER_ALONE, ONE_TILE, FEW_TILES = 0.3, 0.48, 0.75
+
+# Steps and learning rate with which heads learn from a trained tower.
+HEADS_STEPS, HEADS_RATE = 80, 5e-3
 
 
 class Heads(nn.Module):
@@ -50,14 +53,16 @@ def stage_at(progress: float) -> Stage:
     return Stage(True, tiles, 1.0)
 
 
-def learning_rate(progress: float, alone: bool) -> float:
+def learning_rate(progress: float, alone: bool, start: float = 0.0) -> float:
     """Share of the full learning rate: warm-up, plateau, and linear descent.
 
     Args:
         progress: Share of the time that is over.
         alone: For the parts that the tower's stage leaves out.
+        start: Share of the time at which the training began.
     """
-    start = TOWER_ALONE if alone else 0.0
+    if alone:
+        start = max(start, TOWER_ALONE)
     warm = min(1.0, (progress - start) / 0.01 + 0.02)
     left = min(1.0, (1 - progress) / (1 - ONE_TILE - 0.05))
     return max(0.0, warm * left)
@@ -164,11 +169,44 @@ def answer_step(
     return Result(losses, right)
 
 
-class Optimizers:
-    """Muon for the matrices of the blocks, AdamW for all else."""
+def fit_heads(
+    model: Reference, heads: Heads, drawer: Drawer, seed: int, dtype: torch.dtype
+) -> float:
+    """Train new heads for a trained tower, which stays as it is.
 
-    def __init__(self, model: Reference, heads: Heads, rate: float) -> None:
-        self.rate = rate
+    Else their first gradients would undo what the tower has learnt.
+
+    Returns:
+        Share of right characters in the last batches.
+    """
+    optimizer = torch.optim.AdamW(heads.parameters(), HEADS_RATE)
+    means = Means(memory=0.8)
+    model.requires_grad_(False)
+    for number in range(HEADS_STEPS):
+        views = drawer.batch(f"heads {seed} {number}", Stage(False, 0.5, 1.0))
+        result = tower_step(model, heads, views, dtype)
+        result.total().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        means.add("hits", result.losses["hits"].item())
+    model.requires_grad_(True)
+    return means.values["hits"]
+
+
+class Optimizers:
+    """Muon for the matrices of the blocks, AdamW for all else.
+
+    Args:
+        model: To train.
+        heads: To train.
+        rate: The full learning rate.
+        start: Share of the time at which the training begins.
+    """
+
+    def __init__(
+        self, model: Reference, heads: Heads, rate: float, start: float = 0.0
+    ) -> None:
+        self.rate, self.start = rate, start
         tower = [*model.tower.blocks.parameters()]
         rest = [
             *model.mlp1.parameters(),
@@ -215,7 +253,7 @@ class Optimizers:
             finite = all(bool(norm.isfinite()) for norm in norms)
         for optimizer in self.optimizers:
             for group, alone in zip(optimizer.param_groups, (False, True), strict=True):
-                group["lr"] = self.rate * learning_rate(progress, alone)
+                group["lr"] = self.rate * learning_rate(progress, alone, self.start)
             if finite:
                 optimizer.step()
             optimizer.zero_grad()
