@@ -59,9 +59,9 @@ def sizes(checkpoint: Path) -> str:
 def training(folder: Path) -> str:
     found = json.loads((folder / "training.json").read_text())
     dtype = found["dtype"].removeprefix("torch.")
-    given = "an earlier training, and then " if found.get("weights") else ""
+    start = "After an earlier training, the" if found.get("weights") else "The"
     return (
-        f"The embedded weights took {given}{found['steps']:,} steps in "
+        f"{start} embedded weights took {found['steps']:,} steps in "
         f"{found['seconds']:,} s in {dtype}, with seed {found['seed']}; the "
         "[log](tiny_training.log) has the course. Another run gives other weights: how "
         "many steps fit depends on the machine."

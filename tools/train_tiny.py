@@ -46,7 +46,7 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 # Arguments that a resumed training must have in common with its beginning.
-SCHEDULE = ("minutes", "learning_rate", "batch_tiles", "seed")
+SCHEDULE = ("minutes", "learning_rate", "batch_tiles", "seed", "weights")
 MOST_LEFT_OUT = 20  # steps in a row
 
 
@@ -107,17 +107,20 @@ class Training:
             state = self.read_state()
         elif self.saved.exists():
             sys.exit(f"{self.saved} exists: use --resume to continue.")
+        elif args.weights:
+            self.check_weights()
         template = self.folder / "untrained"
         if not (args.resume and template.exists()):
             make_template(template, args.seed)
         self.model = Reference.load(template).requires_grad_(True)
-        if args.weights:
-            self.model.load_state_dict(Reference.load(args.weights).state_dict())
+        if args.weights and not args.resume:
+            given = Reference.load(Path(args.weights))
+            self.model.load_state_dict(given.state_dict())
         else:
             initialise(self.model.tower)
         self.heads = Heads(self.model.tower.positions.shape[-1])
-        # Where the schedule began; a resumed training may skip more of it.
-        self.start_at: float = state.get("start_at", args.start_at or 0.0)
+        before: float = state.get("start_at", 0.0)
+        self.start_at: float = before if args.start_at is None else args.start_at
         self.optimizers = Optimizers(
             self.model, self.heads, args.learning_rate, self.start_at
         )
@@ -128,10 +131,20 @@ class Training:
         self.step: int = state.get("step", 0)
         self.seconds: float = state.get("seconds", 0.0)
         self.left_out: int = state.get("left_out", 0)
-        self.skipped: float = state.get("skipped", 0.0)  # seconds; less than 0: again
-        if args.start_at is not None:
-            start = args.start_at * self.budget
-            self.skipped, self.seconds = self.skipped + start - self.seconds, start
+        # Seconds of training. ``seconds`` also has what --start-at skipped, and only
+        # once what it repeated.
+        self.spent: float = state.get("spent", self.seconds)
+        if self.start_at != before:
+            self.seconds = self.start_at * self.budget
+
+    def check_weights(self) -> None:
+        """Refuse a missing checkpoint; begin the log with that of its training."""
+        checkpoint = Path(self.args.weights)
+        if not (checkpoint / "config.json").exists():
+            sys.exit(f"{checkpoint} is not a checkpoint.")
+        log = checkpoint.with_name("training.log")
+        if log.exists():
+            shutil.copy(log, self.folder)
 
     def read_state(self) -> dict[str, Any]:
         if not self.saved.exists():
@@ -156,7 +169,7 @@ class Training:
             "step": self.step,
             "seconds": self.seconds,
             "start_at": self.start_at,
-            "skipped": self.skipped,
+            "spent": self.spent,
             "left_out": self.left_out,
             "schedule": self.schedule,
         }
@@ -189,8 +202,11 @@ class Training:
         )
         drawer = Drawer(self.model, args.fonts / "training", args.batch_tiles)
         if args.weights and not self.step:
+            start = time.monotonic()
             hits = fit_heads(self.model, self.heads, drawer, args.seed, dtype)
-            self.log(f"begins with {args.weights}, of which new heads read {hits:.3f}")
+            self.spent += time.monotonic() - start
+            self.log(f"begins with {args.weights}: new heads have hits {hits:.3f}")
+        skipped = self.seconds - self.spent
         means, last_save, last_log = Means(), self.seconds, self.seconds
         left_out = 0  # in a row
         with Supply(drawer, args.seed, args.threads) as supply:
@@ -216,6 +232,7 @@ class Training:
                     self.leave_out(left_out)
                 self.step += 1
                 self.seconds = time.monotonic() - start
+                self.spent = self.seconds - skipped
                 if self.seconds - last_log > args.log_every:
                     last_log = self.seconds
                     self.log(
@@ -230,12 +247,12 @@ class Training:
         figures = {
             "steps": self.step,
             "seed": args.seed,
-            "seconds": round(self.seconds - self.skipped),
+            "seconds": round(self.spent),
             "left_out": self.left_out,
             "dtype": str(dtype),
             "batch_tiles": args.batch_tiles,
             "learning_rate": args.learning_rate,
-            "weights": args.weights and str(args.weights),
+            "weights": args.weights,
         }
         (self.folder / "training.json").write_text(json.dumps(figures, indent=1) + "\n")
 
@@ -257,14 +274,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder for all output")
     parser.add_argument("--fonts", type=Path, default=Path("build/fonts"))
     parser.add_argument(
-        "--weights", type=Path, metavar="CHECKPOINT", help="begin with these weights"
+        "--weights", metavar="CHECKPOINT", help="begin with these weights"
     )
     parser.add_argument("--minutes", type=float, default=118)
     parser.add_argument(
         "--start-at",
         type=float,
         metavar="SHARE",
-        help="go to this share of the schedule",
+        help="where in the schedule to begin; with --resume and another share than "
+        "before, go there. Until a share of 0.3, only the tower learns",
     )
     parser.add_argument("--steps", type=int, default=10**9, help="most steps")
     parser.add_argument("--batch-tiles", type=int, default=96, help="least per step")

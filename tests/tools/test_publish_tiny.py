@@ -20,7 +20,7 @@ def test_only_an_evaluated_checkpoint_is_published(monkeypatch, tmp_path, tiny, 
         shutil.copytree(tiny, folder / part)
     (folder / "checkpoint" / "stale.json").touch()
     figures = {"steps": 1000, "seconds": 1234}
-    figures |= {"dtype": "torch.float32", "seed": 0}
+    figures |= {"dtype": "torch.float32", "seed": 0, "weights": "first/checkpoint"}
     (folder / "training.json").write_text(json.dumps(figures))
     (folder / "training.log").write_text("log")
     (root / "embedded").mkdir(parents=True)
@@ -47,6 +47,9 @@ def test_only_an_evaluated_checkpoint_is_published(monkeypatch, tmp_path, tiny, 
     if case == "published":
         publish_tiny.main()
         page = (root / "page.md").read_text()
+        assert (
+            "After an earlier training, the embedded weights took 1,000 steps" in page
+        )
         assert "1,000 steps in 1,234 s in float32" in page
         assert (root / "PICTURE").read_text() == "picture"
         assert (root / "LOG").read_text() == "log"

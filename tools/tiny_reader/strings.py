@@ -28,14 +28,13 @@ def _number(rng: random.Random, digits: int) -> str:
 
 
 def _is_text(text: str) -> bool:
-    """Whether punctuation stands where it does in numbers, dates and prices."""
+    """Whether punctuation stands where numbers, dates, prices and codes have it."""
     padded = f" {text} "
     return all(
         c.isdigit()
         or (c in ".,:/-$" and before.isdigit() and after.isdigit())
         or (c in "-$" and before == " " and after.isdigit())
         or (c == "%" and before.isdigit() and after == " ")
-        or (c == "$" and before == "-" and after.isdigit())
         or (c == "$" and len(text) == 1)
         for before, c, after in zip(padded, text, padded[2:], strict=False)
     )

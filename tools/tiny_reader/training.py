@@ -59,7 +59,7 @@ def learning_rate(progress: float, alone: bool, start: float = 0.0) -> float:
     Args:
         progress: Share of the time that is over.
         alone: For the parts that the tower's stage leaves out.
-        start: Share of the time at which the training began.
+        start: Share of the time at which the warm-up begins.
     """
     if alone:
         start = max(start, TOWER_ALONE)
@@ -174,7 +174,7 @@ def fit_heads(
 ) -> float:
     """Train new heads for a trained tower, which stays as it is.
 
-    Else their first gradients would undo what the tower has learnt.
+    Otherwise the first gradients of the heads would undo what the tower has learnt.
 
     Returns:
         Share of right characters in the last batches.
@@ -200,7 +200,7 @@ class Optimizers:
         model: To train.
         heads: To train.
         rate: The full learning rate.
-        start: Share of the time at which the training begins.
+        start: Share of the time at which the warm-up begins.
     """
 
     def __init__(
