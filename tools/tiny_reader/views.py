@@ -33,8 +33,8 @@ class Views:
     pixels: torch.Tensor  # (n, 3, side, side) uint8
     # Character whose centre is in the cell: 0 for none, i + 1 for CHARACTERS[i].
     cells: torch.Tensor  # (n, p, CELLS)
-    # Of the first legible character of a patch: how many of its line stand before it in the
-    # tile, and how many lines are above it.
+    # Of the first legible character of a patch: how many of its line stand before it in
+    # the tile, and how many lines are above it.
     before: torch.Tensor  # (n, p)
     line: torch.Tensor  # (n, p)
 
