@@ -229,9 +229,8 @@ def test_training_resumes_and_writes_a_checkpoint(fonts, tmp_path):
     done = train(fonts, tmp_path, "--steps=2", "--resume")
     assert done.returncode == 0, done.stderr[-3000:]
     same = torch.load(saved)
-    for key in (
-        *("model", "heads", "step", "seconds", "left_out", "schedule", "start_at"),
-    ):
+    # The optimisers' states follow. Older states do not tell how much was skipped.
+    for key in first.keys() - {"optimizers", "spent"}:
         torch.testing.assert_close(same[key], first[key], rtol=0, atol=0)
     for one, other in zip(same["optimizers"], first["optimizers"], strict=True):
         torch.testing.assert_close(one["state"], other["state"], rtol=0, atol=0)
