@@ -86,8 +86,8 @@ def lay_tree(checkout: Path) -> None:
 
 def lay_tests(checkout: Path) -> None:
     for file in files_below(ROOT / "tests"):
-        content = file.read_text().replace("vllm_nemotron_vl", "vllm")
-        write(checkout / TESTS / file.relative_to(ROOT / "tests"), content.encode())
+        content = file.read_bytes().replace(b"vllm_nemotron_vl", b"vllm")
+        write(checkout / TESTS / file.relative_to(ROOT / "tests"), content)
 
 
 def edit(file: Path, change) -> None:

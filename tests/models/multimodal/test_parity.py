@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -22,7 +21,7 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import RadioTower, Refer
 
 TOWER_BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-MUTATIONS = ["cropped positions", "no conditioner", "v1 for v2"]
+MUTATIONS = ["cropped positions", "corners not aligned", "no conditioner", "v1 for v2"]
 
 
 @pytest.fixture(scope="module", params=["random", "trained"])
@@ -191,6 +190,8 @@ def test_a_mutated_model_is_noticed(
     check_features(model, reference, count)
     if mutation == "cropped positions":
         monkeypatch.setattr(RadioTower, "resize_positions", _cropped_positions)
+    elif mutation == "corners not aligned":
+        reference.tower.align_corners = False
     elif mutation == "no conditioner":
         monkeypatch.setattr(Reference, "condition", _unconditioned)
     else:
@@ -206,8 +207,13 @@ def test_the_references_own_steps(reference):
     assert len(reference.tower.prefix) == 8  # 4 class and 4 register tokens
     grid = torch.arange(16.0).reshape(1, 16, 1)
     assert reference.pixel_shuffle(grid)[0, 1].tolist() == [2, 3, 6, 7]
-    positions = reference.tower.resize_positions(4, 4)
-    stored = reference.tower.positions.unflatten(1, (reference.tower.grid, -1))
-    stored = stored.permute(0, 3, 1, 2)
-    expected = F.interpolate(stored, (4, 4), mode="bilinear").flatten(2).transpose(1, 2)
-    assert torch.equal(positions, expected)
+    # A grid of its own coordinates stays linear, and its corners stay on the corners.
+    tower = RadioTower(reference.config["vision_config"])
+    last = tower.grid - 1
+    row, column = torch.meshgrid(*[torch.arange(last + 1.0)] * 2, indexing="ij")
+    tower.positions.data = torch.stack([row, column], -1).reshape(1, -1, 2)
+    found = tower.resize_positions(4, 4)
+    assert found[0, 1].tolist() == pytest.approx([0, last / 3])
+    assert found[0, 15].tolist() == pytest.approx([last, last])
+    tower.align_corners = False
+    assert tower.resize_positions(4, 4)[0, 0].tolist() == [last / 8 - 0.375] * 2

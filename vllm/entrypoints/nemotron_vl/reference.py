@@ -53,6 +53,7 @@ class RadioTower(nn.Module):
         # Register tokens fill up to a multiple.
         tokens = (class_tokens // multiple + 1) * multiple
         self.grid = args["cpe_max_size"] // self.patch_size
+        self.align_corners = config.get("pos_embed_align_corners", True)
         self.prefix = nn.Parameter(torch.zeros(tokens, width))
         self.positions = nn.Parameter(torch.zeros(1, self.grid**2, width))
         self.embedder = nn.Linear(3 * self.patch_size**2, width, bias=False)
@@ -73,7 +74,10 @@ class RadioTower(nn.Module):
         side = max(rows, columns)
         grid = self.positions.float().reshape(1, self.grid, self.grid, -1)
         grid = F.interpolate(
-            grid.permute(0, 3, 1, 2), (side, side), mode="bilinear", align_corners=False
+            grid.permute(0, 3, 1, 2),
+            (side, side),
+            mode="bilinear",
+            align_corners=self.align_corners,
         )
         grid = grid[:, :, :rows, :columns].flatten(2).transpose(1, 2)
         return grid.to(self.positions.dtype)

@@ -137,6 +137,7 @@ class NemotronVLRadioModel(RadioModel):
         tower = copy.deepcopy(config.vision_config)
         tower.image_size = tower.cpe_max_size = config.force_image_size
         super().__init__(tower, quant_config, prefix=maybe_prefix(prefix, "model"))
+        self.align_corners: bool = tower.pos_embed_align_corners
         layers: Iterable[Any] = self.model.encoder.layers
         for layer in layers:
             for name in ("ls1", "ls2"):
@@ -178,13 +179,16 @@ class NemotronVLRadioModel(RadioModel):
     def _to_tile_grid(self, pos_embed: torch.Tensor) -> torch.Tensor:
         """Resize ``(1, rows * columns, hidden)`` to the grid of one tile.
 
-        C-RADIO does the same in every forward: bilinear, without aligned corners,
-        in float32.
+        Bilinear and in float32, in which C-RADIO does it in every forward. The corners
+        are aligned unless the configuration says otherwise, see
+        `NemotronVLVisionConfig`.
         """
         side = self.model.patch_generator.num_rows
         grid = round(pos_embed.shape[1] ** 0.5)
         if grid == side:
             return pos_embed
         image = pos_embed.float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
-        image = F.interpolate(image, size=(side, side), mode="bilinear")
+        image = F.interpolate(
+            image, (side, side), mode="bilinear", align_corners=self.align_corners
+        )
         return image.flatten(2).transpose(1, 2)

@@ -42,6 +42,12 @@ class NemotronVLVisionConfig(_DataOnlyConfig, RadioConfig):
         args: C-RADIO's training options. ``model`` names the ViT;
             ``cpe_max_size`` (pixels), ``register_multiple``, ``teachers`` and
             ``cls_token_per_teacher`` shape it. All others are kept and ignored.
+        pos_embed_align_corners: Whether the corners of the position grid stay on the
+            corners when the grid is resized to a tile. No published file has this key:
+            Megatron-LM trained the model with aligned corners
+            (``megatron/core/models/vision/radio.py`` at db8cd9aa3b, 2025-06-13), and so
+            did NVlabs/RADIO until cb07f55 (2025-06-28). Towers of later models have
+            ``False``.
         kwargs: ``patch_size`` (pixels), ``image_size`` (pixels of a tile) and
             the remaining keys. ``hidden_size``, ``num_hidden_layers``,
             ``num_attention_heads`` and ``intermediate_size`` replace the
@@ -50,7 +56,12 @@ class NemotronVLVisionConfig(_DataOnlyConfig, RadioConfig):
 
     model_type = "nemotron_vl_radio"
 
-    def __init__(self, args: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        args: dict[str, Any] | None = None,
+        pos_embed_align_corners: bool = True,
+        **kwargs: Any,
+    ) -> None:
         args = dict(args or {})
         name = kwargs.pop("model_name", None)
         # transformers also builds a configuration without arguments, to compare
@@ -63,6 +74,7 @@ class NemotronVLVisionConfig(_DataOnlyConfig, RadioConfig):
         super().__init__(model_name=known, **{**kwargs, **tower})
         self.model_name = name
         self.args = args
+        self.pos_embed_align_corners = pos_embed_align_corners
 
 
 class NemotronVLConfig(_DataOnlyConfig):

@@ -145,6 +145,7 @@ class Tower(TowerSizes):
     """
 
     args: TowerArgs
+    pos_embed_align_corners: StrictBool = True
     model_name: Any = None  # set to args.model
     image_size: Any = None  # set to force_image_size, pixels
     qkv_bias: Any = True
