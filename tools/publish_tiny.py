@@ -11,6 +11,7 @@ tables.
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
@@ -92,9 +93,16 @@ def evaluate(folder: Path, fonts: Path, count: int, engines: bool) -> None:
 
 
 def publish(folder: Path) -> None:
-    """Copy the checkpoint's files, the log, and what ``evaluate`` wrote."""
-    for file in (folder / "untrained").iterdir():
-        shutil.copy(folder / "checkpoint" / file.name, EMBEDDED)
+    """Copy the checkpoint's files, the log, and what ``evaluate`` wrote.
+
+    Also lists the digests of the files, as ``sha256sum`` does.
+    """
+    digests = []
+    for file in sorted((folder / "untrained").iterdir()):
+        copy = EMBEDDED / file.name
+        shutil.copy(folder / "checkpoint" / file.name, copy)
+        digests.append(f"{hashlib.sha256(copy.read_bytes()).hexdigest()}  {file.name}")
+    Path(f"{EMBEDDED}.sha256").write_text("\n".join(digests) + "\n")
     shutil.copy(folder / "training.log", LOG)
     shutil.copy(folder / PICTURE.name, PICTURE)
     shutil.copy(folder / PAGE.name, PAGE)

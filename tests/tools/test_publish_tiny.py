@@ -29,6 +29,7 @@ def test_only_an_evaluated_checkpoint_is_published(monkeypatch, tmp_path, tiny, 
         path = {"PAGE": "page.md", "EMBEDDED": "embedded"}.get(name, name)
         monkeypatch.setattr(publish_tiny, name, root / path)
     commands = []
+    real_run = subprocess.run
 
     def run(command: list, check: bool) -> None:
         commands.append([str(part) for part in command])
@@ -55,6 +56,9 @@ def test_only_an_evaluated_checkpoint_is_published(monkeypatch, tmp_path, tiny, 
         assert (root / "LOG").read_text() == "log"
         names = {file.name for file in (root / "embedded").iterdir()}
         assert names == {file.name for file in (folder / "untrained").iterdir()}
+        check = ["sha256sum", "--check", "--strict", root / "embedded.sha256"]
+        done = real_run(check, cwd=root / "embedded", capture_output=True, text=True)
+        assert done.stdout.count(": OK") == len(names), done.stderr
     else:
         with pytest.raises((SystemExit, subprocess.CalledProcessError)):
             publish_tiny.main()

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from vllm_nemotron_vl.assets.nemotron_vl import shipped_pictures
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl import verify as command
@@ -64,6 +65,7 @@ def results() -> dict:
         "rows": [row.as_dict() for row in worst(ROWS)],
         "wrong_stages": wrong_stages(ROWS),
         "complete": True,
+        "problems": ["The model reads nothing: 0 of 20 plain lines are right."],
         "failed": ["bfloat16, compiled: RuntimeError: <no memory>"],
         "not_run": ["float32, tensor-parallel: needs 2 GPU(s), and there are 0"],
         "reading": Reading(questions, answers, 1.0).as_dict(),
@@ -124,8 +126,11 @@ def no_engine(monkeypatch):
         def write(checkpoint, dtype, device, images, folder) -> None:
             if reference:
                 raise reference
+            tokens = torch.arange(2)
             for number in range(len(images)):
-                (folder / f"{number}.safetensors").touch()
+                logits = torch.tensor([[number, 1.0], [0.0, 1.0]])
+                stages = {"logits": logits, "tokens": tokens}
+                save_file(stages, folder / f"{number}.safetensors")
 
         @contextlib.contextmanager
         def run(*_):
@@ -256,6 +261,7 @@ def test_text_shows_errors_answers_and_what_did_not_run(results):
     assert "- float32, tensor-parallel: needs 2 GPU(s)" in text
     assert "- bfloat16, compiled: RuntimeError" in text
     assert "| first token | not finite |" in text
+    assert "## Problems\n\n- The model reads nothing" in text
     json.dumps(results, allow_nan=False)
 
 

@@ -4,8 +4,8 @@
 
 - ``tower.safetensors``: a small C-RADIO tower with random weights, tiles, and the
   features that NVlabs/RADIO at b0f47ac (2025-05-26) computes of them in float32.
-- ``grids.json``: the grids that NVIDIA/Megatron-LM at db8cd9aa3b (2025-06-13), in which
-  the model was trained, chooses for 8,056 pairs of an image's size and a limit of tiles.
+- ``grids.json``: the grids that NVIDIA/Megatron-LM at db8cd9aa3b (2025-06-13), in
+  which the model was trained, chooses for 8,056 pairs of a size and a limit of tiles.
 """
 
 import json

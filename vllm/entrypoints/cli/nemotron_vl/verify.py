@@ -15,7 +15,7 @@ from ...nemotron_vl.arguments import number
 from ...nemotron_vl.verify.stages import DTYPES
 
 # Of verification.py and engines.py, whose imports take seconds.
-_PARTS = ("compare", "read", "measure")
+_PARTS = ("files", "compare", "read", "measure")
 _ENGINES = ("eager", "compiled", "encoder-graphs", "tensor-parallel")
 
 # Fewer lines from vLLM. On a CPU, it would take most of the memory for its cache.
@@ -26,10 +26,12 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "verify",
         help="compare vLLM with an independent reference, read and measure",
-        description="Runs an independent implementation on timm and transformers, then "
-        "vLLM, and compares pixels, prompt, tower, connector, logits and tokens. "
-        "Then vLLM reads drawn documents and is measured. Exits with 1 if a stage is "
-        "wrong or something failed. The two sides are not in memory at the same time.",
+        description="Compares the files with their published digests. Runs an "
+        "independent implementation on timm and transformers, then vLLM, and compares "
+        "pixels, prompt, tower, connector, logits and tokens. Then vLLM reads drawn "
+        "documents and is measured. Exits with 1 if a file or a stage is wrong, if the "
+        "model reads nothing, or if something failed. The two sides are not in memory "
+        "at the same time.",
     )
     parser.add_argument("model", help="folder of a checkpoint or its name on the hub")
     parser.add_argument(
@@ -68,6 +70,12 @@ def add_parser(subparsers) -> None:
         default=100,
         metavar="N",
         help="number of questions about documents (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--published",
+        metavar="NAME",
+        help="compare the files with those that the hub lists for owner/name or "
+        "owner/name@revision (default: with what the hub's cache knows)",
     )
     parser.add_argument(
         "--against",
@@ -110,6 +118,7 @@ def _run(args: argparse.Namespace) -> int:
         engines=args.engines,
         pictures=args.pictures,
         questions=args.questions,
+        published=args.published,
         in_tree=args.against == "in-tree",
     )
     report = args.out / "report.html"

@@ -23,17 +23,28 @@ Table = tuple[Sequence[str], list[list[str]]]
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """One sentence: whether vLLM and the reference agree, or which stage is wrong."""
-    wrong = results["wrong_stages"]
+    """What is wrong first, or that nothing is, and what that does not prove."""
+    files = results.get("files") or {}
+    wrong = [f"the file {file['file']}" for file in files.get("differ", ())]
+    wrong += results["wrong_stages"]
     if wrong:
         return f"Wrong: {', '.join(wrong)}."
+    if results["problems"]:
+        return results["problems"][0]
     if not results["complete"]:
         return "Not complete."
     if results["failed"]:
         return "Something that was asked for failed, see below."
+    sentences = []
     if results["rows"]:
-        return "vLLM and the reference agree in all stages."
-    return "Nothing was compared."
+        sentences.append("vLLM and the reference agree in all stages.")
+    if files.get("same") and not files["not_compared"]:
+        sentences.append("The files are the published ones.")
+    elif results["rows"]:
+        sentences.append(
+            "Both read the same files, so this proves the code and not the weights."
+        )
+    return " ".join(sentences) or "Nothing was compared."
 
 
 def stage_table(results: Mapping[str, Any]) -> Table:
@@ -57,6 +68,23 @@ def stage_table(results: Mapping[str, Any]) -> Table:
     ]
     head = ("dtype", "engine", "stage", "error", "bound", "worst image", "within")
     return head, cells
+
+
+def file_table(results: Mapping[str, Any]) -> Table:
+    """Each file, and whether it is the published one."""
+    files = results.get("files") or {"same": [], "differ": [], "not_compared": []}
+    rows = [[name, "yes", ""] for name in files["same"]]
+    rows += [
+        [
+            file["file"],
+            "NO",
+            f"its digest is {file['digest']}, but {file['published']} in "
+            f"{file['source']}",
+        ]
+        for file in files["differ"]
+    ]
+    rows += [[f["file"], "not compared", f["reason"]] for f in files["not_compared"]]
+    return ("file", "as published", ""), rows
 
 
 def reading_table(results: Mapping[str, Any]) -> Table:
@@ -107,6 +135,7 @@ def _readings(results: Mapping[str, Any]) -> Iterable[tuple[str, dict]]:
 
 def _tables(results: Mapping[str, Any]) -> list[tuple[str, Table]]:
     return [
+        ("Files", file_table(results)),
         ("Stages", stage_table(results)),
         ("Reading", reading_table(results)),
         ("Wrong answers", wrong_answers(results)),
@@ -115,8 +144,12 @@ def _tables(results: Mapping[str, Any]) -> list[tuple[str, Table]]:
 
 
 def _reasons(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """What failed and what did not run."""
-    found = [("Failed", results["failed"]), ("Not run", results["not_run"])]
+    """What speaks against the model, what failed and what did not run."""
+    found = [
+        ("Problems", results["problems"]),
+        ("Failed", results["failed"]),
+        ("Not run", results["not_run"]),
+    ]
     return [(title, reasons) for title, reasons in found if reasons]
 
 

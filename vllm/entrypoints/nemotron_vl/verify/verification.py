@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from ....assets.nemotron_vl import tiny_checkpoint
 from ....config.nemotron_vl_names import plugin_version
 from ..checkpoint_files import read_json
+from ..embedded import is_embedded
 from .comparison import compare
 from .documents import Question, draw_documents, draw_numbers
 from .engines import Plan, running_engine
 from .expected import write_expected_elsewhere
 from .in_tree import run_in_tree
 from .pictures import compared_pictures
+from .plausibility import logits_problems, reading_problems
+from .published import compare_files
 from .reading import ask_engine, read
 from .speed import measure
 from .stages import DTYPES, Row, worst, wrong_stages
@@ -30,7 +33,7 @@ from .stages import DTYPES, Row, worst, wrong_stages
 if TYPE_CHECKING:
     from vllm import LLM
 
-PARTS = ("compare", "read", "measure")
+PARTS = ("files", "compare", "read", "measure")
 
 
 class Request(NamedTuple):
@@ -44,7 +47,8 @@ class Request(NamedTuple):
         pictures: Names of the images that are compared, or ``None`` for all.
         questions: Number of questions about documents.
         numbers: Whether to ask what the embedded checkpoint was trained for.
-            ``None``: whether it is that checkpoint.
+            ``None``: whether it is a copy of that checkpoint.
+        published: Name on the hub of whose files the folder should hold copies.
         in_tree: Whether vLLM's in-tree model reads and is measured, too. It runs the
             checkpoint's code.
     """
@@ -56,13 +60,14 @@ class Request(NamedTuple):
     pictures: list[str] | None = None
     questions: int = 100
     numbers: bool | None = None
+    published: str | None = None
     in_tree: bool = False
 
     @property
     def asks_numbers(self) -> bool:
         if self.numbers is not None:
             return self.numbers
-        return self.checkpoint.resolve() == Path(tiny_checkpoint()).resolve()
+        return is_embedded(self.checkpoint)
 
     def documents(self) -> list[Question]:
         draw = draw_numbers if self.asks_numbers else draw_documents
@@ -90,8 +95,9 @@ def verify(
 
     Returns:
         Data for JSON: ``model``, ``environment``, ``complete``, ``ok``,
-        ``wrong_stages``, ``failed``, ``not_run``, ``rows`` (the largest error of each
-        stage), and ``reading``, ``speed`` and ``in_tree`` if they were asked for.
+        ``wrong_stages``, ``problems`` (signs of a model that reads nothing),
+        ``failed``, ``not_run``, ``rows`` (the largest error of each stage), and
+        ``files``, ``reading``, ``speed`` and ``in_tree`` if they were asked for.
 
     Raises:
         ValueError: There is no such image, the machine does not allow an engine, or
@@ -105,18 +111,25 @@ def verify(
     images = request.images() if compares else {}
     rows: list[Row] = []
     failed: list[str] = []
+    problems: list[str] = []
     results: dict[str, Any] = {
         "model": str(request.checkpoint),
         "environment": _environment(device),
         "complete": False,
         "ok": False,
         "wrong_stages": [],
+        "problems": problems,
         "failed": failed,
         "not_run": plan.not_run,
         "rows": [],
     }
+    if "files" in request.parts:
+        say("Files ...")
+        with _noted(failed, "files"):
+            results["files"] = compare_files(request.checkpoint, request.published)
     save(results)
-    for dtype in dict.fromkeys(run.dtype for run in plan.runs):
+    engines = {*request.parts} - {"files"}
+    for dtype in dict.fromkeys(run.dtype for run in plan.runs if engines):
         runs = [run for run in plan.runs if run.dtype == dtype]
         if not compares:
             runs = [run for run in runs if run == plan.served]
@@ -128,6 +141,9 @@ def verify(
                     _write_expected(request.checkpoint, dtype, device, images, folder)
             # Without the reference's last file, there is nothing to compare with.
             compared = compares and len([*folder.iterdir()]) == len(images)
+            if compared:
+                found = logits_problems(map(load_file, sorted(folder.iterdir())))
+                problems += [f"{dtype}: {problem}" for problem in found]
             for run in runs:
                 if not compared and run != plan.served:
                     continue
@@ -141,7 +157,7 @@ def verify(
                             llm, dtype, run.engine, images, folder, plan.not_run
                         )
                     if run == plan.served:
-                        results |= _serve(llm, request, say)
+                        results |= _serve(llm, request, say, problems)
                 results["rows"] = [row.as_dict() for row in worst(rows)]
                 results["wrong_stages"] = wrong_stages(rows)
                 save(results)
@@ -154,7 +170,10 @@ def verify(
             lines = results["in_tree"]["error"].splitlines()
             failed.append(f"in-tree: {lines[-1] if lines else 'no message'}")
     results["complete"] = True
-    results["ok"] = bool(plan.runs) and not results["wrong_stages"] and not failed
+    files = results.get("files", {"differ": [], "same": []})
+    results["ok"] = bool(plan.runs if engines else files["same"]) and not (
+        results["wrong_stages"] or problems or failed or files["differ"]
+    )
     return results
 
 
@@ -216,11 +235,15 @@ def _asked(
             yield f"{number}. {question.text} {question.answer!r}: {found}", picture
 
 
-def _serve(llm: "LLM", request: Request, say: Callable[[str], None]) -> dict[str, Any]:
+def _serve(
+    llm: "LLM", request: Request, say: Callable[[str], None], problems: list[str]
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "read" in request.parts:
         say(f"Reading {request.questions} documents ...")
-        found["reading"] = read(ask_engine(llm), request.documents()).as_dict()
+        reading = read(ask_engine(llm), request.documents())
+        found["reading"] = reading.as_dict()
+        problems += reading_problems(reading)
     if "measure" in request.parts:
         say("Measuring ...")
         found["speed"] = measure(llm)

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a checkpoint is a copy of the embedded one, by its content."""
+
+import json
+from pathlib import Path
+
+from ...assets.nemotron_vl import tiny_checkpoint
+
+# What quantising and converting change.
+_FREE = ("quantization_config", "torch_dtype", "dtype")
+
+
+def is_embedded(checkpoint: str | Path) -> bool:
+    """Whether a folder holds the embedded checkpoint or one quantised from it.
+
+    The configurations and the tokenizers are compared, not the weights.
+    """
+    try:
+        return _identity(Path(checkpoint)) == _identity(Path(tiny_checkpoint()))
+    except (OSError, ValueError):
+        return False
+
+
+def _identity(folder: Path) -> tuple[dict, dict]:
+    config, tokenizer = (
+        json.loads((folder / name).read_text())
+        for name in ("config.json", "tokenizer.json")
+    )
+    return {k: v for k, v in config.items() if k not in _FREE}, tokenizer
+
+
+def embedded_digests() -> dict[str, str]:
+    """SHA-256 of each file of the embedded checkpoint, as it was published.
+
+    The list has the format of ``sha256sum``; ``tools/publish_tiny.py`` writes it.
+    """
+    lines = Path(f"{tiny_checkpoint()}.sha256").read_text().splitlines()
+    return {name: digest for digest, name in map(str.split, lines)}
