@@ -25,12 +25,11 @@ class Header(NamedTuple):
         return math.prod(self.shape) * _STORED_BITS.get(self.dtype, 8) // 8
 
 
-def read_json(model: str, name: str) -> dict[str, Any]:
-    """Content of a data file of a checkpoint, from its folder or the hub.
+def find_file(model: str, name: str) -> Path:
+    """A data file of a checkpoint, in its folder or from the hub.
 
     Raises:
-        OSError: The file is missing; names the model.
-        ValueError: Names the file that does not contain a JSON object.
+        OSError: It cannot be loaded from the hub; names the model.
     """
     file = Path(model, name)
     if not Path(model).is_dir():
@@ -43,6 +42,17 @@ def read_json(model: str, name: str) -> dict[str, Any]:
                 f"{model} is not a folder, and {name} cannot be loaded from the hub: "
                 f"{error}"
             ) from error
+    return file
+
+
+def read_json(model: str, name: str) -> dict[str, Any]:
+    """Content of a data file of a checkpoint, from its folder or the hub.
+
+    Raises:
+        OSError: The file is missing; names the model.
+        ValueError: Names the file that does not contain a JSON object.
+    """
+    file = find_file(model, name)
     try:
         content = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:

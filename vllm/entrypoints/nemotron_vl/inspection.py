@@ -21,6 +21,7 @@ from ...transformers_utils.configs.nemotron_vl_checks import check_servable, che
 from ...transformers_utils.configs.nemotron_vl_schema import read_config
 from .adapter_inspection import inspect_adapter
 from .checkpoint_files import Header, read_headers, read_json
+from .published_facts import published_facts
 from .sizing import (
     BYTES_OF_DTYPE,
     ENCODER,
@@ -58,7 +59,8 @@ def inspect(
         ``parts`` with ``parameters`` and ``bytes`` as stored, and with
         ``rank_parameters`` and ``rank_bytes`` as loaded on a rank (before a kernel
         packs them); ``kv_bytes_per_token`` on a rank; tiles, tokens and bytes of
-        the largest image; ``adapters``; ``notes`` and ``problems``, lists of
+        the largest image; ``facts`` that decide the answers, with what is assumed of
+        the published checkpoint; ``adapters``; ``notes`` and ``problems``, lists of
         messages. The scales and zero points of a quantised checkpoint count as bytes
         only.
 
@@ -135,6 +137,7 @@ def inspect(
         "pictures_in_context": context // picture_tokens,
         "pictures_per_gib_of_processor_cache": 2**30 // picture_bytes,
         "tile_cache_bytes_per_tile": tile_tokens * llm.hidden_size * size,
+        "facts": [fact._asdict() for fact in published_facts(model, config, headers)],
         "adapters": found_adapters,
         "notes": _notes(parts, dtype, headers),
         "problems": problems,

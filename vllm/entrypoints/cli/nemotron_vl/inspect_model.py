@@ -15,7 +15,8 @@ def add_parser(subparsers) -> None:
         help="show what a checkpoint needs, without loading it",
         description="Reads config.json and the headers of the safetensors files. "
         "Prints parameters and bytes of each part on each rank, the bytes of the KV "
-        "cache, tiles and tokens of images, and what is wrong with the checkpoint. "
+        "cache, tiles and tokens of images, what decides the answers beside what is "
+        "assumed of the published checkpoint, and what is wrong with the checkpoint. "
         "Exits with 1 if something is wrong.",
     )
     parser.add_argument("model", help="folder or name on the hub")
@@ -96,6 +97,7 @@ def _describe(found: dict[str, Any]) -> str:
         f"vLLM's processor cache: {found['pictures_per_gib_of_processor_cache']}",
         f"tile_cache_mb: {found['tile_cache_bytes_per_tile'] / 1e6:.2f} a tile",
     ]
+    lines += ["", *_describe_facts(found["facts"]), ""]
     for adapter in found["adapters"]:
         flags = f"--max-lora-rank {adapter['rank']}"
         if adapter["needs_tower_connector_lora"]:
@@ -109,6 +111,17 @@ def _describe(found: dict[str, Any]) -> str:
     if plan := found.get("capacity"):
         lines += ["", *describe_plan(plan)]
     return "\n".join(lines + [f"Problem: {text}" for text in found["problems"]])
+
+
+def _describe_facts(facts: list[dict[str, str]]) -> list[str]:
+    """A table; ``*`` marks what is unlike the published checkpoint."""
+    rows = [("what decides the answers", "this checkpoint", "published, as assumed")]
+    for fact in facts:
+        value, assumed = fact["value"], fact["assumed"]
+        differs = " *" if assumed and value != assumed else ""
+        rows.append((fact["name"], value + differs, assumed or "not known"))
+    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return [f"{a:<{first}}  {b:<{second}}  {c}" for a, b, c in rows]
 
 
 def _row(name: str, part: dict[str, int]) -> str:

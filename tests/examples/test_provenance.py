@@ -1,0 +1,98 @@
+"""docs/provenance.md names each fact that `inspect` prints, and tests that exist."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
+from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import inspect
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/provenance.md").read_text()
+ROWS = [line.split(" | ")[0].strip("| ") for line in PAGE.splitlines()]
+
+
+def facts(folder: Path) -> dict[str, str]:
+    return {fact["name"]: fact["value"] for fact in inspect(str(folder))["facts"]}
+
+
+def test_each_fact_of_inspect_has_a_row(tiny):
+    named = " ".join(ROWS).replace("`", "")
+    assert [name for name in facts(tiny) if name not in named] == []
+
+
+def test_each_row_is_held_by_a_test_that_exists():
+    held = re.findall(r"`(tests/[\w/.]+)`", PAGE)
+    assert len(held) > 20
+    assert [file for file in held if not (ROOT / file).exists()] == []
+
+
+EDITS = {
+    "corners of the position grid": (
+        "config.json",
+        ("vision_config", "pos_embed_align_corners"),
+        False,
+        "not aligned",
+    ),
+    "most tiles (max_num_tiles)": (
+        "preprocessor_config.json",
+        ("max_num_tiles",),
+        6,
+        "6",
+    ),
+    "thumbnail": ("preprocessor_config.json", ("use_thumbnail",), False, "False"),
+    "rope_theta": ("config.json", ("llm_config", "rope_theta"), 1e4, "10000.0"),
+    "rms_norm_eps": ("config.json", ("llm_config", "rms_norm_eps"), 1e-6, "1e-06"),
+    "decoding of a server": (
+        "generation_config.json",
+        ("temperature",),
+        0.6,
+        "samples at temperature 0.6",
+    ),
+}
+
+
+@pytest.fixture
+def copy(tiny, tmp_path) -> Path:
+    return shutil.copytree(tiny, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_fact_follows_its_file(tiny, copy, name):
+    file, (*sections, key), value, shown = EDITS[name]
+    values = json.loads((copy / file).read_text())
+    section = values
+    for outer in sections:
+        section = section[outer]
+    section[key] = value
+    (copy / file).write_text(json.dumps(values))
+    before, after = facts(tiny), facts(copy)
+    changed = {fact for fact, now in after.items() if now != before[fact]}
+    assert changed == {name}
+    assert after[name] == shown
+
+
+def test_whose_template_and_tokens_they_are(tiny, copy):
+    assert facts(tiny)["chat template"] == "equal to this package's"
+    (copy / "chat_template.jinja").write_text("{{ date_string }}{{ messages }}")
+    assert "its own, writes a date, SHA-256 " in facts(copy)["chat template"]
+    (copy / "chat_template.jinja").unlink()
+    (copy / "tokenizer_config.json").write_text("{}")
+    for name in ("tokenizer.json", "generation_config.json"):
+        (copy / name).unlink()
+    found = facts(copy)
+    assert found["chat template"] == "absent, so this package's"
+    assert found["id of <image>"] == "absent"
+    assert "temperature 1," in found["decoding of a server"]
+
+
+def test_what_differs_from_the_published_checkpoint_is_marked(tiny, capsys):
+    assert main(["inspect", str(tiny)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (same,) = [line for line in lines if line.startswith("corners of")]
+    (other,) = [line for line in lines if line.startswith("tower blocks")]
+    assert "*" not in same
+    assert re.fullmatch(r"tower blocks +5 \* +32", other)

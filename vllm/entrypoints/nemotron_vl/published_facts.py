@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What decides the answers of a checkpoint, beside what is assumed of the published one.
+
+docs/provenance.md gives the source of each assumption. Reads data files and headers of
+tensors only.
+"""
+
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...model_executor.models.nemotron_vl_layout import (
+    CONDITIONER_TENSORS,
+    TOWER,
+    num_prefix_tokens,
+)
+from ...transformers_utils.configs.nemotron_vl_schema import CheckpointConfig
+from .checkpoint_files import find_file, read_json
+
+_TEMPLATE = (
+    Path(__file__)
+    .parents[2]
+    .joinpath("transformers_utils/chat_templates/template_nemotron_vl.jinja")
+)
+_ABSENT = "absent"
+
+
+class Fact(NamedTuple):
+    """A fact about a checkpoint.
+
+    Args:
+        name: Short description.
+        value: What the checkpoint has.
+        assumed: What the published one is taken to have; empty if nobody knows.
+    """
+
+    name: str
+    value: str
+    assumed: str
+
+
+def published_facts(
+    model: str, config: CheckpointConfig, tensors: Collection[str]
+) -> list[Fact]:
+    """The facts that decide the answers of a checkpoint.
+
+    Args:
+        model: Folder or name on the hub.
+        config: Content of ``config.json``.
+        tensors: Names of the checkpoint's tensors.
+    """
+    preprocessor = _optional(model, "preprocessor_config.json")
+    tokenizer = _optional(model, "tokenizer.json")
+    generation = _optional(model, "generation_config.json")
+    vision: Any = config.vision_config
+    llm: Any = config.llm_config
+    ids = {t.get("content"): t.get("id") for t in tokenizer.get("added_tokens", ())}
+    stored = "stored" if CONDITIONER_TENSORS.keys() <= {*tensors} else "CLIP's"
+    rope = llm.rope_scaling or llm.rope_parameters or {}
+    extra = [
+        name
+        for name in tensors
+        if name.startswith(f"{TOWER}model.norm.") or ".ls1." in name
+    ]
+    rows = [
+        ("tower", vision.model_name, "vit_huge_patch16_224"),
+        ("tower blocks", vision.num_hidden_layers, 32),
+        (
+            "corners of the position grid",
+            "aligned" if vision.pos_embed_align_corners else "not aligned",
+            "aligned",
+        ),
+        ("position grid, pixels", vision.cpe_max_size, 2048),
+        ("class and register tokens", num_prefix_tokens(vision), 8),
+        ("final norm, layer scales", ", ".join(extra) or "none", "none"),
+        ("mean and deviation of pixels", stored, "stored"),
+        ("pixel shuffle (ps_version)", _get(config, "ps_version"), "v2"),
+        ("downsample_ratio", config.downsample_ratio, 0.5),
+        ("tile, pixels", config.force_image_size, 512),
+        ("most tiles (max_num_tiles)", preprocessor.get("max_num_tiles", _ABSENT), 12),
+        ("thumbnail", preprocessor.get("use_thumbnail", _ABSENT), True),
+        ("image_tag_type", _get(config, "image_tag_type"), "internvl"),
+        ("id of <image>", ids.get("<image>", _ABSENT), 128256),
+        ("id of <img>", ids.get("<img>", _ABSENT), 128257),
+        ("id of </img>", ids.get("</img>", _ABSENT), 128258),
+        ("vocab_size", llm.vocab_size, 128512),
+        ("blocks of the language model", llm.num_hidden_layers, 32),
+        ("rms_norm_eps", llm.rms_norm_eps, 1e-5),
+        ("rope_theta", _get(llm, "rope_theta", rope.get("rope_theta")), 500000.0),
+        ("rope scaling", rope.get("rope_type", rope.get("type", "none")), "llama3"),
+        ("chat template", _template(model), ""),
+        ("decoding of a server", _decoding(generation), ""),
+    ]
+    return [Fact(name, str(value), str(assumed)) for name, value, assumed in rows]
+
+
+def _get(section: Any, key: str, default: object = None) -> object:
+    value = getattr(section, key, None)
+    value = default if value is None else value
+    return _ABSENT if value is None else value
+
+
+def _optional(model: str, name: str) -> dict[str, Any]:
+    """Content of a data file, empty if the checkpoint does not have it."""
+    try:
+        return read_json(model, name)
+    except OSError:
+        return {}
+
+
+def _template(model: str) -> str:
+    """Whose chat template it is, as far as one can tell."""
+    try:
+        text = find_file(model, "chat_template.jinja").read_text()
+    except OSError:
+        text = _optional(model, "tokenizer_config.json").get("chat_template") or ""
+    if not text:
+        return "absent, so this package's"
+    if text == _TEMPLATE.read_text():
+        return "equal to this package's"
+    date = "writes a date" if "date_string" in text else "writes no date"
+    return f"its own, {date}, SHA-256 {hashlib.sha256(str(text).encode()).hexdigest()}"
+
+
+def _decoding(generation: dict[str, Any]) -> str:
+    """How ``vllm serve`` decodes where a request names no temperature.
+
+    vLLM reads the temperature, and not ``do_sample``.
+    """
+    temperature = generation.get("temperature")
+    if temperature is None:
+        return "samples at temperature 1, vLLM's default"
+    return f"samples at temperature {temperature}" if temperature else "greedy"
