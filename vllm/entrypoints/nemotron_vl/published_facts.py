@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What decides the answers of a checkpoint, beside what is assumed of the published one.
+"""What decides the answers of a checkpoint, beside the published one's assumed values.
 
 docs/provenance.md gives the source of each assumption. Reads data files and headers of
 tensors only.
