@@ -44,7 +44,7 @@ class NemotronVLVisionConfig(_DataOnlyConfig, RadioConfig):
             ``cls_token_per_teacher`` shape it. All others are kept and ignored.
         pos_embed_align_corners: Whether the corners of the position grid stay on the
             corners when the grid is resized to a tile. No published file has this key:
-            Megatron-LM trained the model with aligned corners
+            Megatron-LM's example of the model aligns them
             (``megatron/core/models/vision/radio.py`` at db8cd9aa3b, 2025-06-13), and so
             did NVlabs/RADIO until cb07f55 (2025-06-28). Towers of later models have
             ``False``.
