@@ -17,7 +17,11 @@ from safetensors.torch import save_file
 from vllm_nemotron_vl.assets.nemotron_vl import shipped_pictures
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl import verify as command
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
-from vllm_nemotron_vl.entrypoints.nemotron_vl.verify import in_tree, verification
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify import (
+    in_tree,
+    processes,
+    verification,
+)
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.documents import (
     draw_documents,
     draw_numbers,
@@ -217,9 +221,9 @@ def test_an_in_tree_model_that_does_not_end_is_ended_with_its_processes(
     child = tmp_path / "pid"
     code = f"sleep 300 & echo $! > {child}; wait"
     popen = subprocess.Popen
-    monkeypatch.setattr(in_tree, "_SECONDS", 1)
+    monkeypatch.setattr(processes, "_SECONDS", 1)
     monkeypatch.setattr(
-        in_tree.subprocess, "Popen", lambda _, **o: popen(["sh", "-c", code], **o)
+        processes.subprocess, "Popen", lambda _, **o: popen(["sh", "-c", code], **o)
     )
     found = in_tree.run_in_tree(tiny, Run("float32", "eager"), True, 1)
     assert found == {"error": "It did not end in 1 s."}
