@@ -99,9 +99,10 @@ class Tower(nn.Module):
         return torch.einsum("yi,xj,ijc->yxc", weights, weights, grid).flatten(0, 1)
 
     def forward(self, pixels):
-        parts = pixels.unfold(2, self.patch, self.patch).unfold(3, self.patch, self.patch)
+        size = self.patch
+        parts = pixels.unfold(2, size, size).unfold(3, size, size)
         parts = parts.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
-        side = pixels.shape[-1] // self.patch
+        side = pixels.shape[-1] // size
         x = self.patch_generator.embedder(parts) + self.positions(side)
         first = self.patch_generator.cls_token.token.expand(len(x), -1, -1)
         x = torch.cat([first, x], dim=1)

@@ -59,7 +59,7 @@ def _main(task: dict[str, Any]) -> None:
     pixels = load_file(folder / "pixels.safetensors")["pixels"].to(device)
     tiles = (pixels.float() / 255).split(1)  # one at a time bounds the memory
     failed: dict[str, str] = {}
-    repositories = _recorded(task["revision"])
+    copied = _recorded(task["revision"])
     computed: dict[str, Callable] = {"tower": _tower, "connector": _connector}
     for name, compute in computed.items():
         try:
@@ -69,7 +69,7 @@ def _main(task: dict[str, Any]) -> None:
         except Exception as error:  # code of others may raise any
             traceback.print_exc()
             failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    write_json(Path(task["out"]), {"failed": failed, "code": _code(repositories)})
+    write_json(Path(task["out"]), {"failed": failed, "code": _code(copied)})
 
 
 Tiles = tuple[torch.Tensor, ...]
@@ -158,16 +158,16 @@ def _features(output: Any) -> torch.Tensor:
     return output.features if hasattr(output, "features") else output[1]
 
 
-def _recorded(revision: str | None) -> dict[Path, dict[str, Any]]:
+def _recorded(revision: str | None) -> dict[Path, tuple[str, str]]:
     """From now on, load the code of other repositories at a revision, and note it.
 
     The published configuration and model load code of a second repository themselves,
     at its main branch. All of it passes this function of transformers.
 
     Returns:
-        Where the code is copied to, and the repository and commit that it comes from.
+        Where code is copied to, and the repository and the commit that it comes from.
     """
-    found: dict[Path, dict[str, Any]] = {}
+    found: dict[Path, tuple[str, str]] = {}
     load = dynamic_module_utils.get_cached_module_file
 
     def recorded(repository: str | Path, file: str, *arguments, **options) -> str:
@@ -177,36 +177,31 @@ def _recorded(revision: str | None) -> dict[Path, dict[str, Any]]:
         path = load(repository, file, *arguments, **options)
         folder = Path(path.removesuffix(file))
         name, commit = str(repository), folder.name
-        if own.is_dir():  # perhaps of the hub's cache
-            cached = own.parent.name == "snapshots"
-            commit = own.name if cached else ""
-            if cached:
+        if own.is_dir():
+            commit = ""
+            if own.parent.name == "snapshots":  # of the hub's cache
                 name = own.parts[-3].removeprefix("models--").replace("--", "/")
-        copied = Path(dynamic_module_utils.HF_MODULES_CACHE, folder)
-        found[copied] = {"repository": name, "commit": commit}
+                commit = own.name
+        found[Path(dynamic_module_utils.HF_MODULES_CACHE, folder)] = name, commit
         return path
 
     dynamic_module_utils.get_cached_module_file = recorded
     return found
 
 
-def _code(repositories: dict[Path, dict[str, Any]]) -> list[dict[str, Any]]:
+def _code(copied: dict[Path, tuple[str, str]]) -> list[dict[str, Any]]:
     """The repositories with the files that were imported."""
-    imported = [
-        Path(module.__file__)
-        for name, module in [*sys.modules.items()]
-        if name.startswith("transformers_modules.") and module.__file__
-    ]
+    files: dict[tuple[str, str], set[str]] = {}
+    for name, module in [*sys.modules.items()]:
+        file = Path(getattr(module, "__file__", None) or ".")
+        if not name.startswith("transformers_modules.") or file.name == "__init__.py":
+            continue
+        for folder, source in copied.items():
+            if file.is_relative_to(folder):
+                files.setdefault(source, set()).add(str(file.relative_to(folder)))
     return [
-        {
-            **repository,
-            "files": sorted(
-                str(file.relative_to(folder))
-                for file in imported
-                if file.is_relative_to(folder) and file.name != "__init__.py"
-            ),
-        }
-        for folder, repository in repositories.items()
+        {"repository": name, "commit": commit, "files": sorted(found)}
+        for (name, commit), found in sorted(files.items())
     ]
 
 
