@@ -87,6 +87,26 @@ def test_the_checkpoints_code_runs_only_with_consent(tiny, capsys):
     assert "add --trust-remote-code" in capsys.readouterr().err
 
 
+def test_consent_names_whose_code_would_run(tiny, capsys):
+    assert main(["verify", str(tiny), "--against", "remote-code"]) == 2
+    assert f"code of {tiny} and of nvidia/C-RADIOv2-H." in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_code_is_refused(tiny, tmp_path, capsys):
+    folder = shutil.copytree(tiny, tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text())
+    del config["auto_map"], config["vision_config"]["auto_map"]
+    (folder / "config.json").write_text(json.dumps(config))
+    options = ["--against", "remote-code", "--trust-remote-code"]
+    assert main(["verify", str(folder), *options]) == 2
+    assert "no auto_map in config.json" in capsys.readouterr().err
+
+
+def test_a_revision_without_code_that_runs_is_refused(tiny, capsys):
+    assert main(["verify", str(tiny), "--code-revision", "0" * 40]) == 2
+    assert "--code-revision needs --against" in capsys.readouterr().err
+
+
 def test_a_wrong_image_is_refused_with_the_names(tiny, capsys):
     assert main(["verify", str(tiny), "--pictures", "cat"]) == 2
     error = capsys.readouterr().err

@@ -56,9 +56,9 @@ def compare_remote_code(
         say: Gets a line before each step.
 
     Returns:
-        Data for JSON: ``rows`` (the largest error of each stage), ``code`` (repository, commit and files
-        that ran), ``wrong`` (stages), ``messages`` (what to know about them) and
-        ``failed`` (why something did not run).
+        Data for JSON: ``rows`` (the largest error of each stage), ``code``
+        (repository, commit and files that ran), ``wrong`` (stages), ``messages``
+        (what to know about them) and ``failed`` (why something did not run).
     """
     pictures = dict(islice(pictures.items(), _TILES))
     with tempfile.TemporaryDirectory() as name:
@@ -80,7 +80,7 @@ def compare_remote_code(
         "rows": [row.as_dict() for row in worst(found.rows)],
         "code": ran["code"],
         "wrong": wrong_stages(found.rows),
-        "messages": [*_messages(found, ran["code"])],
+        "messages": [*_messages(found.corners)],
         "failed": [f"{_ENGINE}, {name}: {why}" for name, why in ran["failed"].items()],
     }
 
@@ -140,19 +140,18 @@ def _connector(
         yield Row(str(dtype).removeprefix("torch."), _ENGINE, "connector", name, error)
 
 
-def _messages(found: Comparison, code: list[dict[str, Any]]) -> Iterator[str]:
-    if found.corners is None:
+def _messages(corners: bool | None) -> Iterator[str]:
+    if corners is None:
         return
-    where = " and ".join(f"{c['repository']} {c['commit']}".strip() for c in code)
-    value, other = str(found.corners).lower(), str(not found.corners).lower()
+    value, other = str(corners).lower(), str(not corners).lower()
     yield (
-        f"The tower of the code that ran ({where}) agrees with the reference if "
+        "The tower of the code that ran agrees with the reference if "
         f"{_KEY} is {value}, and not if it is {other}."
     )
-    if not found.corners:
+    if not corners:
         yield (
             "NVIDIA changed its tower's code from true to false 25 days after the "
-            "model's release, and a checkpoint that names no commit loads today's "
-            "code. The code of the model's time, and the one that trained it, has "
-            "true. --code-revision COMMIT runs an earlier commit."
+            "model's release, and the checkpoint loads today's code. The code of the "
+            "model's time, and the one that trained it, has true: keep it. "
+            "--code-revision COMMIT runs an earlier commit of that code."
         )
