@@ -5,14 +5,15 @@
 #   tools/gpu_day.sh --list
 # BIN is the folder of an environment's programs (.venv/bin): a GPU needs the extras cuda,
 # verify and documents, and pytest, datasets, pandas and scikit-image. The benchmarks are
-# offline, so MODEL must be a folder or in the cache. With TRUST_REMOTE_CODE=1, vLLM's
-# in-tree model is measured, too; it runs the checkpoint's code. LMMS_EVAL is the folder of
-# programs of an environment with lmms-eval. ANYWAY=1 runs without a GPU. For tests, MINUTE
-# is the number of seconds in a minute.
+# offline, so MODEL must be a folder or in the cache. With TRUST_REMOTE_CODE=1, the
+# checkpoint's own code is compared with the reference, and vLLM's in-tree model, which runs
+# that code, is measured. LMMS_EVAL is the folder of programs of an environment with
+# lmms-eval. ANYWAY=1 runs without a GPU. For tests, MINUTE is the number of seconds in a
+# minute.
 set -uo pipefail
 
 # Name of a step and its most minutes.
-steps=(doctor:2 tests:9 verify:20 in-tree:9 serve:5 bench-serve:7 lmms-eval:6)
+steps=(doctor:2 remote-code:3 tests:9 verify:19 in-tree:8 serve:5 bench-serve:7 lmms-eval:6)
 if [ "${1:-}" = --list ]; then
   printf '%s\n' "${steps[@]}"
   exit
@@ -45,6 +46,11 @@ fi
 run_step() {
   case $1 in
   doctor) "$bin/nemotron-vl" doctor ;;
+  remote-code)
+    may_run_code || return
+    "$bin/nemotron-vl" verify "$model" --against remote-code --trust-remote-code \
+      --out "$out/remote-code"
+    ;;
   tests)
     "$bin/python" -m pytest -rs -m "" $gpu_tests >"$out/pytest.log" 2>&1
     status=$?
@@ -57,10 +63,7 @@ run_step() {
     ;;
   verify) "$bin/nemotron-vl" verify "$model" --out "$out/verify" ;;
   in-tree)
-    if [ "${TRUST_REMOTE_CODE:-}" != 1 ]; then
-      echo "TRUST_REMOTE_CODE=1 lets it run the checkpoint's code"
-      return 77
-    fi
+    may_run_code || return
     "$bin/nemotron-vl" verify "$model" --parts read measure --against in-tree \
       --trust-remote-code --out "$out/in-tree"
     ;;
@@ -76,7 +79,12 @@ run_step() {
     ;;
   esac
 }
-export -f run_step
+may_run_code() {
+  [ "${TRUST_REMOTE_CODE:-}" != 1 ] || return 0
+  echo "TRUST_REMOTE_CODE=1 lets it run the checkpoint's code"
+  return 77
+}
+export -f run_step may_run_code
 gpu_tests="tests/entrypoints/nemotron_vl/test_verify_on_gpu.py
   tests/models/multimodal/test_nemotron_vl_conditioner.py"
 export model out bin gpu_tests LMMS_EVAL

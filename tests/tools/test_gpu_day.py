@@ -43,7 +43,7 @@ def program(tmp_path):
 def test_all_steps_take_under_an_hour():
     lines = gpu_day("--list").stdout.split()
     minutes = dict(line.split(":") for line in lines)
-    assert {"tests", "verify", "bench-serve", "lmms-eval"} <= minutes.keys()
+    assert {"remote-code", "tests", "verify", "lmms-eval"} <= minutes.keys()
     assert sum(map(int, minutes.values())) < 60
 
 
@@ -56,14 +56,16 @@ def test_without_a_gpu_it_says_so(tiny, tmp_path):
 
 def test_steps_pass_fail_and_are_left_out_by_name(tmp_path):
     out = tmp_path / "results"
-    steps = ("doctor", "verify", "in-tree", "lmms-eval")
+    steps = ("doctor", "remote-code", "verify", "in-tree", "lmms-eval")
     patient = {"MINUTE": "150"}  # other tests may need the processors
     done = gpu_day("no/model", out, *steps, ANYWAY="1", HF_HUB_OFFLINE="1", **patient)
     assert done.returncode == 1
+    no_consent = "not run: TRUST_REMOTE_CODE=1 lets it run the checkpoint's code"
     assert results(out) == [
         ["| doctor", "passed"],
+        ["| remote-code", no_consent],
         ["| verify", "failed with status 2, see verify.log"],
-        ["| in-tree", "not run: TRUST_REMOTE_CODE=1 lets it run the checkpoint's code"],
+        ["| in-tree", no_consent],
         ["| lmms-eval", "not run: LMMS_EVAL names no environment with lmms-eval"],
     ]
     assert "no/model" in (out / "verify.log").read_text()

@@ -17,7 +17,11 @@ from safetensors.torch import save_file
 from vllm_nemotron_vl.assets.nemotron_vl import shipped_pictures
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl import verify as command
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
-from vllm_nemotron_vl.entrypoints.nemotron_vl.verify import in_tree, verification
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify import (
+    in_tree,
+    processes,
+    verification,
+)
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.documents import (
     draw_documents,
     draw_numbers,
@@ -81,6 +85,26 @@ def test_choices_are_those_of_the_modules_that_run():
 def test_the_checkpoints_code_runs_only_with_consent(tiny, capsys):
     assert main(["verify", str(tiny), "--against", "in-tree"]) == 2
     assert "add --trust-remote-code" in capsys.readouterr().err
+
+
+def test_consent_names_whose_code_would_run(tiny, capsys):
+    assert main(["verify", str(tiny), "--against", "remote-code"]) == 2
+    assert f"code of {tiny} and of nvidia/C-RADIOv2-H." in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_code_is_refused(tiny, tmp_path, capsys):
+    folder = shutil.copytree(tiny, tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text())
+    del config["auto_map"], config["vision_config"]["auto_map"]
+    (folder / "config.json").write_text(json.dumps(config))
+    options = ["--against", "remote-code", "--trust-remote-code"]
+    assert main(["verify", str(folder), *options]) == 2
+    assert "no auto_map in config.json" in capsys.readouterr().err
+
+
+def test_a_revision_without_code_that_runs_is_refused(tiny, capsys):
+    assert main(["verify", str(tiny), "--code-revision", "0" * 40]) == 2
+    assert "--code-revision needs --against" in capsys.readouterr().err
 
 
 def test_a_wrong_image_is_refused_with_the_names(tiny, capsys):
@@ -217,9 +241,9 @@ def test_an_in_tree_model_that_does_not_end_is_ended_with_its_processes(
     child = tmp_path / "pid"
     code = f"sleep 300 & echo $! > {child}; wait"
     popen = subprocess.Popen
-    monkeypatch.setattr(in_tree, "_SECONDS", 1)
+    monkeypatch.setattr(processes, "_SECONDS", 1)
     monkeypatch.setattr(
-        in_tree.subprocess, "Popen", lambda _, **o: popen(["sh", "-c", code], **o)
+        processes.subprocess, "Popen", lambda _, **o: popen(["sh", "-c", code], **o)
     )
     found = in_tree.run_in_tree(tiny, Run("float32", "eager"), True, 1)
     assert found == {"error": "It did not end in 1 s."}

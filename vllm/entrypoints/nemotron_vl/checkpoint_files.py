@@ -62,6 +62,22 @@ def read_json(model: str, name: str) -> dict[str, Any]:
     return content
 
 
+def code_repositories(model: str) -> list[str]:
+    """Whose code a checkpoint asks to run: itself, and those that it names.
+
+    Raises:
+        OSError: Its configuration is missing.
+        ValueError: It names no code.
+    """
+    config = read_json(model, "config.json")
+    maps = (config.get("auto_map"), (config.get("vision_config") or {}).get("auto_map"))
+    classes = [name for one in maps if one for name in one.values()]
+    if not classes:
+        raise ValueError(f"{model} has no code of its own: no auto_map in config.json.")
+    names = [c.split("--")[0] if "--" in c else model for c in classes]
+    return [*dict.fromkeys(names)]
+
+
 def read_headers(model: str) -> dict[str, Header]:
     """Headers of all safetensors files of a checkpoint.
 

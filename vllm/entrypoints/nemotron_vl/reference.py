@@ -2,9 +2,9 @@
 """Llama-3.1-Nemotron-Nano-VL in plain PyTorch, transformers and timm.
 
 An independent implementation to compare the engine with. It is written from the
-definition of the architecture and imports nothing of this package or of vLLM. It is
-made to be read, not to be fast. Each step is a method of its own, so that a test can
-replace it.
+definition of the architecture. It and its tower (``reference_tower.py``) import nothing
+else of this package and nothing of vLLM. It is made to be read, not to be fast. Each
+step is a method of its own, so that a test can replace it.
 """
 
 import itertools
@@ -16,81 +16,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer
+from safetensors import safe_open
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-# Width, blocks and heads of C-RADIO's towers; their MLPs are four times as wide.
-TOWERS = {
-    "vit_small_patch16_224": (384, 12, 6),
-    "vit_base_patch16_224": (768, 12, 12),
-    "vit_large_patch16_224": (1024, 24, 16),
-    "vit_huge_patch16_224": (1280, 32, 16),
-}
+from .reference_tower import RadioTower
 
 # Of CLIP's pixels in 0..1, for checkpoints that hold none.
 STATISTICS = {
     "mean": [0.48145466, 0.4578275, 0.40821073],
     "std": [0.26862954, 0.26130258, 0.27577711],
 }
-
-
-class RadioTower(nn.Module):
-    """C-RADIO: a ViT with class tokens, register tokens and a large position grid."""
-
-    def __init__(self, config: dict) -> None:
-        super().__init__()
-        args = config["args"]
-        width, depth, heads = TOWERS[args["model"]]
-        width = config.get("hidden_size", width)
-        self.patch_size = config["patch_size"]
-        class_tokens = len({teacher["name"] for teacher in args["teachers"]})
-        multiple = args["register_multiple"]
-        # Register tokens fill up to a multiple.
-        tokens = (class_tokens // multiple + 1) * multiple
-        self.grid = args["cpe_max_size"] // self.patch_size
-        self.align_corners = config.get("pos_embed_align_corners", True)
-        self.prefix = nn.Parameter(torch.zeros(tokens, width))
-        self.positions = nn.Parameter(torch.zeros(1, self.grid**2, width))
-        self.embedder = nn.Linear(3 * self.patch_size**2, width, bias=False)
-        # Only the blocks are used, not timm's embedding, positions and final norm.
-        self.vit = VisionTransformer(
-            img_size=self.patch_size,
-            patch_size=self.patch_size,
-            embed_dim=width,
-            depth=config.get("num_hidden_layers", depth),
-            num_heads=config.get("num_attention_heads", heads),
-            mlp_ratio=config.get("intermediate_size", 4 * width) / width,
-        )
-        self.blocks = self.vit.blocks
-        del self.vit
-
-    def resize_positions(self, rows: int, columns: int) -> torch.Tensor:
-        """The position grid, resized to the longer side and cropped to the shorter."""
-        side = max(rows, columns)
-        grid = self.positions.float().reshape(1, self.grid, self.grid, -1)
-        grid = F.interpolate(
-            grid.permute(0, 3, 1, 2),
-            (side, side),
-            mode="bilinear",
-            align_corners=self.align_corners,
-        )
-        grid = grid[:, :, :rows, :columns].flatten(2).transpose(1, 2)
-        return grid.to(self.positions.dtype)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Conditioned pixels (n, 3, h, w) to patch features (n, patches, width)."""
-        rows, columns = (side // self.patch_size for side in pixels.shape[2:])
-        patches = F.unfold(pixels, self.patch_size, stride=self.patch_size)
-        x = self.embedder(patches.transpose(1, 2)) + self.resize_positions(
-            rows, columns
-        )
-        x = torch.cat([self.prefix.expand(len(x), -1, -1), x], dim=1)
-        return self.blocks(x)[:, len(self.prefix) :]
 
 
 class Reference(nn.Module):
@@ -100,13 +38,18 @@ class Reference(nn.Module):
         config: Content of ``config.json``.
         preprocessor: Content of ``preprocessor_config.json``.
         tokenizer: The checkpoint's tokenizer.
+        encoder_only: Leave out the language model.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
     def __init__(
-        self, config: dict, preprocessor: dict, tokenizer: PreTrainedTokenizerFast
+        self,
+        config: dict,
+        preprocessor: dict,
+        tokenizer: PreTrainedTokenizerFast,
+        encoder_only: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -126,7 +69,18 @@ class Reference(nn.Module):
             nn.GELU(),
             nn.Linear(config["projector_hidden_size"], llm_config.hidden_size),
         )
-        self.language_model: Any = LlamaForCausalLM(llm_config)
+        self.language_model: Any = None
+        if not encoder_only:
+            self.language_model = LlamaForCausalLM(llm_config)
+
+    @classmethod
+    def empty(cls, folder: Path, encoder_only: bool = False) -> "Reference":
+        """Without weights, which is enough for the preprocessing."""
+        config = json.loads((folder / "config.json").read_text())
+        preprocessor = json.loads((folder / "preprocessor_config.json").read_text())
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        with torch.device("meta"):
+            return cls(config, preprocessor, tokenizer, encoder_only)
 
     @classmethod
     def load(
@@ -134,42 +88,43 @@ class Reference(nn.Module):
         folder: Path,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        encoder_only: bool = False,
     ) -> "Reference":
         """Load a checkpoint, all of whose tensors must be known.
 
-        It takes the memory of the weights in ``dtype``, and of one file of them.
+        It takes the memory of the weights in ``dtype``, with ``encoder_only`` without
+        those of the language model.
 
         Raises:
             ValueError: Names the tensors that are missing or unknown, such as those
                 of a quantised checkpoint.
         """
-        config = json.loads((folder / "config.json").read_text())
-        preprocessor = json.loads((folder / "preprocessor_config.json").read_text())
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        with torch.device("meta"):
-            model = cls(config, preprocessor, tokenizer)
+        model = cls.empty(folder, encoder_only)
+        left_out = ("language_model.",) if encoder_only else ()
         missing = {*model.state_dict()} - {"mean", "std"}
         for file in sorted(folder.glob("*.safetensors")):
-            tensors = {
-                cls.own_name(name): tensor
-                for name, tensor in load_file(file).items()
-                if not name.endswith("summary_idxs")
-            }
-            for name in tensors.keys() & {"mean", "std"}:
-                tensors[name] = tensors[name].flatten().float()  # of float32 pixels
-            for name in tensors.keys() - {"mean", "std"}:
-                tensors[name] = tensors[name].to(device, dtype)
+            tensors = {}
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                    if name.endswith("summary_idxs") or name.startswith(left_out):
+                        continue
+                    tensor, own = opened.get_tensor(name), cls.own_name(name)
+                    if own in ("mean", "std"):
+                        tensors[own] = tensor.flatten().float()  # of float32 pixels
+                    else:
+                        tensors[own] = tensor.to(device, dtype)
             unknown = model.load_state_dict(tensors, strict=False, assign=True)[1]
             if unknown:
                 raise ValueError(f"The reference does not know {sorted(unknown)[:5]}.")
             missing -= tensors.keys()
         if missing:
             raise ValueError(f"The checkpoint lacks {sorted(missing)[:5]}.")
-        # The frequencies are computed, not loaded, and always float32.
-        language_model = model.language_model
-        language_model.model.rotary_emb = LlamaRotaryEmbedding(language_model.config)
-        # Answers have the requested length, so no token ends them.
-        language_model.generation_config.eos_token_id = None
+        if language_model := model.language_model:
+            # The frequencies are computed, not loaded, and always float32.
+            rotary = LlamaRotaryEmbedding(language_model.config)
+            language_model.model.rotary_emb = rotary
+            # Answers have the requested length, so no token ends them.
+            language_model.generation_config.eos_token_id = None
         return model.to(device).eval().requires_grad_(False)
 
     @property
@@ -232,14 +187,12 @@ class Reference(nn.Module):
 
     def to_pixels(self, picture: Image.Image) -> torch.Tensor:
         """uint8 tiles (n, 3, size, size) of an image."""
-        tiles = [np.asarray(tile.convert("RGB")) for tile in self.cut(picture)]
-        return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).contiguous()
+        return _stack(tile.convert("RGB") for tile in self.cut(picture))
 
     def frames_to_pixels(self, frames: list[Image.Image]) -> torch.Tensor:
         """uint8 tiles (n, 3, size, size) of a video: each frame squashed to a tile."""
         size = self.tile_size, self.tile_size
-        tiles = [np.asarray(f.resize(size, Image.Resampling.BICUBIC)) for f in frames]
-        return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).contiguous()
+        return _stack(frame.resize(size, Image.Resampling.BICUBIC) for frame in frames)
 
     def image_tokens(self, tiles: int) -> str:
         """What takes the place of an image or of a video."""
@@ -350,3 +303,8 @@ class Reference(nn.Module):
             return_dict_in_generate=True,
         )
         return output.sequences[0].tolist(), torch.cat(output.logits).float().cpu()
+
+
+def _stack(tiles: Iterable[Image.Image]) -> torch.Tensor:
+    pixels = np.stack([np.asarray(tile) for tile in tiles])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()

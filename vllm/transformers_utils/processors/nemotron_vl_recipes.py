@@ -4,9 +4,9 @@
 - ``fast``: Pillow's bicubic filter, with sums in float32; every value is within 2/255
   of ``exact``.
 - ``exact``: Pillow's bicubic filter, bit-identical to vLLM's in-tree model.
-- ``hf``: what the checkpoint's own image_processing.py does. The image is doubled
-  (Pillow, bilinear) before its grid is chosen, then resized with an antialiased
-  bilinear filter.
+- ``hf``: what the checkpoint's own image_processing.py does under transformers 4 to
+  5.3. The image is doubled (Pillow, bilinear) before its grid is chosen, then resized
+  with an antialiased bilinear filter.
 
 `RESIZE_RECIPES` in ``nemotron_vl_tiling.py`` lists their names.
 """

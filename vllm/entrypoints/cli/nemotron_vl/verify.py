@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ...nemotron_vl.arguments import number
+from ...nemotron_vl.checkpoint_files import code_repositories
 from ...nemotron_vl.verify.stages import DTYPES
 
 # Of verification.py and engines.py, whose imports take seconds.
@@ -43,7 +44,10 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print results.json")
     parser.add_argument(
-        "--parts", nargs="+", choices=_PARTS, default=_PARTS, help="(default: all)"
+        "--parts",
+        nargs="+",
+        choices=_PARTS,
+        help="(default: all; with --against remote-code only files)",
     )
     parser.add_argument(
         "--dtype",
@@ -79,14 +83,21 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument(
         "--against",
-        choices=["in-tree"],
-        help="vLLM's in-tree model also reads and is measured; it needs the "
-        "checkpoint's code",
+        choices=["in-tree", "remote-code"],
+        help="in-tree: vLLM's in-tree model also reads and is measured, with the "
+        "checkpoint's code. remote-code: the tower and the connector of the "
+        "checkpoint's own code are compared with the reference",
     )
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",
         help="let --against run the checkpoint's code; nothing else does",
+    )
+    parser.add_argument(
+        "--code-revision",
+        metavar="COMMIT",
+        help="of the other repositories whose code --against remote-code runs "
+        "(default: the main branch, as the checkpoint loads it)",
     )
     parser.set_defaults(run=_run)
 
@@ -97,13 +108,19 @@ def _run(args: argparse.Namespace) -> int:
             "`nemotron-vl verify` needs timm: pip install timm (the extra "
             '"verify" of this package)'
         )
-    if args.against and not args.trust_remote_code:
-        raise ValueError(
-            "--against in-tree runs code of the checkpoint and of the repository that "
-            "it names. Read that code, then add --trust-remote-code."
-        )
-    if args.against and {*args.parts}.isdisjoint({"read", "measure"}):
-        raise ValueError("--against needs --parts read, measure, or both.")
+    remote_code = args.against == "remote-code"
+    if args.against:
+        repositories = " and of ".join(code_repositories(args.model))
+        if not args.trust_remote_code:
+            raise ValueError(
+                f"--against {args.against} runs code of {repositories}. Read that "
+                "code, then add --trust-remote-code."
+            )
+    if args.code_revision and not remote_code:
+        raise ValueError("--code-revision needs --against remote-code.")
+    parts = args.parts or (("files",) if remote_code else _PARTS)
+    if args.against == "in-tree" and {*parts}.isdisjoint({"read", "measure"}):
+        raise ValueError("--against in-tree needs --parts read, measure, or both.")
     checkpoint = _folder(args.model, with_code=args.against is not None)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, value in _ENVIRONMENT.items():
@@ -113,13 +130,15 @@ def _run(args: argparse.Namespace) -> int:
 
     request = Request(
         checkpoint=checkpoint,
-        parts=args.parts,
+        parts=parts,
         dtypes=args.dtype,
         engines=args.engines,
         pictures=args.pictures,
         questions=args.questions,
         published=args.published,
         in_tree=args.against == "in-tree",
+        remote_code=remote_code,
+        code_revision=args.code_revision,
     )
     report = args.out / "report.html"
 

@@ -14,10 +14,11 @@ from vllm import SamplingParams
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ....transformers_utils.processors.nemotron_vl_digest import NO_REUSE
+from .errors import relative_error
 from .expected import TOKENS
 from .pictures import prompt
 from .stages import Row
-from .worker import EncoderComparison, relative_error
+from .worker import EncoderComparison
 
 if TYPE_CHECKING:
     from vllm import LLM

@@ -4,9 +4,7 @@
 vLLM starts when the reference has left the memory: a GPU of 24 GB holds one of them.
 """
 
-import multiprocessing
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -15,6 +13,7 @@ from safetensors.torch import save_file
 
 from ..reference import Reference
 from .pictures import prompt
+from .processes import run_elsewhere
 
 TOKENS = 16  # of an answer
 
@@ -57,9 +56,7 @@ def write_expected(
 
 def write_expected_elsewhere(*arguments, **options) -> None:
     """`write_expected` in a process of its own, whose memory is free afterwards."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        pool.submit(write_expected, *arguments, **options).result()
+    run_elsewhere(write_expected, *arguments, **options)
 
 
 def _stages(reference: Reference, picture: Image.Image) -> dict[str, torch.Tensor]:

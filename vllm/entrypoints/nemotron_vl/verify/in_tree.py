@@ -4,24 +4,18 @@
 It runs the checkpoint's code, so `run_in_tree` is called only with a user's consent.
 """
 
-import contextlib
 import json
-import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from ..checkpoint_files import write_json
 from .documents import draw_documents, draw_numbers
 from .engines import Run, engine_options
+from .processes import run_program
 
 # Only this package's model knows them.
 _OURS = ("additional_config", "enable_mm_embeds")
-_SECONDS = 1800
 
 
 def run_in_tree(checkpoint: Path, run: Run, numbers: bool, count: int) -> dict:
@@ -38,37 +32,9 @@ def run_in_tree(checkpoint: Path, run: Run, numbers: bool, count: int) -> dict:
     """
     options = engine_options(checkpoint, run)
     options = {name: options[name] for name in options.keys() - {*_OURS}}
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "results.json")
-        task: dict[str, Any] = {"model": str(checkpoint), "options": options}
-        task |= {"out": str(out), "numbers": numbers, "count": count}
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__, json.dumps(task)],
-            env={**os.environ, "VLLM_PLUGINS": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        try:
-            printed, _ = process.communicate(timeout=_SECONDS)
-        except subprocess.TimeoutExpired:
-            return {"error": f"It did not end in {_SECONDS} s."}
-        finally:
-            _end(process)
-        if process.returncode or not out.exists():
-            return {"error": "\n".join(printed.strip().splitlines()[-12:])}
-        return json.loads(out.read_text())
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End a process, if it still runs, and the engine that it started."""
-    if process.poll() is None:
-        children = psutil.Process(process.pid).children(recursive=True)
-        for one in (process, *children):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        psutil.wait_procs(children, timeout=30)  # they hold the GPU's memory
-        process.wait()
+    task: dict[str, Any] = {"model": str(checkpoint), "options": options}
+    task |= {"numbers": numbers, "count": count}
+    return run_program(__name__, task, VLLM_PLUGINS="")
 
 
 def _main(task: dict[str, Any]) -> None:

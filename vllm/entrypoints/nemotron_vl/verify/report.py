@@ -27,8 +27,13 @@ def verdict(results: Mapping[str, Any]) -> str:
     files = results.get("files") or {}
     wrong = [f"the file {file['file']}" for file in files.get("differ", ())]
     wrong += results["wrong_stages"]
-    if wrong:
-        return f"Wrong: {', '.join(wrong)}."
+    own = results.get("remote_code") or {"wrong": [], "rows": []}
+    found = [f"Wrong: {', '.join(wrong)}."] if wrong else []
+    if own["wrong"]:
+        others = " and ".join(f"another {stage}" for stage in own["wrong"])
+        found.append(f"The checkpoint's own code computes {others}.")
+    if found:
+        return " ".join(found)
     if results["problems"]:
         return results["problems"][0]
     if not results["complete"]:
@@ -36,6 +41,8 @@ def verdict(results: Mapping[str, Any]) -> str:
     if results["failed"]:
         return "Something that was asked for failed, see below."
     sentences = []
+    if own["rows"]:
+        sentences.append("The checkpoint's own code and the reference agree.")
     if results["rows"]:
         sentences.append("vLLM and the reference agree in all stages.")
     if files.get("same") and not files["not_compared"]:
@@ -51,7 +58,7 @@ def stage_table(results: Mapping[str, Any]) -> Table:
     """Largest error of each dtype, engine and stage, in the order of the stages."""
     order = [*BOUNDS]
     rows = sorted(
-        results["rows"],
+        [*results["rows"], *_remote(results, "rows")],
         key=lambda row: (row["dtype"], row["engine"], order.index(row["stage"])),
     )
     cells = [
@@ -68,6 +75,19 @@ def stage_table(results: Mapping[str, Any]) -> Table:
     ]
     head = ("dtype", "engine", "stage", "error", "bound", "worst image", "within")
     return head, cells
+
+
+def code_table(results: Mapping[str, Any]) -> Table:
+    """The checkpoint's own code that ran."""
+    rows = [
+        [code["repository"], code["commit"] or "none known", ", ".join(code["files"])]
+        for code in _remote(results, "code")
+    ]
+    return ("repository", "commit", "files"), rows
+
+
+def _remote(results: Mapping[str, Any], key: str) -> list[Any]:
+    return (results.get("remote_code") or {}).get(key, [])
 
 
 def file_table(results: Mapping[str, Any]) -> Table:
@@ -136,6 +156,7 @@ def _readings(results: Mapping[str, Any]) -> Iterable[tuple[str, dict]]:
 def _tables(results: Mapping[str, Any]) -> list[tuple[str, Table]]:
     return [
         ("Files", file_table(results)),
+        ("The checkpoint's own code", code_table(results)),
         ("Stages", stage_table(results)),
         ("Reading", reading_table(results)),
         ("Wrong answers", wrong_answers(results)),
@@ -147,6 +168,7 @@ def _reasons(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """What speaks against the model, what failed and what did not run."""
     found = [
         ("Problems", results["problems"]),
+        ("About the checkpoint's own code", _remote(results, "messages")),
         ("Failed", results["failed"]),
         ("Not run", results["not_run"]),
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole verification: the reference, then each engine, then reading and speed."""
+"""A whole verification: files, the checkpoint's own code, the reference and engines."""
 
 import contextlib
 import os
@@ -27,6 +27,7 @@ from .pictures import compared_pictures
 from .plausibility import logits_problems, reading_problems
 from .published import compare_files
 from .reading import ask_engine, read
+from .remote_comparison import compare_remote_code
 from .speed import measure
 from .stages import DTYPES, Row, worst, wrong_stages
 
@@ -51,6 +52,8 @@ class Request(NamedTuple):
         published: Name on the hub of whose files the folder should hold copies.
         in_tree: Whether vLLM's in-tree model reads and is measured, too. It runs the
             checkpoint's code.
+        remote_code: Whether the checkpoint's own code is compared with the reference.
+        code_revision: Of that code in other repositories; ``None`` for the main branch.
     """
 
     checkpoint: Path
@@ -62,6 +65,8 @@ class Request(NamedTuple):
     numbers: bool | None = None
     published: str | None = None
     in_tree: bool = False
+    remote_code: bool = False
+    code_revision: str | None = None
 
     @property
     def asks_numbers(self) -> bool:
@@ -97,7 +102,8 @@ def verify(
         Data for JSON: ``model``, ``environment``, ``complete``, ``ok``,
         ``wrong_stages``, ``problems`` (signs of a model that reads nothing),
         ``failed``, ``not_run``, ``rows`` (the largest error of each stage), and
-        ``files``, ``reading``, ``speed`` and ``in_tree`` if they were asked for.
+        ``files``, ``reading``, ``speed``, ``in_tree`` and ``remote_code`` if they were
+        asked for.
 
     Raises:
         ValueError: There is no such image, the machine does not allow an engine, or
@@ -108,7 +114,9 @@ def verify(
     compares = "compare" in request.parts
     if compares:
         _refuse_quantised(request.checkpoint)
-    images = request.images() if compares else {}
+    images = request.images() if compares or request.remote_code else {}
+    engines = {*request.parts} - {"files"}
+    not_run = plan.not_run if engines else []
     rows: list[Row] = []
     failed: list[str] = []
     problems: list[str] = []
@@ -120,7 +128,7 @@ def verify(
         "wrong_stages": [],
         "problems": problems,
         "failed": failed,
-        "not_run": plan.not_run,
+        "not_run": not_run,
         "rows": [],
     }
     if "files" in request.parts:
@@ -128,7 +136,14 @@ def verify(
         with _noted(failed, "files"):
             results["files"] = compare_files(request.checkpoint, request.published)
     save(results)
-    engines = {*request.parts} - {"files"}
+    remote: dict[str, Any] = {"rows": [], "wrong": []}
+    if request.remote_code:
+        with _noted(failed, "remote code"):
+            remote = results["remote_code"] = compare_remote_code(
+                request.checkpoint, images, request.code_revision, device, say
+            )
+            failed += remote.pop("failed")
+        save(results)
     for dtype in dict.fromkeys(run.dtype for run in plan.runs if engines):
         runs = [run for run in plan.runs if run.dtype == dtype]
         if not compares:
@@ -153,9 +168,7 @@ def verify(
                     running_engine(request.checkpoint, run) as llm,
                 ):
                     if compared:
-                        rows += compare(
-                            llm, dtype, run.engine, images, folder, plan.not_run
-                        )
+                        rows += compare(llm, dtype, run.engine, images, folder, not_run)
                     if run == plan.served:
                         results |= _serve(llm, request, say, problems)
                 results["rows"] = [row.as_dict() for row in worst(rows)]
@@ -171,9 +184,9 @@ def verify(
             failed.append(f"in-tree: {lines[-1] if lines else 'no message'}")
     results["complete"] = True
     files = results.get("files", {"differ": [], "same": []})
-    results["ok"] = bool(plan.runs if engines else files["same"]) and not (
-        results["wrong_stages"] or problems or failed or files["differ"]
-    )
+    ran = plan.runs if engines else files["same"] or remote["rows"]
+    wrong = results["wrong_stages"] or remote["wrong"] or files["differ"]
+    results["ok"] = bool(ran) and not (wrong or problems or failed)
     return results
 
 
@@ -219,7 +232,7 @@ def captions(
     request: Request, results: dict[str, Any]
 ) -> Iterator[tuple[str, Image.Image]]:
     """The images of a verification, with what to know about each."""
-    if "compare" in request.parts:
+    if "compare" in request.parts or request.remote_code:
         yield from request.images().items()
     if "reading" in results:
         wrong = {w["number"]: w["answer"] for w in results["reading"]["wrong"]}

@@ -14,21 +14,10 @@ from vllm.platforms import current_platform
 
 from ....model_executor.models import nemotron_vl_conditioner
 from ....model_executor.models.nemotron_vl_reuse import OUTCOMES
+from .errors import relative_error
 
 if TYPE_CHECKING:
     from ....model_executor.models.nemotron_vl import LlamaNemotronVLChatModel
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Norm of the difference, divided by the norm of what is expected.
-
-    Another shape counts as an error of one.
-    """
-    if found.shape != expected.shape:
-        return 1.0
-    found, expected = found.cpu().double(), expected.cpu().double()
-    difference = torch.linalg.vector_norm(found - expected)
-    return (difference / torch.linalg.vector_norm(expected).clamp_min(1e-30)).item()
 
 
 class EncoderComparison:
