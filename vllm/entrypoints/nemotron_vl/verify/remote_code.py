@@ -48,8 +48,8 @@ def _main(task: dict[str, Any]) -> None:
 
     - ``tower.safetensors``: ``features`` ``(T, patches, width)`` in float32
     - ``connector.safetensors``: ``tower``, as before; ``shuffled`` ``(T, tokens,
-      4 x width)``, which enters the MLP, and ``features`` ``(T, tokens, width of the
-      language model)``, in the dtype that the code chooses
+      4 x width)``, which enters the MLP, in the dtype that the code chooses, and
+      ``features`` ``(T, tokens, width of the language model)``, of an MLP in float32
 
     The results are ``failed``, why one did not run, by name, and ``code``, what ran.
     """
@@ -88,17 +88,20 @@ def _tower(checkpoint: Path, config: dict[str, Any], tiles: Tiles) -> Found:
 def _connector(checkpoint: Path, config: dict[str, Any], tiles: Tiles) -> Found:
     """By the end-to-end ``extract_feature``, whose tower runs again."""
     text = {n: v for n, v in config["llm_config"].items() if n not in _TOKENS}
-    config = {**config, "llm_config": {**text, **_SMALL}}
+    # vLLM chooses this attention, too. The file may name one that is not installed.
+    eager = {"attn_implementation": "eager"}
+    config = {**config, **eager, "llm_config": {**text, **_SMALL, **eager}}
     config["vision_config"] = _in_float32(config["vision_config"])
     model = _build(config["auto_map"], config, checkpoint)
     _load(model, checkpoint, ("vision_model.", "mlp1."))
     model.to(tiles[0].device)
     found: Found = {"tower": [], "shuffled": [], "features": []}
 
-    def enter(mlp1: nn.Module, arguments: tuple[torch.Tensor]) -> None:
-        # The published code rounds the tower's features to bfloat16.
-        mlp1.to(arguments[0].dtype)
+    def enter(_: nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        # The published code rounds the tower's features to bfloat16. The MLP stays in
+        # float32: in bfloat16, another GELU would be within the bound.
         found["shuffled"].append(arguments[0])
+        return (arguments[0].float(),)
 
     model.mlp1.register_forward_pre_hook(enter)
     model.vision_model.register_forward_hook(

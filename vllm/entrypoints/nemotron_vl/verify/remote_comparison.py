@@ -68,7 +68,9 @@ def compare_remote_code(
         save_file({"pixels": torch.stack(tiles)}, folder / "pixels.safetensors")
         say(f"The checkpoint's own code on {len(tiles)} tiles ...")
         task = {"model": str(checkpoint), "folder": name, "revision": revision}
-        ran = run_program(remote_code.__name__, task)
+        # An empty one: transformers would take a changed copy for the commit's code.
+        with tempfile.TemporaryDirectory() as modules:
+            ran = run_program(remote_code.__name__, task, HF_MODULES_CACHE=modules)
         if "error" in ran:
             last = " / ".join(ran["error"].splitlines()[-4:]) or "no message"
             ran = {"failed": {"process": last}, "code": []}
@@ -127,14 +129,12 @@ def _tower(
 def _connector(
     reference: Reference, names: list[str], found: dict[str, torch.Tensor]
 ) -> Iterator[Row]:
-    """In the dtype of the checkpoint's code, from the features of its own tower.
+    """From the features of the code's own tower, rounded as the code rounds them.
 
     So a wrong tower does not show as a wrong connector.
     """
-    dtypes = (found["shuffled"].dtype, found["features"].dtype)
-    dtype = min(dtypes, key=lambda dtype: dtype.itemsize)
-    reference.mlp1.to(dtype)
-    features = reference.connect(found["tower"].to(dtype))
+    rounded = found["tower"].to(found["shuffled"].dtype).float()
+    features, dtype = reference.connect(rounded), found["features"].dtype
     for name, one, other in zip(names, found["features"], features, strict=True):
         error = relative_error(one, other)
         yield Row(str(dtype).removeprefix("torch."), _ENGINE, "connector", name, error)
