@@ -27,6 +27,7 @@ from vllm.renderers.params import ChatParams
 
 from ..config.nemotron_vl import EncoderConfig
 from ..multimodal.nemotron_vl_embeddings import check_engine, check_names
+from ..transformers_utils.configs.nemotron_vl_checks import check_image_tokens
 from ..transformers_utils.processors.nemotron_vl_threads import (
     IMAGE_THREADS,
     MOST_THREADS,
@@ -67,6 +68,9 @@ class NemotronVLRenderer(HfRenderer):
 
     def __init__(self, config: VllmConfig, tokenizer: Any) -> None:
         check_engine(config)
+        if tokenizer is not None:
+            vocab_size = config.model_config.get_vocab_size()
+            check_image_tokens(tokenizer.get_vocab(), vocab_size)
         # Before vLLM processes its first image, to warm up.
         limit = EncoderConfig.from_vllm_config(config).image_threads
         servers = config.parallel_config._api_process_count
