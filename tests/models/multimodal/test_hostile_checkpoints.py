@@ -177,6 +177,17 @@ def test_a_pickle_beside_safetensors_is_not_opened(load_model, folder):
     assert not (folder / MARKER).exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "model.blocks.0.ls1.gamma", "adaptors.clip.fc.weight"]
+)
+def test_parts_that_the_tower_lacks_are_refused(load_model, folder, name):
+    name = f"vision_model.radio_model.{name}"
+    with_tensor(name)(folder)
+    with pytest.raises(ValueError, match=f"{name}' .* not part of the model"):
+        load_model(folder)
+    assert inspect(str(folder))["problems"] == [f"1 tensors are not known: {name}."]
+
+
 # Tokenizers
 
 

@@ -18,6 +18,7 @@ from ...model_executor.models.nemotron_vl_layout import (
     tensor_parallel_problems,
 )
 from ...transformers_utils.configs.nemotron_vl_checks import (
+    PS_VERSION_ASSUMED,
     check_image_tokens,
     check_servable,
     check_shape,
@@ -141,7 +142,10 @@ def inspect(
         "pictures_per_gib_of_processor_cache": 2**30 // picture_bytes,
         "tile_cache_bytes_per_tile": tile_tokens * llm.hidden_size * size,
         "adapters": found_adapters,
-        "notes": _notes(parts, dtype, headers),
+        "notes": [
+            *_notes(parts, dtype, headers),
+            *([PS_VERSION_ASSUMED] if "ps_version" not in raw else []),
+        ],
         "problems": problems,
     }
 

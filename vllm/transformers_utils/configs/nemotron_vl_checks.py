@@ -14,6 +14,12 @@ from .nemotron_vl_towers import TOWER_DIMS
 _RATIOS = (1, 0.5, 0.25)  # of the pixel shuffle
 _LARGEST_GRID = 512  # patches in a row of the position embeddings
 _MOST_PREFIX_TOKENS = 1024
+# For a config.json without the key.
+PS_VERSION_ASSUMED = (
+    'config.json has no key ps_version: "v1" is assumed, as in the published code of '
+    'the configuration, but the model was trained with "v2". If answers are wrong, '
+    """set --hf-overrides '{"ps_version": "v2"}'."""
+)
 _IMAGE_TOKENS = ("<img>", "<image>", "</img>")
 
 
@@ -91,12 +97,13 @@ def check_servable(
     }.items():
         if value := getattr(vision, key, None):
             refuse(f"vision_config.{key}", value, reason)
-    if registers := vision.args.get("cpe_num_registers"):
-        refuse(
-            "vision_config.args.cpe_num_registers",
-            registers,
-            "registers are counted by register_multiple; supported: null",
-        )
+    for key, reason in {
+        "cpe_num_registers": "registers are counted by register_multiple; supported: "
+        "null",
+        "model_norm": "the tower has no norm behind its blocks; supported: false",
+    }.items():
+        if value := vision.args.get(key):
+            refuse(f"vision_config.args.{key}", value, reason)
 
     image_size, patch_size = config.force_image_size, vision.patch_size
     unit = patch_size * round(1 / config.downsample_ratio)

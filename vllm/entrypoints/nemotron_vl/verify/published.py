@@ -111,9 +111,9 @@ def _of_the_hub(name: str) -> dict[str, Published]:
         raise OSError(f"The hub does not list the files of {name}: {error}") from error
     source = f"the hub, {repository} at {info.sha}"
     return {
-        file.rfilename: Published(file.lfs.sha256 if file.lfs else file.blob_id, source)
+        file.rfilename: Published(digest, source)
         for file in info.siblings or []
-        if file.lfs or file.blob_id
+        if (digest := file.lfs.sha256 if file.lfs else file.blob_id)
     }
 
 
