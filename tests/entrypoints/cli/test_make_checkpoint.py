@@ -92,15 +92,15 @@ def test_the_tokenizer(checkpoint):
 def test_the_chat_template_renders_content_parts(checkpoint):
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     messages = [
-        {"role": "system", "content": "Be brief."},
+        {"role": "system", "content": [{"type": "text", "text": "Be brief. "}]},
         {
             "role": "user",
             "content": [
-                {"type": "text", "text": "Compare"},
+                {"type": "text", "text": " Compare\n"},
                 {"type": "image_url"},
                 {"type": "image"},
                 {"type": "video"},
-                {"type": "text", "text": "now."},
+                {"type": "text", "text": "\nnow. "},
             ],
         },
         {"role": "assistant", "content": " Equal. "},
