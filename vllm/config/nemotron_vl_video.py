@@ -13,7 +13,7 @@ VIDEO_PLACEHOLDER = "<img></img>"
 
 _BRACKETS = 2  # tokens of a video besides those of its frames: <img> and </img>
 
-# The model card measured VideoMME with 32 frames of one tile.
+# vLLM's default for videos. No published source names a number for this model.
 DEFAULT_FRAMES = 32
 # Of an engine's setting. It bounds the pixels that one video sends to the workers.
 MOST_FRAMES = 1024
