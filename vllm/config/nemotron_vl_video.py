@@ -130,9 +130,9 @@ def frame_indices(frames: int, num_frames: int) -> list[int]:
         num_frames: Most frames to take, at least 1.
 
     Returns:
-        ``min(frames, num_frames)`` indices in ascending order. They equal
-        ``numpy.linspace(0, frames - 1, n, dtype=int)``, which Megatron-LM and vLLM
-        use.
+        ``n = min(frames, num_frames)`` indices in ascending order. They equal
+        ``numpy.linspace(0, frames - 1, n, dtype=int)``, which vLLM and the training
+        in Megatron-LM use. Its VideoMME repeats frames of videos with fewer frames.
     """
     if num_frames >= frames:
         return list(range(frames))
