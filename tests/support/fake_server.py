@@ -16,7 +16,7 @@ BREAK = 0  # in `failures`: close the connection without an answer
 
 def picture_of(request: dict) -> Image.Image | None:
     """The image of a chat request."""
-    parts = request["messages"][0]["content"]
+    parts = request["messages"][-1]["content"]
     if isinstance(parts, str):
         return None
     data = parts[0]["image_url"]["url"].partition(",")[2]
@@ -47,7 +47,7 @@ class FakeServer:
         self._lock = threading.Lock()
 
     def respond(self, request: dict) -> tuple[int, dict]:
-        trial = isinstance(request["messages"][0]["content"], str)
+        trial = isinstance(request["messages"][-1]["content"], str)
         with self._lock:
             (self.trials if trial else self.requests).append(request)
             if self.busy:

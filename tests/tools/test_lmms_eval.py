@@ -19,6 +19,7 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.documents import (
     draw_documents,
     draw_numbers,
 )
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.reading import messages
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(os.environ.get("LMMS_EVAL", ROOT / "build/lmms-eval/bin"))
@@ -52,26 +53,56 @@ def test_results_of_an_earlier_run_are_not_taken_for_those_of_a_failed_one(tmp_p
     earlier = {"results": {"drawn_documents": {"exact_match,none": 1.0}}}
     (out / "lmms-eval" / "1_results.json").write_text(json.dumps(earlier))
     with pytest.raises(SystemExit, match="lmms-eval failed"):
-        harness.lmms_eval(tmp_path, "http://none", "m", "drawn_documents", out)
+        harness.lmms_eval(tmp_path, "http://none", "m", "drawn_documents", out, None)
+
+
+@pytest.mark.parametrize(
+    ("system", "model"), [(None, "openai"), ("Be brief, please.", "async_openai")]
+)
+def test_a_system_message_needs_another_model(tmp_path, system, model):
+    program = tmp_path / "lmms-eval"
+    program.write_text('#!/bin/sh\nprintf "%s\n" "$@" > arguments\n')
+    program.chmod(0o755)
+    with pytest.raises(SystemExit):
+        harness.lmms_eval(tmp_path, "http://none", "m", "a_task", tmp_path, system)
+    given = (tmp_path / "arguments").read_text().splitlines()
+    assert given[given.index("--model") + 1] == model
+    settings = given[given.index("--model_args") + 1].split(",")
+    files = [s.split("=")[1] for s in settings if s.startswith("system_prompt=")]
+    texts = [(tmp_path / file).read_text() for file in files]
+    assert texts == ([system] if system else [])
 
 
 @installed
-def test_it_counts_what_a_server_answers(tmp_path):
+@pytest.mark.parametrize("system", [None, "Answer the questions, briefly."])
+def test_it_counts_what_a_server_answers(tmp_path, system):
     questions = draw_documents(8)
     harness.write_data(questions, tmp_path / "drawn_documents.parquet")
     answers = {q.text: q.answer for q in questions[:5]}
 
     def answer(request: dict) -> str:
-        return answers.get(request["messages"][0]["content"][-1]["text"], "no")
+        return answers.get(request["messages"][-1]["content"][-1]["text"], "no")
 
     with fake_server() as server:
         server.answer = answer
         found = harness.lmms_eval(
-            PROGRAMS, server.url, "fake", "drawn_documents", tmp_path
+            PROGRAMS, server.url, "fake", "drawn_documents", tmp_path, system
         )
     right = [answers.get(q.text, "no") == q.answer for q in questions]
     assert found == sum(right) / 8
     assert 0 < found < 1
+    expected = messages(questions[0], system)[:-1]
+    for request in server.requests:
+        *before, _ = request["messages"]
+        assert [(m["role"], text_of(m)) for m in before] == [
+            (m["role"], text_of(m)) for m in expected
+        ]
+
+
+def text_of(message: dict) -> str:
+    """The text of a message, which may be its content or the only part of it."""
+    content = message["content"]
+    return content if isinstance(content, str) else content[0]["text"]
 
 
 @installed

@@ -3,18 +3,21 @@
 import copy
 import json
 import pickle
+import shutil
 
 import pytest
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 from vllm.transformers_utils.config import _CONFIG_ATTRS_MAPPING, get_config
 from vllm.transformers_utils.configs.radio import RadioConfig
 
+from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import inspect
 from vllm_nemotron_vl.plugins.nemotron_vl import register
 from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl import (
     NemotronVLConfig,
     NemotronVLVisionConfig,
 )
 from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl_checks import (
+    PS_VERSION_ASSUMED,
     check_servable,
 )
 
@@ -91,6 +94,45 @@ def test_unknown_keys_survive_saving_and_loading(values, tmp_path):
         assert section["llm_config"]["vocab_size"] == values["llm_config"]["vocab_size"]
 
 
+@pytest.mark.parametrize("given", ["v1", "v2", None])
+def test_an_absent_pixel_shuffle_stays_absent(values, tmp_path, given):
+    del values["ps_version"]
+    if given:
+        values["ps_version"] = given
+    first = NemotronVLConfig.from_dict(values)
+    first.save_pretrained(tmp_path)
+    second = NemotronVLConfig.from_pretrained(tmp_path)
+    assert first.ps_version == second.ps_version == (given or "v1")
+    saved = json.loads((tmp_path / "config.json").read_text())
+    for section in (saved, second.to_dict(), vars(pickle.loads(pickle.dumps(second)))):
+        assert section.get("ps_version") == given
+
+
+@pytest.mark.parametrize(
+    ("given", "overrides", "warned"),
+    [(None, {}, True), ("v1", {}, False), (None, {"ps_version": "v1"}, False)],
+    ids=str,
+)
+def test_an_assumed_pixel_shuffle_is_said(
+    values, checkpoint, tmp_path, monkeypatch, given, overrides, warned
+):
+    from vllm.engine.arg_utils import EngineArgs
+
+    from vllm_nemotron_vl.model_executor.models import config as module
+
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    del values["ps_version"]
+    if given:
+        values["ps_version"] = given
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(values))
+    said: list[str] = []
+    monkeypatch.setattr(module.logger, "warning_once", said.append)
+    folder = str(tmp_path / "copy")
+    EngineArgs(model=folder, hf_overrides=overrides).create_model_config()
+    assert {*said} == ({PS_VERSION_ASSUMED} if warned else set())
+    assert (PS_VERSION_ASSUMED in inspect(folder)["notes"]) == (given is None)
+
+
 def test_no_attribute_invites_remote_code(values):
     config = NemotronVLConfig.from_dict(values)
     assert not hasattr(config, "auto_map")
@@ -152,6 +194,7 @@ def test_a_key_of_the_wrong_type_is_named(values):
         ("vision_config.adaptor_names", ["clip"], "backbone"),
         ("vision_config.feature_normalizer_config", {"a": 1}, "features"),
         ("vision_config.args.cpe_num_registers", 4, "register_multiple"),
+        ("vision_config.args.model_norm", True, "no norm behind its blocks"),
         ("force_image_size", 500, "multiple of"),
         ("downsample_ratio", 1 / 3, "1, 0.5, 0.25"),
         ("downsample_ratio", 0, "1, 0.5, 0.25"),

@@ -10,6 +10,7 @@ from vllm.transformers_utils.configs.radio import VIT_TIMM_DIM_BY_NAME
 from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
 )
+from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import RadioTower
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
     checkpoint_tensors,
     head_size,
@@ -138,6 +139,36 @@ def test_incomplete_files(checkpoint, left_out, null):
     if expected is None:
         assert_both_read_the_same(values)
     assert null or expected is None
+
+
+TEACHERS = [{"name": name} for name in ("clip", "dino", "sam", "dino")]  # 3 names
+
+
+@pytest.mark.parametrize(
+    ("args", "tokens"),
+    [
+        ({}, 3),
+        ({"register_multiple": None}, 3),
+        ({"register_multiple": 0}, 3),
+        ({"register_multiple": 8}, 8),
+        ({"register_multiple": 2}, 4),
+        ({"register_multiple": 3}, 6),
+        ({"register_multiple": 1}, 4),
+        ({"register_multiple": 8, "cls_token_per_teacher": False}, 8),
+        ({"register_multiple": 1, "cls_token_per_teacher": False}, 2),
+        ({"cls_token_per_teacher": False, "teachers": None}, 1),
+    ],
+    ids=str,
+)
+def test_the_number_of_prefix_tokens(checkpoint, args, tokens):
+    """C-RADIO's rule: a number that divides is filled up by a whole multiple."""
+    values = read(checkpoint)
+    its_args = values["vision_config"]["args"]
+    del its_args["register_multiple"]
+    its_args.update({"cls_token_per_teacher": True, "teachers": TEACHERS} | args)
+    assert_both_read_the_same(values)
+    assert num_prefix_tokens(read_config(values).vision_config) == tokens
+    assert len(RadioTower(values["vision_config"]).prefix) == tokens
 
 
 WRONG = (None, True, 3, -1, 10**18, 0.5, "x", [1], {"a": 1}, [])

@@ -24,7 +24,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 from datasets import Dataset, Features, Image, List, Value
 from openai import OpenAI
 
-from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
+from vllm_nemotron_vl.entrypoints.nemotron_vl.embedded import is_embedded
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.documents import (
     Question,
@@ -54,18 +54,23 @@ def main() -> int:
     )
     parser.add_argument("--count", type=int, default=100, help="of documents")
     parser.add_argument("--dtype", default="auto", help="of the server")
+    parser.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="system message of both sides; lmms-eval then asks with its model "
+        "async_openai, because its model openai takes none",
+    )
     args = parser.parse_args()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    tiny = Path(args.model).resolve() == Path(tiny_checkpoint()).resolve()
-    task = "drawn_numbers" if tiny else "drawn_documents"
+    task = "drawn_numbers" if is_embedded(args.model) else "drawn_documents"
     questions = DRAW[task](args.count)
     write_data(questions, out / f"{task}.parquet")
     options = (*OPTIONS, f"--dtype={args.dtype}")
     with serving(args.model, *options, log=out / "server.log") as url:
-        theirs = lmms_eval(args.programs, url, args.model, task, out)
+        theirs = lmms_eval(args.programs, url, args.model, task, out, args.system)
         client = OpenAI(base_url=f"{url}/v1", api_key="none")
-        ours = read(ask_server(client, args.model), questions)
+        ours = read(ask_server(client, args.model, system=args.system), questions)
     results = {"task": task, "lmms_eval": theirs, "ours": ours.accuracy}
     (out / "results.json").write_text(json.dumps(results | {"ours": ours.as_dict()}))
     print(f"{task}: {len(questions)} documents")
@@ -90,13 +95,21 @@ def write_data(questions: list[Question], file: Path) -> None:
     Dataset.from_dict(columns, features).to_parquet(file)
 
 
-def lmms_eval(programs: Path, url: str, model: str, task: str, out: Path) -> float:
+def lmms_eval(
+    programs: Path, url: str, model: str, task: str, out: Path, system: str | None
+) -> float:
     """Accuracy that lmms-eval finds. Its working folder has the data."""
     results = out / "lmms-eval"
     shutil.rmtree(results, ignore_errors=True)  # of an earlier run
     settings = f"model={model},base_url={url}/v1,api_key=none,timeout=600"
+    kind = "openai"
+    if system is not None:
+        kind = "async_openai"
+        # As a file, because a comma would end the setting.
+        (out / "system.txt").write_text(system)
+        settings += ",system_prompt=system.txt"
     command = [
-        *(str(programs.resolve() / "lmms-eval"), "--model", "openai"),
+        *(str(programs.resolve() / "lmms-eval"), "--model", kind),
         *("--model_args", settings, "--tasks", task, "--include_path", str(TASKS)),
         *("--batch_size", "1", "--log_samples", "--output_path", str(results)),
     ]

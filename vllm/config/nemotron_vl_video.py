@@ -13,7 +13,7 @@ VIDEO_PLACEHOLDER = "<img></img>"
 
 _BRACKETS = 2  # tokens of a video besides those of its frames: <img> and </img>
 
-# The model card measured VideoMME with 32 frames of one tile.
+# vLLM's default for videos. No published source names a number for this model.
 DEFAULT_FRAMES = 32
 # Of an engine's setting. It bounds the pixels that one video sends to the workers.
 MOST_FRAMES = 1024
@@ -130,9 +130,9 @@ def frame_indices(frames: int, num_frames: int) -> list[int]:
         num_frames: Most frames to take, at least 1.
 
     Returns:
-        ``min(frames, num_frames)`` indices in ascending order. They equal
-        ``numpy.linspace(0, frames - 1, n, dtype=int)``, which Megatron-LM and vLLM
-        use.
+        ``n = min(frames, num_frames)`` indices in ascending order. They equal
+        ``numpy.linspace(0, frames - 1, n, dtype=int)``, which vLLM and the training
+        in Megatron-LM use. Its VideoMME repeats frames of videos with fewer frames.
     """
     if num_frames >= frames:
         return list(range(frames))

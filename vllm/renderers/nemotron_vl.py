@@ -27,6 +27,7 @@ from vllm.renderers.params import ChatParams
 
 from ..config.nemotron_vl import EncoderConfig
 from ..multimodal.nemotron_vl_embeddings import check_engine, check_names
+from ..transformers_utils.configs.nemotron_vl_checks import check_image_tokens
 from ..transformers_utils.processors.nemotron_vl_threads import (
     IMAGE_THREADS,
     MOST_THREADS,
@@ -67,6 +68,9 @@ class NemotronVLRenderer(HfRenderer):
 
     def __init__(self, config: VllmConfig, tokenizer: Any) -> None:
         check_engine(config)
+        if tokenizer is not None:
+            vocab_size = config.model_config.get_vocab_size()
+            check_image_tokens(tokenizer.get_vocab(), vocab_size)
         # Before vLLM processes its first image, to warm up.
         limit = EncoderConfig.from_vllm_config(config).image_threads
         servers = config.parallel_config._api_process_count
@@ -85,13 +89,32 @@ class NemotronVLRenderer(HfRenderer):
         self, prompt: TokensPrompt, *, skip_mm_cache: bool = False
     ) -> TokensInput | MultiModalInput:
         self._check_placeholders(prompt)
-        return super()._process_tokens(prompt, skip_mm_cache=skip_mm_cache)
+        return self._fitting(
+            super()._process_tokens(prompt, skip_mm_cache=skip_mm_cache)
+        )
 
     async def _process_tokens_async(
         self, prompt: TokensPrompt, *, skip_mm_cache: bool = False
     ) -> TokensInput | MultiModalInput:
         self._check_placeholders(prompt)
-        return await super()._process_tokens_async(prompt, skip_mm_cache=skip_mm_cache)
+        return self._fitting(
+            await super()._process_tokens_async(prompt, skip_mm_cache=skip_mm_cache)
+        )
+
+    def _fitting(
+        self, prompt: TokensInput | MultiModalInput
+    ) -> TokensInput | MultiModalInput:
+        """Refuse what vLLM would refuse later, and say what makes images smaller."""
+        most = self.model_config.max_model_len
+        tokens = len(prompt["prompt_token_ids"])
+        if tokens > most and prompt["type"] == "multimodal":
+            raise VLLMValidationError(
+                f"The prompt has {tokens} tokens with those of its images, but the "
+                f"context (--max-model-len) has {most}. Send fewer images, or lower "
+                "the tiles of an image: max_dynamic_patch in mm_processor_kwargs.",
+                parameter="prompt",
+            )
+        return prompt
 
     def _check_placeholders(self, prompt: TokensPrompt) -> None:
         check_names(prompt, self.config)

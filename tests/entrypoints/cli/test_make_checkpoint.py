@@ -32,7 +32,7 @@ PUBLISHED = {
     "mlp1.3.bias": (4096,),
     "language_model.model.layers.31.self_attn.k_proj.weight": (1024, 4096),
     "language_model.model.layers.31.mlp.down_proj.weight": (4096, 14336),
-    "language_model.lm_head.weight": (128320, 4096),
+    "language_model.lm_head.weight": (128512, 4096),
 }
 
 
@@ -45,7 +45,7 @@ def test_the_layout_at_the_published_sizes():
             num_hidden_layers=32,
             num_attention_heads=32,
             num_key_value_heads=8,
-            vocab_size=128320,
+            vocab_size=128512,
         ),
         vision_config=vision,
     )
@@ -92,15 +92,15 @@ def test_the_tokenizer(checkpoint):
 def test_the_chat_template_renders_content_parts(checkpoint):
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     messages = [
-        {"role": "system", "content": "Be brief."},
+        {"role": "system", "content": [{"type": "text", "text": "Be brief. "}]},
         {
             "role": "user",
             "content": [
-                {"type": "text", "text": "Compare"},
+                {"type": "text", "text": " Compare\n"},
                 {"type": "image_url"},
                 {"type": "image"},
                 {"type": "video"},
-                {"type": "text", "text": "now."},
+                {"type": "text", "text": "\nnow. "},
             ],
         },
         {"role": "assistant", "content": " Equal. "},
@@ -126,6 +126,19 @@ def test_the_chat_template_renders_content_parts(checkpoint):
         tokenizer.apply_chat_template(
             [{"role": "user", "content": [{"type": "audio"}]}], tokenize=False
         )
+
+
+ADDED = ("image", "img", "/img", "quad", "/quad", "ref", "/ref", "box", "/box")
+
+
+def test_the_added_tokens_are_the_last_of_the_vocabulary(checkpoint):
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    ids = tokenizer.convert_tokens_to_ids([f"<{name}>" for name in ADDED])
+    size = len(tokenizer)
+    assert ids == [*range(size - len(ADDED), size)]
+    assert all(tokenizer.added_tokens_decoder[number].special for number in ids)
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert size <= config["llm_config"]["vocab_size"]
 
 
 def test_the_seed_decides_the_weights(tmp_path):

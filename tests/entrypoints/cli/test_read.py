@@ -103,6 +103,7 @@ def test_each_page_has_a_record(server, folder, out, capsys):
     request = server.requests[0]
     assert request["model"] == "fake"
     assert request["temperature"] == 0
+    assert [message["role"] for message in request["messages"]] == ["user"]
     assert request["messages"][0]["content"][1]["text"] == "Read it."
     captured = capsys.readouterr()
     assert "records: 8, new: 8 at " in captured.out
@@ -555,6 +556,28 @@ def test_another_question_needs_another_file(server, folder, out, capsys):
     assert main(["read", str(folder), "--question", "Other?", *where]) == 2
     assert "has answers to another question or schema" in capsys.readouterr().err
     assert out.read_text() == before
+
+
+def test_a_system_message_precedes_each_question(server, folder, out, capsys):
+    run(server, folder, out, "--system", "Be brief.")
+    batch = out.with_name("requests.jsonl")
+    asked = ["--question", "?", "--model", "m", "--batch", str(batch)]
+    main(["read", str(folder), *asked, "--system", "Be brief."])
+    batched = [json.loads(line)["body"] for line in batch.read_text().splitlines()]
+    assert len(batched) == len(server.requests) == 6 and server.trials
+    for request in (*server.requests, *server.trials, *batched):
+        first, second = request["messages"]
+        assert first == {"role": "system", "content": "Be brief."}
+        assert second["role"] == "user"
+    assert run(server, folder, out) == 2
+    assert "to another question" in capsys.readouterr().err
+
+
+def test_files_of_earlier_versions_go_on():
+    """Digests that version 0.1.0 wrote."""
+    assert Question("Read it.", None, 9).digest == "74ef3ae3fbd0"
+    assert Question(None, {"type": "object"}, 9).digest == "469863558364"
+    assert Question("Read it.", None, 9, system="").digest != "74ef3ae3fbd0"
 
 
 def test_a_batch_replaces_batches_only(folder, tmp_path, capsys):

@@ -15,6 +15,10 @@ import pytest
 from jinja2 import TemplateError
 from safetensors.torch import load_file, save_file
 from vllm.exceptions import VLLMValidationError
+from vllm.renderers import renderer_from_config
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core_client import EngineCoreClient
+from vllm.v1.engine.llm_engine import LLMEngine
 
 from support.hostile import Code, bounded_memory
 from support.loading import make_config
@@ -173,6 +177,79 @@ def test_a_pickle_beside_safetensors_is_not_opened(load_model, folder):
     assert not (folder / MARKER).exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "model.blocks.0.ls1.gamma", "adaptors.clip.fc.weight"]
+)
+def test_parts_that_the_tower_lacks_are_refused(load_model, folder, name):
+    name = f"vision_model.radio_model.{name}"
+    with_tensor(name)(folder)
+    with pytest.raises(ValueError, match=f"{name}' .* not part of the model"):
+        load_model(folder)
+    assert inspect(str(folder))["problems"] == [f"1 tensors are not known: {name}."]
+
+
+# Tokenizers
+
+
+def set_value(folder: Path, path: str, value: Any) -> None:
+    """Change a key of config.json."""
+    file = folder / "config.json"
+    values = json.loads(file.read_text())
+    *parents, last = path.split(".")
+    section = values
+    for key in parents:
+        section = section[key]
+    section[last] = value
+    file.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "token", "number"),
+    [(372, "</img>", 372), (371, "<img>", 371), (365, "<img>", 371)],
+)
+def test_image_tokens_without_an_embedding_are_refused(
+    folder, vocab_size, token, number
+):
+    set_value(folder, "llm_config.vocab_size", vocab_size)
+    message = f"{token!r} has the id {number}, but llm_config.vocab_size = {vocab_size}"
+    with pytest.raises(ValueError, match=message):
+        renderer_from_config(make_config(folder, "float32"))
+    assert any(message in problem for problem in inspect(str(folder))["problems"])
+
+
+def test_no_process_starts_before_image_tokens_are_checked(folder, monkeypatch):
+    def start(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("An engine was started.")
+
+    monkeypatch.setattr(EngineCoreClient, "make_client", start)
+    monkeypatch.setattr(EngineCoreClient, "make_async_mp_client", start)
+    set_value(folder, "llm_config.vocab_size", 372)
+    config = make_config(folder, "float32")
+    for engine in LLMEngine, AsyncLLM:
+        with pytest.raises(ValueError, match="llm_config.vocab_size = 372"):
+            engine.from_vllm_config(config)
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ([], "the special token '<img>' is missing"),
+        ([{"id": 1}], "added_tokens cannot be read"),
+        ("abc", "added_tokens cannot be read"),
+    ],
+    ids=str,
+)
+def test_inspect_names_bad_tokens(folder, added, message):
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    (problem,) = inspect(str(folder))["problems"]
+    assert message in problem
+
+
+def test_inspect_needs_no_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+    assert not inspect(str(folder))["problems"]
+
+
 # Configurations
 
 
@@ -210,14 +287,8 @@ VALUES = [
 
 @pytest.mark.parametrize("case", VALUES, ids=lambda case: f"{case[0]}={case[1]!r:.20}")
 def test_absurd_values_are_refused_by_name(folder, case):
-    file = folder / "config.json"
-    values = json.loads(file.read_text())
-    *parents, last = case.path.split(".")
-    section = values
-    for key in parents:
-        section = section[key]
-    section[last] = case.value
-    file.write_text(json.dumps(values))
+    set_value(folder, case.path, case.value)
+    last = case.path.rpartition(".")[2]
     for read in (lambda: make_config(folder, "float32"), lambda: problems(folder)):
         with pytest.raises(ValueError, match=f"(?s)config.json.*{last}"):
             read()

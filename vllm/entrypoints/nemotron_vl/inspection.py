@@ -17,7 +17,12 @@ from ...model_executor.models.nemotron_vl_layout import (
     is_quantised,
     tensor_parallel_problems,
 )
-from ...transformers_utils.configs.nemotron_vl_checks import check_servable, check_shape
+from ...transformers_utils.configs.nemotron_vl_checks import (
+    PS_VERSION_ASSUMED,
+    check_image_tokens,
+    check_servable,
+    check_shape,
+)
 from ...transformers_utils.configs.nemotron_vl_schema import read_config
 from .adapter_inspection import inspect_adapter
 from .checkpoint_files import Header, read_headers, read_json
@@ -84,6 +89,7 @@ def inspect(
         check_servable(config, read_json(model, "preprocessor_config.json"))
     except ValueError as error:
         problems.append(str(error))
+    problems += _token_problems(model, llm.vocab_size)
     problems += tensor_parallel_problems(config, tp, encoder_data_parallel)
 
     dtype = dtype or str(raw.get("torch_dtype") or raw.get("dtype") or "bfloat16")
@@ -139,9 +145,26 @@ def inspect(
         "tile_cache_bytes_per_tile": tile_tokens * llm.hidden_size * size,
         "facts": [fact._asdict() for fact in published_facts(model, config, headers)],
         "adapters": found_adapters,
-        "notes": _notes(parts, dtype, headers),
+        "notes": [
+            *_notes(parts, dtype, headers),
+            *([PS_VERSION_ASSUMED] if "ps_version" not in raw else []),
+        ],
         "problems": problems,
     }
+
+
+def _token_problems(model: str, vocab_size: int) -> list[str]:
+    """Messages about image tokens; none for a checkpoint without ``tokenizer.json``."""
+    with contextlib.suppress(OSError):
+        try:
+            added = read_json(model, "tokenizer.json").get("added_tokens") or []
+            ids = {token["content"]: token["id"] for token in added}
+            check_image_tokens(ids, vocab_size)
+        except (KeyError, TypeError) as error:
+            return [f"tokenizer.json: added_tokens cannot be read: {error!r}."]
+        except ValueError as error:
+            return [str(error)]
+    return []
 
 
 def _notes(parts: dict[str, Any], dtype: str, headers: dict[str, Header]) -> list[str]:

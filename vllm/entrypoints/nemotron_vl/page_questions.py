@@ -26,15 +26,21 @@ class Question(NamedTuple):
         text: The question. A question without a text asks for the schema's data.
         schema: JSON schema of the answer, or ``None`` for plain text.
         max_tokens: Most tokens of an answer.
+        system: Text of a system message before the question.
     """
 
     text: str | None
     schema: dict[str, Any] | None
     max_tokens: int
+    system: str | None = None
 
     @classmethod
     def from_files(
-        cls, text: str | None, schema_file: Path | None, max_tokens: int
+        cls,
+        text: str | None,
+        schema_file: Path | None,
+        max_tokens: int,
+        system: str | None = None,
     ) -> "Question":
         """A question whose schema is in a file.
 
@@ -45,7 +51,7 @@ class Question(NamedTuple):
         schema = None
         if schema_file is not None:
             schema = _read_schema(schema_file)
-        return cls(text, schema, max_tokens)
+        return cls(text, schema, max_tokens, system)
 
     @property
     def prompt(self) -> str:
@@ -56,9 +62,11 @@ class Question(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Equal for equal prompts and schemas, 12 characters."""
-        asked = json.dumps([self.prompt, self.schema]).encode()
-        return hashlib.sha256(asked).hexdigest()[:12]
+        """Equal for equal prompts, schemas and system messages, 12 characters."""
+        asked = [self.prompt, self.schema]
+        if self.system is not None:
+            asked.append(self.system)
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
     def chat_request(self, page: Page, model: str) -> dict[str, Any]:
         """The body of a request to ``/v1/chat/completions``, without sampling.
@@ -83,9 +91,12 @@ class Question(NamedTuple):
         return self._request(model, "Say yes.", max_tokens=1)
 
     def _request(self, model: str, content: Any, max_tokens: int) -> dict[str, Any]:
+        messages = [{"role": "user", "content": content}]
+        if self.system is not None:
+            messages.insert(0, {"role": "system", "content": self.system})
         request = {
             "model": model,
-            "messages": [{"role": "user", "content": content}],
+            "messages": messages,
             "max_tokens": max_tokens,
             "temperature": 0,
         }

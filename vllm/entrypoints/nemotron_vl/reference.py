@@ -232,7 +232,7 @@ class Reference(nn.Module):
         side, s = round(patches**0.5), self.shuffle
         x = features.reshape(n, side // s, s, side // s, s, -1)
         x = x.permute(0, 1, 3, 2, 4, 5)  # (n, row, column, inner row, inner column, c)
-        if self.config["ps_version"] == "v1":
+        if self.config.get("ps_version", "v1") == "v1":
             x = x.transpose(1, 2)
         return x.reshape(n, patches // s**2, -1)
 

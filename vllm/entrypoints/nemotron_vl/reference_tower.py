@@ -24,10 +24,11 @@ class RadioTower(nn.Module):
         width, depth, heads = TOWERS[args["model"]]
         width = config.get("hidden_size", width)
         self.patch_size = config["patch_size"]
-        class_tokens = len({teacher["name"] for teacher in args["teachers"]})
-        multiple = args["register_multiple"]
-        # Register tokens fill up to a multiple.
-        tokens = (class_tokens // multiple + 1) * multiple
+        tokens = 1
+        if args.get("cls_token_per_teacher"):
+            tokens = len({teacher["name"] for teacher in args.get("teachers") or []})
+        if multiple := args.get("register_multiple"):
+            tokens = (tokens // multiple + 1) * multiple  # register tokens fill it up
         self.grid = args["cpe_max_size"] // self.patch_size
         self.align_corners = config.get("pos_embed_align_corners", True)
         self.prefix = nn.Parameter(torch.zeros(tokens, width))

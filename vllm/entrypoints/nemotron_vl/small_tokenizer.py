@@ -15,14 +15,18 @@ from .checkpoint_files import write_json
 _TEMPLATE = "transformers_utils/chat_templates/template_nemotron_vl.jinja"
 
 BOS, EOS = "<|begin_of_text|>", "<|eot_id|>"
-_IMAGE_TOKENS = ("<image>", "<img>", "</img>")
+# NVIDIA/Megatron-LM appends them to the vocabulary of Llama in this order.
+_ADDED_TOKENS = (
+    *("<image>", "<img>", "</img>"),
+    *("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"),
+)
 _SPECIAL_TOKENS = (
     BOS,
     "<|end_of_text|>",
     "<|start_header_id|>",
     "<|end_header_id|>",
     EOS,
-    *_IMAGE_TOKENS,
+    *_ADDED_TOKENS,
 )
 
 # Llama 3 splits words, runs of at most three digits, punctuation and spaces.

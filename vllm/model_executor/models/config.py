@@ -17,7 +17,10 @@ from ...config.nemotron_vl_names import (
     TOKENIZER_MODE,
     VIDEO_TOKENIZER_MODE,
 )
-from ...transformers_utils.configs.nemotron_vl_checks import check_servable
+from ...transformers_utils.configs.nemotron_vl_checks import (
+    PS_VERSION_ASSUMED,
+    check_servable,
+)
 
 logger = init_logger("vllm.model_executor.models.config")
 
@@ -85,6 +88,8 @@ def _integers(kind: dict) -> int | None:
 
 def _check_model(model_config: ModelConfig, renderer: str) -> None:
     check_servable(model_config.hf_config, model_config.hf_image_processor_config)
+    if "ps_version" not in vars(model_config.hf_config):
+        logger.warning_once(PS_VERSION_ASSUMED)
     if model_config.tokenizer_mode in ("auto", "hf"):
         model_config.tokenizer_mode = renderer
 

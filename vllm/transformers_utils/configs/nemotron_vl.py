@@ -87,16 +87,18 @@ class NemotronVLConfig(_DataOnlyConfig):
         force_image_size: Side of a tile in pixels.
         downsample_ratio: Linear factor of the pixel shuffle (0.5 turns 2x2
             patches into one image token).
-        ps_version: Pixel shuffle, ``"v1"`` (rows and columns swapped) or ``"v2"``.
         vit_hidden_size: Width of the tower.
         projector_hidden_size: Width of the connector's hidden layer.
-        kwargs: All other keys of ``config.json``; kept and saved again.
+        kwargs: ``ps_version``, the pixel shuffle: ``"v1"`` (rows and columns swapped)
+            or ``"v2"``. All other keys of ``config.json`` are kept and saved again.
 
     The layout is that of the published ``config.json`` of
     ``nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1``.
     """
 
     model_type = MODEL_TYPE
+    # An attribute of the class, so that a file without the key is saved without it.
+    ps_version = "v1"
     sub_configs = {"llm_config": LlamaConfig, "vision_config": NemotronVLVisionConfig}
 
     def __init__(
@@ -106,7 +108,6 @@ class NemotronVLConfig(_DataOnlyConfig):
         *,
         force_image_size: int = 512,
         downsample_ratio: float = 0.5,
-        ps_version: str = "v1",
         vit_hidden_size: int = 1280,
         projector_hidden_size: int = 4096,
         **kwargs: Any,
@@ -116,7 +117,6 @@ class NemotronVLConfig(_DataOnlyConfig):
         self.vision_config.image_size = force_image_size
         self.force_image_size = force_image_size
         self.downsample_ratio = downsample_ratio
-        self.ps_version = ps_version
         self.vit_hidden_size = vit_hidden_size
         self.projector_hidden_size = projector_hidden_size
         kwargs.pop("text_config", None)

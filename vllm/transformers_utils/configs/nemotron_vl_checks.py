@@ -5,6 +5,7 @@ The model and the command ``nemotron-vl`` share these checks. Nothing here impor
 PyTorch, transformers or vLLM, which takes seconds.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from .nemotron_vl_schema import check_sizes
@@ -13,6 +14,13 @@ from .nemotron_vl_towers import TOWER_DIMS
 _RATIOS = (1, 0.5, 0.25)  # of the pixel shuffle
 _LARGEST_GRID = 512  # patches in a row of the position embeddings
 _MOST_PREFIX_TOKENS = 1024
+# For a config.json without the key.
+PS_VERSION_ASSUMED = (
+    'config.json has no key ps_version: "v1" is assumed, as in the published code of '
+    'the configuration, but the model was trained with "v2". If answers are wrong, '
+    """set --hf-overrides '{"ps_version": "v2"}'."""
+)
+_IMAGE_TOKENS = ("<img>", "<image>", "</img>")
 
 
 def check_shape(config: Any) -> None:
@@ -89,12 +97,13 @@ def check_servable(
     }.items():
         if value := getattr(vision, key, None):
             refuse(f"vision_config.{key}", value, reason)
-    if registers := vision.args.get("cpe_num_registers"):
-        refuse(
-            "vision_config.args.cpe_num_registers",
-            registers,
-            "registers are counted by register_multiple; supported: null",
-        )
+    for key, reason in {
+        "cpe_num_registers": "registers are counted by register_multiple; supported: "
+        "null",
+        "model_norm": "the tower has no norm behind its blocks; supported: false",
+    }.items():
+        if value := vision.args.get(key):
+            refuse(f"vision_config.args.{key}", value, reason)
 
     image_size, patch_size = config.force_image_size, vision.patch_size
     unit = patch_size * round(1 / config.downsample_ratio)
@@ -126,3 +135,42 @@ def check_servable(
             f"it must equal force_image_size {image_size} of config.json",
             file="preprocessor_config.json",
         )
+
+
+def image_token_ids(vocabulary: Mapping[str, int]) -> list[int]:
+    """Ids of ``<img>``, ``<image>`` and ``</img>``.
+
+    Args:
+        vocabulary: Ids of the tokenizer's tokens.
+
+    Raises:
+        ValueError: Names the token that is missing.
+    """
+    for token in _IMAGE_TOKENS:
+        if token not in vocabulary:
+            raise ValueError(
+                f"tokenizer.json: the special token {token!r} is missing. "
+                "Use the tokenizer of the checkpoint."
+            )
+    return [vocabulary[token] for token in _IMAGE_TOKENS]
+
+
+def check_image_tokens(vocabulary: Mapping[str, int], vocab_size: int) -> None:
+    """Refuse a tokenizer whose image tokens have no embedding.
+
+    Args:
+        vocabulary: Ids of the tokenizer's tokens.
+        vocab_size: Rows of the language model's embeddings.
+
+    Raises:
+        ValueError: Names the token, its id and ``vocab_size``.
+    """
+    ids = image_token_ids(vocabulary)
+    for token, number in zip(_IMAGE_TOKENS, ids, strict=True):
+        if number >= vocab_size:
+            raise ValueError(
+                f"tokenizer.json: the special token {token!r} has the id {number}, "
+                f"but llm_config.vocab_size = {vocab_size} of config.json has no "
+                "embedding for it; use the tokenizer and config.json of the "
+                "checkpoint."
+            )

@@ -19,6 +19,7 @@ from vllm.tokenizers.hf import HfTokenizer
 
 from ...multimodal.nemotron_vl import to_rgb
 from ..configs.nemotron_vl import NemotronVLConfig
+from ..configs.nemotron_vl_checks import image_token_ids
 from .nemotron_vl_compat import InternVLChatImageProcessor, InternVLChatProcessor
 from .nemotron_vl_digest import NO_REUSE, tile_digests
 from .nemotron_vl_tiling import (
@@ -238,15 +239,7 @@ class NemotronVLProcessor(InternVLChatProcessor):
             image_seq_length=image_seq_length,
             ctx_image_token="<image>",
         )
-        vocabulary = tokenizer.get_vocab()
-        tokens = (self.start_image_token, self.ctx_image_token, self.end_image_token)
-        for token in tokens:
-            if token not in vocabulary:
-                raise ValueError(
-                    f"tokenizer.json: the special token {token!r} is missing. "
-                    "Use the tokenizer of the checkpoint."
-                )
-        self._image_token_ids = [vocabulary[token] for token in tokens]
+        self._image_token_ids = image_token_ids(tokenizer.get_vocab())
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

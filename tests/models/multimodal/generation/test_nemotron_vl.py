@@ -287,6 +287,10 @@ BAD = {
         prompt("word " * 3000 + "<image>", Image.new("RGB", (9, 9))),
         "maximum context length is 2048",
     ),
+    "too many tiles": (
+        prompt("<image>" + "!" * 2020, Image.new("RGB", (1200, 900))),
+        "tokens with those of its images, .* has 2048.* max_dynamic_patch",
+    ),
     "video": (
         {"prompt": "?", "multi_modal_data": {"video": np.zeros((2, 8, 8, 3))}},
         "video",

@@ -49,6 +49,12 @@ def add_parser(subparsers) -> None:
     parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
     parser.add_argument("--question", metavar="TEXT", help="asked about each page")
     parser.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="system message before the question; the model's fine-tuning had "
+        "'Answer the questions.' (default: none)",
+    )
+    parser.add_argument(
         "--schema",
         type=Path,
         metavar="FILE",
@@ -124,7 +130,9 @@ def _run(args: argparse.Namespace) -> int:
         )
     if args.question is None and args.schema is None:
         raise ValueError("Give --question, --schema, or both.")
-    question = Question.from_files(args.question, args.schema, args.max_tokens)
+    question = Question.from_files(
+        args.question, args.schema, args.max_tokens, args.system
+    )
     files = find_documents(args.paths)
     if not files:
         raise ValueError("The folders hold no PDFs and no pictures.")

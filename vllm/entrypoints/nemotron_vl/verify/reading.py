@@ -81,36 +81,56 @@ def read(ask: Ask, questions: list[Question]) -> Reading:
     return Reading(questions, answers, time.perf_counter() - start)
 
 
-def messages(question: Question) -> list[dict[str, Any]]:
-    """A question as messages of OpenAI's chat API."""
+def messages(question: Question, system: str | None = None) -> list[dict[str, Any]]:
+    """A question as messages of OpenAI's chat API.
+
+    Args:
+        question: With its images.
+        system: Text of a system message before it.
+    """
     content: list[dict[str, Any]] = [
         {"type": "image_url", "image_url": {"url": png_url(picture)}}
         for picture in question.pictures
     ]
     content.append({"type": "text", "text": question.text})
-    return [{"role": "user", "content": content}]
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return [*before, {"role": "user", "content": content}]
 
 
-def ask_engine(llm: "LLM") -> Ask:
-    """Ask an engine of this process, all at once."""
+def ask_engine(llm: "LLM", system: str | None = None) -> Ask:
+    """Ask an engine of this process, all at once.
+
+    Args:
+        llm: The engine.
+        system: Text of a system message before each question.
+    """
     from vllm import SamplingParams
 
     def ask(questions: Sequence[Question]) -> list[str]:
         sampling = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
-        chats: Any = [messages(question) for question in questions]
+        chats: Any = [messages(question, system) for question in questions]
         outputs = llm.chat(chats, sampling, use_tqdm=False)
         return [output.outputs[0].text for output in outputs]
 
     return ask
 
 
-def ask_server(client: "OpenAI", model: str, at_once: int = 8) -> Ask:
-    """Ask a server, some at a time."""
+def ask_server(
+    client: "OpenAI", model: str, at_once: int = 8, system: str | None = None
+) -> Ask:
+    """Ask a server, some at a time.
+
+    Args:
+        client: Of the server.
+        model: Its name on the server.
+        at_once: Most requests at a time.
+        system: Text of a system message before each question.
+    """
 
     def one(question: Question) -> str:
         answer = client.chat.completions.create(
             model=model,
-            messages=messages(question),  # type: ignore[arg-type]
+            messages=messages(question, system),  # type: ignore[arg-type]
             max_tokens=MAX_TOKENS,
             temperature=0,
         )
