@@ -6,8 +6,7 @@
 Writes checkpoints with the tensor sizes of nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1
 but without values (sparse files, which take no disk space), runs `nemotron-vl
 inspect` on them and prints the results in Markdown. The size of the vocabulary is an
-assumption: Llama 3.1's tokens and the three image tokens, rounded up to a multiple of
-64. The published files may pad it further.
+assumption, see docs/provenance.md.
 """
 
 import argparse
@@ -38,7 +37,7 @@ MODEL = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "head_dim": 128,
-    "vocab_size": math.ceil((128_256 + 3) / 64) * 64,
+    "vocab_size": 128_512,
     "max_position_embeddings": 16384,
 }
 SCHEMES = {
