@@ -131,8 +131,9 @@ def frame_indices(frames: int, num_frames: int) -> list[int]:
 
     Returns:
         ``n = min(frames, num_frames)`` indices in ascending order. They equal
-        ``numpy.linspace(0, frames - 1, n, dtype=int)``, which vLLM and the training
-        in Megatron-LM use. Its VideoMME repeats frames of videos with fewer frames.
+        ``numpy.linspace(0, frames - 1, n, dtype=int)``, which vLLM uses. Megatron-LM
+        truncates ``torch.linspace``, which is float32: for some lengths and numbers it
+        takes a neighbouring frame, but not for 32 frames.
     """
     if num_frames >= frames:
         return list(range(frames))
