@@ -235,7 +235,10 @@ def test_no_process_starts_before_image_tokens_are_checked(folder, monkeypatch):
     [
         ([], "the special token '<img>' is missing"),
         ([{"id": 1}], "added_tokens cannot be read"),
+        ([{"content": "<img>", "id": "x"}], "added_tokens cannot be read"),
+        ([{"content": "<img>", "id": None}], "added_tokens cannot be read"),
         ("abc", "added_tokens cannot be read"),
+        (5, "added_tokens cannot be read"),
     ],
     ids=str,
 )
@@ -243,6 +246,12 @@ def test_inspect_names_bad_tokens(folder, added, message):
     (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
     (problem,) = inspect(str(folder))["problems"]
     assert message in problem
+
+
+def test_inspect_names_a_tokenizer_that_is_no_json(folder):
+    (folder / "tokenizer.json").write_text("{")
+    (problem,) = inspect(str(folder))["problems"]
+    assert "tokenizer.json is not valid JSON" in problem
 
 
 def test_inspect_needs_no_tokenizer(folder):

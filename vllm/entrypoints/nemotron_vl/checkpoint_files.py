@@ -62,6 +62,23 @@ def read_json(model: str, name: str) -> dict[str, Any]:
     return content
 
 
+def added_token_ids(model: str) -> dict[str, int]:
+    """Ids of the tokens that the tokenizer adds to its vocabulary.
+
+    Raises:
+        OSError: ``tokenizer.json`` is missing.
+        ValueError: Says what is wrong with the file.
+    """
+    added = read_json(model, "tokenizer.json").get("added_tokens") or []
+    try:
+        return {token["content"]: int(token["id"]) for token in added}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"tokenizer.json: added_tokens cannot be read: {error!r}. Use the "
+            "tokenizer of the checkpoint."
+        ) from error
+
+
 def code_repositories(model: str) -> list[str]:
     """Whose code a checkpoint asks to run: itself, and those that it names.
 

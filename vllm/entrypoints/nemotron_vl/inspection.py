@@ -25,7 +25,7 @@ from ...transformers_utils.configs.nemotron_vl_checks import (
 )
 from ...transformers_utils.configs.nemotron_vl_schema import read_config
 from .adapter_inspection import inspect_adapter
-from .checkpoint_files import Header, read_headers, read_json
+from .checkpoint_files import Header, added_token_ids, read_headers, read_json
 from .published_facts import published_facts
 from .sizing import (
     BYTES_OF_DTYPE,
@@ -157,11 +157,7 @@ def _token_problems(model: str, vocab_size: int) -> list[str]:
     """Messages about image tokens; none for a checkpoint without ``tokenizer.json``."""
     with contextlib.suppress(OSError):
         try:
-            added = read_json(model, "tokenizer.json").get("added_tokens") or []
-            ids = {token["content"]: token["id"] for token in added}
-            check_image_tokens(ids, vocab_size)
-        except (KeyError, TypeError) as error:
-            return [f"tokenizer.json: added_tokens cannot be read: {error!r}."]
+            check_image_tokens(added_token_ids(model), vocab_size)
         except ValueError as error:
             return [str(error)]
     return []

@@ -5,6 +5,7 @@ docs/provenance.md gives the source of each assumption. Reads data files and hea
 tensors only.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Collection
 from pathlib import Path
@@ -16,7 +17,7 @@ from ...model_executor.models.nemotron_vl_layout import (
     num_prefix_tokens,
 )
 from ...transformers_utils.configs.nemotron_vl_schema import CheckpointConfig
-from .checkpoint_files import find_file, read_json
+from .checkpoint_files import added_token_ids, find_file, read_json
 
 _TEMPLATE = (
     Path(__file__)
@@ -51,11 +52,12 @@ def published_facts(
         tensors: Names of the checkpoint's tensors.
     """
     preprocessor = _optional(model, "preprocessor_config.json")
-    tokenizer = _optional(model, "tokenizer.json")
     generation = _optional(model, "generation_config.json")
     vision: Any = config.vision_config
     llm: Any = config.llm_config
-    ids = {t.get("content"): t.get("id") for t in tokenizer.get("added_tokens", ())}
+    ids: dict[str, int] = {}
+    with contextlib.suppress(OSError, ValueError):  # inspection says what is wrong
+        ids = added_token_ids(model)
     stored = "stored" if CONDITIONER_TENSORS.keys() <= {*tensors} else "CLIP's"
     rope = llm.rope_scaling or llm.rope_parameters or {}
     extra = [
