@@ -89,6 +89,13 @@ def test_whose_template_and_tokens_they_are(tiny, copy):
     assert "temperature 1," in found["decoding of a server"]
 
 
+def test_an_absent_version_of_the_pixel_shuffle_is_said(copy):
+    config = json.loads((copy / "config.json").read_text())
+    del config["ps_version"]
+    (copy / "config.json").write_text(json.dumps(config))
+    assert facts(copy)["pixel shuffle (ps_version)"] == "absent, so v1"
+
+
 def test_what_differs_from_the_published_checkpoint_is_marked(tiny, capsys):
     assert main(["inspect", str(tiny)]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -109,9 +109,9 @@ class NemotronVLRenderer(HfRenderer):
         tokens = len(prompt["prompt_token_ids"])
         if tokens > most and prompt["type"] == "multimodal":
             raise VLLMValidationError(
-                f"The prompt has {tokens} tokens with those of its images, but the "
-                f"context (--max-model-len) has {most}. Send fewer images, or lower "
-                "the tiles of an image: max_dynamic_patch in mm_processor_kwargs.",
+                f"The prompt has {tokens} tokens with those of its images or videos, "
+                f"but the context (--max-model-len) has {most}. Send fewer of them, or "
+                "lower its tiles: max_dynamic_patch in mm_processor_kwargs.",
                 parameter="prompt",
             )
         return prompt

@@ -59,6 +59,8 @@ def published_facts(
     with contextlib.suppress(OSError, ValueError):  # inspection says what is wrong
         ids = added_token_ids(model)
     stored = "stored" if CONDITIONER_TENSORS.keys() <= {*tensors} else "CLIP's"
+    given = "ps_version" in config.model_fields_set
+    shuffle = config.ps_version if given else f"absent, so {config.ps_version}"
     rope = llm.rope_scaling or llm.rope_parameters or {}
     extra = [
         name
@@ -77,7 +79,7 @@ def published_facts(
         ("class and register tokens", num_prefix_tokens(vision), 8),
         ("final norm, layer scales", ", ".join(extra) or "none", "none"),
         ("mean and deviation of pixels", stored, "stored"),
-        ("pixel shuffle (ps_version)", _get(config, "ps_version"), "v2"),
+        ("pixel shuffle (ps_version)", shuffle, "v2"),
         ("downsample_ratio", config.downsample_ratio, 0.5),
         ("tile, pixels", config.force_image_size, 512),
         ("most tiles (max_num_tiles)", preprocessor.get("max_num_tiles", _ABSENT), 12),

@@ -289,7 +289,7 @@ BAD = {
     ),
     "too many tiles": (
         prompt("<image>" + "!" * 2020, Image.new("RGB", (1200, 900))),
-        "tokens with those of its images, .* has 2048.* max_dynamic_patch",
+        "tokens with those of its images or videos, .* has 2048.* max_dynamic_patch",
     ),
     "video": (
         {"prompt": "?", "multi_modal_data": {"video": np.zeros((2, 8, 8, 3))}},
