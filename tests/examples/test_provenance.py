@@ -80,6 +80,10 @@ def test_whose_template_and_tokens_they_are(tiny, copy):
     (copy / "chat_template.jinja").write_text("{{ date_string }}{{ messages }}")
     assert "its own, writes a date, SHA-256 " in facts(copy)["chat template"]
     (copy / "chat_template.jinja").unlink()
+    named = [{"name": "default", "template": "{{ date_string }}"}]
+    config = json.dumps({"chat_template": named})
+    (copy / "tokenizer_config.json").write_text(config)
+    assert "writes a date" in facts(copy)["chat template"]
     (copy / "tokenizer_config.json").write_text("{}")
     for name in ("tokenizer.json", "generation_config.json"):
         (copy / name).unlink()

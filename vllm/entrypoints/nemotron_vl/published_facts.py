@@ -118,13 +118,14 @@ def _template(model: str) -> str:
     try:
         text = find_file(model, "chat_template.jinja").read_text()
     except OSError:
-        text = _optional(model, "tokenizer_config.json").get("chat_template") or ""
+        # A file may list several templates by name.
+        text = str(_optional(model, "tokenizer_config.json").get("chat_template") or "")
     if not text:
         return "absent, so this package's"
     if text == _TEMPLATE.read_text():
         return "equal to this package's"
     date = "writes a date" if "date_string" in text else "writes no date"
-    return f"its own, {date}, SHA-256 {hashlib.sha256(str(text).encode()).hexdigest()}"
+    return f"its own, {date}, SHA-256 {hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _decoding(generation: dict[str, Any]) -> str:
