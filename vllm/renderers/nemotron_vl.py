@@ -89,32 +89,13 @@ class NemotronVLRenderer(HfRenderer):
         self, prompt: TokensPrompt, *, skip_mm_cache: bool = False
     ) -> TokensInput | MultiModalInput:
         self._check_placeholders(prompt)
-        return self._fitting(
-            super()._process_tokens(prompt, skip_mm_cache=skip_mm_cache)
-        )
+        return super()._process_tokens(prompt, skip_mm_cache=skip_mm_cache)
 
     async def _process_tokens_async(
         self, prompt: TokensPrompt, *, skip_mm_cache: bool = False
     ) -> TokensInput | MultiModalInput:
         self._check_placeholders(prompt)
-        return self._fitting(
-            await super()._process_tokens_async(prompt, skip_mm_cache=skip_mm_cache)
-        )
-
-    def _fitting(
-        self, prompt: TokensInput | MultiModalInput
-    ) -> TokensInput | MultiModalInput:
-        """Refuse what vLLM would refuse later, and say what makes images smaller."""
-        most = self.model_config.max_model_len
-        tokens = len(prompt["prompt_token_ids"])
-        if tokens > most and prompt["type"] == "multimodal":
-            raise VLLMValidationError(
-                f"The prompt has {tokens} tokens with those of its images or videos, "
-                f"but the context (--max-model-len) has {most}. Send fewer of them, or "
-                "lower its tiles: max_dynamic_patch in mm_processor_kwargs.",
-                parameter="prompt",
-            )
-        return prompt
+        return await super()._process_tokens_async(prompt, skip_mm_cache=skip_mm_cache)
 
     def _check_placeholders(self, prompt: TokensPrompt) -> None:
         check_names(prompt, self.config)

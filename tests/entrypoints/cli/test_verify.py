@@ -223,7 +223,7 @@ def test_a_quantised_checkpoint_is_refused_with_what_to_do(
     (folder / "config.json").write_text(json.dumps(config))
     assert main(["verify", str(folder), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert "is quantised" in error and "--parts read measure" in error
+    assert "is quantised" in error and "--parts files read measure" in error
 
 
 def test_an_engine_that_was_asked_for_and_cannot_run_is_refused(

@@ -35,6 +35,12 @@ def test_plain_lines_that_are_not_read(draw, right, found):
         assert f"reads nothing: 0 of {len(plain)} plain lines" in problems[0]
 
 
+def test_right_answers_in_sentences_are_read():
+    questions = draw_documents(20)
+    answers = [f"The answer is {question.answer}." for question in questions]
+    assert reading_problems(Reading(questions, answers, 1.0)) == []
+
+
 def test_few_questions_prove_nothing():
     questions = draw_numbers(10)
     assert reading_problems(Reading(questions, ["7"] * 10, 1.0)) == []

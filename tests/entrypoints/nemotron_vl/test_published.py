@@ -64,7 +64,30 @@ def test_a_sound_copy_passes(copy, tmp_path, capsys):
     results = json.loads(capsys.readouterr().out)
     assert results["ok"] and WEIGHTS in results["files"]["same"]
     text = (tmp_path / "out" / "results.md").read_text()
-    assert "The files are the published ones." in text
+    assert "The files are the published ones, by the list of this package." in text
+
+
+def test_an_edited_and_a_missing_file_of_a_copy_are_named(copy, tmp_path, capsys):
+    config = json.loads((copy / "config.json").read_text())
+    config["vision_config"]["pos_embed_align_corners"] = False
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "generation_config.json").unlink()
+    assert names(compare_files(copy), "differ") == [
+        "generation_config.json",
+        "config.json",
+    ]
+    options = ["--parts", "files", "--out", str(tmp_path / "out")]
+    assert main(["verify", str(copy), *options]) == 1
+    assert "it is missing; the list of this package has it" in capsys.readouterr().out
+
+
+def test_a_file_too_many_is_said_beside_those_that_are_published(
+    copy, tmp_path, capsys
+):
+    (copy / "extra.json").write_text("{}")
+    options = ["--parts", "files", "--out", str(tmp_path / "out")]
+    assert main(["verify", str(copy), *options]) == 0
+    assert "6 are as published and 1 were not compared." in capsys.readouterr().out
 
 
 def test_files_that_nobody_published_are_named_and_do_not_pass(
@@ -124,7 +147,7 @@ def test_the_hubs_cache_names_its_files_by_their_digests(cached, name):
     blob.write_bytes(content)
     found = compare_files(cached)
     assert names(found, "differ") == [name]
-    assert found["differ"][0]["source"] == "the hub's cache"
+    assert found["differ"][0]["source"] == "the hub's cache of some/model"
 
 
 def test_a_file_that_replaced_a_link_of_the_cache_is_not_compared(cached):

@@ -95,6 +95,16 @@ def code_repositories(model: str) -> list[str]:
     return [*dict.fromkeys(names)]
 
 
+def is_quantised_checkpoint(folder: Path) -> bool:
+    """Whether one of the configurations of a folder declares quantised tensors."""
+    config = read_json(str(folder), "config.json")
+    parts = (config, config.get("llm_config") or {})
+    return (
+        any("quantization_config" in part for part in parts)
+        or (folder / "hf_quant_config.json").exists()  # ModelOpt writes it
+    )
+
+
 def read_headers(model: str) -> dict[str, Header]:
     """Headers of all safetensors files of a checkpoint.
 

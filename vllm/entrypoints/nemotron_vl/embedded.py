@@ -10,23 +10,29 @@ from ...assets.nemotron_vl import tiny_checkpoint
 _FREE = ("quantization_config", "torch_dtype", "dtype")
 
 
-def is_embedded(checkpoint: str | Path) -> bool:
-    """Whether a folder holds the embedded checkpoint or one quantised from it.
+def is_embedded(checkpoint: str | Path, exact: bool = False) -> bool:
+    """Whether a folder holds the embedded checkpoint or one converted from it.
 
     The configurations and the tokenizers are compared, not the weights.
+
+    Args:
+        checkpoint: Folder.
+        exact: Whether a quantised copy, or one of another dtype, is none.
     """
+    free = () if exact else _FREE
+    copy, own = Path(checkpoint), Path(tiny_checkpoint())
     try:
-        return _identity(Path(checkpoint)) == _identity(Path(tiny_checkpoint()))
-    except (OSError, ValueError):
+        return _identity(copy, free) == _identity(own, free)
+    except (OSError, ValueError, AttributeError):
         return False
 
 
-def _identity(folder: Path) -> tuple[dict, dict]:
+def _identity(folder: Path, free: tuple[str, ...]) -> tuple[dict, dict]:
     config, tokenizer = (
         json.loads((folder / name).read_text())
         for name in ("config.json", "tokenizer.json")
     )
-    return {k: v for k, v in config.items() if k not in _FREE}, tokenizer
+    return {k: v for k, v in config.items() if k not in free}, tokenizer
 
 
 def embedded_digests() -> dict[str, str]:

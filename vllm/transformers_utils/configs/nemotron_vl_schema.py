@@ -118,13 +118,14 @@ class LanguageModel(LanguageModelSizes):
 
 
 class TowerSizes(_Section):
-    """Sizes of the tower, also in a built configuration."""
+    """Sizes of the tower and its position grid, also in a built configuration."""
 
     patch_size: StrictInt = _up_to(1024)
     hidden_size: StrictInt = _up_to(1 << 16)
     intermediate_size: StrictInt = _up_to(1 << 20)
     num_hidden_layers: StrictInt = _up_to(1024)
     num_attention_heads: StrictInt = _up_to(1024)
+    pos_embed_align_corners: StrictBool = True
 
 
 class TowerArgs(_Section):
@@ -145,7 +146,6 @@ class Tower(TowerSizes):
     """
 
     args: TowerArgs
-    pos_embed_align_corners: StrictBool = True
     model_name: Any = None  # set to args.model
     image_size: Any = None  # set to force_image_size, pixels
     qkv_bias: Any = True

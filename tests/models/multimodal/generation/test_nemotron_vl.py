@@ -289,7 +289,7 @@ BAD = {
     ),
     "too many tiles": (
         prompt("<image>" + "!" * 2020, Image.new("RGB", (1200, 900))),
-        "tokens with those of its images or videos, .* has 2048.* max_dynamic_patch",
+        "longer than the maximum model length of 2048",
     ),
     "video": (
         {"prompt": "?", "multi_modal_data": {"video": np.zeros((2, 8, 8, 3))}},

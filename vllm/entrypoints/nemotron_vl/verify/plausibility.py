@@ -22,12 +22,17 @@ _REPEATED = re.compile(r"\s*(.{1,16}?)\1{4,}.{0,16}", re.DOTALL)
 def reading_problems(reading: Reading) -> list[str]:
     """What the answers to the questions about documents say against a model."""
     problems = []
-    pairs = zip(reading.questions, reading.rights, strict=True)
-    plain = [right for question, right in pairs if question.kind in _PLAIN]
+    # Also in a sentence: a model that wraps its answers reads them all the same.
+    plain = [
+        question.answer.lower() in answer.lower()
+        for question, answer in zip(reading.questions, reading.answers, strict=True)
+        if question.kind in _PLAIN
+    ]
     if len(plain) >= _FEWEST and sum(plain) < _LEAST_RIGHT * len(plain):
         problems.append(
             f"The model reads nothing: {sum(plain)} of {len(plain)} plain lines are "
-            "right. Its weights are damaged, or they are not trained."
+            "right. Its weights are damaged or not trained, or prompt, template or "
+            "pixel shuffle are not its own."
         )
     stuck = sum(bool(_REPEATED.fullmatch(answer)) for answer in reading.answers)
     if 2 * stuck > len(reading.answers):

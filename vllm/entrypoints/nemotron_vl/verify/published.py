@@ -8,10 +8,11 @@ digest that somebody else published proves the files.
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..checkpoint_files import read_json
+from ..checkpoint_files import is_quantised_checkpoint
 from ..embedded import embedded_digests, is_embedded
 
 _PATTERNS = ("*.json", "*.jinja", "*.safetensors")
@@ -39,9 +40,10 @@ def compare_files(checkpoint: Path, published: str | None = None) -> dict[str, A
             list of files is asked for.
 
     Returns:
-        Data for JSON: ``same``, names of files; ``differ``, objects with ``file``,
-        ``digest``, ``published`` and ``source``; ``not_compared``, objects with
-        ``file`` and ``reason``.
+        Data for JSON: ``same``, names of files; ``sources`` of their digests;
+        ``differ``, objects with ``file``, ``digest`` (``None`` if it is missing),
+        ``published`` and ``source``; ``not_compared``, objects with ``file`` and
+        ``reason``.
 
     Raises:
         OSError: The hub cannot be reached, or has no such name.
@@ -49,11 +51,17 @@ def compare_files(checkpoint: Path, published: str | None = None) -> dict[str, A
     known: Mapping[str, Published] = {}
     if published is not None:
         known = _of_the_hub(published)
-    elif is_embedded(checkpoint) and not _is_quantised(checkpoint):
+    elif _is_copy_of_the_embedded(checkpoint):
         listed = "the list of this package"
         known = {n: Published(d, listed) for n, d in embedded_digests().items()}
-    found: dict[str, list] = {"same": [], "differ": [], "not_compared": []}
-    for file in _files(checkpoint):
+    found: dict[str, list] = {
+        name: [] for name in ("same", "sources", "differ", "not_compared")
+    }
+    files = [*_files(checkpoint)]
+    for name in sorted(known.keys() - {file.name for file in files}):
+        found["differ"].append(_difference(name, None, known[name]))
+    sources = set()
+    for file in files:
         expected = known.get(file.name) or (None if known else _of_the_cache(file))
         if expected is None:
             reason = "it is not among the published files"
@@ -64,16 +72,26 @@ def compare_files(checkpoint: Path, published: str | None = None) -> dict[str, A
         digest = _digest(file, expected.digest)
         if digest == expected.digest:
             found["same"].append(file.name)
+            sources.add(expected.source)
         else:
-            found["differ"].append(
-                {"file": file.name, "digest": digest}
-                | {"published": expected.digest, "source": expected.source}
-            )
-    return found
+            found["differ"].append(_difference(file.name, digest, expected))
+    return found | {"sources": sorted(sources)}
 
 
-def _is_quantised(checkpoint: Path) -> bool:
-    return "quantization_config" in read_json(str(checkpoint), "config.json")
+def _difference(file: str, digest: str | None, expected: Published) -> dict[str, Any]:
+    found = {"file": file, "digest": digest, "published": expected.digest}
+    return {**found, "source": expected.source}
+
+
+def _is_copy_of_the_embedded(checkpoint: Path) -> bool:
+    """By its configuration and tokenizer, or by its weights if one of them differs."""
+    if is_quantised_checkpoint(checkpoint):
+        return False
+    if is_embedded(checkpoint, exact=True):
+        return True
+    digests = embedded_digests()
+    own = checkpoint / "model.safetensors"
+    return own.is_file() and _digest(own, digests[own.name]) == digests[own.name]
 
 
 def _files(checkpoint: Path) -> Iterator[Path]:
@@ -86,7 +104,8 @@ def _of_the_cache(file: Path) -> Published | None:
     ``hf download --local-dir`` noted beside it."""
     blob = file.resolve()
     if file.is_symlink() and blob.parent.name == "blobs" and _is_digest(blob.name):
-        return Published(blob.name, "the hub's cache")
+        repository = blob.parents[1].name.removeprefix("models--").replace("--", "/")
+        return Published(blob.name, f"the hub's cache of {repository}")
     note = file.parent / ".cache/huggingface/download" / f"{file.name}.metadata"
     if note.is_file():
         _, etag, *_ = [*note.read_text().split(), "", ""]
@@ -114,6 +133,8 @@ def _of_the_hub(name: str) -> dict[str, Published]:
         file.rfilename: Published(digest, source)
         for file in info.siblings or []
         if (digest := file.lfs.sha256 if file.lfs else file.blob_id)
+        and "/" not in file.rfilename
+        and any(fnmatch(file.rfilename, pattern) for pattern in _PATTERNS)
     }
 
 

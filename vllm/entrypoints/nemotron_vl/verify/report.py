@@ -45,9 +45,16 @@ def verdict(results: Mapping[str, Any]) -> str:
         sentences.append("The checkpoint's own code and the reference agree.")
     if results["rows"]:
         sentences.append("vLLM and the reference agree in all stages.")
-    if files.get("same") and not files["not_compared"]:
-        sentences.append("The files are the published ones.")
-    elif results["rows"]:
+    same, others = files.get("same", []), files.get("not_compared", [])
+    if same and not others:
+        sources = ", ".join(files["sources"])
+        sentences.append(f"The files are the published ones, by {sources}.")
+    elif same:
+        sentences.append(
+            f"Of the files, {len(same)} are as published and {len(others)} were not "
+            "compared."
+        )
+    if results["rows"] and not any(name.endswith(".safetensors") for name in same):
         sentences.append(
             "Both read the same files, so this proves the code and not the weights."
         )
@@ -99,7 +106,9 @@ def file_table(results: Mapping[str, Any]) -> Table:
             file["file"],
             "NO",
             f"its digest is {file['digest']}, but {file['published']} in "
-            f"{file['source']}",
+            f"{file['source']}"
+            if file["digest"]
+            else f"it is missing; {file['source']} has it",
         ]
         for file in files["differ"]
     ]

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ....config.nemotron_vl_names import plugin_version
-from ..checkpoint_files import read_json
+from ..checkpoint_files import is_quantised_checkpoint, read_json
 from ..embedded import is_embedded
 from .comparison import compare
 from .documents import Question, draw_documents, draw_numbers
@@ -216,15 +216,10 @@ def _write_expected(checkpoint: Path, *arguments) -> None:
 
 
 def _refuse_quantised(checkpoint: Path) -> None:
-    config = read_json(str(checkpoint), "config.json")
-    parts = (config, config.get("llm_config") or {})
-    if (
-        any("quantization_config" in part for part in parts)
-        or (checkpoint / "hf_quant_config.json").exists()
-    ):
+    if is_quantised_checkpoint(checkpoint):
         raise ValueError(
             f"{checkpoint} is quantised, and the reference reads only unquantised "
-            "checkpoints. Add --parts read measure."
+            "checkpoints. Add --parts files read measure."
         )
 
 
