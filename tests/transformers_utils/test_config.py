@@ -212,6 +212,15 @@ def test_what_cannot_be_served_is_refused_by_name(values, path, value, supported
     assert supported in str(error.value)
 
 
+@pytest.mark.parametrize("value", [None, "false", 0])
+def test_an_overridden_convention_of_the_corners_must_be_a_bool(values, value):
+    config = NemotronVLConfig.from_dict(values)
+    config.vision_config.pos_embed_align_corners = value  # --hf-overrides
+    message = "pos_embed_align_corners must be of type bool"
+    with pytest.raises(ValueError, match=message):
+        check_servable(config)
+
+
 def test_a_tile_size_that_contradicts_the_preprocessor_is_refused(values):
     config = NemotronVLConfig.from_dict(values)
     check_servable(config, {"image_size": 64})
