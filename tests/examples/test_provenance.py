@@ -100,6 +100,13 @@ def test_an_absent_version_of_the_pixel_shuffle_is_said(copy):
     assert facts(copy)["pixel shuffle (ps_version)"] == "absent, so v1"
 
 
+def test_a_damaged_optional_file_is_a_problem_and_ends_nothing(copy):
+    (copy / "generation_config.json").write_text("")
+    found = inspect(str(copy))
+    assert "generation_config.json is not valid JSON" in found["problems"][0]
+    assert found["facts"]
+
+
 def test_what_differs_from_the_published_checkpoint_is_marked(tiny, capsys):
     assert main(["inspect", str(tiny)]) == 0
     lines = capsys.readouterr().out.splitlines()

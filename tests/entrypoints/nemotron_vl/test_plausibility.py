@@ -108,11 +108,11 @@ def test_logits_that_no_image_changes(logits, tokens):
 
 
 def test_one_token_for_ever(logits, tokens):
-    tokens[:] = 7
+    tokens[:] = torch.tensor([[7], [8], [9]])
     assert logits_problems(images(logits, tokens)) == [
-        "Every answer repeats the token 7."
+        "3 of 3 answers repeat one token."
     ]
-    tokens[2, 3] = 8
+    tokens[1:, 3] = 1
     assert logits_problems(images(logits, tokens)) == []
 
 

@@ -150,6 +150,14 @@ def test_the_hubs_cache_names_its_files_by_their_digests(cached, name):
     assert found["differ"][0]["source"] == "the hub's cache of some/model"
 
 
+def test_a_missing_shard_is_named(cached):
+    index = {"weight_map": {"a": WEIGHTS, "b": "model-00002-of-00002.safetensors"}}
+    (cached / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert names(compare_files(cached), "differ") == [
+        "model-00002-of-00002.safetensors"
+    ]
+
+
 def test_a_file_that_replaced_a_link_of_the_cache_is_not_compared(cached):
     content = (cached / "config.json").read_bytes()
     (cached / "config.json").unlink()

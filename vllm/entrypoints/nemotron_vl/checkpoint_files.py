@@ -100,7 +100,7 @@ def is_quantised_checkpoint(folder: Path) -> bool:
     config = read_json(str(folder), "config.json")
     parts = (config, config.get("llm_config") or {})
     return (
-        any("quantization_config" in part for part in parts)
+        any(part.get("quantization_config") for part in parts)
         or (folder / "hf_quant_config.json").exists()  # ModelOpt writes it
     )
 

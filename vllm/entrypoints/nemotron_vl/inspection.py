@@ -6,7 +6,7 @@ from the hub; no weights.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -90,6 +90,7 @@ def inspect(
     except ValueError as error:
         problems.append(str(error))
     problems += _token_problems(model, llm.vocab_size)
+    problems += _damaged(model, ("generation_config.json", "tokenizer_config.json"))
     problems += tensor_parallel_problems(config, tp, encoder_data_parallel)
 
     dtype = dtype or str(raw.get("torch_dtype") or raw.get("dtype") or "bfloat16")
@@ -151,6 +152,18 @@ def inspect(
         ],
         "problems": problems,
     }
+
+
+def _damaged(model: str, names: Iterable[str]) -> list[str]:
+    """Messages about optional files that cannot be read."""
+    found = []
+    for name in names:
+        with contextlib.suppress(OSError):  # it is missing
+            try:
+                read_json(model, name)
+            except ValueError as error:
+                found.append(str(error))
+    return found
 
 
 def _token_problems(model: str, vocab_size: int) -> list[str]:

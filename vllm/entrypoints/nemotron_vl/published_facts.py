@@ -91,7 +91,7 @@ def published_facts(
         ("vocab_size", llm.vocab_size, 128512),
         ("blocks of the language model", llm.num_hidden_layers, 32),
         ("rms_norm_eps", llm.rms_norm_eps, 1e-5),
-        ("rope_theta", _get(llm, "rope_theta", rope.get("rope_theta")), 500000.0),
+        ("rope_theta", _number(_get(llm, "rope_theta", rope.get("rope_theta"))), 5e5),
         ("rope scaling", rope.get("rope_type", rope.get("type", "none")), "llama3"),
         ("chat template", _template(model), ""),
         ("decoding of a server", _decoding(generation), ""),
@@ -105,11 +105,16 @@ def _get(section: Any, key: str, default: object = None) -> object:
     return _ABSENT if value is None else value
 
 
+def _number(value: object) -> object:
+    """JSON may write the same number as an integer."""
+    return float(value) if isinstance(value, int) else value
+
+
 def _optional(model: str, name: str) -> dict[str, Any]:
-    """Content of a data file, empty if the checkpoint does not have it."""
+    """Content of a data file, empty if the checkpoint has none or a damaged one."""
     try:
         return read_json(model, name)
-    except OSError:
+    except (OSError, ValueError):
         return {}
 
 
@@ -124,7 +129,8 @@ def _template(model: str) -> str:
         return "absent, so this package's"
     if text == _TEMPLATE.read_text():
         return "equal to this package's"
-    date = "writes a date" if "date_string" in text else "writes no date"
+    dates = ("date_string", "strftime_now")
+    date = "writes a date" if any(word in text for word in dates) else "writes no date"
     return f"its own, {date}, SHA-256 {hashlib.sha256(text.encode()).hexdigest()}"
 
 

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..checkpoint_files import is_quantised_checkpoint
+from ..checkpoint_files import is_quantised_checkpoint, read_json
 from ..embedded import embedded_digests, is_embedded
 
 _PATTERNS = ("*.json", "*.jinja", "*.safetensors")
@@ -51,6 +51,8 @@ def compare_files(checkpoint: Path, published: str | None = None) -> dict[str, A
     known: Mapping[str, Published] = {}
     if published is not None:
         known = _of_the_hub(published)
+        if not known:
+            raise OSError(f"The hub lists no files of a checkpoint for {published}.")
     elif _is_copy_of_the_embedded(checkpoint):
         listed = "the list of this package"
         known = {n: Published(d, listed) for n, d in embedded_digests().items()}
@@ -60,6 +62,9 @@ def compare_files(checkpoint: Path, published: str | None = None) -> dict[str, A
     files = [*_files(checkpoint)]
     for name in sorted(known.keys() - {file.name for file in files}):
         found["differ"].append(_difference(name, None, known[name]))
+    for name in sorted(_shards(checkpoint) - {*known, *(file.name for file in files)}):
+        expected = Published("a shard", "model.safetensors.index.json")
+        found["differ"].append(_difference(name, None, expected))
     sources = set()
     for file in files:
         expected = known.get(file.name) or (None if known else _of_the_cache(file))
@@ -76,6 +81,14 @@ def compare_files(checkpoint: Path, published: str | None = None) -> dict[str, A
         else:
             found["differ"].append(_difference(file.name, digest, expected))
     return found | {"sources": sorted(sources)}
+
+
+def _shards(checkpoint: Path) -> set[str]:
+    """The files that the index of the weights names, if there is one."""
+    index = checkpoint / "model.safetensors.index.json"
+    if not index.exists():
+        return set()
+    return {*read_json(str(checkpoint), index.name).get("weight_map", {}).values()}
 
 
 def _difference(file: str, digest: str | None, expected: Published) -> dict[str, Any]:

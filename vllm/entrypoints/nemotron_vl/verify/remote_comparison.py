@@ -151,7 +151,8 @@ def _messages(corners: bool | None) -> Iterator[str]:
     if not corners:
         yield (
             "NVIDIA changed its tower's code from true to false 25 days after the "
-            "model's release, and the checkpoint loads today's code. The code of the "
-            "model's time, and the one that trained it, has true: keep it. "
-            "--code-revision COMMIT runs an earlier commit of that code."
+            "release of Llama-3.1-Nemotron-Nano-VL-8B-V1, and that checkpoint loads "
+            "today's code. The code of its own time has true, so keep true for it: "
+            "--code-revision COMMIT runs an earlier commit. A checkpoint that was "
+            "trained with today's code needs false."
         )
