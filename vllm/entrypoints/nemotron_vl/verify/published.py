@@ -63,8 +63,8 @@ def compare_files(checkpoint: Path, published: str | None = None) -> dict[str, A
     for name in sorted(known.keys() - {file.name for file in files}):
         found["differ"].append(_difference(name, None, known[name]))
     for name in sorted(_shards(checkpoint) - {*known, *(file.name for file in files)}):
-        expected = Published("a shard", "model.safetensors.index.json")
-        found["differ"].append(_difference(name, None, expected))
+        shard = Published("a shard", "model.safetensors.index.json")
+        found["differ"].append(_difference(name, None, shard))
     sources = set()
     for file in files:
         expected = known.get(file.name) or (None if known else _of_the_cache(file))
