@@ -89,7 +89,8 @@ def inspect(
         check_servable(config, read_json(model, "preprocessor_config.json"))
     except ValueError as error:
         problems.append(str(error))
-    problems += _token_problems(model, llm.vocab_size)
+    ids, token_problems = _added_tokens(model, llm.vocab_size)
+    problems += token_problems
     problems += _damaged(model, ("generation_config.json", "tokenizer_config.json"))
     problems += tensor_parallel_problems(config, tp, encoder_data_parallel)
 
@@ -144,7 +145,9 @@ def inspect(
         "pictures_in_context": context // picture_tokens,
         "pictures_per_gib_of_processor_cache": 2**30 // picture_bytes,
         "tile_cache_bytes_per_tile": tile_tokens * llm.hidden_size * size,
-        "facts": [fact._asdict() for fact in published_facts(model, config, headers)],
+        "facts": [
+            fact._asdict() for fact in published_facts(model, config, headers, ids)
+        ],
         "adapters": found_adapters,
         "notes": [
             *_notes(parts, dtype, headers),
@@ -166,14 +169,20 @@ def _damaged(model: str, names: Iterable[str]) -> list[str]:
     return found
 
 
-def _token_problems(model: str, vocab_size: int) -> list[str]:
-    """Messages about image tokens; none for a checkpoint without ``tokenizer.json``."""
-    with contextlib.suppress(OSError):
-        try:
-            check_image_tokens(added_token_ids(model), vocab_size)
-        except ValueError as error:
-            return [str(error)]
-    return []
+def _added_tokens(model: str, vocab_size: int) -> tuple[dict[str, int], list[str]]:
+    """Ids of the tokens that the tokenizer adds, and messages about those of images.
+
+    A checkpoint without ``tokenizer.json`` has none of either.
+    """
+    ids: dict[str, int] = {}
+    try:
+        ids = added_token_ids(model)
+        check_image_tokens(ids, vocab_size)
+    except OSError:
+        pass
+    except ValueError as error:
+        return ids, [str(error)]
+    return ids, []
 
 
 def _notes(parts: dict[str, Any], dtype: str, headers: dict[str, Header]) -> list[str]:

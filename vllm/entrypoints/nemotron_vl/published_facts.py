@@ -5,9 +5,8 @@ docs/provenance.md gives the source of each assumption. Reads data files and hea
 tensors only.
 """
 
-import contextlib
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from ...model_executor.models.nemotron_vl_layout import (
     num_prefix_tokens,
 )
 from ...transformers_utils.configs.nemotron_vl_schema import CheckpointConfig
-from .checkpoint_files import added_token_ids, find_file, read_json
+from .checkpoint_files import find_file, read_json
 
 _TEMPLATE = (
     Path(__file__)
@@ -42,7 +41,10 @@ class Fact(NamedTuple):
 
 
 def published_facts(
-    model: str, config: CheckpointConfig, tensors: Collection[str]
+    model: str,
+    config: CheckpointConfig,
+    tensors: Collection[str],
+    ids: Mapping[str, int],
 ) -> list[Fact]:
     """The facts that decide the answers of a checkpoint.
 
@@ -50,14 +52,12 @@ def published_facts(
         model: Folder or name on the hub.
         config: Content of ``config.json``.
         tensors: Names of the checkpoint's tensors.
+        ids: Of the tokens that the tokenizer adds to its vocabulary.
     """
     preprocessor = _optional(model, "preprocessor_config.json")
     generation = _optional(model, "generation_config.json")
     vision: Any = config.vision_config
     llm: Any = config.llm_config
-    ids: dict[str, int] = {}
-    with contextlib.suppress(OSError, ValueError):  # inspection says what is wrong
-        ids = added_token_ids(model)
     stored = "stored" if CONDITIONER_TENSORS.keys() <= {*tensors} else "CLIP's"
     given = "ps_version" in config.model_fields_set
     shuffle = config.ps_version if given else f"absent, so {config.ps_version}"

@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ....assets.nemotron_vl import tiny_checkpoint
 from ..checkpoint_files import is_quantised_checkpoint, read_json
 from ..embedded import embedded_digests, is_embedded
 
@@ -60,11 +61,9 @@ def compare_files(checkpoint: Path, published: str | None = None) -> dict[str, A
         name: [] for name in ("same", "sources", "differ", "not_compared")
     }
     files = [*_files(checkpoint)]
-    for name in sorted(known.keys() - {file.name for file in files}):
-        found["differ"].append(_difference(name, None, known[name]))
-    for name in sorted(_shards(checkpoint) - {*known, *(file.name for file in files)}):
-        shard = Published("a shard", "model.safetensors.index.json")
-        found["differ"].append(_difference(name, None, shard))
+    required = {**_shards(checkpoint), **known}
+    for name in sorted(required.keys() - {file.name for file in files}):
+        found["differ"].append(_difference(name, None, required[name]))
     sources = set()
     for file in files:
         expected = known.get(file.name) or (None if known else _of_the_cache(file))
@@ -83,12 +82,13 @@ def compare_files(checkpoint: Path, published: str | None = None) -> dict[str, A
     return found | {"sources": sorted(sources)}
 
 
-def _shards(checkpoint: Path) -> set[str]:
+def _shards(checkpoint: Path) -> dict[str, Published]:
     """The files that the index of the weights names, if there is one."""
     index = checkpoint / "model.safetensors.index.json"
     if not index.exists():
-        return set()
-    return {*read_json(str(checkpoint), index.name).get("weight_map", {}).values()}
+        return {}
+    files = read_json(str(checkpoint), index.name).get("weight_map", {}).values()
+    return dict.fromkeys(files, Published("a shard", index.name))
 
 
 def _difference(file: str, digest: str | None, expected: Published) -> dict[str, Any]:
@@ -102,9 +102,13 @@ def _is_copy_of_the_embedded(checkpoint: Path) -> bool:
         return False
     if is_embedded(checkpoint, exact=True):
         return True
-    digests = embedded_digests()
-    own = checkpoint / "model.safetensors"
-    return own.is_file() and _digest(own, digests[own.name]) == digests[own.name]
+    weights = checkpoint / "model.safetensors"
+    own = Path(tiny_checkpoint(), weights.name)
+    # The size first: the one file of another checkpoint may have gigabytes.
+    if not weights.is_file() or weights.stat().st_size != own.stat().st_size:
+        return False
+    digest = embedded_digests()[weights.name]
+    return _digest(weights, digest) == digest
 
 
 def _files(checkpoint: Path) -> Iterator[Path]:

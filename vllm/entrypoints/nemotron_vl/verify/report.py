@@ -54,8 +54,8 @@ def verdict(results: Mapping[str, Any]) -> str:
             f"Of the files, {len(same)} are as published and {len(others)} were not "
             "compared."
         )
-    weights_differ = any(file["file"].endswith(".safetensors") for file in others)
-    if results["rows"] and (weights_differ or not same):
+    unknown = any(file["file"].endswith(".safetensors") for file in others)
+    if results["rows"] and (unknown or not same):
         sentences.append(
             "Both read the same files, so this proves the code and not the weights."
         )
