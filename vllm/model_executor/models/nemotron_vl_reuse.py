@@ -27,22 +27,13 @@ class TileReuse:
     """Encodes each distinct tile once, with a cache across forwards.
 
     Args:
-        encode: Encodes pixels ``(tiles, 3, size, size)`` as embeddings ``(tiles,
-            tokens, hidden)``, each tile independently.
         cache: Memory of the cache, ``(slots, tokens, hidden)``. Zero slots switch
             it off. A new tile replaces the least recently used one.
         quiet: Do not count: another rank encodes and counts the same tiles.
     """
 
-    def __init__(
-        self,
-        encode: Callable[[torch.Tensor], torch.Tensor],
-        cache: torch.Tensor,
-        *,
-        quiet: bool = False,
-    ) -> None:
+    def __init__(self, cache: torch.Tensor, *, quiet: bool = False) -> None:
         self.counts: Counter[str] = Counter()
-        self._encode = encode
         self._cache = cache
         self._slots: OrderedDict[bytes | int, int] = OrderedDict()  # oldest first
         self._quiet = quiet
@@ -57,10 +48,17 @@ class TileReuse:
         """Empty the cache after a change of the weights."""
         self._slots.clear()
 
-    def __call__(self, pixels: torch.Tensor, digests: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self,
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        pixels: torch.Tensor,
+        digests: torch.Tensor,
+    ) -> torch.Tensor:
         """Embeddings of tiles.
 
         Args:
+            encode: Encodes pixels ``(tiles, 3, size, size)`` as embeddings ``(tiles,
+                tokens, hidden)``, each tile independently.
             pixels: ``(tiles, 3, size, size)``.
             digests: uint8 of shape ``(tiles, bytes)`` on the CPU. Tiles with
                 equal digests have equal pixels. A digest of zeros marks a tile
@@ -90,13 +88,13 @@ class TileReuse:
             cached=len(cached),
         )
         if len(fresh) == len(pixels):
-            features = embeddings = self._encode(pixels)
+            features = embeddings = encode(pixels)
         else:
             features = self._cache.new_empty((len(pixels), *self._cache.shape[1:]))
             if cached:
                 features[cached] = self._cache[slots]
             if fresh:
-                embeddings = self._encode(pixels[fresh])
+                embeddings = encode(pixels[fresh])
                 features[encoded] = embeddings[places]
         for key, place in new.items():
             if isinstance(key, bytes):
