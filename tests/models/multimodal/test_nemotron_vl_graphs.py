@@ -12,7 +12,7 @@ from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 
 from support.clips import VIDEO
-from support.encoder_graphs import captured
+from support.encoder_graphs import graphs
 from support.forked import IMPORTED
 from support.loading import load, make_config
 from vllm_nemotron_vl.config.nemotron_vl_options import graph_tiles
@@ -41,7 +41,7 @@ def pictures(*counts: int, levels: bool = True) -> dict[str, torch.Tensor]:
 def graphs_of(load_model, checkpoint: Path, **options):
     config = make_config(checkpoint, "float32", **{**GRAPHS, **options})
     model = load_model(checkpoint, **{**GRAPHS, **options})
-    return model, captured(model, config)
+    return model, graphs(model, config)
 
 
 def same(found, expected) -> None:
@@ -88,7 +88,12 @@ def test_images_that_fit_no_graph_are_encoded_once(load_model, checkpoint):
     assert model.tile_reuse.counts == {"encoded": 5, "repeated": 2, "cached": 0}
     same(manager.execute(inputs), first)
     assert model.tile_reuse.counts["cached"] == 7
-    same(first, model.extract_feature(inputs["pixel_values_flat"]).flatten(0, 1).split([12, 16]))
+    same(
+        first,
+        model.extract_feature(inputs["pixel_values_flat"])
+        .flatten(0, 1)
+        .split([12, 16]),
+    )
 
 
 def test_embeddings_of_a_request_pass(load_model, checkpoint):
@@ -153,7 +158,7 @@ ADAPTERS = dict(enable_lora=True, enable_tower_connector_lora=True)
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (GRAPHS, "cudagraph_mm_encoder"),
+        (GRAPHS, "--compilation-config.cudagraph_mm_encoder"),
         (
             dict(tensor_parallel_size=2, mm_encoder_tp_mode="data"),
             "--mm-encoder-tp-mode data",
@@ -181,7 +186,7 @@ def test_adapters_on_the_encoder_are_refused_where_vllm_would_mix_them_up(
 
 
 def _encode(rank: int, checkpoint: Path, meeting: str, options: dict, batches, answers):
-    os.environ["VLLM_DIST_IDENT"] = f"graphs{os.getppid()}"  # as vLLM's executor does
+    os.environ["VLLM_DIST_IDENT"] = Path(meeting).parent.name  # as vLLM's executor does
     try:
         config = make_config(
             checkpoint, "float32", tensor_parallel_size=2, **{**GRAPHS, **options}
@@ -190,7 +195,7 @@ def _encode(rank: int, checkpoint: Path, meeting: str, options: dict, batches, a
             init_distributed_environment(2, rank, meeting, rank, "gloo")
             initialize_model_parallel(2)
             model = load(config)
-            manager = captured(model, config)
+            manager = graphs(model, config)
             found = [manager.execute(batch) for batch in batches]
             answers.put((rank, [[item.numpy() for item in batch] for batch in found]))
     except BaseException:
