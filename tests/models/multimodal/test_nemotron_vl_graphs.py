@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import traceback
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +187,7 @@ def test_adapters_on_the_encoder_are_refused_where_vllm_would_mix_them_up(
 
 
 def _encode(rank: int, checkpoint: Path, meeting: str, options: dict, batches, answers):
-    os.environ["VLLM_DIST_IDENT"] = Path(meeting).parent.name  # as vLLM's executor does
+    os.environ["VLLM_DIST_IDENT"] = Path(meeting).name  # as vLLM's executor does
     try:
         config = make_config(
             checkpoint, "float32", tensor_parallel_size=2, **{**GRAPHS, **options}
@@ -221,7 +222,8 @@ def test_two_ranks(load_model, checkpoint, tmp_path, mode):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     answers = context.Queue()
-    meeting = f"file://{tmp_path / 'meeting'}"
+    name = f"graphs-{uuid.uuid4().hex}"
+    meeting = f"file://{tmp_path / name}"
     ranks = [
         context.Process(
             target=_encode,
@@ -237,6 +239,8 @@ def test_two_ranks(load_model, checkpoint, tmp_path, mode):
     finally:
         for rank in ranks:
             rank.kill()
+        for segment in Path("/dev/shm").glob(f"{name}*"):
+            segment.unlink()
     plain = load_model(checkpoint)
     expected = [
         batch[EMBEDS] if EMBEDS in batch else plain.embed_multimodal(**batch)
