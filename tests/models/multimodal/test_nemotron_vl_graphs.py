@@ -55,6 +55,7 @@ def same(found, expected) -> None:
 def test_images_in_graphs_and_without_equal_those_of_the_model(
     load_model, checkpoint, on_device
 ):
+    """Of pixels as levels, and as fractions of 1."""
     model, manager = graphs_of(
         load_model,
         checkpoint,
