@@ -183,8 +183,8 @@ def _distinct(
     """
     if any(x and x.startswith(_VIDEO_UUID) for x in uuids.get("image", ())):
         raise VLLMValidationError(
-            f"The uuid of an image must not begin with {_VIDEO_UUID!r}: names of videos "
-            "begin with it.",
+            f"The uuid of an image must not begin with {_VIDEO_UUID!r}: those of "
+            "videos do.",
             parameter="uuid",
         )
     videos = [None if x is None else _VIDEO_UUID + x for x in uuids.get("video", ())]
