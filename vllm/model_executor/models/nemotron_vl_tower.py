@@ -123,11 +123,21 @@ class NemotronVLRadioModel(RadioModel):
         Bilinear and in float32, in which C-RADIO does it in every forward. The corners
         are aligned unless the configuration says otherwise, see
         `NemotronVLVisionConfig`.
+
+        Raises:
+            ValueError: Some values are NaN, which in vLLM's sparse patches of weights
+                stands for what does not change. The grid to change is not kept.
         """
         side = self.model.patch_generator.num_rows
         grid = round(pos_embed.shape[1] ** 0.5)
         if grid == side:
             return pos_embed
+        missing = pos_embed.isnan()
+        if missing.any() and not missing.all():
+            raise ValueError(
+                "A sparse patch must have all values of pos_embed or none of them, "
+                "because its grid is resized when it is loaded."
+            )
         image = pos_embed.float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
         image = F.interpolate(
             image, (side, side), mode="bilinear", align_corners=self.align_corners
