@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transformer blocks of the C-RADIO tower."""
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from vllm.config import CompilationMode, VllmConfig
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.intern_vit import InternMLP, InternParallelAttention
 from vllm.platforms import current_platform
+from vllm.v1.attention.ops import vit_attn_wrappers
 
 from ...config.nemotron_vl_cpu import has_native_products
 
@@ -34,9 +36,17 @@ def compilation_problem(vllm_config: VllmConfig) -> str | None:
         return None
     if adapters and adapters.enable_tower_connector_lora:
         return f"{start} --enable-tower-connector-lora."
+    if current_platform.is_cpu() and not _sdpa_compiles():
+        return f"{start} this release of vLLM on CPUs."
     if mode in (CompilationMode.NONE, CompilationMode.STOCK_TORCH_COMPILE):
         return f"{start} compilation mode {mode.name}."
     return None
+
+
+def _sdpa_compiles() -> bool:
+    """Whether the compiler can trace vLLM's attention of tiles on CPUs."""
+    fake = signature(vit_attn_wrappers.torch_sdpa_wrapper_fake)
+    return fake.parameters["cu_seqlens"].default is None
 
 
 def _compiles(vllm_config: VllmConfig) -> bool:
