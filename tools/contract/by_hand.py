@@ -72,13 +72,6 @@ ATTRIBUTES = {
         f"{_GRAPHS}_defs.EncoderCudaGraphCaptureInputs.values",
         f"{_GRAPHS}_defs.EncoderItemSpec.path_output_tokens",
     ],
-    "model_executor/models/nemotron_vl_blocks.py": [
-        f"{_INTERN_VIT}.InternParallelAttention.attn",
-        f"{_ATTENTION}.MMEncoderAttention.num_heads",
-        f"{_ATTENTION}.MMEncoderAttention.head_size",
-        f"{_ATTENTION}.MMEncoderAttention.scale",
-        f"{_ATTENTION}.MMEncoderAttention.dtype",
-    ],
     "model_executor/models/nemotron_vl_tower.py": [
         f"{_RADIO}.RadioModel.model",
         f"{_RADIO}.RadioInternVisionModel.encoder",
@@ -137,6 +130,8 @@ BEHAVIOUR = [
     "vllm.multimodal.processing.inputs.ProcessorInputs.get_mm_hashes",
     "vllm.transformers_utils.processors.internvl.calculate_internvl_targets",
     "vllm.transformers_utils.processors.internvl.get_internvl_target_ratios",
+    f"{_ATTENTION}.MMEncoderAttention",
+    "vllm.v1.attention.ops.vit_attn_wrappers.flashinfer_wrapper",
     f"{_INTERN_VIT}.InternMLP",
     f"{_INTERN_VIT}.InternParallelAttention",
     f"{_RADIO}.ClsToken",

@@ -11,7 +11,9 @@ from vllm_nemotron_vl.model_executor.models import (
     nemotron_vl_blocks,
     nemotron_vl_tower,
 )
-from vllm_nemotron_vl.model_executor.models.nemotron_vl_blocks import HeadwiseAttention
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_attention import (
+    HeadwiseAttention,
+)
 
 COMPILED = dict(enforce_eager=False, compilation_config={"compile_mm_encoder": True})
 SIDE = 192  # 152 tokens a tile, so that attention is head by head where it can be

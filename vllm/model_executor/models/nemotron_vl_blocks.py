@@ -2,10 +2,8 @@
 """The transformer blocks of the C-RADIO tower."""
 
 from inspect import signature
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig
 from vllm.compilation.decorators import (
@@ -18,10 +16,8 @@ from vllm.model_executor.models.intern_vit import InternMLP, InternParallelAtten
 from vllm.platforms import current_platform
 from vllm.v1.attention.ops import vit_attn_wrappers
 
-from ...config.nemotron_vl_cpu import has_native_products
-
-# Below this many tokens, one call for all heads is faster (measured).
-_FEW_TOKENS = 128
+from ...config.nemotron_vl_options import uses_packed_sequences
+from .nemotron_vl_attention import choose_attention
 
 
 def compilation_problem(vllm_config: VllmConfig) -> str | None:
@@ -38,6 +34,8 @@ def compilation_problem(vllm_config: VllmConfig) -> str | None:
         return f"{start} --enable-tower-connector-lora."
     if current_platform.is_cpu() and not _sdpa_compiles():
         return f"{start} this release of vLLM on CPUs."
+    if uses_packed_sequences(vllm_config):
+        return f"{start} --mm-encoder-attn-backend FLASHINFER."
     if mode in (CompilationMode.NONE, CompilationMode.STOCK_TORCH_COMPILE):
         return f"{start} compilation mode {mode.name}."
     return None
@@ -67,8 +65,6 @@ def _compiles(vllm_config: VllmConfig) -> bool:
 class TowerBlock(nn.Module):
     """InternViT's block without layer scales, which C-RADIO does not have.
 
-    Its attention is head by head where that is faster, else vLLM's.
-
     Args:
         config: Configuration of the tower.
         quant_config: Quantisation of the linear layers, if any.
@@ -94,12 +90,7 @@ class TowerBlock(nn.Module):
         )
         self.norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = InternMLP(config, quant_config, prefix=f"{prefix}.mlp")
-        attention: Any = self.attn.attn
-        native = current_platform.is_cpu() and has_native_products("bfloat16")
-        if native and attention.dtype == torch.bfloat16:
-            self.attn.attn = HeadwiseAttention(  # type: ignore[assignment]
-                attention.num_heads, attention.head_size, attention.scale
-            )
+        self.attn.attn = choose_attention(self.attn.attn)  # type: ignore[assignment]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Attention and MLP, each added to its input.
@@ -112,76 +103,3 @@ class TowerBlock(nn.Module):
         """
         hidden_states = hidden_states + self.attn(self.norm1(hidden_states))
         return hidden_states + self.mlp(self.norm2(hidden_states))
-
-
-class HeadwiseAttention(nn.Module):
-    """Attention head by head, for bfloat16 on CPUs with bfloat16 instructions.
-
-    oneDNN computes these products at full speed, torch's fused attention at a fifth
-    of it. The scores of one head fit into the CPU's cache.
-
-    Args:
-        num_heads: Heads of this rank.
-        head_size: Width of a head.
-        scale: Factor of the scores.
-    """
-
-    def __init__(self, num_heads: int, head_size: int, scale: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.head_size = head_size
-        self.scale = scale
-
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        **lengths: None,
-    ) -> torch.Tensor:
-        """Attention of tiles.
-
-        Args:
-            query: ``(batch, tokens, heads * head_size)``.
-            key: Of the same shape.
-            value: Of the same shape.
-            lengths: Of packed sequences; always ``None`` for tiles of one size.
-
-        Returns:
-            The same shape.
-        """
-        return attend_by_head(query, key, value, self.num_heads, self.scale)
-
-
-# An operator, because a graph of the compiler must not depend on the batch.
-@torch.library.custom_op("nemotron_vl::attend_by_head", mutates_args=())
-def attend_by_head(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    num_heads: int,
-    scale: float,
-) -> torch.Tensor:
-    """See `HeadwiseAttention`."""
-    batch, tokens, width = query.shape
-    head_size = width // num_heads
-    query, key, value = (
-        x.unflatten(2, (num_heads, head_size)).transpose(1, 2)
-        for x in (query, key, value)
-    )
-    if tokens < _FEW_TOKENS:
-        out = F.scaled_dot_product_attention(query, key, value, scale=scale)
-        return out.transpose(1, 2).flatten(2)
-    out = query.new_empty((batch, tokens, num_heads, head_size))
-    for tile in range(batch):
-        for head in range(num_heads):
-            scores = (query[tile, head] * scale) @ key[tile, head].t()
-            # softmax computes in float32 and rounds its result once.
-            weights = scores.softmax(-1)
-            out[tile, :, head] = weights @ value[tile, head]
-    return out.flatten(2)
-
-
-@attend_by_head.register_fake
-def _(query: torch.Tensor, *_: object) -> torch.Tensor:
-    return query.new_empty(query.shape)
