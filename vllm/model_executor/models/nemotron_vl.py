@@ -20,6 +20,7 @@ from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelL
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.interfaces import (
     MultiModalEmbeddings,
+    SupportsEagle,
     SupportsEagle3,
     SupportsEncoderCudaGraph,
     SupportsLoRA,
@@ -83,6 +84,7 @@ class LlamaNemotronVLChatModel(
     SupportsPP,
     SupportsLoRA,
     SupportsQuant,
+    SupportsEagle,
     SupportsEagle3,
     SupportsEncoderCudaGraph,
 ):
