@@ -204,7 +204,6 @@ class LlamaNemotronVLChatModel(
         if not get_pp_group().is_first_rank:
             slots = 0  # only the first stage encodes images
         return TileReuse(
-            self.extract_feature,
             torch.empty((slots, *shape), dtype=self.dtype),
             quiet=get_tensor_model_parallel_rank() > 0,
         )
@@ -231,7 +230,7 @@ class LlamaNemotronVLChatModel(
         if self.tile_reuse is None or not isinstance(digests, torch.Tensor):
             features = self.extract_feature(pixels)
         else:
-            features = self.tile_reuse(pixels, digests)
+            features = self.tile_reuse(self.extract_feature, pixels, digests)
         return [x.flatten(0, 1) for x in features.split(images["num_patches"].tolist())]
 
     def extract_feature(self, pixel_values: torch.Tensor) -> torch.Tensor:
