@@ -27,7 +27,6 @@ from vllm.model_executor.models.interfaces import (
     SupportsPP,
     SupportsQuant,
 )
-from vllm.model_executor.models.internvl import InternVLChatModel
 from vllm.model_executor.models.utils import AutoWeightsLoader, StageMissingLayer
 from vllm.model_executor.models.vision import (
     is_vit_use_data_parallel,
@@ -39,8 +38,10 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from ...config.nemotron_vl import EncoderConfig
-from ...multimodal.nemotron_vl_embeddings import EMBEDS, NUM_TILES
+from ...config.nemotron_vl_options import encoder_data_parallel, encoder_graphs
+from ...multimodal.nemotron_vl_embeddings import EMBEDS
 from .nemotron_vl_conditioner import InputConditioner
+from .nemotron_vl_graphs import DIGESTS, EncoderGraphs, check_pixels
 from .nemotron_vl_layer_names import (
     HF_TO_VLLM,
     adapter_mapper,
@@ -61,7 +62,12 @@ from .nemotron_vl_processing import (
 )
 from .nemotron_vl_reuse import TileReuse
 from .nemotron_vl_tower import NemotronVLRadioModel, encoder_dtype, feed_rows
-from .nemotron_vl_weights import checked, unreadable_files_explained
+from .nemotron_vl_weights import (
+    are_of_files,
+    checked,
+    reloaded,
+    unreadable_files_explained,
+)
 
 logger = init_logger("vllm.model_executor.models.nemotron_vl")
 
@@ -72,7 +78,7 @@ logger = init_logger("vllm.model_executor.models.nemotron_vl")
     dummy_inputs=NemotronVLDummyInputsBuilder,
 )
 class LlamaNemotronVLChatModel(
-    InternVLChatModel,
+    EncoderGraphs,
     SupportsMultiModal,
     SupportsPP,
     SupportsLoRA,
@@ -120,11 +126,16 @@ class LlamaNemotronVLChatModel(
                 self.config,
                 encoder=lora_config.enable_tower_connector_lora,
                 encoder_is_here=not isinstance(self.vision_model, StageMissingLayer),
+                language_is_here=not isinstance(
+                    self.language_model, StageMissingLayer
+                ),
             )
         self.max_encoder_tiles = encoder_config.max_encoder_tiles
         self.tile_reuse: TileReuse | None = None
         if lora_config is None or not lora_config.enable_tower_connector_lora:
-            self.tile_reuse = self._make_tile_reuse(encoder_config.tile_cache_mb)
+            self.tile_reuse = self._make_tile_reuse(
+                encoder_config.tile_cache_mb, vllm_config
+            )
         else:
             # vLLM assigns adapters for one forward with all tiles of a batch, so
             # tiles may be neither left out nor split.
@@ -195,8 +206,15 @@ class LlamaNemotronVLChatModel(
                 RowParallelLinear(inner, outer, prefix="mlp1.3", **options),
             )
 
-    def _make_tile_reuse(self, megabytes: int) -> TileReuse:
+    def _make_tile_reuse(self, megabytes: int, config: VllmConfig) -> TileReuse:
         """Allocates the cache now, before vLLM measures the memory that is left."""
+        if megabytes and encoder_graphs(config) and encoder_data_parallel(config):
+            # Each rank would keep other tiles, and so decide otherwise than the rest.
+            logger.warning_once(
+                "tile_cache_mb has no effect with encoder graphs and "
+                "--mm-encoder-tp-mode data."
+            )
+            megabytes = 0
         shape = (self.num_image_token, self.config.text_config.hidden_size)
         slots = int(megabytes * 1e6 / (math.prod(shape) * self.dtype.itemsize))
         if megabytes and not slots:
@@ -218,15 +236,11 @@ class LlamaNemotronVLChatModel(
         if (embeds := kwargs.get(EMBEDS)) is not None:
             # InternVL's check refuses a batch of images with different lengths.
             return cast(MultiModalEmbeddings, embeds)
+        check_pixels(kwargs)
         images = self._parse_and_validate_image_input(**kwargs)
         if images is None:
-            if NUM_TILES in kwargs:
-                raise RuntimeError(
-                    "The EC connector has lost the embeddings of an image, and the "
-                    "request brought no pixels. The encoder must encode it again."
-                )
             return []
-        pixels, digests = images["pixel_values_flat"], kwargs.get("tile_digests")
+        pixels, digests = images["pixel_values_flat"], kwargs.get(DIGESTS)
         if self.tile_reuse is None or not isinstance(digests, torch.Tensor):
             features = self.extract_feature(pixels)
         else:
@@ -273,23 +287,8 @@ class LlamaNemotronVLChatModel(
         tower_tokens = tiles * (self.patch_tokens + prefix_tokens)
         return tower_tokens, tiles * self.num_image_token
 
-    def get_encoder_cudagraph_config(self):
-        config = super().get_encoder_cudagraph_config()
-        config.modalities = ["image"]
-        return config
-
-    def prepare_encoder_cudagraph_capture_inputs(self, *args: Any, **kwargs: Any):
-        inputs = super().prepare_encoder_cudagraph_capture_inputs(*args, **kwargs)
-        if self.multimodal_config.mm_device_do_normalize:
-            # The processor then sends uint8 pixels, so the graph must read them.
-            inputs.values = {
-                name: torch.zeros_like(pixels, dtype=torch.uint8)
-                for name, pixels in inputs.values.items()
-            }
-        return inputs
-
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a checkpoint. Later calls may load a part of one.
+        """Load a checkpoint. Later calls may load a part of one, but not from files.
 
         Raises:
             ValueError: Names a tensor that is missing, unknown or of a wrong
@@ -298,8 +297,12 @@ class LlamaNemotronVLChatModel(
         if self.tile_reuse is not None:
             self.tile_reuse.clear()
         encoder_only = self.multimodal_config.mm_encoder_only
-        weights = checked(weights, self.config, self._must_be_whole, encoder_only)
-        weights = self.input_conditioner.load_statistics(weights)
+        whole = self._must_be_whole or are_of_files(weights)
+        if whole and not self._must_be_whole:
+            weights = reloaded(weights, self, self.config, encoder_only)
+        else:
+            weights = checked(weights, self.config, whole, encoder_only)
+        weights = self.input_conditioner.load_statistics(weights, whole)
         with unreadable_files_explained():
             loaded = AutoWeightsLoader(self).load_weights(
                 weights, mapper=self.hf_to_vllm_mapper
