@@ -27,6 +27,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from evaluate_tiny import answer_with_engine, answer_with_reference, draw_questions
 from support.loading import load, make_config, start_ranks
+from support.quantised import int8_config, nvfp4_config
 from support.tiny import BLOCKS, LAYERS, TILE, TILE_TOKENS, WIDTH
 from typefaces import PILLOW_FONT
 from vllm_nemotron_vl.config.nemotron_vl_cpu import has_amx
@@ -261,23 +262,6 @@ def with_quantisation(tmp_path):
     return write
 
 
-def int8_config(**changes) -> dict:
-    eight = {"num_bits": 8, "type": "int", "symmetric": True}
-    scheme = {
-        "targets": ["Linear"],
-        "weights": {**eight, "strategy": "channel"},
-        "input_activations": {**eight, "strategy": "token", "dynamic": True},
-    }
-    scheme |= {key: changes.pop(key) for key in ("targets",) if key in changes}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "int-quantized",
-        "config_groups": {"group_0": scheme},
-        "ignore": ["language_model.lm_head"],
-        **changes,
-    }
-
-
 @pytest.mark.parametrize(
     ("ignore", "quantised_blocks"),
     [
@@ -348,20 +332,6 @@ def test_online_quantisation_obeys_an_explicit_ignore_list(tiny):
 
 
 # The layout of the published FP4 variant
-
-
-def nvfp4_config(ignore: list[str]) -> dict:
-    """ModelOpt's entry in config.json: NVFP4 in groups of 16, FP8 KV cache."""
-    four = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
-    return {
-        "quant_method": "modelopt",
-        "quant_algo": "NVFP4",
-        "config_groups": {
-            "group_0": {"weights": four, "input_activations": four, "targets": []}
-        },
-        "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"},
-        "ignore": ignore,
-    }
 
 
 @pytest.mark.parametrize(
