@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import encoder_ranks
 import settings_reference
 
 import capacity
@@ -26,3 +27,7 @@ def test_the_settings_page_is_made_from_the_code():
 
 def test_the_capacity_page_is_made_from_its_data():
     assert capacity.PAGE.read_text() == capacity.page()
+
+
+def test_the_scaling_page_has_the_computed_table():
+    assert encoder_ranks.table() in (ROOT / "docs" / "scaling.md").read_text()
