@@ -2,13 +2,14 @@
 
     python -m support.cuda_rehearsal CHECKPOINT OUT
 
-Needs ``pretended_gpu`` on PYTHONPATH. The configuration of the checkpoint gets the
-tower and the widths of the published model. No weights are read.
+Needs ``pretended_gpu`` on PYTHONPATH. The checkpoint has the published sizes. No
+weights are read.
 """
 
 import contextlib
 import json
 import logging
+import shutil
 import sys
 import tempfile
 import traceback
@@ -47,35 +48,16 @@ TILE = 512
 VIDEO = {"architectures": [names.VIDEO_ARCHITECTURE]}
 
 
-def published(
-    checkpoint: Path, quantization_config: dict[str, Any] | None = None
-) -> Path:
-    """A folder with the checkpoint's small files and the published model's sizes."""
-    folder = Path(tempfile.mkdtemp()) / "published"
+def variant(checkpoint: Path, quantisation: dict[str, Any] | None = None) -> Path:
+    """The checkpoint's small files, with one layer of the language model."""
+    folder = Path(tempfile.mkdtemp()) / "variant"
     folder.mkdir()
-    for file in checkpoint.iterdir():
-        if file.suffix != ".safetensors":
-            (folder / file.name).write_bytes(file.read_bytes())
+    for file in checkpoint.glob("*.json"):
+        shutil.copy(file, folder)
     config = json.loads((folder / "config.json").read_text())
-    config |= {
-        "force_image_size": TILE,
-        "vit_hidden_size": 1280,
-        "projector_hidden_size": 4096,
-        "quantization_config": quantization_config,
-    }
-    config["llm_config"] |= {
-        "hidden_size": 4096,
-        "head_dim": 128,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 1,
-    }
-    vision = config["vision_config"]
-    vision["args"] |= {"model": "vit_huge_patch16_224", "cpe_max_size": 2048}
+    config["llm_config"]["num_hidden_layers"] = 1
+    config["quantization_config"] = quantisation
     (folder / "config.json").write_text(json.dumps(config))
-    file = folder / "preprocessor_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_size": TILE}))
     return folder
 
 
@@ -336,12 +318,13 @@ def start(checkpoint: Path, engine: Engine) -> dict[str, Any]:
     listener = Listener(found["said"])
     logging.getLogger("vllm").addHandler(listener)
     try:
-        folder = published(checkpoint, quantization_config=engine.quantisation)
+        folder = variant(checkpoint, engine.quantisation)
         config = configure(folder, **engine.options)
         found["configured"] = True
         with built(config) as model:
             found["built"] = True
             attention = model.vision_model.model.encoder.layers[0].attn.attn
+            attention = getattr(attention, "attention", attention)  # of FlashInfer
             found["attention"] = attention.attn_backend.name
     except Exception:
         found["error"] = traceback.format_exc()
@@ -365,7 +348,7 @@ class Listener(logging.Handler):
 
 def main(checkpoint: Path, out: Path) -> None:
     tempfile.tempdir = str(out.parent)
-    folder = published(checkpoint)
+    folder = variant(checkpoint)
     traces = {name: forward.trace(folder) for name, forward in FORWARDS.items()}
     traces |= {
         "graph": graph(folder),

@@ -13,11 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import encoder_ranks
 import pytest
+
+from sizing_table import write_checkpoint
 
 ROOT = Path(__file__).parents[3]
 BLOCKS = 32  # of the published tower
-TILE_TOKENS, WIDTH, LLM_WIDTH, BYTES = 1032, 1280, 4096, 2
 
 # In vLLM, for all models: the places of embeddings in the prompt are on the CPU.
 KNOWN_WAITS = {
@@ -29,8 +31,7 @@ KNOWN_WAITS = {
 # Options that are refused, with a part of the sentence.
 REFUSED = {
     "-tp 3": "is not divisible by 3 ranks",
-    "--mm-encoder-attn-backend FLASHINFER": "does not work with this model's tower",
-    "--mm-encoder-attn-dtype fp8": "does not work with this model's tower",
+    "--mm-encoder-attn-dtype fp8": "needs --mm-encoder-attn-backend FLASHINFER",
 }
 
 # Kernels of attention where vLLM does not choose FLASH_ATTN.
@@ -39,13 +40,16 @@ ATTENTION = {
     "--dtype float32": "TRITON_ATTN",
     "--mm-encoder-attn-backend TRITON_ATTN": "TRITON_ATTN",
     "--mm-encoder-attn-backend TORCH_SDPA": "TORCH_SDPA",
+    "--mm-encoder-attn-backend FLASHINFER": "FLASHINFER",
 }
 
 
 @pytest.fixture(scope="module")
-def rehearsed(checkpoint, tmp_path_factory):
-    """What the child process found out."""
-    out = tmp_path_factory.mktemp("rehearsal") / "found.json"
+def rehearsed(tmp_path_factory):
+    """What the child process found out about the published model."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    checkpoint, out = folder / "checkpoint", folder / "found.json"
+    write_checkpoint(checkpoint, "bfloat16")
     paths = [ROOT / "tests/support/pretended_gpu", ROOT / "tests"]
     paths += filter(None, [os.environ.get("PYTHONPATH")])
     done = subprocess.run(
@@ -110,17 +114,15 @@ def test_the_documented_number_of_kernels(forwards):
     assert kernels["flash attention"] == BLOCKS
 
 
-def test_tensor_parallel_reduces_twice_a_block(forwards):
+def test_ranks_exchange_what_the_scaling_page_says(forwards):
+    """Tensor parallel: twice in a block. Data parallel: once, two tiles a rank."""
+    config = encoder_ranks.published()
+    summed = encoder_ranks.reduced(config, 13)
+    assert len(summed) == 2 * BLOCKS + 1
     found = forwards["tensor parallel"]["collectives"]
-    block = ["all_reduce", 13 * TILE_TOKENS * WIDTH * BYTES]
-    connector = ["all_reduce", 13 * 256 * LLM_WIDTH * BYTES]
-    assert found == [*[block] * 2 * BLOCKS, connector]
-
-
-def test_data_parallel_gathers_once(forwards):
-    """Two of 16 tiles for each of 8 ranks; three are added to the 13 of a page."""
+    assert found == [["all_reduce", size] for size in summed]
     found = forwards["data parallel"]["collectives"]
-    assert found == [["all_gather", 2 * 256 * LLM_WIDTH * BYTES]]
+    assert found == [["all_gather", encoder_ranks.gathered(config, 13, 8)]]
 
 
 def test_engines_start_or_are_refused_in_one_sentence(engines):
