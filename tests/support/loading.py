@@ -17,12 +17,9 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 
 def make_config(checkpoint: Path, dtype: str, **options) -> VllmConfig:
+    defaults = dict(enforce_eager=True, max_model_len=2048)
     return EngineArgs(
-        model=str(checkpoint),
-        dtype=dtype,
-        enforce_eager=True,
-        max_model_len=2048,
-        **options,
+        model=str(checkpoint), dtype=dtype, **{**defaults, **options}
     ).create_engine_config()
 
 

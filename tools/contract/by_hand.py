@@ -33,6 +33,10 @@ ATTRIBUTES = {
         "vllm.outputs.CompletionOutput.text",
     ],
     "entrypoints/nemotron_vl/verify/worker.py": [
+        "vllm.v1.worker.gpu.mm.encoder_runner.EncoderRunner.cudagraph_manager",
+        "vllm.v1.worker.gpu.model_runner.GPUModelRunner.model_state",
+        "vllm.v1.worker.gpu.model_states.interface.ModelState.encoder_runner",
+        "vllm.v1.worker.gpu_model_runner.GPUModelRunner.encoder_cudagraph_manager",
         "vllm.v1.worker.worker_base.WorkerBase.get_model",
     ],
     "entrypoints/serve/middleware/exit_status.py": [

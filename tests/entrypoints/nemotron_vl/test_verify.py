@@ -1,11 +1,15 @@
 """`nemotron-vl verify` compares an engine with the reference and names wrong stages."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
+import torch
 from PIL import Image
+from vllm.config import set_current_vllm_config
 
+from support.loading import load, make_config
 from support.tiny import TILE
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify import comparison
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.comparison import OPTIONS, compare
@@ -15,6 +19,7 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.pictures import compared_pi
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.reading import ask_engine, read
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.speed import measure
 from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.stages import BOUNDS, wrong_stages
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.worker import EncoderComparison
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
 )
@@ -159,6 +164,55 @@ def test_passes_that_reuse_other_tiles_than_their_name_says_are_not_compared(
         r"float32, eager, tiles from the cache: only \d+ of \d+ tiles .*", cached
     )
     assert re.fullmatch(r"float32, eager, no tile reuse: \d+ of \d+ tiles .*", fresh)
+
+
+def _runner_v1(config, model):
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    runner = object.__new__(GPUModelRunner)
+    vars(runner).update(
+        encoder_cudagraph_manager=None,
+        supports_mm_inputs=True,
+        compilation_config=config.compilation_config,
+        vllm_config=config,
+        model=model,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    runner._maybe_init_encoder_cudagraph_manager()
+    return runner, runner.encoder_cudagraph_manager
+
+
+def _runner_v2(config, model):
+    from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu.model_states import init_model_state
+
+    runner = object.__new__(GPUModelRunner)
+    device = torch.device("cpu")
+    runner.model_state = init_model_state(config, model, EncoderCache(), device)
+    return runner, runner.model_state.encoder_runner.cudagraph_manager
+
+
+@pytest.mark.parametrize("make_runner", [_runner_v1, _runner_v2])
+def test_images_in_graphs_are_counted_on_both_model_runners(tiny, make_runner):
+    """On vLLM's own runner and manager. Nothing is captured: that needs a GPU."""
+    graphs = {"cudagraph_mm_encoder": True}
+    config = make_config(tiny, "float32", compilation_config=graphs)
+    config.model_config.enforce_eager = False
+    with set_current_vllm_config(config):
+        model = load(config)
+        runner, manager = make_runner(config, model)
+    worker = EncoderComparison()
+    worker.model_runner, worker.get_model = runner, lambda: model
+    before = Counter(worker.nemotron_vl_ways())
+    assert before["graphs"] == 0
+    manager.graph_hits += 3
+    ways = Counter(worker.nemotron_vl_ways()) - before
+    assert ways == {"graphs": 3}
+    assert comparison._no_graph(ways) is None
+    assert comparison._no_cache(ways) == comparison._reuse(ways)
+    assert "CUDA graph" in comparison._reuse(ways)
 
 
 def test_only_the_first_token_has_all_logits(llm, pictures):

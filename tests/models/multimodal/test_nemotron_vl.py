@@ -335,35 +335,6 @@ def test_lora_token_counts_are_those_of_the_layers(load_model, checkpoint, count
     assert counts == measured
 
 
-@pytest.mark.parametrize("on_device", [True, False])
-def test_encoder_cuda_graph_shapes(load_model, checkpoint, on_device):
-    """Checks the shapes only, because capturing needs a GPU."""
-    model = load_model(checkpoint, mm_device_do_normalize=on_device)
-    config = model.get_encoder_cudagraph_config()
-    assert config.modalities == ["image"]
-    assert config.out_hidden_size == 256
-    inputs = model.prepare_encoder_cudagraph_capture_inputs(
-        18, 4, 0, torch.device("cpu"), torch.float32
-    )
-    pixels = inputs.values["pixel_values_flat"]
-    assert pixels.shape == (4, 3, 64, 64)  # 18 tokens hold 4 whole tiles
-    assert pixels.dtype == (torch.uint8 if on_device else torch.float32)
-
-    mm_kwargs = {
-        "pixel_values_flat": tiles(6),
-        "image_num_patches": torch.tensor([1, 2, 3]),
-    }
-    specs = model.get_encoder_cudagraph_item_specs(mm_kwargs)
-    assert [(s.input_size, s.output_tokens) for s in specs] == [(1, 4), (2, 8), (3, 12)]
-    chosen = model.select_encoder_cudagraph_items(mm_kwargs, [2, 0])
-    replayed = model.encoder_cudagraph_forward(
-        model.prepare_encoder_cudagraph_replay_buffers(chosen, 4, 0).values
-    )
-    eager = model.encoder_eager_forward(chosen)
-    assert replayed.shape == (16, 256)
-    assert torch.equal(replayed, eager)
-
-
 def test_image_token_for_draft_models(load_model, checkpoint, monkeypatch):
     """Set only with speculative decoding, because a worker loads a tokenizer for it."""
     model = load_model(checkpoint)

@@ -301,8 +301,9 @@ def test_counts_reach_a_multiprocess_metrics_folder(tmp_path):
     code = (
         "import torch; from vllm_nemotron_vl.model_executor.models."
         "nemotron_vl_reuse import TileReuse; "
-        "reuse = TileReuse(lambda x: x.float().mean(1), torch.empty(0, 64, 64)); "
-        "reuse(torch.zeros(3, 3, 64, 64), torch.ones(3, 16, dtype=torch.uint8))"
+        "reuse = TileReuse(torch.empty(0, 64, 64)); "
+        "reuse(lambda x: x.float().mean(1), torch.zeros(3, 3, 64, 64), "
+        "torch.ones(3, 16, dtype=torch.uint8))"
     )
     environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
@@ -322,6 +323,11 @@ def test_counts_reach_a_multiprocess_metrics_folder(tmp_path):
     assert 'vllm:mm_tiles_total{outcome="repeated"} 2.0' in run.stdout
 
 
+def means(pixels: torch.Tensor) -> torch.Tensor:
+    """Takes the place of the encoder."""
+    return pixels.float().mean(1)
+
+
 def test_counts_are_logged_at_intervals(monkeypatch):
     from vllm_nemotron_vl.model_executor.models import nemotron_vl_reuse
 
@@ -329,16 +335,16 @@ def test_counts_are_logged_at_intervals(monkeypatch):
     monkeypatch.setattr(
         nemotron_vl_reuse.logger, "info", lambda text, *args: lines.append(text % args)
     )
-    reuse = TileReuse(lambda x: x.float().mean(1), torch.empty(0, 64, 64))
+    reuse = TileReuse(torch.empty(0, 64, 64))
     for _ in range(3):
-        reuse(tiles(1, 1), digests(tiles(1, 1)))
+        reuse(means, tiles(1, 1), digests(tiles(1, 1)))
     assert lines == ["Tiles: 2 received, 1 encoded, 1 repeated, 0 cached."]
     monkeypatch.setattr(nemotron_vl_reuse, "_LOG_SECONDS", 0.0)
-    reuse(tiles(1, 1), digests(tiles(1, 1)))
+    reuse(means, tiles(1, 1), digests(tiles(1, 1)))
     assert lines[1] == "Tiles: 8 received, 4 encoded, 4 repeated, 0 cached."
 
 
 def test_only_the_first_rank_counts():
-    reuse = TileReuse(lambda x: x.float().mean(1), torch.empty(0, 64, 64), quiet=True)
-    reuse(tiles(1, 1), digests(tiles(1, 1)))
+    reuse = TileReuse(torch.empty(0, 64, 64), quiet=True)
+    reuse(means, tiles(1, 1), digests(tiles(1, 1)))
     assert not reuse.counts

@@ -17,6 +17,7 @@ from ...config.nemotron_vl_names import (
     TOKENIZER_MODE,
     VIDEO_TOKENIZER_MODE,
 )
+from ...config.nemotron_vl_options import check_adapters, encoder_graphs, graph_tiles
 from ...transformers_utils.configs.nemotron_vl_checks import (
     PS_VERSION_ASSUMED,
     check_servable,
@@ -94,6 +95,38 @@ def _check_model(model_config: ModelConfig, renderer: str) -> None:
         model_config.tokenizer_mode = renderer
 
 
+def _complete_graphs(vllm_config: VllmConfig) -> None:
+    """Set the sizes of the encoder's CUDA graphs, unless the user has set them."""
+    from ...transformers_utils.processors.nemotron_vl_tiling import (
+        image_settings,
+        most_tiles,
+        tokens_of_tile,
+    )
+
+    if not encoder_graphs(vllm_config):
+        return
+    compilation, model_config = vllm_config.compilation_config, vllm_config.model_config
+    options, checkpoint = model_config.get_multimodal_config(), model_config.hf_config
+    if not options.get_limit_per_prompt("image"):
+        logger.info("No encoder graphs: they are for images, which are switched off.")
+        compilation.cudagraph_mm_encoder = False
+    elif not compilation.encoder_cudagraph_token_budgets:
+        settings = image_settings(
+            options.mm_processor_kwargs or {},
+            model_config.hf_image_processor_config or {},
+            vars(checkpoint),
+        )
+        tokens = tokens_of_tile(
+            checkpoint.force_image_size,
+            checkpoint.vision_config.patch_size,
+            checkpoint.downsample_ratio,
+        )
+        batch = vllm_config.scheduler_config.max_num_batched_tokens // tokens
+        compilation.encoder_cudagraph_token_budgets = [
+            tiles * tokens for tiles in graph_tiles(most_tiles(settings), batch)
+        ]
+
+
 class NemotronVLModelConfig(VerifyAndUpdateConfig):
     """Refuses configurations that cannot be served; selects our renderer."""
 
@@ -123,6 +156,8 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
         from .nemotron_vl_layout import tensor_parallel_problems
 
         EncoderConfig.from_vllm_config(vllm_config)
+        check_adapters(vllm_config)
+        _complete_graphs(vllm_config)
         model_config = vllm_config.model_config
         _check_kernel(model_config)
         problems = tensor_parallel_problems(
@@ -173,8 +208,8 @@ class NemotronVLVideoModelConfig(NemotronVLModelConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """See the base class; also refuses adapters on the encoder, and warns if the
-        context is too short for the frames of a video.
+        """See the base class; also warns if the context is too short for the frames
+        of a video.
 
         Raises:
             ValueError: Names the setting.
@@ -194,10 +229,3 @@ class NemotronVLVideoModelConfig(NemotronVLModelConfig):
         )
         if too_short:
             logger.warning(too_short)
-        lora = vllm_config.lora_config
-        if lora is not None and lora.enable_tower_connector_lora:
-            raise ValueError(
-                "--enable-tower-connector-lora does not work with videos: vLLM assigns "
-                "the adapters to images and videos in another order than it encodes "
-                "them. Leave it out, or set --limit-mm-per-prompt '{\"video\": 0}'."
-            )

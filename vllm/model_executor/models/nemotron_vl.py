@@ -27,7 +27,6 @@ from vllm.model_executor.models.interfaces import (
     SupportsPP,
     SupportsQuant,
 )
-from vllm.model_executor.models.internvl import InternVLChatModel
 from vllm.model_executor.models.utils import AutoWeightsLoader, StageMissingLayer
 from vllm.model_executor.models.vision import (
     is_vit_use_data_parallel,
@@ -39,8 +38,10 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from ...config.nemotron_vl import EncoderConfig
-from ...multimodal.nemotron_vl_embeddings import EMBEDS, NUM_TILES
+from ...config.nemotron_vl_options import encoder_data_parallel, encoder_graphs
+from ...multimodal.nemotron_vl_embeddings import EMBEDS
 from .nemotron_vl_conditioner import InputConditioner
+from .nemotron_vl_graphs import DIGESTS, EncoderGraphs, check_pixels
 from .nemotron_vl_layer_names import (
     HF_TO_VLLM,
     adapter_mapper,
@@ -72,7 +73,7 @@ logger = init_logger("vllm.model_executor.models.nemotron_vl")
     dummy_inputs=NemotronVLDummyInputsBuilder,
 )
 class LlamaNemotronVLChatModel(
-    InternVLChatModel,
+    EncoderGraphs,
     SupportsMultiModal,
     SupportsPP,
     SupportsLoRA,
@@ -124,7 +125,9 @@ class LlamaNemotronVLChatModel(
         self.max_encoder_tiles = encoder_config.max_encoder_tiles
         self.tile_reuse: TileReuse | None = None
         if lora_config is None or not lora_config.enable_tower_connector_lora:
-            self.tile_reuse = self._make_tile_reuse(encoder_config.tile_cache_mb)
+            self.tile_reuse = self._make_tile_reuse(
+                encoder_config.tile_cache_mb, vllm_config
+            )
         else:
             # vLLM assigns adapters for one forward with all tiles of a batch, so
             # tiles may be neither left out nor split.
@@ -195,8 +198,15 @@ class LlamaNemotronVLChatModel(
                 RowParallelLinear(inner, outer, prefix="mlp1.3", **options),
             )
 
-    def _make_tile_reuse(self, megabytes: int) -> TileReuse:
+    def _make_tile_reuse(self, megabytes: int, config: VllmConfig) -> TileReuse:
         """Allocates the cache now, before vLLM measures the memory that is left."""
+        if megabytes and encoder_graphs(config) and encoder_data_parallel(config):
+            # Each rank would keep other tiles, and so decide otherwise than the rest.
+            logger.warning_once(
+                "tile_cache_mb has no effect with encoder graphs and "
+                "--mm-encoder-tp-mode data."
+            )
+            megabytes = 0
         shape = (self.num_image_token, self.config.text_config.hidden_size)
         slots = int(megabytes * 1e6 / (math.prod(shape) * self.dtype.itemsize))
         if megabytes and not slots:
@@ -204,7 +214,6 @@ class LlamaNemotronVLChatModel(
         if not get_pp_group().is_first_rank:
             slots = 0  # only the first stage encodes images
         return TileReuse(
-            self.extract_feature,
             torch.empty((slots, *shape), dtype=self.dtype),
             quiet=get_tensor_model_parallel_rank() > 0,
         )
@@ -219,19 +228,15 @@ class LlamaNemotronVLChatModel(
         if (embeds := kwargs.get(EMBEDS)) is not None:
             # InternVL's check refuses a batch of images with different lengths.
             return cast(MultiModalEmbeddings, embeds)
+        check_pixels(kwargs)
         images = self._parse_and_validate_image_input(**kwargs)
         if images is None:
-            if NUM_TILES in kwargs:
-                raise RuntimeError(
-                    "The EC connector has lost the embeddings of an image, and the "
-                    "request brought no pixels. The encoder must encode it again."
-                )
             return []
-        pixels, digests = images["pixel_values_flat"], kwargs.get("tile_digests")
+        pixels, digests = images["pixel_values_flat"], kwargs.get(DIGESTS)
         if self.tile_reuse is None or not isinstance(digests, torch.Tensor):
             features = self.extract_feature(pixels)
         else:
-            features = self.tile_reuse(pixels, digests)
+            features = self.tile_reuse(self.extract_feature, pixels, digests)
         return [x.flatten(0, 1) for x in features.split(images["num_patches"].tolist())]
 
     def extract_feature(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -273,21 +278,6 @@ class LlamaNemotronVLChatModel(
         prefix_tokens = num_prefix_tokens(self.config.vision_config)
         tower_tokens = tiles * (self.patch_tokens + prefix_tokens)
         return tower_tokens, tiles * self.num_image_token
-
-    def get_encoder_cudagraph_config(self):
-        config = super().get_encoder_cudagraph_config()
-        config.modalities = ["image"]
-        return config
-
-    def prepare_encoder_cudagraph_capture_inputs(self, *args: Any, **kwargs: Any):
-        inputs = super().prepare_encoder_cudagraph_capture_inputs(*args, **kwargs)
-        if self.multimodal_config.mm_device_do_normalize:
-            # The processor then sends uint8 pixels, so the graph must read them.
-            inputs.values = {
-                name: torch.zeros_like(pixels, dtype=torch.uint8)
-                for name, pixels in inputs.values.items()
-            }
-        return inputs
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load a checkpoint. Later calls may load a part of one.

@@ -53,6 +53,9 @@ class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
         config = self.get_hf_config()
         given = self.ctx.get_merged_mm_kwargs(kwargs)
         NemotronVLImageProcessor.check_names(given)
+        # The pixels of an engine have one type, whatever a request asks for.
+        on_device = self.ctx.get_mm_config().mm_device_do_normalize
+        given["do_rescale"] = not on_device
         checkpoint = image_settings(
             self.ctx.get_hf_image_processor_config(), vars(config)
         )

@@ -8,11 +8,13 @@ that the image processor computes from their pixels.
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
+from itertools import chain
 
 import torch
 from vllm.logger import init_logger
+from vllm.utils.torch_utils import async_tensor_h2d
 
 logger = init_logger("vllm.model_executor.models.nemotron_vl_reuse")
 
@@ -27,22 +29,13 @@ class TileReuse:
     """Encodes each distinct tile once, with a cache across forwards.
 
     Args:
-        encode: Encodes pixels ``(tiles, 3, size, size)`` as embeddings ``(tiles,
-            tokens, hidden)``, each tile independently.
         cache: Memory of the cache, ``(slots, tokens, hidden)``. Zero slots switch
             it off. A new tile replaces the least recently used one.
         quiet: Do not count: another rank encodes and counts the same tiles.
     """
 
-    def __init__(
-        self,
-        encode: Callable[[torch.Tensor], torch.Tensor],
-        cache: torch.Tensor,
-        *,
-        quiet: bool = False,
-    ) -> None:
+    def __init__(self, cache: torch.Tensor, *, quiet: bool = False) -> None:
         self.counts: Counter[str] = Counter()
-        self._encode = encode
         self._cache = cache
         self._slots: OrderedDict[bytes | int, int] = OrderedDict()  # oldest first
         self._quiet = quiet
@@ -57,10 +50,17 @@ class TileReuse:
         """Empty the cache after a change of the weights."""
         self._slots.clear()
 
-    def __call__(self, pixels: torch.Tensor, digests: torch.Tensor) -> torch.Tensor:
-        """Embeddings of tiles.
+    def __call__(
+        self,
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        pixels: torch.Tensor,
+        digests: torch.Tensor,
+    ) -> torch.Tensor:
+        """Embeddings of tiles. The host does not wait for the device.
 
         Args:
+            encode: Encodes pixels ``(tiles, 3, size, size)`` as embeddings
+                ``(tiles, tokens, hidden)``, each tile independently.
             pixels: ``(tiles, 3, size, size)``.
             digests: uint8 of shape ``(tiles, bytes)`` on the CPU. Tiles with
                 equal digests have equal pixels. A digest of zeros marks a tile
@@ -90,28 +90,40 @@ class TileReuse:
             cached=len(cached),
         )
         if len(fresh) == len(pixels):
-            features = embeddings = self._encode(pixels)
+            features = embeddings = encode(pixels)
         else:
             features = self._cache.new_empty((len(pixels), *self._cache.shape[1:]))
-            if cached:
-                features[cached] = self._cache[slots]
+            rows = self._to_device(fresh, encoded, places, cached, slots)
             if fresh:
-                embeddings = self._encode(pixels[fresh])
-                features[encoded] = embeddings[places]
+                embeddings = encode(pixels.index_select(0, rows[0]))
+                features.index_copy_(0, rows[1], embeddings.index_select(0, rows[2]))
+            if cached:
+                features.index_copy_(0, rows[3], self._cache.index_select(0, rows[4]))
+        # If there are more new tiles than slots, the last tile of a slot stays.
+        kept: dict[int, int] = {}
         for key, place in new.items():
-            if isinstance(key, bytes):
-                self._put(key, embeddings[place])
+            if isinstance(key, bytes) and self.slots:
+                kept[self._slot_for(key)] = place
+        if kept:
+            rows = self._to_device(kept, kept.values())
+            self._cache.index_copy_(0, rows[0], embeddings.index_select(0, rows[1]))
         return features
 
-    def _put(self, key: bytes, embedding: torch.Tensor) -> None:
+    def _to_device(self, *indices: Collection[int]) -> Sequence[torch.Tensor]:
+        """One copy for all, from pinned memory, for which the host does not wait."""
+        together = async_tensor_h2d(
+            list(chain(*indices)), device=self._cache.device, dtype=torch.int64
+        )
+        return together.split([len(part) for part in indices])
+
+    def _slot_for(self, key: bytes) -> int:
+        """A free slot, or that of the least recently used tile."""
         if len(self._slots) < self.slots:
             slot = len(self._slots)
-        elif self._slots:
-            _, slot = self._slots.popitem(last=False)
         else:
-            return
+            _, slot = self._slots.popitem(last=False)
         self._slots[key] = slot
-        self._cache[slot] = embedding
+        return slot
 
     def _count(self, **tiles: int) -> None:
         if self._quiet:

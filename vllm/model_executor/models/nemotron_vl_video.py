@@ -52,6 +52,8 @@ from .nemotron_vl_processing import (
     digests_field,
 )
 
+_VIDEO_UUID = "video-"  # put before the uuids of videos
+
 
 class NemotronVLVideoProcessingInfo(NemotronVLProcessingInfo, InternVLProcessingInfo):
     """Processing of images and videos; ``media_io_kwargs`` sets the frames."""
@@ -138,16 +140,11 @@ class NemotronVLVideoMultiModalProcessor(
         """Process a request.
 
         Raises:
-            VLLMValidationError: The request's `resize` is not that of its video file.
+            VLLMValidationError: The request's `resize` is not that of its video file,
+                or an image has a uuid that could be the name of a video.
         """
         self._check_recipe(inputs)
-        if inputs.mm_uuid_items:
-            # vLLM's caches have one key for all modalities.
-            own: dict[str, Sequence[str | None]] = {
-                modality: [None if x is None else f"{modality}-{x}" for x in uuids]
-                for modality, uuids in inputs.mm_uuid_items.items()
-            }
-            inputs = replace(inputs, mm_uuid_items=own)
+        inputs = replace(inputs, mm_uuid_items=_distinct(inputs.mm_uuid_items or {}))
         return super().apply(inputs, timing_ctx)
 
     def _check_recipe(self, inputs: ProcessorInputs) -> None:
@@ -174,6 +171,24 @@ class NemotronVLVideoMultiModalProcessor(
     ) -> PromptReplacement:
         update = super()._get_prompt_repl_video(mm_items, hf_processor, out_mm_data)
         return replace(update, target=hf_processor.video_placeholder_ids)
+
+
+def _distinct(
+    uuids: Mapping[str, Sequence[str | None]],
+) -> dict[str, Sequence[str | None]]:
+    """Uuids under which vLLM's caches tell videos from images.
+
+    The caches have one key for all modalities. Images keep their names, under which
+    an encoder elsewhere may have stored their embeddings.
+    """
+    if any(x and x.startswith(_VIDEO_UUID) for x in uuids.get("image", ())):
+        raise VLLMValidationError(
+            f"The uuid of an image must not begin with {_VIDEO_UUID!r}: those of "
+            "videos do.",
+            parameter="uuid",
+        )
+    videos = [None if x is None else _VIDEO_UUID + x for x in uuids.get("video", ())]
+    return {**uuids, "video": videos} if videos else {**uuids}
 
 
 @MULTIMODAL_REGISTRY.register_processor(

@@ -125,3 +125,15 @@ def image_settings(*sources: Any) -> dict[str, Any]:
             found.setdefault("max_dynamic_patch", most)
         settings = found | settings
     return settings
+
+
+def most_tiles(settings: dict[str, Any]) -> int:
+    """Tiles of the largest image, with the thumbnail.
+
+    Args:
+        settings: As of `image_settings`. The defaults are those of the image processor.
+    """
+    most = settings.get("max_dynamic_patch", 12)
+    if not settings.get("dynamic_image_size", True) or most == 1:
+        return 1
+    return most + settings.get("use_thumbnail", True)

@@ -202,6 +202,21 @@ def test_pixels_are_float_where_the_device_does_not_normalise(make_processor):
     assert torch.equal(on_device.float() / 255, on_host)
 
 
+@pytest.mark.parametrize("on_device", [True, False])
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_type_of_pixels_is_the_engines_alone(make_processor, on_device, asked):
+    """One step encodes the images of several requests in one tensor."""
+    options = dict(mm_device_do_normalize=on_device, dtype="float32")
+    plain = process(make_processor(**options), "<image>", [noise(200, 100)])
+    result = process(
+        make_processor(**options), "<image>", [noise(200, 100)], do_rescale=asked
+    )
+    of_engine = make_processor(**options, mm_processor_kwargs={"do_rescale": asked})
+    for found in (result, process(of_engine, "<image>", [noise(200, 100)])):
+        assert torch.equal(pixels(found), pixels(plain))
+        assert pixels(found).dtype == pixels(plain).dtype
+
+
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_placeholders_tiles_and_features_agree(processor, width, height):
     columns, rows = grid_by_the_rule(width, height, TILE, 1, 12)

@@ -27,6 +27,7 @@ from vllm_nemotron_vl.model_executor.models.nemotron_vl import LlamaNemotronVLCh
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_video import (
     LlamaNemotronVLVideoChatModel,
 )
+from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import NUM_TILES
 
 TILE, TOKENS = 64, 4  # pixels and tokens of a tile of the test checkpoints
 RECIPES = ["fast", "exact", "hf"]
@@ -233,19 +234,55 @@ def test_caches_compare_content_frames_and_recipe(make_processor, processor):
 
 def test_one_uuid_for_an_image_and_a_video_names_two_things(processor):
     cache = MultiModalProcessorOnlyCache(processor.info.ctx.model_config)
-    prompt = "<image><img></img>"
-    for image_uuid, video_uuid in (
-        ("same", "same"),
-        ("same", "same"),
-        ("video-a", "a"),
-    ):
-        uuids = {"image": [image_uuid], "video": [video_uuid]}
-        video, picture = [numbers("12")], noise(1)
-        result = process(processor, prompt, video, cache, uuids, picture)
+    uuids = {"image": ["same"], "video": ["same"]}
+    video, picture = [numbers("12")], noise(1)
+    for _ in range(2):
+        result = process(processor, "<image><img></img>", video, cache, uuids, picture)
         names = [*result["mm_hashes"]["image"], *result["mm_hashes"]["video"]]
         assert len({*names}) == 2
         assert "pixel_values_flat" in result["mm_kwargs"]["image"][0]
         assert "pixel_values_flat_video" in result["mm_kwargs"]["video"][0]
+
+
+def test_an_image_cannot_have_the_name_of_a_video(processor):
+    video, picture = [numbers("12")], noise(1)
+    (name,) = process(processor, "<img></img>", video, uuids={"video": ["a"]})[
+        "mm_hashes"
+    ]["video"]
+    for uuids in ({"image": [name]}, {"image": [name], "video": ["a"]}):
+        videos = video if "video" in uuids else []
+        prompt = "<image>" + "<img></img>" * len(videos)
+        with pytest.raises(VLLMValidationError, match="must not begin with 'video-'"):
+            process(processor, prompt, videos, uuids=uuids, images=picture)
+
+
+def test_an_image_keeps_its_name_in_all_engines(make_processor, checkpoint):
+    """A reader of an EC connector finds what an encoder stored under the name."""
+    config = EngineArgs(model=str(checkpoint)).create_model_config()
+    encoders = [make_processor(), MULTIMODAL_REGISTRY.create_processor(config)]
+    names = []
+    for uuid in (None, "a cat"):
+        for encoder in encoders:
+            given = {"image": [uuid]}
+            stored = process(encoder, "<image>", [], uuids=given, images=noise(1))
+            names += stored["mm_hashes"]["image"]
+    assert names[0] == names[1] and names[2:] == ["a cat", "a cat"]
+    transfer = {"ec_connector": "ECExampleConnector", "ec_role": "ec_consumer"}
+    reader = MULTIMODAL_REGISTRY.create_processor(
+        EngineArgs(
+            model=str(checkpoint), hf_overrides=VIDEO, ec_transfer_config=transfer
+        )
+        .create_engine_config()
+        .model_config
+    )
+    for name in names:
+        inputs = ProcessorInputs(
+            reader.info.get_tokenizer().encode("<image>"),
+            reader.info.parse_mm_data({"image": {NUM_TILES: torch.tensor([3])}}),
+            {"image": [name]},
+        )
+        found = reader.apply(inputs, TimingContext(enabled=False))
+        assert found["mm_hashes"]["image"] == [name]
 
 
 def test_another_recipe_for_a_file_is_refused(processor):

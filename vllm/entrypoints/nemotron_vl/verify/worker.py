@@ -17,6 +17,8 @@ from ....model_executor.models.nemotron_vl_reuse import OUTCOMES
 from .errors import relative_error
 
 if TYPE_CHECKING:
+    from vllm.v1.worker.encoder_cudagraph import EncoderCudaGraphManager
+
     from ....model_executor.models.nemotron_vl import LlamaNemotronVLChatModel
 
 
@@ -38,11 +40,10 @@ class EncoderComparison:
         """How many tiles were encoded, repeated or cached so far (see `TileReuse`),
         and how many images passed a CUDA graph of the encoder instead."""
         model: LlamaNemotronVLChatModel = self.get_model()  # type: ignore[attr-defined]
-        runner = self.model_runner  # type: ignore[attr-defined]
-        graphs = getattr(runner, "encoder_cudagraph_manager", None)
+        graphs = _encoder_graphs(self.model_runner)  # type: ignore[attr-defined]
         reuse = model.tile_reuse
         counts = {name: reuse.counts[name] if reuse else 0 for name in OUTCOMES}
-        return {**counts, "graphs": getattr(graphs, "graph_hits", 0)}
+        return {**counts, "graphs": graphs.graph_hits if graphs else 0}
 
     def nemotron_vl_memory(self) -> float:
         """Most gigabytes (10^9 bytes) that this process took: of the GPU if it has
@@ -51,6 +52,13 @@ class EncoderComparison:
             return torch.cuda.max_memory_reserved() / 1e9
         status = Path("/proc/self/status").read_text().split()
         return int(status[status.index("VmHWM:") + 1]) * 1024 / 1e9
+
+
+def _encoder_graphs(runner: Any) -> "EncoderCudaGraphManager | None":
+    """The CUDA graphs of the encoder on Model Runner V1 or V2, if they are on."""
+    if hasattr(runner, "encoder_cudagraph_manager"):
+        return runner.encoder_cudagraph_manager
+    return runner.model_state.encoder_runner.cudagraph_manager
 
 
 def _errors(model: Any, expected: dict[str, torch.Tensor]) -> dict[str, float]:

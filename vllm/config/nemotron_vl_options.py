@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of vLLM that do not work together with this model, or need a default."""
+
+import math
+
+from vllm.config import VllmConfig
+
+from .nemotron_vl_names import VIDEO_ARCHITECTURE
+
+# Numbers of tiles for which a graph is captured: images have 1 tile, or at least 3
+# with their thumbnail. Above 9, numbers grow by this factor.
+_GRAPH_TILES = (1, 3, 5, 7, 9)
+_GROWTH = 1.4
+
+
+def encoder_graphs(config: VllmConfig) -> bool:
+    """Whether vLLM captures CUDA graphs of the encoder."""
+    eager = config.model_config.enforce_eager
+    return config.compilation_config.cudagraph_mm_encoder and not eager
+
+
+def encoder_data_parallel(config: VllmConfig) -> bool:
+    """Whether several ranks share out the tiles."""
+    ranks = config.parallel_config.tensor_parallel_size
+    mode = config.model_config.get_multimodal_config().mm_encoder_tp_mode
+    return mode == "data" and ranks > 1
+
+
+def check_adapters(config: VllmConfig) -> None:
+    """Refuse adapters on the encoder where vLLM would apply them to other tiles.
+
+    vLLM assigns adapters to the tiles of all images and videos of a step, in the order
+    in which it schedules them.
+
+    Raises:
+        ValueError: Names the option, and what to leave out.
+    """
+    lora = config.lora_config
+    if lora is None or not lora.enable_tower_connector_lora:
+        return
+    options = config.model_config.get_multimodal_config()
+    refused = {
+        "--mm-encoder-tp-mode data": (
+            encoder_data_parallel(config),
+            "each rank encodes a part of the tiles",
+        ),
+        "--compilation-config.cudagraph_mm_encoder": (
+            encoder_graphs(config),
+            "the graphs' manager sorts images by their size",
+        ),
+        "--enable-mm-embeds": (
+            options.enable_mm_embeds,
+            "images that come as embeddings divide a batch",
+        ),
+        "videos (--limit-mm-per-prompt '{\"video\": 0}' switches them off)": (
+            VIDEO_ARCHITECTURE in config.model_config.architectures
+            and options.get_limit_per_prompt("video"),
+            "it encodes videos apart from images",
+        ),
+    }
+    for option, (given, reason) in refused.items():
+        if given:
+            raise ValueError(
+                f"--enable-tower-connector-lora does not work with {option}: {reason}, "
+                "so vLLM would apply adapters to the wrong tiles. Leave one of them "
+                "out."
+            )
+
+
+def graph_tiles(largest_image: int, largest_batch: int) -> list[int]:
+    """Numbers of tiles for which vLLM captures graphs of the encoder.
+
+    vLLM's own defaults are powers of two: a page of 13 tiles would run in a graph of
+    16, one of 9 tiles, too.
+
+    Args:
+        largest_image: Tiles of the largest image.
+        largest_batch: Tiles of all images that may be encoded in one step.
+    """
+    tiles = {count for count in _GRAPH_TILES if count < largest_image}
+    count = math.ceil(_GRAPH_TILES[-1] * _GROWTH)
+    while count < largest_image:
+        tiles.add(count)
+        count = math.ceil(count * _GROWTH)
+    tiles.add(largest_image)
+    if 2 * largest_image <= largest_batch:
+        tiles.add(2 * largest_image)
+    return sorted(tiles)
