@@ -8,6 +8,7 @@ Dotted names of
 
 _ENGINE = "vllm.v1.engine"
 _INTERNVL = "vllm.model_executor.models.internvl"
+_INTERN_VIT = "vllm.model_executor.models.intern_vit"
 _RADIO = "vllm.model_executor.models.radio"
 _QUANTISATION = "vllm.model_executor.layers.quantization"
 _ATTENTION = "vllm.model_executor.layers.attention.mm_encoder_attention"
@@ -64,21 +65,20 @@ ATTRIBUTES = {
         "vllm.v1.worker.encoder_cudagraph_defs.EncoderCudaGraphConfig.modalities",
         "vllm.v1.worker.encoder_cudagraph_defs.EncoderCudaGraphCaptureInputs.values",
     ],
-    "model_executor/models/nemotron_vl_tower.py": [
-        f"{_RADIO}.RadioModel.model",
-        f"{_RADIO}.RadioInternVisionModel.encoder",
-        f"{_RADIO}.RadioInternVisionModel.patch_generator",
-        f"{_RADIO}.RadioVisionEncoder.layers",
-        f"{_RADIO}.RadioVisionEncoderLayer.attn",
-        f"{_RADIO}.RadioVisionEncoderLayer.ls1",
-        f"{_RADIO}.RadioVisionEncoderLayer.ls2",
-        f"{_RADIO}.RadioParallelAttention.attn",
-        f"{_RADIO}.ViTPatchGenerator.num_skip",
-        f"{_RADIO}.ViTPatchGenerator.num_rows",
+    "model_executor/models/nemotron_vl_blocks.py": [
+        f"{_INTERN_VIT}.InternParallelAttention.attn",
         f"{_ATTENTION}.MMEncoderAttention.num_heads",
         f"{_ATTENTION}.MMEncoderAttention.head_size",
         f"{_ATTENTION}.MMEncoderAttention.scale",
         f"{_ATTENTION}.MMEncoderAttention.dtype",
+    ],
+    "model_executor/models/nemotron_vl_tower.py": [
+        f"{_RADIO}.RadioModel.model",
+        f"{_RADIO}.RadioInternVisionModel.encoder",
+        f"{_RADIO}.RadioInternVisionModel.patch_generator",
+        f"{_RADIO}.RadioModel.summary_idxs",
+        f"{_RADIO}.ViTPatchGenerator.num_skip",
+        f"{_RADIO}.ViTPatchGenerator.num_rows",
     ],
     "model_executor/models/nemotron_vl_layer_names.py": [
         "vllm.config.quantization.QuantizationConfigArgs.targets",
@@ -126,11 +126,10 @@ BEHAVIOUR = [
     "vllm.multimodal.processing.inputs.ProcessorInputs.get_mm_hashes",
     "vllm.transformers_utils.processors.internvl.calculate_internvl_targets",
     "vllm.transformers_utils.processors.internvl.get_internvl_target_ratios",
+    f"{_INTERN_VIT}.InternMLP",
+    f"{_INTERN_VIT}.InternParallelAttention",
     f"{_RADIO}.ClsToken",
     f"{_RADIO}.RadioInternVisionModel",
-    f"{_RADIO}.RadioParallelAttention",
-    f"{_RADIO}.RadioVisionEncoder",
-    f"{_RADIO}.RadioVisionEncoderLayer",
     f"{_RADIO}.ViTPatchGenerator",
     f"{_RADIO}.ViTPatchLinear",
 ]

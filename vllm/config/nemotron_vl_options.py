@@ -4,6 +4,8 @@
 import math
 
 from vllm.config import VllmConfig
+from vllm.platforms import current_platform
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from .nemotron_vl_names import VIDEO_ARCHITECTURE
 
@@ -65,6 +67,30 @@ def check_adapters(config: VllmConfig) -> None:
                 "so vLLM would apply adapters to the wrong tiles. Leave one of them "
                 "out."
             )
+
+
+def check_encoder_attention(config: VllmConfig) -> None:
+    """Refuse kernels of attention that do not take whole tiles.
+
+    vLLM's FlashInfer backend reads packed sequences, with their offsets in memory, and
+    waits for the device in each block. On CUDA, FP8 attention is FlashInfer's.
+
+    Raises:
+        ValueError: Names the option.
+    """
+    options = config.model_config.get_multimodal_config()
+    backend = options.mm_encoder_attn_backend
+    if backend == AttentionBackendEnum.FLASHINFER:
+        refused = "--mm-encoder-attn-backend FLASHINFER"
+    elif options.mm_encoder_attn_dtype == "fp8" and not current_platform.is_rocm():
+        refused = "--mm-encoder-attn-dtype fp8, which needs FLASHINFER here,"
+    else:
+        return
+    raise ValueError(
+        f"{refused} does not work with this model's tower: that backend takes packed "
+        "sequences, not tiles. Leave it out; vLLM then chooses FLASH_ATTN, TRITON_ATTN "
+        "or TORCH_SDPA."
+    )
 
 
 def graph_tiles(largest_image: int, largest_batch: int) -> list[int]:

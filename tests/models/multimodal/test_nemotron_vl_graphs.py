@@ -14,7 +14,6 @@ import torch
 from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 
-from support.clips import VIDEO
 from support.encoder_graphs import graphs
 from support.forked import IMPORTED
 from support.loading import load, make_config
@@ -174,36 +173,6 @@ def test_sizes_of_graphs_follow_the_settings(checkpoint):
         **GRAPHS,
     )
     assert not config.compilation_config.cudagraph_mm_encoder
-
-
-ADAPTERS = dict(enable_lora=True, enable_tower_connector_lora=True)
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (GRAPHS, "--compilation-config.cudagraph_mm_encoder"),
-        (
-            dict(tensor_parallel_size=2, mm_encoder_tp_mode="data"),
-            "--mm-encoder-tp-mode data",
-        ),
-        (dict(enable_mm_embeds=True), "--enable-mm-embeds"),
-        (dict(hf_overrides=VIDEO), "videos"),
-    ],
-    ids=["graphs", "data parallel", "embeddings", "videos"],
-)
-def test_adapters_on_the_encoder_are_refused_where_vllm_would_mix_them_up(
-    checkpoint, options, named
-):
-    with pytest.raises(ValueError, match="--enable-tower-connector-lora") as refusal:
-        make_config(checkpoint, "float32", **ADAPTERS, **options)
-    assert f"does not work with {named}" in str(refusal.value).replace("\n", " ")
-    if "hf_overrides" in options:
-        options = {**options, "limit_mm_per_prompt": {"video": 0}}
-        assert make_config(checkpoint, "float32", **ADAPTERS, **options)
-    if "mm_encoder_tp_mode" in options:
-        options = dict(mm_encoder_tp_mode="data")  # one rank encodes all tiles
-        assert make_config(checkpoint, "float32", **ADAPTERS, **options)
 
 
 # Two ranks that share out the images

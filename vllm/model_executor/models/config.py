@@ -17,7 +17,12 @@ from ...config.nemotron_vl_names import (
     TOKENIZER_MODE,
     VIDEO_TOKENIZER_MODE,
 )
-from ...config.nemotron_vl_options import check_adapters, encoder_graphs, graph_tiles
+from ...config.nemotron_vl_options import (
+    check_adapters,
+    check_encoder_attention,
+    encoder_graphs,
+    graph_tiles,
+)
 from ...transformers_utils.configs.nemotron_vl_checks import (
     PS_VERSION_ASSUMED,
     check_servable,
@@ -157,6 +162,7 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
 
         EncoderConfig.from_vllm_config(vllm_config)
         check_adapters(vllm_config)
+        check_encoder_attention(vllm_config)
         _complete_graphs(vllm_config)
         model_config = vllm_config.model_config
         _check_kernel(model_config)

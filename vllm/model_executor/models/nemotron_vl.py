@@ -62,7 +62,12 @@ from .nemotron_vl_processing import (
 )
 from .nemotron_vl_reuse import TileReuse
 from .nemotron_vl_tower import NemotronVLRadioModel, encoder_dtype, feed_rows
-from .nemotron_vl_weights import checked, unreadable_files_explained
+from .nemotron_vl_weights import (
+    are_of_files,
+    checked,
+    reloaded,
+    unreadable_files_explained,
+)
 
 logger = init_logger("vllm.model_executor.models.nemotron_vl")
 
@@ -280,7 +285,7 @@ class LlamaNemotronVLChatModel(
         return tower_tokens, tiles * self.num_image_token
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a checkpoint. Later calls may load a part of one.
+        """Load a checkpoint. Later calls may load a part of one, but not from files.
 
         Raises:
             ValueError: Names a tensor that is missing, unknown or of a wrong
@@ -289,8 +294,12 @@ class LlamaNemotronVLChatModel(
         if self.tile_reuse is not None:
             self.tile_reuse.clear()
         encoder_only = self.multimodal_config.mm_encoder_only
-        weights = checked(weights, self.config, self._must_be_whole, encoder_only)
-        weights = self.input_conditioner.load_statistics(weights)
+        whole = self._must_be_whole or are_of_files(weights)
+        if whole and not self._must_be_whole:
+            weights = reloaded(weights, self, self.config, encoder_only)
+        else:
+            weights = checked(weights, self.config, whole, encoder_only)
+        weights = self.input_conditioner.load_statistics(weights, whole)
         with unreadable_files_explained():
             loaded = AutoWeightsLoader(self).load_weights(
                 weights, mapper=self.hf_to_vllm_mapper

@@ -54,7 +54,8 @@ class InputConditioner(nn.Module):
         for name in ("scale", "shift"):
             buffer = torch.empty(len(mean), dtype=torch.float32)
             self.register_buffer(name, buffer, persistent=persistent)
-        self._set(_float32(mean), _float32(std))
+        self._defaults = _float32(mean), _float32(std)
+        self._set(*self._defaults)
 
     def _set(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         self.mean, self.std = mean, std
@@ -87,20 +88,29 @@ class InputConditioner(nn.Module):
         return (pixel_values * scale + shift).to(self.dtype)
 
     def load_statistics(
-        self, weights: Iterable[tuple[str, torch.Tensor]]
+        self, weights: Iterable[tuple[str, torch.Tensor]], whole: bool = False
     ) -> Iterable[tuple[str, torch.Tensor]]:
         """Load the statistics that are among a checkpoint's tensors.
+
+        Args:
+            weights: Names and tensors. In vLLM's sparse patches of weights, NaN stands
+                for a value that does not change.
+            whole: Whether they are all tensors of a checkpoint. Statistics that it does
+                not have are then those that the conditioner was made with.
 
         Yields:
             All other tensors, with their names.
         """
-        found: dict[str, torch.Tensor] = {}
+        own = self._defaults if whole else (self.mean, self.std)
+        mean, std = CONDITIONER_TENSORS
+        found = dict(zip((mean, std), own, strict=True))
+        changed = whole
         for name, tensor in weights:
-            if name in CONDITIONER_TENSORS:
-                found[name.rpartition(".")[2]] = tensor.flatten().float().cpu()
+            if name in found:
+                values = tensor.flatten().float().cpu()
+                found[name] = torch.where(values.isnan(), found[name], values)
+                changed = True
             else:
                 yield name, tensor
-        if found:
-            self._set(
-                found.get("norm_mean", self.mean), found.get("norm_std", self.std)
-            )
+        if changed:
+            self._set(found[mean], found[std])

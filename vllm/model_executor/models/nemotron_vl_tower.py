@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from transformers import PreTrainedConfig
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.models.intern_vit import InternVisionEncoder
 from vllm.model_executor.models.radio import RadioModel
 from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
 from vllm.platforms import current_platform
 
 from ...config.nemotron_vl_cpu import has_amx, has_native_products
-
-# Below this many tokens, one call for all heads is faster (measured).
-_FEW_TOKENS = 128
+from .nemotron_vl_blocks import TowerBlock
 
 
 def encoder_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -60,66 +59,11 @@ def _apply_to_rows(
     return apply(layer, x.flatten(0, -2), bias).unflatten(0, x.shape[:-1])
 
 
-class HeadwiseAttention(nn.Module):
-    """Attention head by head, for bfloat16 on CPUs with bfloat16 instructions.
-
-    oneDNN computes these products at full speed, torch's fused attention at a fifth
-    of it. The scores of one head fit into the CPU's cache.
-
-    Args:
-        num_heads: Heads of this rank.
-        head_size: Width of a head.
-        scale: Factor of the scores.
-    """
-
-    def __init__(self, num_heads: int, head_size: int, scale: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.head_size = head_size
-        self.scale = scale
-
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        **lengths: None,
-    ) -> torch.Tensor:
-        """Attention of tiles.
-
-        Args:
-            query: ``(batch, tokens, heads * head_size)``.
-            key: Of the same shape.
-            value: Of the same shape.
-            lengths: Of packed sequences; always ``None`` for tiles of one size.
-
-        Returns:
-            The same shape.
-        """
-        batch, tokens, _ = query.shape
-        query, key, value = (
-            x.unflatten(2, (self.num_heads, self.head_size)).transpose(1, 2)
-            for x in (query, key, value)
-        )
-        if tokens < _FEW_TOKENS:
-            out = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
-            return out.transpose(1, 2).flatten(2)
-        out = query.new_empty((batch, tokens, self.num_heads, self.head_size))
-        for tile in range(batch):
-            for head in range(self.num_heads):
-                scores = (query[tile, head] * self.scale) @ key[tile, head].t()
-                # softmax computes in float32 and rounds its result once.
-                weights = scores.softmax(-1)
-                out[tile, :, head] = weights @ value[tile, head]
-        return out.flatten(2)
-
-
 class NemotronVLRadioModel(RadioModel):
     """C-RADIO for tiles of one size.
 
     The position embeddings are resized to the grid of a tile when they are loaded,
-    not in every forward. vLLM's blocks have layer scales and C-RADIO has none, so
-    they are constants of one instead of parameters.
+    not in every forward.
 
     Args:
         config: Composite configuration of the checkpoint.
@@ -136,20 +80,16 @@ class NemotronVLRadioModel(RadioModel):
     ) -> None:
         tower = copy.deepcopy(config.vision_config)
         tower.image_size = tower.cpe_max_size = config.force_image_size
-        super().__init__(tower, quant_config, prefix=maybe_prefix(prefix, "model"))
+        prefix = maybe_prefix(prefix, "model")
+        super().__init__(
+            tower, quant_config, prefix=prefix, num_hidden_layers_override=0
+        )
+        # A reload would look for weights of the buffer, which nothing reads here.
+        self.summary_idxs = None
         self.align_corners: bool = tower.pos_embed_align_corners
-        layers: Iterable[Any] = self.model.encoder.layers
-        for layer in layers:
-            for name in ("ls1", "ls2"):
-                ones = getattr(layer, name).data.fill_(1)
-                delattr(layer, name)
-                layer.register_buffer(name, ones, persistent=False)
-            attention = layer.attn.attn
-            native = current_platform.is_cpu() and has_native_products("bfloat16")
-            if native and attention.dtype == torch.bfloat16:
-                layer.attn.attn = HeadwiseAttention(
-                    attention.num_heads, attention.head_size, attention.scale
-                )
+        self.model.encoder = InternVisionEncoder(  # type: ignore[assignment]
+            tower, quant_config, prefix=f"{prefix}.encoder", layer_cls=TowerBlock
+        )
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -167,7 +107,8 @@ class NemotronVLRadioModel(RadioModel):
         Returns:
             ``(tiles, patches, hidden_size)``, without class and register tokens.
         """
-        return self.model(pixel_values)[:, self.num_prefix_tokens :]
+        hidden_states = self.model.patch_generator(pixel_values)
+        return self.model.encoder(hidden_states)[:, self.num_prefix_tokens :]
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         loader = AutoWeightsLoader(self)
@@ -182,11 +123,21 @@ class NemotronVLRadioModel(RadioModel):
         Bilinear and in float32, in which C-RADIO does it in every forward. The corners
         are aligned unless the configuration says otherwise, see
         `NemotronVLVisionConfig`.
+
+        Raises:
+            ValueError: Some values are NaN, which in vLLM's sparse patches of weights
+                stands for what does not change. The grid to change is not kept.
         """
         side = self.model.patch_generator.num_rows
         grid = round(pos_embed.shape[1] ** 0.5)
         if grid == side:
             return pos_embed
+        missing = pos_embed.isnan()
+        if missing.any() and not missing.all():
+            raise ValueError(
+                "A sparse patch must have all values of pos_embed or none of them, "
+                "because its grid is resized when it is loaded."
+            )
         image = pos_embed.float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
         image = F.interpolate(
             image, (side, side), mode="bilinear", align_corners=self.align_corners

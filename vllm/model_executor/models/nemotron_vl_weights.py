@@ -2,11 +2,18 @@
 """Checks of a checkpoint's tensors while they are loaded."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
+from vllm.config import get_current_vllm_config
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+from vllm.transformers_utils.config import get_safetensors_params_metadata
 
 from .nemotron_vl_layout import (
     CONDITIONER_TENSORS,
@@ -75,6 +82,76 @@ def checked(
             f"The checkpoint lacks {len(missing)} of {len(required)} tensors: "
             f"{shown}. Download its safetensors files again."
         )
+
+
+def are_of_files(weights: Iterable[tuple[str, torch.Tensor]]) -> bool:
+    """Whether one of vLLM's loaders reads the tensors from a checkpoint's files.
+
+    Tensors that a trainer sends come from elsewhere, and may be a part of a checkpoint.
+    """
+    return getattr(weights, "__name__", None) == "get_all_weights"
+
+
+def reloaded(
+    weights: Iterable[tuple[str, torch.Tensor]],
+    model: nn.Module,
+    config: Config,
+    encoder_only: bool,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pass on the tensors of files that a loaded model is to take, all or none.
+
+    The headers of safetensors files are compared with the configuration first. If they
+    do not fit, or if there are no files, the model keeps its weights.
+
+    Args:
+        weights: Of a loader; its first step finds the files or downloads them.
+        model: vLLM has put its weights aside.
+        config: As for `checked`.
+        encoder_only: As for `checked`.
+
+    Raises:
+        ValueError: As `checked`.
+    """
+    model_config = get_current_vllm_config().model_config
+    weights = iter(weights)
+    try:
+        with unreadable_files_explained():
+            first = [*islice(weights, 1)]
+            headers = get_safetensors_params_metadata(
+                model_config.model, revision=model_config.revision
+            )
+            if headers or not first:
+                _check_headers(headers, config, encoder_only)
+    except Exception:
+        finalize_layerwise_reload(model, model_config)  # puts the weights back
+        raise
+    try:
+        with unreadable_files_explained():
+            yield from checked(chain(first, weights), config, True, encoder_only)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Some weights are those of the new checkpoint already: reload a "
+            "whole one before the next request."
+        ) from error
+
+
+def _check_headers(
+    headers: Mapping[str, Mapping[str, Any]], config: Config, encoder_only: bool
+) -> None:
+    known = checkpoint_tensors(config) | CONDITIONER_TENSORS
+    tensors = (
+        (name, _described(header))
+        for name, header in headers.items()
+        # Files that an index does not name may have other tensors.
+        if name in known or quantised_weight(name, known) is not None
+    )
+    deque(checked(tensors, config, True, encoder_only), maxlen=0)
+
+
+def _described(header: Mapping[str, Any]) -> torch.Tensor:
+    floating = header["dtype"].startswith(("F", "BF"))
+    dtype = torch.float32 if floating else torch.uint8
+    return torch.empty(header["shape"], dtype=dtype, device="meta")
 
 
 @contextlib.contextmanager

@@ -78,6 +78,15 @@ def test_a_checkpoint_of_several_files_is_loaded_and_reloaded(
     llm.collective_rpc("reload_weights")
     forget(llm)
     assert answers(llm, requests, GREEDY) == expected
+    block = {name: t for name, t in tensors.items() if ".blocks.1." in name}
+    others = {name: t * 1.1 for name, t in tensors.items() if name not in block}
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny, damaged, ignore=shutil.ignore_patterns("*.safetensors"))
+    save_torch_state_dict(others, damaged, max_shard_size="3MB")
+    with pytest.raises(Exception, match=f"lacks {len(block)} of"):
+        llm.collective_rpc("reload_weights", kwargs={"weights_path": str(damaged)})
+    forget(llm)
+    assert answers(llm, requests, GREEDY) == expected
 
 
 def test_sleep_is_refused_by_vllm_on_a_cpu(tiny):

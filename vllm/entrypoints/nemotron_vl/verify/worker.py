@@ -58,7 +58,9 @@ def _encoder_graphs(runner: Any) -> "EncoderCudaGraphManager | None":
     """The CUDA graphs of the encoder on Model Runner V1 or V2, if they are on."""
     if hasattr(runner, "encoder_cudagraph_manager"):
         return runner.encoder_cudagraph_manager
-    return runner.model_state.encoder_runner.cudagraph_manager
+    # Only where images are encoded, on the first rank of a pipeline.
+    encoder = getattr(runner.model_state, "encoder_runner", None)
+    return encoder.cudagraph_manager if encoder else None
 
 
 def _errors(model: Any, expected: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -1,0 +1,52 @@
+"""Options of vLLM that do not work together with this model are refused by name."""
+
+import pytest
+from vllm.platforms import current_platform
+
+from support.clips import VIDEO
+from support.loading import make_config
+
+GRAPHS = dict(enforce_eager=False, compilation_config={"cudagraph_mm_encoder": True})
+ADAPTERS = dict(enable_lora=True, enable_tower_connector_lora=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (GRAPHS, "--compilation-config.cudagraph_mm_encoder"),
+        (
+            dict(tensor_parallel_size=2, mm_encoder_tp_mode="data"),
+            "--mm-encoder-tp-mode data",
+        ),
+        (dict(enable_mm_embeds=True), "--enable-mm-embeds"),
+        (dict(hf_overrides=VIDEO), "videos"),
+    ],
+    ids=["graphs", "data parallel", "embeddings", "videos"],
+)
+def test_adapters_on_the_encoder_are_refused_where_vllm_would_mix_them_up(
+    checkpoint, options, named
+):
+    with pytest.raises(ValueError, match="--enable-tower-connector-lora") as refusal:
+        make_config(checkpoint, "float32", **ADAPTERS, **options)
+    assert f"does not work with {named}" in str(refusal.value).replace("\n", " ")
+    if "hf_overrides" in options:
+        options = {**options, "limit_mm_per_prompt": {"video": 0}}
+        assert make_config(checkpoint, "float32", **ADAPTERS, **options)
+    if "mm_encoder_tp_mode" in options:
+        options = dict(mm_encoder_tp_mode="data")  # one rank encodes all tiles
+        assert make_config(checkpoint, "float32", **ADAPTERS, **options)
+
+
+@pytest.mark.parametrize("backend", ["FLASH_ATTN", "TRITON_ATTN", "TORCH_SDPA"])
+def test_kernels_of_attention_that_take_tiles(checkpoint, backend):
+    assert make_config(checkpoint, "float32", mm_encoder_attn_backend=backend)
+
+
+def test_kernels_of_attention_for_packed_sequences_are_refused(checkpoint, monkeypatch):
+    with pytest.raises(ValueError, match="--mm-encoder-attn-backend FLASHINFER does"):
+        make_config(checkpoint, "float32", mm_encoder_attn_backend="FLASHINFER")
+    with pytest.raises(ValueError, match="--mm-encoder-attn-dtype fp8, which needs"):
+        make_config(checkpoint, "float32", mm_encoder_attn_dtype="fp8")
+    # There, it is a kernel that takes tiles.
+    monkeypatch.setattr(current_platform, "is_rocm", lambda: True)
+    assert make_config(checkpoint, "float32", mm_encoder_attn_dtype="fp8")
