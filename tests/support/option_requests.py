@@ -1,9 +1,10 @@
-"""What the matrix of options asks an engine, and the reference's answers to it."""
+"""What the matrix of options asks engines, and what the reference says to it."""
 
+import copy
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from vllm.lora.request import LoRARequest
 
-from lora.train_adapters import train
+from lora.train_adapters import TOWER, train
 from support.clips import encoded, numbers
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
@@ -21,7 +23,7 @@ from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import EMBEDS, NUM_TILES
 
 TOKENS = 10  # of an answer
 ADAPTERS = ("language", "tower", "all")
-TOWER_LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+PICTURES = {text: draw_text(text) for text in ("640-27", "118-05", "33.7", "9")}
 
 
 def chat(images: int, videos: int = 0) -> str:
@@ -34,48 +36,42 @@ def chat(images: int, videos: int = 0) -> str:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Ask:
-    """A prompt for ``LLM.generate``, and what the reference must see for it."""
+    """A prompt for ``LLM.generate``.
+
+    Args:
+        name: For messages.
+        pictures: What the reference sees.
+        videos: The same: the frames of each.
+        data: What the engine gets, if it is something else.
+        uuids: Names of the images or videos.
+    """
 
     name: str
-    text: str
     pictures: Sequence[Image.Image] = ()
     videos: Sequence[list[Image.Image]] = ()
-    data: dict[str, Any] | None = None  # if it differs from the pictures
+    data: dict[str, Any] | None = None
     uuids: dict[str, list[str]] | None = None
 
     @property
+    def text(self) -> str:
+        return chat(len(self.pictures), len(self.videos))
+
+    @property
     def prompt(self) -> dict[str, Any]:
-        data = self.data
-        if data is None:
-            data = {}
-            if self.pictures:
-                data["image"] = list(self.pictures)
-            if self.videos:
-                data["video"] = [encoded(frames) for frames in self.videos]
-        prompt: dict[str, Any] = {"prompt": self.text, "multi_modal_data": data}
-        if self.uuids:
-            prompt["multi_modal_uuids"] = self.uuids
-        return prompt
+        data: dict[str, Any] = self.data or {
+            "image": [*self.pictures],
+            "video": [encoded(frames) for frames in self.videos],
+        }
+        prompt: dict[str, Any] = {
+            "prompt": self.text,
+            "multi_modal_data": {kind: items for kind, items in data.items() if items},
+        }
+        return prompt | ({"multi_modal_uuids": self.uuids} if self.uuids else {})
 
 
-class Int8Linear(nn.Module):
-    """W8A8 in plain PyTorch: a scale for each output, and for each token's inputs.
-
-    `merged` is the layer with an adapter, which vLLM does not quantise.
-    """
-
-    def __init__(self, linear: nn.Linear, merged: nn.Linear) -> None:
-        super().__init__()
-        self.weight, self.scale = rounded(linear.weight)
-        self.adapter = merged.weight - linear.weight
-        self.bias = linear.bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        levels, scale = rounded(x)
-        product = (levels @ self.weight.T) * scale * self.scale.T
-        return product + x @ self.adapter.T + self.bias
+# Quantisation
 
 
 def rounded(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,139 +80,191 @@ def rounded(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (values / scale).round(), scale
 
 
-def quantise_tower(tiny: Path, folder: Path) -> Path:
-    """Write the embedded checkpoint with 8-bit linear layers in its tower."""
+class Int8Linear(nn.Module):
+    """8-bit weights and activations in plain PyTorch: a scale for each row of both.
+
+    Args:
+        plain: The layer whose weights are rounded.
+        merged: The same with an adapter, which vLLM computes in full precision.
+    """
+
+    def __init__(self, plain: nn.Linear, merged: nn.Linear) -> None:
+        super().__init__()
+        self.levels, self.scale = rounded(plain.weight)
+        self.adapter = merged.weight - plain.weight
+        self.bias = plain.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        levels, scale = rounded(x)
+        product = (levels @ self.levels.T) * scale * self.scale.T
+        return product + x @ self.adapter.T + self.bias
+
+
+def with_int8_tower(plain: Reference, merged: Reference) -> Reference:
+    result = copy.deepcopy(merged)
+    for number, block in enumerate(result.tower.blocks):
+        for name in TOWER:
+            layers = (
+                reference.tower.blocks[number].get_submodule(name)
+                for reference in (plain, merged)
+            )
+            block.set_submodule(name, Int8Linear(*layers))
+    return result
+
+
+def write_int8_tower(tiny: Path, folder: Path) -> Path:
+    """The embedded checkpoint with the tower's linear layers in 8 bits."""
     shutil.copytree(tiny, folder)
     (file,) = folder.glob("*.safetensors")
     tensors = load_file(file)
-    for name in [n for n in tensors if n.endswith(tuple(f"{x}.weight" for x in TOWER_LINEAR))]:
-        levels, scale = rounded(tensors[name].float())
-        tensors[name] = levels.to(torch.int8)
-        tensors[name.replace(".weight", ".weight_scale")] = scale
+    for name in [*tensors]:
+        if name.endswith(tuple(f".{layer}.weight" for layer in TOWER)):
+            levels, scale = rounded(tensors[name].float())
+            tensors[name] = levels.to(torch.int8)
+            tensors[f"{name}_scale"] = scale
     save_file(tensors, file, {"format": "pt"})
     eight = {"num_bits": 8, "type": "int", "symmetric": True}
-    scheme = {
-        "targets": ["Linear"],
-        "weights": {**eight, "strategy": "channel"},
-        "input_activations": {**eight, "strategy": "token", "dynamic": True},
-    }
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {
         "quant_method": "compressed-tensors",
         "format": "int-quantized",
-        "config_groups": {"group_0": scheme},
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {**eight, "strategy": "channel"},
+                "input_activations": {**eight, "strategy": "token", "dynamic": True},
+            }
+        },
         "ignore": ["re:language_model.*", "re:mlp1.*"],
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
+# The reference
+
+
 @dataclass
-class World:
-    """Checkpoints, adapters, a store of embeddings, and all that is asked."""
+class Expected:
+    """The reference with and without adapters, and with a quantised tower."""
 
     tiny: Path
     folder: Path
-    _references: dict = field(default_factory=dict)
+    _references: dict[tuple, Reference] = field(default_factory=dict)
 
     @cached_property
-    def quantised(self) -> Path:
-        return quantise_tower(self.tiny, self.folder / "quantised")
+    def int8_checkpoint(self) -> Path:
+        return write_int8_tower(self.tiny, self.folder / "int8")
 
-    @cached_property
-    def merged(self) -> dict[str, Reference]:
-        """The reference with each adapter merged into its weights."""
-        return {n: train(self.tiny, n, self.folder / n) for n in ADAPTERS}
+    def adapter(self, name: str) -> LoRARequest:
+        self.reference(name)  # trains it
+        return LoRARequest(name, 1 + ADAPTERS.index(name), str(self.folder / name))
 
     def reference(self, adapter: str | None = None, int8: bool = False) -> Reference:
+        """The reference, an adapter merged into its weights."""
         key = adapter, int8
         if key not in self._references:
-            plain = Reference.load(self.tiny)
-            found = self.merged[adapter] if adapter else plain
             if int8:
-                found = _with_int8_tower(plain, found)
+                plain, merged = self.reference(), self.reference(adapter)
+                found = with_int8_tower(plain, merged)
+            elif adapter:
+                found = train(self.tiny, adapter, self.folder / adapter)
+            else:
+                found = Reference.load(self.tiny)
             self._references[key] = found
         return self._references[key]
 
-    def features(self, pixels: torch.Tensor, **kind) -> torch.Tensor:
-        """Embeddings of one image or video, (tokens, width)."""
-        return self.reference(**kind).encode(pixels).flatten(0, 1).detach()
+    @torch.no_grad()
+    def features(
+        self, ask: Ask, adapter: str | None = None, int8: bool = False
+    ) -> list[torch.Tensor]:
+        """Embeddings of each image and of each video, (tokens, width)."""
+        reference = self.reference(adapter, int8)
+        items = [reference.to_pixels(picture) for picture in ask.pictures]
+        items += [reference.frames_to_pixels(frames) for frames in ask.videos]
+        return [reference.encode(pixels).flatten(0, 1) for pixels in items]
 
-    def answer(self, ask: Ask, **kind) -> list[int]:
-        return self.reference(**kind).answer(
-            ask.text, list(ask.pictures), TOKENS, ask.videos
-        )[1]
+    def answer(self, ask: Ask, adapter: str | None = None, int8: bool = False):
+        """Tokens of the answer."""
+        reference = self.reference(adapter, int8)
+        return reference.answer(ask.text, [*ask.pictures], TOKENS, ask.videos)[1]
 
-
-def _with_int8_tower(plain: Reference, merged: Reference) -> Reference:
-    import copy
-
-    result = copy.deepcopy(merged)
-    for block, first, last in zip(
-        result.tower.blocks, plain.tower.blocks, merged.tower.blocks, strict=True
-    ):
-        for name in TOWER_LINEAR:
-            layer = Int8Linear(first.get_submodule(name), last.get_submodule(name))
-            block.set_submodule(name, layer)
-    return result
-
-
-PICTURES = {text: draw_text(text) for text in ("640-27", "118-05", "33.7", "9")}
+    def up_to_the_end(self, tokens: Iterable[int]) -> list[int]:
+        """An answer without what follows its end token."""
+        tokens = [*tokens]
+        end = self.reference().tokenizer.convert_tokens_to_ids("<|eot_id|>")
+        return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
-def corner(picture: Image.Image) -> Image.Image:
-    """A copy that shares all tiles but one and the thumbnail."""
-    copy = picture.copy()
-    copy.paste("red", (0, 0, 20, 20))
-    return copy
+# Requests
 
 
 def pictures() -> list[Ask]:
-    a, b, c = (PICTURES[text] for text in ("640-27", "118-05", "33.7"))
+    """One image, two of different sizes, none, and images with tiles of others."""
+    one, other, large = (PICTURES[text] for text in ("640-27", "118-05", "33.7"))
+    corner = large.copy()  # graphs hold no picture of this size, so tiles are reused
+    corner.paste("red", (0, 0, 20, 20))  # changes one tile and the thumbnail
     return [
-        Ask("one", chat(1), [a]),
-        Ask("two of different sizes", chat(2), [c, b]),
-        Ask("none", chat(0)),
-        Ask("one that shares tiles", chat(1), [corner(a)]),
-        Ask("the other way round", chat(2), [b, c]),
+        Ask("one", [one]),
+        Ask("two of different sizes", [large, other]),
+        Ask("none"),
+        Ask("one that shares tiles", [corner]),
+        Ask("two in another order", [other, large]),
     ]
 
 
-def embeddings(world: World) -> list[Ask]:
-    b, c = PICTURES["118-05"], PICTURES["33.7"]
-    plain = world.reference()
-    given = [world.features(plain.to_pixels(picture)) for picture in (b, c)]
+def embeddings(expected: Expected, **kind) -> list[Ask]:
+    """Embeddings that come with the request, beside an image that does not."""
+    asks = [
+        Ask("embeddings", [PICTURES["118-05"]]),
+        Ask("two embeddings", [PICTURES["118-05"], PICTURES["33.7"]]),
+    ]
+    given = [expected.features(ask, **kind) for ask in asks]
     return [
-        Ask("embeddings", chat(1), [b], data={"image": {EMBEDS: given[:1]}}),
-        Ask("two embeddings", chat(2), [b, c], data={"image": {EMBEDS: given}}),
-        Ask("a picture beside them", chat(1), [PICTURES["9"]]),
+        *(
+            replace(ask, data={"image": {EMBEDS: features}})
+            for ask, features in zip(asks, given, strict=True)
+        ),
+        Ask("an image beside them", [PICTURES["9"]]),
     ]
 
 
 def videos() -> list[Ask]:
-    frames = numbers("640-27", "12")
     return [
-        Ask("video", chat(0, 1), videos=[frames]),
-        Ask("picture and video", chat(1, 1), [PICTURES["118-05"]], [numbers("55")]),
+        Ask("video", videos=[numbers("640-27", "12")]),
+        Ask("image and video", [PICTURES["118-05"]], [numbers("55")]),
     ]
 
 
-def stored(world: World, store: Path, video: bool, adapters=(None,)) -> list[Ask]:
-    """Images whose embeddings are in the store: those of another picture, to tell."""
+def stored(
+    expected: Expected, store: Path, *, adapters: Iterable[str | None], **kind
+) -> list[Ask]:
+    """Requests whose embeddings another engine has stored.
+
+    They are those of another picture than is sent, so the answer tells which were used.
+    """
     sent, seen = PICTURES["640-27"], PICTURES["118-05"]
-    plain = world.reference()
-    tiles = plain.to_pixels(seen)
+    ask = Ask("stored", [seen], data={"image": [sent]}, uuids={"image": ["seen"]})
     for adapter in adapters:
-        name = f"{adapter}:seen" if adapter else "seen"
-        (store / name).mkdir(parents=True)
-        save_file(
-            {"ec_cache": world.features(tiles)},
-            store / name / "encoder_cache.safetensors",
-        )
-    uuids = {"image": ["seen"]}
-    count = {NUM_TILES: torch.tensor([len(tiles)])}
+        (features,) = expected.features(ask, adapter, **kind)
+        folder = store / (f"{adapter}:seen" if adapter else "seen")
+        folder.mkdir(parents=True)
+        file = folder / "encoder_cache.safetensors"
+        save_file({"ec_cache": features.contiguous()}, file)
+    tiles = len(expected.reference().to_pixels(seen))
     return [
-        Ask("stored", chat(1), [seen], data={"image": [sent]}, uuids=uuids),
-        Ask("stored, by name", chat(1), [seen], data={"image": count}, uuids=uuids),
-        Ask("not stored", chat(1), [PICTURES["9"]]),
+        ask,
+        replace(ask, name="name", data={"image": {NUM_TILES: torch.tensor([tiles])}}),
+        Ask("not stored", [PICTURES["9"]]),
     ]
+
+
+def stored_video(expected: Expected, store: Path, **kind) -> list[Ask]:
+    seen = numbers("55", "7")
+    sent = {"video": [encoded(numbers("640", "27"))]}
+    ask = Ask("stored video", videos=[seen], data=sent, uuids={"video": ["clip"]})
+    (features,) = expected.features(ask, **kind)
+    folder = store / "video-clip"
+    folder.mkdir(parents=True)
+    save_file({"ec_cache": features.contiguous()}, folder / "encoder_cache.safetensors")
+    return [ask]
