@@ -93,6 +93,22 @@ def check_encoder_attention(config: VllmConfig) -> None:
     )
 
 
+def check_encoder_alone(config: VllmConfig) -> None:
+    """Refuse a pipeline in an engine that only encodes: its ranks would wait for ever.
+
+    Raises:
+        ValueError: Names both options.
+    """
+    role = config.ec_transfer_config
+    if role is None or not role.is_ec_producer or role.is_ec_consumer:
+        return
+    if config.parallel_config.pipeline_parallel_size > 1:
+        raise ValueError(
+            "An engine that only encodes (--ec-transfer-config with ec_producer) has "
+            "no language model to divide. Leave out --pipeline-parallel-size."
+        )
+
+
 def graph_tiles(largest_image: int, largest_batch: int) -> list[int]:
     """Numbers of tiles for which vLLM captures graphs of the encoder.
 

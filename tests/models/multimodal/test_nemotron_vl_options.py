@@ -50,3 +50,17 @@ def test_kernels_of_attention_for_packed_sequences_are_refused(checkpoint, monke
     # There, it is a kernel that takes tiles.
     monkeypatch.setattr(current_platform, "is_rocm", lambda: True)
     assert make_config(checkpoint, "float32", mm_encoder_attn_dtype="fp8")
+
+
+@pytest.mark.parametrize("role", ["ec_producer", "ec_both", "ec_consumer"])
+def test_a_pipeline_of_an_engine_that_only_encodes_is_refused(checkpoint, role):
+    """Its second rank would wait for the first one for ever."""
+    options = dict(
+        pipeline_parallel_size=2,
+        ec_transfer_config={"ec_connector": "ECExampleConnector", "ec_role": role},
+    )
+    if role == "ec_producer":
+        with pytest.raises(ValueError, match="no language model to divide"):
+            make_config(checkpoint, "float32", **options)
+    else:
+        assert make_config(checkpoint, "float32", **options)

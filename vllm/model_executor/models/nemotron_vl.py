@@ -126,6 +126,7 @@ class LlamaNemotronVLChatModel(
                 self.config,
                 encoder=lora_config.enable_tower_connector_lora,
                 encoder_is_here=not isinstance(self.vision_model, StageMissingLayer),
+                language_is_here=not isinstance(self.language_model, StageMissingLayer),
             )
         self.max_encoder_tiles = encoder_config.max_encoder_tiles
         self.tile_reuse: TileReuse | None = None

@@ -47,12 +47,19 @@ _IGNORE_LISTS: dict[str, Callable[[str, str], bool]] = {
 _ENCODER_LAYERS = ["vision_model.*", "mlp1.*"]
 
 
-# vLLM knows the name on each rank, but no module has it.
-_ELSEWHERE = r"on the first pipeline rank.\1.o_proj.lora_"
+# Parts of the model, and how a layer of an adapter is named where they are missing. In
+# the other part vLLM has layers whose names end so, but no module has the whole name.
+_ENCODER = re.compile(r"^((?:vision_model|mlp1)\..*)\.lora_")
+_NOT_LANGUAGE = r"in another process.\1.fc1.lora_"
+_LANGUAGE = re.compile(r"^((?:language_model|model|lm_head)\b.*)\.lora_")
+_NOT_ENCODER = r"in another process.\1.o_proj.lora_"
 
 
 def adapter_mapper(
-    config: Config, encoder: bool, encoder_is_here: bool = True
+    config: Config,
+    encoder: bool,
+    encoder_is_here: bool = True,
+    language_is_here: bool = True,
 ) -> WeightsMapper:
     """The mapper for an engine that serves LoRA adapters.
 
@@ -63,9 +70,11 @@ def adapter_mapper(
     Args:
         config: The composite configuration.
         encoder: Whether adapters may have layers of the tower and the connector.
-        encoder_is_here: Whether this rank has the tower and the connector. If not, it
-            keeps an adapter's layers of them under names of no module: vLLM fails on
+        encoder_is_here: Whether this process has the tower and the connector. If not,
+            it keeps an adapter's layers of them under names of no module: vLLM fails on
             adapters without any layer.
+        language_is_here: The same for the language model, which engines that only
+            encode do not have.
     """
     layers = [
         name.removesuffix(".weight")
@@ -85,7 +94,9 @@ def adapter_mapper(
     unknown = re.compile(rf"^(?!(?:{known})\.lora_)(.*)\.lora_")
     renamed = {unknown: rf"'\1' ({reason}).lora_"}
     if not encoder_is_here:
-        renamed[re.compile(r"^((?:vision_model|mlp1)\..*)\.lora_")] = _ELSEWHERE
+        renamed[_ENCODER] = _NOT_ENCODER
+    if not language_is_here:
+        renamed[_LANGUAGE] = _NOT_LANGUAGE
     return HF_TO_VLLM | WeightsMapper(
         orig_to_new_regex=renamed,
         orig_to_new_prefix={
