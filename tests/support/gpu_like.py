@@ -58,4 +58,5 @@ def graph_manager(runner):
 
 def graph_hits(worker) -> int:
     """Images that were replayed from graphs; for ``llm.collective_rpc``."""
-    return graph_manager(worker.model_runner).graph_hits
+    manager = graph_manager(worker.model_runner)
+    return manager.graph_hits if manager else 0  # later pipeline ranks have none

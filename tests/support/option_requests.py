@@ -202,15 +202,26 @@ class Expected:
 def pictures() -> list[Ask]:
     """One image, two of different sizes, none, and images with tiles of others."""
     one, other, large = (PICTURES[text] for text in ("640-27", "118-05", "33.7"))
-    corner = large.copy()  # graphs hold no picture of this size, so tiles are reused
-    corner.paste("red", (0, 0, 20, 20))  # changes one tile and the thumbnail
     return [
         Ask("one", [one]),
         Ask("two of different sizes", [large, other]),
         Ask("none"),
-        Ask("one that shares tiles", [corner]),
+        Ask("one that shares tiles", [marked(one, "red")]),
         Ask("two in another order", [other, large]),
     ]
+
+
+def marked(picture: Image.Image, colour: str) -> Image.Image:
+    """A copy of which one tile and the thumbnail are different."""
+    copied = picture.copy()
+    copied.paste(colour, (0, 0, 20, 20))
+    return copied
+
+
+def alike() -> list[Ask]:
+    """Two images of 11 tiles, which fit no graph; nine tiles are equal."""
+    large = PICTURES["33.7"]
+    return [Ask(f"{c} mark", [marked(large, c)]) for c in ("blue", "green")]
 
 
 def embeddings(expected: Expected, **kind) -> list[Ask]:

@@ -7,6 +7,7 @@ one or the other. ``tools/options_page.py`` writes a section of docs/limits.md f
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -143,45 +144,53 @@ def pairs_of(row: Iterable[str]) -> set[Pair]:
     return {frozenset(pair) for pair in combinations(row, 2)}
 
 
+def four_ranks(row: Iterable[str]) -> bool:
+    return "pp" in row and not {"tp", "dp"}.isdisjoint(row)
+
+
+@cache
 def rows() -> list[list[str]]:
     """Few sets of options that have every pair that must give answers.
 
-    Each begins with a pair that no earlier one has, and takes the option that adds
-    most such pairs until none adds one.
+    From each pair that is left a set grows by the option that adds most such pairs;
+    the best set is taken. Four ranks are slow, so sets with them have little else.
     """
-    wanted = dict.fromkeys(answered())  # in the table's order
-    together = set(wanted)
+    left = dict.fromkeys(answered())  # in the table's order
     found = []
-    while wanted:
-        row = set(next(iter(wanted)))
-        while best := max(
-            (option for option in OPTIONS if _fits(row, option, together, wanted)),
-            key=lambda option: _gain(row, option, wanted),
-            default=None,
-        ):
-            if not _gain(row, best, wanted):
-                break
-            row.add(best)
+    while left:
+        grown = [_grown(pair, left) for pair in left]
+        row = max(grown, key=lambda row: sum(pair in left for pair in pairs_of(row)))
         for usual in ("v1", "uint8"):
-            if not any(usual in a and a & row for a in ALTERNATIVES):
-                row.add(usual)
-        for pair in pairs_of(row):
-            wanted.pop(pair, None)
+            if not any(usual in group and group & row for group in ALTERNATIVES):
+                row |= {usual}
         found.append([option for option in OPTIONS if option in row])
+        for pair in pairs_of(row):
+            left.pop(pair, None)
     return found
 
 
-def _gain(row: set[str], option: str, wanted: Iterable[Pair]) -> int:
-    return sum(frozenset((option, other)) in wanted for other in row)
+def _grown(pair: Pair, left: Iterable[Pair]) -> frozenset[str]:
+    row = pair
+    while not four_ranks(row):
+        new = {
+            option: sum(frozenset((option, other)) in left for other in row)
+            for option in OPTIONS
+            if option not in row and _together(row, option)
+        }
+        best = max(new, key=lambda option: new[option], default=None)
+        if best is None or not new[best]:
+            break
+        row |= {best}
+    return row
 
 
-def _fits(row: set[str], option: str, together: set[Pair], wanted) -> bool:
-    if option in row:
-        return False
-    new = {frozenset((option, other)) for other in row}
-    # Four ranks start slowly.
-    four = {frozenset(("pp", mode)) for mode in ("tp", "dp")}
-    return new <= together and (new & four) <= set(wanted)
+def _together(row: frozenset[str], option: str) -> bool:
+    pairs = {frozenset((option, other)) for other in row}
+    return not (
+        any(alternatives(pair) for pair in pairs)
+        or pairs & REFUSED.keys()
+        or four_ranks(row | {option})
+    )
 
 
 def engine_options(row: Iterable[str]) -> dict[str, Any]:
