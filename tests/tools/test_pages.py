@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import options_page
 import settings_reference
 
 import capacity
@@ -26,3 +27,8 @@ def test_the_settings_page_is_made_from_the_code():
 
 def test_the_capacity_page_is_made_from_its_data():
     assert capacity.PAGE.read_text() == capacity.page()
+
+
+def test_the_options_of_the_limits_page_are_made_from_the_tests():
+    assert options_page.PAGE.read_text() == options_page.page()
+    assert "| tile cache |" in options_page.section()

@@ -53,6 +53,8 @@ ATTRIBUTES = {
         "vllm.config.multimodal.MultiModalConfig.video_pruning_rate",
     ],
     "model_executor/models/config.py": [
+        "vllm.config.compilation.CompilationConfig.cudagraph_mm_encoder",
+        "vllm.config.compilation.CompilationConfig.encoder_cudagraph_token_budgets",
         "vllm._custom_ops.cpu_gemm_wna16",
         "vllm.config.lora.LoRAConfig.enable_tower_connector_lora",
         "vllm.config.multimodal.MultiModalConfig.get_limit_per_prompt",
@@ -69,10 +71,6 @@ ATTRIBUTES = {
         f"{_GRAPHS}_defs.EncoderCudaGraphConfig.modalities",
         f"{_GRAPHS}_defs.EncoderCudaGraphCaptureInputs.values",
         f"{_GRAPHS}_defs.EncoderItemSpec.path_output_tokens",
-    ],
-    "model_executor/models/config.py": [
-        "vllm.config.compilation.CompilationConfig.cudagraph_mm_encoder",
-        "vllm.config.compilation.CompilationConfig.encoder_cudagraph_token_budgets",
     ],
     "model_executor/models/nemotron_vl_blocks.py": [
         f"{_INTERN_VIT}.InternParallelAttention.attn",

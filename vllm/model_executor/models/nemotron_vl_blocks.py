@@ -6,7 +6,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from vllm.model_executor.models.intern_vit import InternVisionEncoderLayer
+from transformers import PreTrainedConfig
+from vllm.compilation.decorators import (
+    should_torch_compile_mm_encoder,
+    support_torch_compile,
+)
+from vllm.config import CompilationMode, VllmConfig
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.models.intern_vit import InternMLP, InternParallelAttention
 from vllm.platforms import current_platform
 
 from ...config.nemotron_vl_cpu import has_native_products
@@ -15,19 +22,72 @@ from ...config.nemotron_vl_cpu import has_native_products
 _FEW_TOKENS = 128
 
 
-class TowerBlock(InternVisionEncoderLayer):
+def compilation_problem(vllm_config: VllmConfig) -> str | None:
+    """What ``compile_mm_encoder`` has no effect with, as a sentence.
+
+    Nobody has seen vLLM's kernels for adapters right in a compiled encoder.
+    """
+    start = "compile_mm_encoder has no effect with"
+    adapters = vllm_config.lora_config
+    mode = vllm_config.compilation_config.mode
+    if not should_torch_compile_mm_encoder(vllm_config):
+        return None
+    if adapters and adapters.enable_tower_connector_lora:
+        return f"{start} --enable-tower-connector-lora."
+    if mode in (CompilationMode.NONE, CompilationMode.STOCK_TORCH_COMPILE):
+        return f"{start} compilation mode {mode.name}."
+    return None
+
+
+def _compiles(vllm_config: VllmConfig) -> bool:
+    return (
+        should_torch_compile_mm_encoder(vllm_config)
+        and compilation_problem(vllm_config) is None
+    )
+
+
+@support_torch_compile(
+    dynamic_arg_dims={"hidden_states": 0},
+    # Else a first forward with one tile compiles a graph for one tile alone, which
+    # vLLM runs for any number of them.
+    mark_unbacked_dims={"hidden_states": 0},
+    enable_if=_compiles,
+    is_encoder=True,
+)
+class TowerBlock(nn.Module):
     """InternViT's block without layer scales, which C-RADIO does not have.
 
     Its attention is head by head where that is faster, else vLLM's.
+
+    Args:
+        config: Configuration of the tower.
+        quant_config: Quantisation of the linear layers, if any.
+        num_dummy_heads: Passed on to vLLM's attention.
+        prefix: Name of the module in the model.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        del self.ls1, self.ls2
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        quant_config: QuantizationConfig | None = None,
+        *,
+        num_dummy_heads: int = 0,
+        prefix: str = "",
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.attn = InternParallelAttention(
+            config,
+            quant_config,
+            num_dummy_heads=num_dummy_heads,
+            prefix=f"{prefix}.attn",
+        )
+        self.norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = InternMLP(config, quant_config, prefix=f"{prefix}.mlp")
         attention: Any = self.attn.attn
         native = current_platform.is_cpu() and has_native_products("bfloat16")
         if native and attention.dtype == torch.bfloat16:
-            self.attn.attn = HeadwiseAttention(
+            self.attn.attn = HeadwiseAttention(  # type: ignore[assignment]
                 attention.num_heads, attention.head_size, attention.scale
             )
 
@@ -80,19 +140,38 @@ class HeadwiseAttention(nn.Module):
         Returns:
             The same shape.
         """
-        batch, tokens, _ = query.shape
-        query, key, value = (
-            x.unflatten(2, (self.num_heads, self.head_size)).transpose(1, 2)
-            for x in (query, key, value)
-        )
-        if tokens < _FEW_TOKENS:
-            out = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
-            return out.transpose(1, 2).flatten(2)
-        out = query.new_empty((batch, tokens, self.num_heads, self.head_size))
-        for tile in range(batch):
-            for head in range(self.num_heads):
-                scores = (query[tile, head] * self.scale) @ key[tile, head].t()
-                # softmax computes in float32 and rounds its result once.
-                weights = scores.softmax(-1)
-                out[tile, :, head] = weights @ value[tile, head]
-        return out.flatten(2)
+        return attend_by_head(query, key, value, self.num_heads, self.scale)
+
+
+# An operator, because a graph of the compiler must not depend on the batch.
+@torch.library.custom_op("nemotron_vl::attend_by_head", mutates_args=())
+def attend_by_head(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    num_heads: int,
+    scale: float,
+) -> torch.Tensor:
+    """See `HeadwiseAttention`."""
+    batch, tokens, width = query.shape
+    head_size = width // num_heads
+    query, key, value = (
+        x.unflatten(2, (num_heads, head_size)).transpose(1, 2)
+        for x in (query, key, value)
+    )
+    if tokens < _FEW_TOKENS:
+        out = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        return out.transpose(1, 2).flatten(2)
+    out = query.new_empty((batch, tokens, num_heads, head_size))
+    for tile in range(batch):
+        for head in range(num_heads):
+            scores = (query[tile, head] * scale) @ key[tile, head].t()
+            # softmax computes in float32 and rounds its result once.
+            weights = scores.softmax(-1)
+            out[tile, :, head] = weights @ value[tile, head]
+    return out.flatten(2)
+
+
+@attend_by_head.register_fake
+def _(query: torch.Tensor, *_: object) -> torch.Tensor:
+    return query.new_empty(query.shape)
