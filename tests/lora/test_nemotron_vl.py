@@ -79,8 +79,7 @@ ALL_PARTS = dict(
     dtype="float32",
     enable_lora=True,
     enable_tower_connector_lora=True,
-    # The key of vLLM's processor cache does not include the adapter.
-    mm_processor_cache_gb=0,
+    block_size=32,  # a prompt fills several, which vLLM's prefix cache keeps
     **OPTIONS,
 )
 
@@ -139,6 +138,72 @@ def test_an_adapter_of_the_language_model_answers_about_a_video(
         found.append(list(output.outputs[0].token_ids))
         assert found[-1] == reference.answer(text, [], TOKENS, [frames])[1]
     assert found[0] != found[1]
+
+
+def tower_calls(llm, start: bool = False) -> int:
+    """How often the tower has encoded images since the count was started."""
+
+    def count(module, arguments, output) -> None:
+        module.calls += 1
+
+    def attach(model) -> int:
+        tower = model.vision_model
+        if start:
+            tower.calls = 0
+            tower.register_forward_hook(count)
+        return tower.calls
+
+    (calls,) = llm.apply_model(attach)
+    return calls
+
+
+def test_vllms_caches_know_the_adapter(llm, plain, trained, questions):
+    """Of pixels, of prompts and of embeddings: one image in turn with several."""
+    numbers = {part: number for number, part in enumerate(trained, 1)}
+    question = questions[2]
+    expected = {
+        part: answer_of(model, question) for part, (_, model) in trained.items()
+    }
+    expected[None] = answer_of(plain, question)
+    assert len({*map(tuple, expected.values())}) == len(expected)
+
+    def ask(part: str | None) -> tuple[list[int], int]:
+        request = part and LoRARequest(part, numbers[part], str(trained[part][0]))
+        sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
+        prompt = {
+            "prompt": question.prompt(),
+            "multi_modal_data": {"image": question.pictures},
+        }
+        (output,) = llm.generate(
+            prompt, sampling, lora_request=request or None, use_tqdm=False
+        )
+        return list(output.outputs[0].token_ids), output.num_cached_tokens
+
+    llm.reset_prefix_cache()
+    llm.llm_engine.reset_encoder_cache()
+    calls = tower_calls(llm, start=True)
+    order = [None, "tower", "language", "connector", "tower", None, "language", None]
+    seen: set[str | None] = set()
+    for part in order:
+        tokens, cached = ask(part)
+        assert tokens == expected[part], part
+        assert bool(cached) == (part in seen), part
+        seen.add(part)
+    assert tower_calls(llm) == calls + len(seen)
+    llm.reset_prefix_cache()  # the embeddings are still there
+    for part in reversed(order):
+        assert ask(part)[0] == expected[part], part
+    assert tower_calls(llm) == calls + len(seen)
+
+
+def test_another_adapter_may_take_a_name_after_a_reset(llm, trained, questions):
+    """vLLM's cache of embeddings knows an adapter by its name alone."""
+    for number, part in enumerate(("tower", "connector"), len(trained) + 2):
+        folder, reference = trained[part]
+        request = LoRARequest("same", number, str(folder))
+        expected = answer_of(reference, questions[0])
+        assert generate(llm, questions[0], [request]) == [expected], part
+        llm.llm_engine.reset_encoder_cache()
 
 
 def test_an_adapter_of_llama_alone_applies_to_the_language_model(
@@ -201,7 +266,6 @@ def client(tiny, trained, tmp_path_factory):
         "--max-lora-rank=8",
         "--max-loras=2",
         "--enable-tower-connector-lora",
-        "--mm-processor-cache-gb=0",
         "--lora-modules",
         f"language={trained['language'][0]}",
         f"tower={trained['tower'][0]}",

@@ -120,6 +120,9 @@ BEHAVIOUR = [
     f"{_GRAPHS}.EncoderCudaGraphManager._dp_shard",
     f"{_GRAPHS}_defs.EncoderItemSpec.get_path_output_tokens",
     "vllm.lora.utils.parse_fine_tuned_lora_name",
+    # Its name tells files from what a trainer sends.
+    "vllm.model_executor.model_loader.default_loader.DefaultModelLoader"
+    ".get_all_weights",
     "vllm.multimodal.image.convert_image_mode",
     "vllm.multimodal.hasher.MultiModalHasher.serialize_item",
     "vllm.multimodal.media.connector.MediaConnector.fetch_video",
@@ -129,6 +132,9 @@ BEHAVIOUR = [
     "vllm.multimodal.media.video.VideoMediaIO",
     "vllm.multimodal.processing.inputs.ProcessorInputs.get_mm_hashes",
     "vllm.transformers_utils.processors.internvl.calculate_internvl_targets",
+    # Caches that must know the adapter of an image.
+    "vllm.v1.core.kv_cache_utils._gen_lora_extra_hash_keys",
+    "vllm.v1.engine.input_processor.InputProcessor._get_mm_identifier",
     "vllm.transformers_utils.processors.internvl.get_internvl_target_ratios",
     f"{_ATTENTION}.MMEncoderAttention",
     "vllm.v1.attention.ops.vit_attn_wrappers.flashinfer_wrapper",

@@ -65,6 +65,7 @@ ENGINES = [
     # LoRA
     f"{LORA}::test_each_adapter_answers_as_merged",
     f"{LORA}::test_two_adapters_in_one_batch",
+    f"{LORA}::test_vllms_caches_know_the_adapter",
     f"{LORA}::test_served_statically_and_in_one_batch",
     f"{LORA}::test_bad_adapters_are_refused",
     # quantised
