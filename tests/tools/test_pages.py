@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import encoder_ranks
+import options_page
 import settings_reference
 
 import capacity
@@ -31,3 +32,8 @@ def test_the_capacity_page_is_made_from_its_data():
 
 def test_the_scaling_page_has_the_computed_table():
     assert encoder_ranks.table() in (ROOT / "docs" / "scaling.md").read_text()
+
+
+def test_the_options_of_the_limits_page_are_made_from_the_tests():
+    assert options_page.PAGE.read_text() == options_page.page()
+    assert "| tile cache |" in options_page.section()

@@ -9,6 +9,7 @@ Dotted names of
 _ENGINE = "vllm.v1.engine"
 _INTERNVL = "vllm.model_executor.models.internvl"
 _INTERN_VIT = "vllm.model_executor.models.intern_vit"
+_GRAPHS = "vllm.v1.worker.encoder_cudagraph"
 _RADIO = "vllm.model_executor.models.radio"
 _QUANTISATION = "vllm.model_executor.layers.quantization"
 _ATTENTION = "vllm.model_executor.layers.attention.mm_encoder_attention"
@@ -52,6 +53,8 @@ ATTRIBUTES = {
         "vllm.config.multimodal.MultiModalConfig.video_pruning_rate",
     ],
     "model_executor/models/config.py": [
+        "vllm.config.compilation.CompilationConfig.cudagraph_mm_encoder",
+        "vllm.config.compilation.CompilationConfig.encoder_cudagraph_token_budgets",
         "vllm._custom_ops.cpu_gemm_wna16",
         "vllm.config.lora.LoRAConfig.enable_tower_connector_lora",
         "vllm.config.multimodal.MultiModalConfig.get_limit_per_prompt",
@@ -62,15 +65,12 @@ ATTRIBUTES = {
         "vllm.config.multimodal.MultiModalConfig.mm_encoder_only",
         f"{_INTERNVL}.InternVLImagePixelInputs.num_patches",
         f"{_INTERNVL}.InternVLImagePixelInputs.pixel_values_flat",
-        "vllm.v1.worker.encoder_cudagraph_defs.EncoderCudaGraphConfig.modalities",
-        "vllm.v1.worker.encoder_cudagraph_defs.EncoderCudaGraphCaptureInputs.values",
     ],
-    "model_executor/models/nemotron_vl_blocks.py": [
-        f"{_INTERN_VIT}.InternParallelAttention.attn",
-        f"{_ATTENTION}.MMEncoderAttention.num_heads",
-        f"{_ATTENTION}.MMEncoderAttention.head_size",
-        f"{_ATTENTION}.MMEncoderAttention.scale",
-        f"{_ATTENTION}.MMEncoderAttention.dtype",
+    "model_executor/models/nemotron_vl_graphs.py": [
+        "vllm.config.multimodal.MultiModalConfig.mm_device_do_normalize",
+        f"{_GRAPHS}_defs.EncoderCudaGraphConfig.modalities",
+        f"{_GRAPHS}_defs.EncoderCudaGraphCaptureInputs.values",
+        f"{_GRAPHS}_defs.EncoderItemSpec.path_output_tokens",
     ],
     "model_executor/models/nemotron_vl_tower.py": [
         f"{_RADIO}.RadioModel.model",
@@ -115,6 +115,10 @@ STATE = {
 BEHAVIOUR = [
     # Sets ``app.state.engine_client``, which the middleware reads.
     "vllm.entrypoints.launchers.api_server.app_state.init_app_state",
+    # Embeddings of a request pass it; it shares out images, not tiles.
+    f"{_GRAPHS}.EncoderCudaGraphManager._execute_local",
+    f"{_GRAPHS}.EncoderCudaGraphManager._dp_shard",
+    f"{_GRAPHS}_defs.EncoderItemSpec.get_path_output_tokens",
     "vllm.lora.utils.parse_fine_tuned_lora_name",
     "vllm.multimodal.image.convert_image_mode",
     "vllm.multimodal.hasher.MultiModalHasher.serialize_item",
@@ -126,6 +130,8 @@ BEHAVIOUR = [
     "vllm.multimodal.processing.inputs.ProcessorInputs.get_mm_hashes",
     "vllm.transformers_utils.processors.internvl.calculate_internvl_targets",
     "vllm.transformers_utils.processors.internvl.get_internvl_target_ratios",
+    f"{_ATTENTION}.MMEncoderAttention",
+    "vllm.v1.attention.ops.vit_attn_wrappers.flashinfer_wrapper",
     f"{_INTERN_VIT}.InternMLP",
     f"{_INTERN_VIT}.InternParallelAttention",
     f"{_RADIO}.ClsToken",

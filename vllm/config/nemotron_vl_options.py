@@ -2,7 +2,9 @@
 """Options of vLLM that do not work together with this model, or need a default."""
 
 import math
+from collections.abc import Iterable
 
+import torch
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
@@ -13,6 +15,14 @@ from .nemotron_vl_names import VIDEO_ARCHITECTURE
 # with their thumbnail. Above 9, numbers grow by this factor.
 _GRAPH_TILES = (1, 3, 5, 7, 9)
 _GROWTH = 1.4
+
+# Kernels of attention that have no float32, and those that have FP8.
+_OF_16_BITS = (
+    AttentionBackendEnum.FLASH_ATTN,
+    AttentionBackendEnum.FLASHINFER,
+    AttentionBackendEnum.ROCM_AITER_FA,
+)
+_OF_FP8 = (AttentionBackendEnum.FLASHINFER, AttentionBackendEnum.ROCM_AITER_FA)
 
 
 def encoder_graphs(config: VllmConfig) -> bool:
@@ -69,28 +79,74 @@ def check_adapters(config: VllmConfig) -> None:
             )
 
 
-def check_encoder_attention(config: VllmConfig) -> None:
-    """Refuse kernels of attention that do not take whole tiles.
+def uses_packed_sequences(config: VllmConfig) -> bool:
+    """Whether the tower's attention reads tiles as packed sequences."""
+    options = config.model_config.get_multimodal_config()
+    return options.mm_encoder_attn_backend == AttentionBackendEnum.FLASHINFER
 
-    vLLM's FlashInfer backend reads packed sequences, with their offsets in memory, and
-    waits for the device in each block. On CUDA, FP8 attention is FlashInfer's.
+
+def check_encoder_attention(config: VllmConfig) -> None:
+    """Refuse kernels of the tower's attention that vLLM would end in an assertion with.
 
     Raises:
-        ValueError: Names the option.
+        ValueError: Names the option, and what to use instead.
     """
     options = config.model_config.get_multimodal_config()
     backend = options.mm_encoder_attn_backend
-    if backend == AttentionBackendEnum.FLASHINFER:
-        refused = "--mm-encoder-attn-backend FLASHINFER"
-    elif options.mm_encoder_attn_dtype == "fp8" and not current_platform.is_rocm():
-        refused = "--mm-encoder-attn-dtype fp8, which needs FLASHINFER here,"
-    else:
+    supported = current_platform.get_supported_vit_attn_backends()
+    if backend is not None and backend not in supported:
+        raise ValueError(
+            f"--mm-encoder-attn-backend {backend.name} does not work for encoders on "
+            f"this platform. Leave it out, or use {_names(supported)}."
+        )
+    # On XPU, vLLM uses another kernel for float32 by itself.
+    is_float32 = config.model_config.dtype == torch.float32
+    if is_float32 and backend in _OF_16_BITS and not current_platform.is_xpu():
+        others = [kernel for kernel in supported if kernel not in _OF_16_BITS]
+        raise ValueError(
+            f"--mm-encoder-attn-backend {backend.name} does not work with --dtype "
+            f"float32. Leave it out, or use {_names(others)}."
+        )
+    if options.mm_encoder_attn_dtype == "fp8":
+        _check_fp8(config, [kernel for kernel in _OF_FP8 if kernel in supported])
+
+
+def _check_fp8(config: VllmConfig, kernels: list[AttentionBackendEnum]) -> None:
+    options = config.model_config.get_multimodal_config()
+    backend = options.mm_encoder_attn_backend
+    start = "--mm-encoder-attn-dtype fp8"
+    if not kernels:
+        raise ValueError(f"{start} does not work on this platform. Leave it out.")
+    # On ROCm vLLM may choose the kernel by itself.
+    chosen = backend is None and current_platform.is_rocm()
+    if backend not in kernels and not chosen:
+        raise ValueError(f"{start} needs --mm-encoder-attn-backend {_names(kernels)}.")
+    if encoder_graphs(config) and options.mm_encoder_fp8_scale_path is None:
+        raise ValueError(
+            f"{start} adapts its scales to each batch, which CUDA graphs of the "
+            "encoder do not repeat. Give --mm-encoder-fp8-scale-path, or leave "
+            "--compilation-config.cudagraph_mm_encoder out."
+        )
+
+
+def _names(kernels: Iterable[AttentionBackendEnum]) -> str:
+    return " or ".join(kernel.name for kernel in kernels)
+
+
+def check_encoder_alone(config: VllmConfig) -> None:
+    """Refuse a pipeline in an engine that only encodes: its ranks would wait for ever.
+
+    Raises:
+        ValueError: Names both options.
+    """
+    role = config.ec_transfer_config
+    if role is None or not role.is_ec_producer or role.is_ec_consumer:
         return
-    raise ValueError(
-        f"{refused} does not work with this model's tower: that backend takes packed "
-        "sequences, not tiles. Leave it out; vLLM then chooses FLASH_ATTN, TRITON_ATTN "
-        "or TORCH_SDPA."
-    )
+    if config.parallel_config.pipeline_parallel_size > 1:
+        raise ValueError(
+            "An engine that only encodes (--ec-transfer-config with ec_producer) has "
+            "no language model to divide. Leave out --pipeline-parallel-size."
+        )
 
 
 def graph_tiles(largest_image: int, largest_batch: int) -> list[int]:

@@ -121,16 +121,20 @@ def test_another_prompt_is_named(wrong, monkeypatch):
 
 
 def test_a_damaged_tile_cache_is_seen_where_it_is_used(llm, wrong):
-    def forget_nothing(model) -> None:
+    def damage(model) -> None:
+        """What is there when a forward begins."""
         reuse = model.tile_reuse
-        reuse.put, reuse._put = reuse._put, lambda key, x: reuse.put(key, x * 1.5)
+        reuse._count = lambda **tiles: (
+            reuse._cache.mul_(1.5),
+            type(reuse)._count(reuse, **tiles),
+        )
 
     def mend(model) -> None:
-        model.tile_reuse._put = model.tile_reuse.put
+        del model.tile_reuse._count
         model.tile_reuse.clear()
 
     llm.apply_model(lambda model: model.tile_reuse.clear())
-    llm.apply_model(forget_nothing)
+    llm.apply_model(damage)
     try:
         rows = wrong()
     finally:

@@ -275,6 +275,7 @@ def test_declared_interfaces(model):
         interfaces.supports_multimodal,
         interfaces.supports_pp,
         interfaces.supports_lora,
+        interfaces.supports_eagle,
         interfaces.supports_eagle3,
         interfaces.supports_encoder_cudagraph,
     ):

@@ -1,4 +1,4 @@
-"""The blocks of the tower: no layer scales; attention of one head after the other."""
+"""The blocks of the tower, which have no layer scales."""
 
 from collections import Counter
 
@@ -15,7 +15,6 @@ from vllm.model_executor.models.intern_vit import InternVisionEncoderLayer
 
 from support.loading import make_config
 from support.tiny import BLOCKS, TILE, TOWER_WIDTH
-from vllm_nemotron_vl.model_executor.models.nemotron_vl_blocks import HeadwiseAttention
 
 ELEMENTWISE = ("add", "gelu", "layer_norm", "mul")
 
@@ -64,40 +63,3 @@ def test_a_reload_finds_weights_for_all_parts_of_the_tower(
     tower = {type(layer).__name__ for layer in model.vision_model.modules()}
     assert not tower & {layer for _, layer in said}
     assert torch.equal(model.extract_feature(tile), before)
-
-
-def attend(query, key, value, heads: int, scale: float) -> torch.Tensor:
-    """Attention as the formula states it, in float64."""
-    query, key, value = (
-        x.double().unflatten(2, (heads, -1)).transpose(1, 2)
-        for x in (query, key, value)
-    )
-    weights = (query @ key.transpose(2, 3) * scale).softmax(-1)
-    return (weights @ value).transpose(1, 2).flatten(2)
-
-
-@pytest.mark.parametrize("tokens", [1, 24, 127, 128, 300, 1032])
-@pytest.mark.parametrize(("heads", "head_size"), [(6, 64), (4, 80), (2, 72), (3, 33)])
-def test_headwise_attention_is_close_to_exact_attention(tokens, heads, head_size):
-    generator = torch.Generator().manual_seed(tokens)
-    shape = (2, tokens, 3 * heads * head_size)
-    packed = torch.randn(shape, generator=generator).to(torch.bfloat16)
-    query, key, value = packed.chunk(3, dim=2)  # strided, as in the tower
-    scale = head_size**-0.5
-    found = HeadwiseAttention(heads, head_size, scale)(query, key, value)
-    expected = attend(query, key, value, heads, scale)
-    assert found.dtype == torch.bfloat16
-    assert found.shape == expected.shape
-    assert (found - expected).norm() / expected.norm() < 0.01
-
-
-def test_headwise_attention_is_no_less_exact_than_plain_bfloat16():
-    """Plain attention, such as timm's unfused one, also rounds the scores."""
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(3, 1, 1032, 320, generator=generator).to(torch.bfloat16)
-    expected = attend(q, k, v, 4, 80**-0.5)
-    found = HeadwiseAttention(4, 80, 80**-0.5)(q, k, v)
-    q, k, v = (x.unflatten(2, (4, 80)).transpose(1, 2) for x in (q, k, v))
-    scores = q @ k.transpose(2, 3) * 80**-0.5
-    plain = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-    assert (found - expected).norm() <= (plain - expected).norm()

@@ -31,8 +31,8 @@ KNOWN_WAITS = {
 # Options that are refused, with a part of the sentence.
 REFUSED = {
     "-tp 3": "is not divisible by 3 ranks",
-    "--mm-encoder-attn-backend FLASHINFER": "does not work with this model's tower",
-    "--mm-encoder-attn-dtype fp8": "does not work with this model's tower",
+    "FLASH_ATTN in float32": "does not work with --dtype float32",
+    "--mm-encoder-attn-dtype fp8": "needs --mm-encoder-attn-backend FLASHINFER",
 }
 
 # Kernels of attention where vLLM does not choose FLASH_ATTN.
@@ -41,6 +41,8 @@ ATTENTION = {
     "--dtype float32": "TRITON_ATTN",
     "--mm-encoder-attn-backend TRITON_ATTN": "TRITON_ATTN",
     "--mm-encoder-attn-backend TORCH_SDPA": "TORCH_SDPA",
+    "--mm-encoder-attn-backend FLASHINFER": "FLASHINFER",
+    "FLASHINFER in FP8": "FLASHINFER",
 }
 
 

@@ -1,7 +1,6 @@
 """Options of vLLM that do not work together with this model are refused by name."""
 
 import pytest
-from vllm.platforms import current_platform
 
 from support.clips import VIDEO
 from support.loading import make_config
@@ -37,16 +36,15 @@ def test_adapters_on_the_encoder_are_refused_where_vllm_would_mix_them_up(
         assert make_config(checkpoint, "float32", **ADAPTERS, **options)
 
 
-@pytest.mark.parametrize("backend", ["FLASH_ATTN", "TRITON_ATTN", "TORCH_SDPA"])
-def test_kernels_of_attention_that_take_tiles(checkpoint, backend):
-    assert make_config(checkpoint, "float32", mm_encoder_attn_backend=backend)
-
-
-def test_kernels_of_attention_for_packed_sequences_are_refused(checkpoint, monkeypatch):
-    with pytest.raises(ValueError, match="--mm-encoder-attn-backend FLASHINFER does"):
-        make_config(checkpoint, "float32", mm_encoder_attn_backend="FLASHINFER")
-    with pytest.raises(ValueError, match="--mm-encoder-attn-dtype fp8, which needs"):
-        make_config(checkpoint, "float32", mm_encoder_attn_dtype="fp8")
-    # There, it is a kernel that takes tiles.
-    monkeypatch.setattr(current_platform, "is_rocm", lambda: True)
-    assert make_config(checkpoint, "float32", mm_encoder_attn_dtype="fp8")
+@pytest.mark.parametrize("role", ["ec_producer", "ec_both", "ec_consumer"])
+def test_a_pipeline_of_an_engine_that_only_encodes_is_refused(checkpoint, role):
+    """Its second rank would wait for the first one for ever."""
+    options = dict(
+        pipeline_parallel_size=2,
+        ec_transfer_config={"ec_connector": "ECExampleConnector", "ec_role": role},
+    )
+    if role == "ec_producer":
+        with pytest.raises(ValueError, match="no language model to divide"):
+            make_config(checkpoint, "float32", **options)
+    else:
+        assert make_config(checkpoint, "float32", **options)

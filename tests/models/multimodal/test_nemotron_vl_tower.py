@@ -6,7 +6,9 @@ from vllm.model_executor.layers.attention.mm_encoder_attention import MMEncoderA
 
 from support.loading import make_config
 from vllm_nemotron_vl.model_executor.models import config
-from vllm_nemotron_vl.model_executor.models.nemotron_vl_blocks import HeadwiseAttention
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_attention import (
+    HeadwiseAttention,
+)
 
 
 @pytest.fixture(params=["native", "emulated"])

@@ -19,6 +19,7 @@ from ...config.nemotron_vl_names import (
 )
 from ...config.nemotron_vl_options import (
     check_adapters,
+    check_encoder_alone,
     check_encoder_attention,
     encoder_graphs,
     graph_tiles,
@@ -163,6 +164,7 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
         EncoderConfig.from_vllm_config(vllm_config)
         check_adapters(vllm_config)
         check_encoder_attention(vllm_config)
+        check_encoder_alone(vllm_config)
         _complete_graphs(vllm_config)
         model_config = vllm_config.model_config
         _check_kernel(model_config)

@@ -20,6 +20,7 @@ from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelL
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.interfaces import (
     MultiModalEmbeddings,
+    SupportsEagle,
     SupportsEagle3,
     SupportsEncoderCudaGraph,
     SupportsLoRA,
@@ -83,6 +84,7 @@ class LlamaNemotronVLChatModel(
     SupportsPP,
     SupportsLoRA,
     SupportsQuant,
+    SupportsEagle,
     SupportsEagle3,
     SupportsEncoderCudaGraph,
 ):
@@ -126,9 +128,7 @@ class LlamaNemotronVLChatModel(
                 self.config,
                 encoder=lora_config.enable_tower_connector_lora,
                 encoder_is_here=not isinstance(self.vision_model, StageMissingLayer),
-                language_is_here=not isinstance(
-                    self.language_model, StageMissingLayer
-                ),
+                language_is_here=not isinstance(self.language_model, StageMissingLayer),
             )
         self.max_encoder_tiles = encoder_config.max_encoder_tiles
         self.tile_reuse: TileReuse | None = None

@@ -1,35 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transformer blocks of the C-RADIO tower."""
 
-from typing import Any
+from inspect import signature
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from vllm.model_executor.models.intern_vit import InternVisionEncoderLayer
+from transformers import PreTrainedConfig
+from vllm.compilation.decorators import (
+    should_torch_compile_mm_encoder,
+    support_torch_compile,
+)
+from vllm.config import CompilationMode, VllmConfig
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.models.intern_vit import InternMLP, InternParallelAttention
 from vllm.platforms import current_platform
+from vllm.v1.attention.ops import vit_attn_wrappers
 
-from ...config.nemotron_vl_cpu import has_native_products
-
-# Below this many tokens, one call for all heads is faster (measured).
-_FEW_TOKENS = 128
+from ...config.nemotron_vl_options import uses_packed_sequences
+from .nemotron_vl_attention import choose_attention
 
 
-class TowerBlock(InternVisionEncoderLayer):
+def compilation_problem(vllm_config: VllmConfig) -> str | None:
+    """What ``compile_mm_encoder`` has no effect with, as a sentence.
+
+    Nobody has seen vLLM's kernels for adapters right in a compiled encoder.
+    """
+    start = "compile_mm_encoder has no effect with"
+    adapters = vllm_config.lora_config
+    mode = vllm_config.compilation_config.mode
+    if not should_torch_compile_mm_encoder(vllm_config):
+        return None
+    if adapters and adapters.enable_tower_connector_lora:
+        return f"{start} --enable-tower-connector-lora."
+    if current_platform.is_cpu() and not _sdpa_compiles():
+        return f"{start} this release of vLLM on CPUs."
+    if uses_packed_sequences(vllm_config):
+        return f"{start} --mm-encoder-attn-backend FLASHINFER."
+    if mode in (CompilationMode.NONE, CompilationMode.STOCK_TORCH_COMPILE):
+        return f"{start} compilation mode {mode.name}."
+    return None
+
+
+def _sdpa_compiles() -> bool:
+    """Whether the compiler can trace vLLM's attention of tiles on CPUs."""
+    fake = signature(vit_attn_wrappers.torch_sdpa_wrapper_fake)
+    return fake.parameters["cu_seqlens"].default is None
+
+
+def _compiles(vllm_config: VllmConfig) -> bool:
+    return (
+        should_torch_compile_mm_encoder(vllm_config)
+        and compilation_problem(vllm_config) is None
+    )
+
+
+@support_torch_compile(
+    dynamic_arg_dims={"hidden_states": 0},
+    # Else a first forward with one tile compiles a graph for one tile alone, which
+    # vLLM runs for any number of them.
+    mark_unbacked_dims={"hidden_states": 0},
+    enable_if=_compiles,
+    is_encoder=True,
+)
+class TowerBlock(nn.Module):
     """InternViT's block without layer scales, which C-RADIO does not have.
 
-    Its attention is head by head where that is faster, else vLLM's.
+    Args:
+        config: Configuration of the tower.
+        quant_config: Quantisation of the linear layers, if any.
+        num_dummy_heads: Passed on to vLLM's attention.
+        prefix: Name of the module in the model.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        del self.ls1, self.ls2
-        attention: Any = self.attn.attn
-        native = current_platform.is_cpu() and has_native_products("bfloat16")
-        if native and attention.dtype == torch.bfloat16:
-            self.attn.attn = HeadwiseAttention(
-                attention.num_heads, attention.head_size, attention.scale
-            )
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        quant_config: QuantizationConfig | None = None,
+        *,
+        num_dummy_heads: int = 0,
+        prefix: str = "",
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.attn = InternParallelAttention(
+            config,
+            quant_config,
+            num_dummy_heads=num_dummy_heads,
+            prefix=f"{prefix}.attn",
+        )
+        self.norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = InternMLP(config, quant_config, prefix=f"{prefix}.mlp")
+        self.attn.attn = choose_attention(self.attn.attn)  # type: ignore[assignment]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Attention and MLP, each added to its input.
@@ -42,57 +103,3 @@ class TowerBlock(InternVisionEncoderLayer):
         """
         hidden_states = hidden_states + self.attn(self.norm1(hidden_states))
         return hidden_states + self.mlp(self.norm2(hidden_states))
-
-
-class HeadwiseAttention(nn.Module):
-    """Attention head by head, for bfloat16 on CPUs with bfloat16 instructions.
-
-    oneDNN computes these products at full speed, torch's fused attention at a fifth
-    of it. The scores of one head fit into the CPU's cache.
-
-    Args:
-        num_heads: Heads of this rank.
-        head_size: Width of a head.
-        scale: Factor of the scores.
-    """
-
-    def __init__(self, num_heads: int, head_size: int, scale: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.head_size = head_size
-        self.scale = scale
-
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        **lengths: None,
-    ) -> torch.Tensor:
-        """Attention of tiles.
-
-        Args:
-            query: ``(batch, tokens, heads * head_size)``.
-            key: Of the same shape.
-            value: Of the same shape.
-            lengths: Of packed sequences; always ``None`` for tiles of one size.
-
-        Returns:
-            The same shape.
-        """
-        batch, tokens, _ = query.shape
-        query, key, value = (
-            x.unflatten(2, (self.num_heads, self.head_size)).transpose(1, 2)
-            for x in (query, key, value)
-        )
-        if tokens < _FEW_TOKENS:
-            out = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
-            return out.transpose(1, 2).flatten(2)
-        out = query.new_empty((batch, tokens, self.num_heads, self.head_size))
-        for tile in range(batch):
-            for head in range(self.num_heads):
-                scores = (query[tile, head] * self.scale) @ key[tile, head].t()
-                # softmax computes in float32 and rounds its result once.
-                weights = scores.softmax(-1)
-                out[tile, :, head] = weights @ value[tile, head]
-        return out.flatten(2)

@@ -10,6 +10,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from transformers import PreTrainedConfig
+from vllm.config import get_current_vllm_config
+from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.intern_vit import InternVisionEncoder
@@ -18,7 +20,9 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
 from vllm.platforms import current_platform
 
 from ...config.nemotron_vl_cpu import has_amx, has_native_products
-from .nemotron_vl_blocks import TowerBlock
+from .nemotron_vl_blocks import TowerBlock, compilation_problem
+
+logger = init_logger("vllm.model_executor.models.nemotron_vl")
 
 
 def encoder_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -88,8 +92,13 @@ class NemotronVLRadioModel(RadioModel):
         self.summary_idxs = None
         self.align_corners: bool = tower.pos_embed_align_corners
         self.model.encoder = InternVisionEncoder(  # type: ignore[assignment]
-            tower, quant_config, prefix=f"{prefix}.encoder", layer_cls=TowerBlock
+            tower,
+            quant_config,
+            prefix=f"{prefix}.encoder",
+            layer_cls=TowerBlock,  # type: ignore[arg-type]
         )
+        if problem := compilation_problem(get_current_vllm_config()):
+            logger.warning_once(problem)
 
     @property
     def num_prefix_tokens(self) -> int:

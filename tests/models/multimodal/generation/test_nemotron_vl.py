@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 
@@ -70,10 +70,12 @@ def test_greedy_tokens_equal_the_reference(
             assert abs(found.logprob - logprobs[token].item()) < 1e-3
 
 
-def make_eagle3_draft(folder: Path, checkpoint: Path, token: int) -> None:
-    """Write a random EAGLE-3 head over three layers of the language model.
+def make_draft(folder: Path, checkpoint: Path, method: str, token: int) -> None:
+    """Write a random head of one block for EAGLE or EAGLE-3.
 
-    Its vocabulary has one token, which it always drafts.
+    That of EAGLE-3 reads three layers of the language model. Its vocabulary has one
+    token, which it always drafts. EAGLE's shares the vocabulary with the model. It
+    reads a direction of the last layer, and drafts the token on one side of it.
     """
     llm = json.loads((checkpoint / "config.json").read_text())["llm_config"]
     random = torch.Generator().manual_seed(0)
@@ -84,39 +86,47 @@ def make_eagle3_draft(folder: Path, checkpoint: Path, token: int) -> None:
     width, inner = llm["hidden_size"], llm["intermediate_size"]
     head = llm.get("head_dim") or width // llm["num_attention_heads"]
     queries, keys = (llm[f"num_{kind}_heads"] * head for kind in KINDS_OF_HEADS)
+    read = 2 * width if method == "eagle3" else width
     block = {
-        "self_attn.q_proj": linear(queries, 2 * width),
-        "self_attn.k_proj": linear(keys, 2 * width),
-        "self_attn.v_proj": linear(keys, 2 * width),
+        "self_attn.q_proj": linear(queries, read),
+        "self_attn.k_proj": linear(keys, read),
+        "self_attn.v_proj": linear(keys, read),
         "self_attn.o_proj": linear(width, queries),
         "mlp.gate_proj": linear(inner, width),
         "mlp.up_proj": linear(inner, width),
         "mlp.down_proj": linear(width, inner),
-        **{
-            f"{name}norm": torch.ones(width)
-            for name in ("input_layer", "hidden_", "post_attention_layer")
-        },
+        "post_attention_layernorm": torch.ones(width),
     }
-    tensors = {f"midlayer.{name}.weight": tensor for name, tensor in block.items()}
-    tensors |= {
-        "fc.weight": linear(width, 3 * width),
-        "norm.weight": torch.ones(width),
-        "lm_head.weight": linear(1, width),
-        "d2t": torch.tensor([token]),
-    }
+    if method == "eagle3":
+        norms = ("input_layer", "hidden_")
+        block |= {f"{name}norm": torch.ones(width) for name in norms}
+        tensors = {
+            "fc.weight": linear(width, 3 * width),
+            "norm.weight": torch.ones(width),
+            "lm_head.weight": linear(1, width),
+            "d2t": torch.tensor([token]),
+        }
+        more = {
+            "architectures": ["LlamaForCausalLMEagle3"],
+            "draft_vocab_size": 1,
+            # Model Runner V2 does not read it from "eagle_config", as V1 does.
+            "eagle_aux_hidden_state_layer_ids": [0, 1, 2],
+        }
+    else:
+        stored = load_file(checkpoint / "model.safetensors")
+        row = stored["language_model.lm_head.weight"][token].float()
+        direction = torch.cat([torch.zeros(1, width), linear(1, width)], 1)
+        tensors = {"fc.weight": 1e3 * row[:, None] * direction}
+        more = {"architectures": ["LlamaForCausalLM"]}
+    layer = "midlayer" if method == "eagle3" else "layers.0"
+    tensors |= {f"{layer}.{name}.weight": tensor for name, tensor in block.items()}
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
-    llm |= {
-        "architectures": ["LlamaForCausalLMEagle3"],
-        "num_hidden_layers": 1,
-        "draft_vocab_size": 1,
-        # Model Runner V2 does not read it from "eagle_config", as V1 does.
-        "eagle_aux_hidden_state_layer_ids": [0, 1, 2],
-    }
-    (folder / "config.json").write_text(json.dumps(llm))
+    config = {**llm, "num_hidden_layers": 1, **more}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("method", ["ngram", "eagle3"])
+@pytest.mark.parametrize("method", ["ngram", "eagle", "eagle3"])
 def test_speculation_changes_no_token(
     start_llm, llm, checkpoint, photo, page, method, tmp_path
 ):
@@ -127,9 +137,9 @@ def test_speculation_changes_no_token(
     ]
     expected = generate(llm, *requests)
     options: dict = dict(prompt_lookup_min=1, prompt_lookup_max=3)
-    if method == "eagle3":
+    if method != "ngram":
         token = Counter(t for _, answer in expected for t in answer).most_common(1)
-        make_eagle3_draft(tmp_path / "draft", checkpoint, token[0][0])
+        make_draft(tmp_path / "draft", checkpoint, method, token[0][0])
         options = dict(model=str(tmp_path / "draft"))
     speculating = start_llm(
         checkpoint,
