@@ -34,6 +34,10 @@ LONG = [
     ),
     pytest.param([f"{GENERATION}/test_video.py"], id="video"),
     pytest.param(["tests/distributed/test_nemotron_vl.py"], id="parallel"),
+    pytest.param(
+        ["-m", "releases or not releases", f"{GENERATION}/test_options.py"],
+        id="options",
+    ),
 ]
 
 

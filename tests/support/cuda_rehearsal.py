@@ -332,7 +332,7 @@ def start(checkpoint: Path, engine: Engine) -> dict[str, Any]:
         with built(config) as model:
             found["built"] = True
             attention = model.vision_model.model.encoder.layers[0].attn.attn
-            attention = getattr(attention, "attention", attention)
+            attention = getattr(attention, "attention", attention)  # of FlashInfer
             found["attention"] = attention.attn_backend.name
     except Exception:
         found["error"] = traceback.format_exc()

@@ -112,6 +112,7 @@ def _graph(graph: Graph, pool: Any = None, stream: Any = None) -> Iterator[None]
         yield
 
 
+@torch.inference_mode()
 def capture(manager: EncoderCudaGraphManager) -> EncoderCudaGraphManager:
     """Let a manager capture its graphs, and spoil what the captures computed.
 

@@ -125,6 +125,9 @@ REFUSED = _pairs(
     ("tower", "video", f"{_TOWER}videos"),
     ("producer", "pp", "has no language model to divide"),
 )
+# The tile cache has no effect there, and the log says so. The pairs of the second one
+# are tested apart.
+CACHE_OFF = [{"cache", "tower"}, {"cache", "dp", "graphs"}]
 
 
 def alternatives(pair: Iterable[str]) -> bool:
@@ -171,7 +174,7 @@ def rows() -> list[list[str]]:
 
 def _grown(pair: Pair, left: Iterable[Pair]) -> frozenset[str]:
     row = pair
-    while not four_ranks(row):
+    while True:
         new = {
             option: sum(frozenset((option, other)) in left for other in row)
             for option in OPTIONS
@@ -189,7 +192,8 @@ def _together(row: frozenset[str], option: str) -> bool:
     return not (
         any(alternatives(pair) for pair in pairs)
         or pairs & REFUSED.keys()
-        or four_ranks(row | {option})
+        or (four_ranks(row | {option}) and option not in {"v1", "v2", "uint8", "float"})
+        or CACHE_OFF[1] <= row | {option}
     )
 
 

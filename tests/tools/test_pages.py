@@ -30,10 +30,10 @@ def test_the_capacity_page_is_made_from_its_data():
     assert capacity.PAGE.read_text() == capacity.page()
 
 
-def test_the_scaling_page_has_the_computed_table():
-    assert encoder_ranks.table() in (ROOT / "docs" / "scaling.md").read_text()
-
-
 def test_the_options_of_the_limits_page_are_made_from_the_tests():
     assert options_page.PAGE.read_text() == options_page.page()
     assert "| tile cache |" in options_page.section()
+
+
+def test_the_scaling_page_has_the_computed_table():
+    assert encoder_ranks.table() in (ROOT / "docs" / "scaling.md").read_text()

@@ -1,0 +1,159 @@
+"""Options together, on engines: all answers are the reference's.
+
+`support.options` has the table of options. Each engine here has one of its `rows`.
+``model_runner_v2`` runs those of Model Runner V2.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from vllm import LLM, SamplingParams
+
+from support import gpu_like
+from support.engines import RUNNER_V2
+from support.option_requests import (
+    TOKENS,
+    Ask,
+    Expected,
+    alike,
+    embeddings,
+    pictures,
+    stored,
+    stored_video,
+    videos,
+)
+from support.options import CACHE_OFF, engine_options, four_ranks, rows
+from vllm_nemotron_vl.config.nemotron_vl_cpu import has_amx
+
+STEP = 96  # tokens, fewer than the largest image has
+ROWS = [
+    pytest.param(
+        row,
+        id="-".join(row),
+        marks=pytest.mark.releases if four_ranks(row) else (),
+    )
+    for row in rows()
+    if ("v2" in row) == RUNNER_V2
+]
+READERS, PRODUCERS = {"reader", "both"}, {"producer", "both"}
+
+
+@pytest.fixture(scope="module")
+def expected(tiny, tmp_path_factory) -> Expected:
+    return Expected(tiny, tmp_path_factory.mktemp("options"))
+
+
+def start(start_llm, expected: Expected, row: Sequence[str], store: Path) -> LLM:
+    options = {
+        "dtype": "float32",
+        "worker_cls": "support.gpu_like.Worker",
+        "max_num_batched_tokens": STEP,
+        "block_size": 32,
+        **engine_options(row),
+    }
+    if connector := options.get("ec_transfer_config"):
+        extra = {"ec_connector_extra_config": {"shared_storage_path": str(store)}}
+        options["ec_transfer_config"] = connector | extra
+    checkpoint = expected.tiny
+    if "int8" in row:
+        checkpoint = expected.int8_checkpoint
+        if has_amx():  # the configuration refuses float32 there
+            options["dtype"] = "bfloat16"
+    return start_llm(checkpoint, **options)
+
+
+def requests(expected: Expected, row: Sequence[str], store: Path) -> list[Ask]:
+    kind = {"int8": "int8" in row}
+    asks = pictures()
+    if "embeds" in row:
+        asks += embeddings(expected, **kind)
+    if "video" in row:
+        asks += videos()
+    if READERS & {*row}:
+        adapters: list[str | None] = [None]
+        if "tower" in row:  # then names begin with the adapter's
+            adapters += ["language", "tower", "all"]
+        asks += stored(expected, store, adapters=adapters, **kind)
+        if "video" in row:
+            asks += stored_video(expected, store, **kind)
+    return asks
+
+
+def adapters_of(row: Sequence[str], count: int) -> list[list[str | None]]:
+    """For each batch the adapter of each request.
+
+    None is in a batch with adapters: on CPUs, vLLM's kernels would apply one of them
+    to it.
+    """
+    batches: list[list[str | None]] = [[None] * count]
+    if "language" in row:
+        batches.append(["language"] * count)
+    if "tower" in row:
+        batches.append([("tower", "all")[number % 2] for number in range(count)])
+    return batches
+
+
+def check_published(output, features: Sequence[torch.Tensor], store, dtype) -> None:
+    """The store has the embeddings, under the names that the answer tells."""
+    names = output.ec_transfer_params or {}
+    files = [store / name / "encoder_cache.safetensors" for name in names]
+    published = [load_file(file)["ec_cache"].float() for file in files]
+    limit = 1e-4 if dtype == torch.float32 else 0.05
+    for item in features:
+        errors = [
+            float((item - found).norm() / item.norm())
+            for found in published
+            if found.shape == item.shape
+        ]
+        assert errors and min(errors) < limit, (names, errors)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_answers_are_the_references(
+    start_llm, expected, row, tmp_path_factory, monkeypatch
+):
+    ranks = 2 ** len({"tp", "dp", "pp"} & {*row})
+    if ranks > 1:
+        cores = "|".join(str(rank % 2) for rank in range(ranks))
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", cores)
+    store = tmp_path_factory.mktemp("store")
+    asks = requests(expected, row, store)
+    llm = start(start_llm, expected, row, store)
+    for adapters in adapters_of(row, len(asks)):
+        check_answers(llm, expected, row, store, asks, adapters)
+    if "graphs" in row:
+        assert max(llm.collective_rpc(gpu_like.graph_hits)) > 0
+    if "cache" in row and not any(off <= {*row} for off in CACHE_OFF):
+        for ask in alike():  # one at a time
+            check_answers(llm, expected, row, store, [ask], [None])
+        assert llm.apply_model(_cached)[0] >= 9
+
+
+def check_answers(llm, expected, row, store, asks, adapters) -> None:
+    """Ask all in one batch, each with its adapter."""
+    sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
+    outputs = llm.generate(
+        [ask.prompt for ask in asks],
+        sampling,
+        use_tqdm=False,
+        lora_request=[name and expected.adapter(name) for name in adapters],
+    )
+    dtype, int8 = llm.llm_engine.vllm_config.model_config.dtype, "int8" in row
+    for ask, adapter, output in zip(asks, adapters, outputs, strict=True):
+        if PRODUCERS & {*row} and not ask.uuids:
+            features = expected.features(ask, adapter, int8)
+            check_published(output, features, store, dtype)
+        found = [*output.outputs[0].token_ids]
+        answer = expected.answer(ask, adapter, int8)
+        if "producer" in row:
+            answer = []
+        elif dtype != torch.float32:
+            found, answer = map(expected.up_to_the_end, (found, answer))
+        assert found == answer, (ask.name, adapter)
+
+
+def _cached(model) -> int:
+    return model.tile_reuse.counts["cached"]
