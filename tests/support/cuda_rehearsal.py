@@ -155,8 +155,10 @@ FORWARDS = {
     "embeddings": Forward(
         {"image": [torch.ones(256, 4096)]}, {"enable_mm_embeds": True}
     ),
-    "TRITON_ATTN": Forward(options={"mm_encoder_attn_backend": "TRITON_ATTN"}),
-    "TORCH_SDPA": Forward(options={"mm_encoder_attn_backend": "TORCH_SDPA"}),
+    **{
+        name: Forward(options={"mm_encoder_attn_backend": name})
+        for name in ("TRITON_ATTN", "TORCH_SDPA", "FLASHINFER")
+    },
     "tensor parallel": Forward(options={"tensor_parallel_size": 8}, blocks=32),
     "data parallel": Forward(
         options={"tensor_parallel_size": 8, "mm_encoder_tp_mode": "data"}, blocks=32
@@ -293,7 +295,13 @@ ENGINES = {
         f"--mm-encoder-attn-backend {name}": Engine({"mm_encoder_attn_backend": name})
         for name in ("FLASH_ATTN", "TRITON_ATTN", "TORCH_SDPA", "FLASHINFER")
     },
+    "FLASH_ATTN in float32": Engine(
+        {"mm_encoder_attn_backend": "FLASH_ATTN", "dtype": "float32"}
+    ),
     "--mm-encoder-attn-dtype fp8": Engine({"mm_encoder_attn_dtype": "fp8"}, B200),
+    "FLASHINFER in FP8": Engine(
+        {"mm_encoder_attn_backend": "FLASHINFER", "mm_encoder_attn_dtype": "fp8"}, B200
+    ),
     "graphs": Engine(GRAPHS),
     "graphs -tp 8": Engine(GRAPHS | TP8),
     "graphs -tp 8 --mm-encoder-tp-mode data": Engine(GRAPHS | TP8 | DATA),

@@ -5,12 +5,13 @@ shape and no values.
 """
 
 import contextlib
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -132,19 +133,24 @@ def traced(capturing: bool = False) -> Iterator[DeviceTrace]:
     def attention_2(*args: Any) -> tuple:
         return attention(*args)[:2]
 
-    compiled = {
-        "_vllm_fa2_C": SimpleNamespace(varlen_fwd=attention_2),
-        "_vllm_fa3_C": SimpleNamespace(fwd=attention),
-    }
+    def packed_attention(query: torch.Tensor, *args: Any, **kwargs: Any) -> tuple:
+        trace.kernels["flashinfer attention"] += 1
+        return torch.empty_like(query), None
+
+    fa2, fa3 = SimpleNamespace(varlen_fwd=attention_2), SimpleNamespace(fwd=attention)
+    flashinfer = SimpleNamespace(cudnn_batch_prefill_with_kv_cache=packed_attention)
+    sys.modules["flashinfer.prefill"] = cast(ModuleType, flashinfer)
     with (
         mock.patch("triton.runtime.jit.JITFunction.run", launch),
-        mock.patch.dict(torch.ops.__dict__, compiled),
+        mock.patch.object(torch.ops, "_vllm_fa2_C", fa2),
+        mock.patch.object(torch.ops, "_vllm_fa3_C", fa3),
         mock.patch("torch.cuda.is_current_stream_capturing", lambda: capturing),
         _FAKE,
         _PinnedTensors(trace),
         trace,
     ):
         yield trace
+    del sys.modules["flashinfer.prefill"]
 
 
 class _PinnedTensors(TorchFunctionMode):

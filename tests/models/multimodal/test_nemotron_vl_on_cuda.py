@@ -31,6 +31,7 @@ KNOWN_WAITS = {
 # Options that are refused, with a part of the sentence.
 REFUSED = {
     "-tp 3": "is not divisible by 3 ranks",
+    "FLASH_ATTN in float32": "does not work with --dtype float32",
     "--mm-encoder-attn-dtype fp8": "needs --mm-encoder-attn-backend FLASHINFER",
 }
 
@@ -41,6 +42,7 @@ ATTENTION = {
     "--mm-encoder-attn-backend TRITON_ATTN": "TRITON_ATTN",
     "--mm-encoder-attn-backend TORCH_SDPA": "TORCH_SDPA",
     "--mm-encoder-attn-backend FLASHINFER": "FLASHINFER",
+    "FLASHINFER in FP8": "FLASHINFER",
 }
 
 
