@@ -56,15 +56,17 @@ ATTRIBUTES = {
         "vllm.config.compilation.CompilationConfig.cudagraph_mm_encoder",
         "vllm.config.compilation.CompilationConfig.encoder_cudagraph_token_budgets",
         "vllm._custom_ops.cpu_gemm_wna16",
-        "vllm.config.lora.LoRAConfig.enable_tower_connector_lora",
         "vllm.config.multimodal.MultiModalConfig.get_limit_per_prompt",
         "vllm.config.multimodal.VideoDummyOptions.count",
     ],
     "model_executor/models/nemotron_vl.py": [
-        "vllm.config.multimodal.MultiModalConfig.mm_device_do_normalize",
         "vllm.config.multimodal.MultiModalConfig.mm_encoder_only",
         f"{_INTERNVL}.InternVLImagePixelInputs.num_patches",
         f"{_INTERNVL}.InternVLImagePixelInputs.pixel_values_flat",
+    ],
+    "config/nemotron_vl_options.py": [
+        "vllm.config.lora.LoRAConfig.enable_tower_connector_lora",
+        "vllm.config.multimodal.MultiModalConfig.get_limit_per_prompt",
     ],
     "model_executor/models/nemotron_vl_graphs.py": [
         "vllm.config.multimodal.MultiModalConfig.mm_device_do_normalize",
