@@ -3,7 +3,10 @@
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from vllm.platforms import current_platform
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
+from support.loading import make_config
 from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
 )
@@ -82,9 +85,15 @@ def test_where_the_compiler_cannot_trace_attention(load_model, checkpoint, monke
     monkeypatch.setattr(nemotron_vl_blocks, "_sdpa_compiles", lambda: False)
     model = load_model(checkpoint, **COMPILED)
     assert said == [
-        "compile_mm_encoder has no effect with this release of vLLM on CPUs."
+        "compile_mm_encoder has no effect with TORCH_SDPA in this release of vLLM."
     ]
     assert all(block.do_not_compile for block in blocks(model))
+    config = make_config(checkpoint, "float32", **COMPILED)
+    monkeypatch.setattr(current_platform, "is_cpu", lambda: False)
+    assert nemotron_vl_blocks.compilation_problem(config) is None
+    options = config.model_config.get_multimodal_config()
+    options.mm_encoder_attn_backend = AttentionBackendEnum.TORCH_SDPA
+    assert nemotron_vl_blocks.compilation_problem(config) == said[0]
 
 
 @needs_sdpa

@@ -14,6 +14,7 @@ from vllm.config import CompilationMode, VllmConfig
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.intern_vit import InternMLP, InternParallelAttention
 from vllm.platforms import current_platform
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.attention.ops import vit_attn_wrappers
 
 from ...config.nemotron_vl_options import uses_packed_sequences
@@ -32,8 +33,10 @@ def compilation_problem(vllm_config: VllmConfig) -> str | None:
         return None
     if adapters and adapters.enable_tower_connector_lora:
         return f"{start} --enable-tower-connector-lora."
-    if current_platform.is_cpu() and not _sdpa_compiles():
-        return f"{start} this release of vLLM on CPUs."
+    options = vllm_config.model_config.get_multimodal_config()
+    sdpa = options.mm_encoder_attn_backend == AttentionBackendEnum.TORCH_SDPA
+    if (sdpa or current_platform.is_cpu()) and not _sdpa_compiles():
+        return f"{start} TORCH_SDPA in this release of vLLM."
     if uses_packed_sequences(vllm_config):
         return f"{start} --mm-encoder-attn-backend FLASHINFER."
     if mode in (CompilationMode.NONE, CompilationMode.STOCK_TORCH_COMPILE):
@@ -42,7 +45,7 @@ def compilation_problem(vllm_config: VllmConfig) -> str | None:
 
 
 def _sdpa_compiles() -> bool:
-    """Whether the compiler can trace vLLM's attention of tiles on CPUs."""
+    """Whether the compiler can trace vLLM's call of torch's attention; not in 0.31."""
     fake = signature(vit_attn_wrappers.torch_sdpa_wrapper_fake)
     return fake.parameters["cu_seqlens"].default is None
 
