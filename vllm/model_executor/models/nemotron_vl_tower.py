@@ -22,7 +22,7 @@ from vllm.platforms import current_platform
 from ...config.nemotron_vl_cpu import has_amx, has_native_products
 from .nemotron_vl_blocks import TowerBlock, compilation_problem
 
-logger = init_logger("vllm.model_executor.models.nemotron_vl")
+logger = init_logger("vllm.model_executor.models.nemotron_vl_tower")
 
 
 def encoder_dtype(dtype: torch.dtype) -> torch.dtype:
