@@ -157,7 +157,7 @@ def test_files_without_headers_are_found_incomplete_later(
     """It says so, and a whole checkpoint mends it."""
     model, reload = start(checkpoint)
     block = {name: t for name, t in others.items() if not in_block(name)}
-    with pytest.raises(ValueError, match=r"lacks 12 .* already: reload a whole one"):
+    with pytest.raises(ValueError, match=r"lacks 12 .* already: restart the engine"):
         reload(weights_path=write("block", block, ".bin"))
     reload(weights_path=write("whole", others, ".bin"))
     expected, _ = start(write("again", others))

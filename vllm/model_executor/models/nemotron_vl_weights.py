@@ -130,8 +130,8 @@ def reloaded(
             yield from checked(chain(first, weights), config, True, encoder_only)
     except ValueError as error:
         raise ValueError(
-            f"{error} Some weights are those of the new checkpoint already: reload a "
-            "whole one before the next request."
+            f"{error} Some weights are those of the new checkpoint already: restart "
+            "the engine."
         ) from error
 
 
