@@ -20,6 +20,7 @@ from vllm.renderers.hf import HfRenderer
 
 from support.clips import encoded, noise
 from vllm_nemotron_vl.config.nemotron_vl_video import LOADER
+from vllm_nemotron_vl.multimodal.nemotron_vl import check_adapters
 from vllm_nemotron_vl.multimodal.nemotron_vl_decoding import DecoderUnavailable
 from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import (
     check_engine,
@@ -257,3 +258,30 @@ def test_embeddings_are_tensors(embeddings):
     prompt = {"multi_modal_data": {"image": {"image_embeds": embeddings}}}
     with pytest.raises(VLLMValidationError, match="must be a tensor"):
         check_names(prompt, VllmConfig())
+
+
+@pytest.mark.parametrize(
+    ("image", "refused"),
+    [
+        ({"image_embeds": torch.zeros(1, 16, 256)}, True),
+        ({"image_embeds": [torch.zeros(16, 256)]}, True),
+        (torch.zeros(1, 16, 256), True),
+        ([torch.zeros(16, 256)], True),
+        ({"image_num_patches": [3]}, False),
+        ([torch.zeros(3, 9, 9, dtype=torch.uint8)], False),
+        ([Image.new("RGB", (9, 9))], False),
+        (None, False),
+    ],
+    ids=["embeds", "list", "tensor", "tensors", "name", "pixels", "image", "none"],
+)
+def test_embeddings_are_refused_beside_adapters_on_the_encoder(image, refused):
+    """vLLM lets them through to readers of an EC or KV connector."""
+    prompt = {"multi_modal_data": {"image": image}}
+    for adapters in (None, False, True):
+        lora = SimpleNamespace(enable_tower_connector_lora=adapters)
+        config = SimpleNamespace(lora_config=None if adapters is None else lora)
+        if refused and adapters:
+            with pytest.raises(VLLMValidationError, match="Send the image"):
+                check_adapters(prompt, config)
+        else:
+            check_adapters(prompt, config)

@@ -26,6 +26,7 @@ from vllm.renderers.hf import HfRenderer
 from vllm.renderers.params import ChatParams
 
 from ..config.nemotron_vl import EncoderConfig
+from ..multimodal.nemotron_vl import check_adapters
 from ..multimodal.nemotron_vl_embeddings import check_engine, check_names
 from ..transformers_utils.configs.nemotron_vl_checks import check_image_tokens
 from ..transformers_utils.processors.nemotron_vl_threads import (
@@ -99,6 +100,7 @@ class NemotronVLRenderer(HfRenderer):
 
     def _check_placeholders(self, prompt: TokensPrompt) -> None:
         check_names(prompt, self.config)
+        check_adapters(prompt, self.config)
         if self.tokenizer is None:  # --skip-tokenizer-init
             return
         placeholder = self.tokenizer.get_vocab().get(PLACEHOLDER, -1)
