@@ -8,6 +8,7 @@ from vllm.distributed import get_pp_group
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from support.encoder_graphs import capture
+from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.worker import graph_manager
 
 
 class Worker(CPUWorker):
@@ -46,14 +47,6 @@ class Worker(CPUWorker):
         if manager := graph_manager(runner):
             capture(manager)
         return times
-
-
-def graph_manager(runner):
-    """vLLM's manager of the encoder's graphs, if there is one."""
-    if hasattr(runner, "encoder_cudagraph_manager"):  # V1
-        return runner.encoder_cudagraph_manager
-    encoder_runner = getattr(runner.model_state, "encoder_runner", None)
-    return encoder_runner and encoder_runner.cudagraph_manager
 
 
 def graph_hits(worker) -> int:

@@ -38,6 +38,12 @@ def encoder_data_parallel(config: VllmConfig) -> bool:
     return mode == "data" and ranks > 1
 
 
+def encoder_adapters(config: VllmConfig) -> bool:
+    """Whether LoRA adapters apply to the tower and the connector."""
+    lora = config.lora_config
+    return lora is not None and lora.enable_tower_connector_lora
+
+
 def check_adapters(config: VllmConfig) -> None:
     """Refuse adapters on the encoder where vLLM would apply them to other tiles.
 
@@ -47,8 +53,7 @@ def check_adapters(config: VllmConfig) -> None:
     Raises:
         ValueError: Names the option, and what to leave out.
     """
-    lora = config.lora_config
-    if lora is None or not lora.enable_tower_connector_lora:
+    if not encoder_adapters(config):
         return
     options = config.model_config.get_multimodal_config()
     refused = {

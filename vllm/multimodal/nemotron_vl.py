@@ -20,6 +20,7 @@ try:
 except ImportError:  # vLLM < 0.32: its loader opens whatever Pillow opens
     from PIL.Image import open as open_image
 
+from ..config.nemotron_vl_options import encoder_adapters
 from .nemotron_vl_embeddings import (
     EMBEDDING_FIELDS,
     EMBEDS,
@@ -172,8 +173,7 @@ def check_adapters(prompt: Mapping[str, Any], config: VllmConfig) -> None:
     Raises:
         VLLMValidationError: The prompt has embeddings.
     """
-    lora = config.lora_config
-    if lora is None or not lora.enable_tower_connector_lora:
+    if not encoder_adapters(config):
         return
     data = (prompt.get("multi_modal_data") or {}).get("image")
     if isinstance(data, Mapping):

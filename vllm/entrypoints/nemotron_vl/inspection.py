@@ -24,6 +24,7 @@ from ...transformers_utils.configs.nemotron_vl_checks import (
     check_shape,
 )
 from ...transformers_utils.configs.nemotron_vl_schema import read_config
+from ...transformers_utils.processors.nemotron_vl_tiling import most_tiles
 from .adapter_inspection import inspect_adapter
 from .checkpoint_files import Header, added_token_ids, read_headers, read_json
 from .published_facts import published_facts
@@ -110,7 +111,9 @@ def inspect(
 
     tiler = Tiler.from_model(model)
     tile_tokens = tiler.tokens_per_tile
-    tiles = tiler.max_tiles + (tiler.use_thumbnail and tiler.max_tiles > 1)
+    tiles = most_tiles(
+        {"max_dynamic_patch": tiler.max_tiles, "use_thumbnail": tiler.use_thumbnail}
+    )
     picture_tokens = tiles * tile_tokens + MARKERS
     picture_bytes = tiles * 3 * config.force_image_size**2
     context = max_model_len or llm.max_position_embeddings

@@ -101,35 +101,34 @@ def _check_model(model_config: ModelConfig, renderer: str) -> None:
         model_config.tokenizer_mode = renderer
 
 
+def _image_settings(model_config: ModelConfig) -> dict[str, Any]:
+    """How an engine cuts images, see `image_settings`."""
+    from ...transformers_utils.processors.nemotron_vl_tiling import image_settings
+
+    return image_settings(
+        model_config.get_multimodal_config().mm_processor_kwargs or {},
+        model_config.hf_image_processor_config or {},
+        vars(model_config.hf_config),
+    )
+
+
 def _complete_graphs(vllm_config: VllmConfig) -> None:
     """Set the sizes of the encoder's CUDA graphs, unless the user has set them."""
-    from ...transformers_utils.processors.nemotron_vl_tiling import (
-        image_settings,
-        most_tiles,
-        tokens_of_tile,
-    )
+    from ...transformers_utils.processors.nemotron_vl import image_seq_length
+    from ...transformers_utils.processors.nemotron_vl_tiling import most_tiles
 
     if not encoder_graphs(vllm_config):
         return
     compilation, model_config = vllm_config.compilation_config, vllm_config.model_config
-    options, checkpoint = model_config.get_multimodal_config(), model_config.hf_config
-    if not options.get_limit_per_prompt("image"):
+    if not model_config.get_multimodal_config().get_limit_per_prompt("image"):
         logger.info("No encoder graphs: they are for images, which are switched off.")
         compilation.cudagraph_mm_encoder = False
     elif not compilation.encoder_cudagraph_token_budgets:
-        settings = image_settings(
-            options.mm_processor_kwargs or {},
-            model_config.hf_image_processor_config or {},
-            vars(checkpoint),
-        )
-        tokens = tokens_of_tile(
-            checkpoint.force_image_size,
-            checkpoint.vision_config.patch_size,
-            checkpoint.downsample_ratio,
-        )
+        tokens = image_seq_length(cast(Any, model_config.hf_config))
+        largest = most_tiles(_image_settings(model_config))
         batch = vllm_config.scheduler_config.max_num_batched_tokens // tokens
         compilation.encoder_cudagraph_token_budgets = [
-            tiles * tokens for tiles in graph_tiles(most_tiles(settings), batch)
+            tiles * tokens for tiles in graph_tiles(largest, batch)
         ]
 
 
@@ -193,23 +192,15 @@ class NemotronVLVideoModelConfig(NemotronVLModelConfig):
         """
         # Only for this architecture: the other one imports no code for videos.
         from ...config.nemotron_vl_video import check_options, loader_settings
-        from ...transformers_utils.processors.nemotron_vl_tiling import (
-            RESIZE_RECIPES,
-            image_settings,
-        )
+        from ...transformers_utils.processors.nemotron_vl_tiling import RESIZE_RECIPES
 
         _check_model(model_config, VIDEO_TOKENIZER_MODE)
         options = model_config.get_multimodal_config()
         check_options(options)
-        settings = image_settings(
-            options.mm_processor_kwargs or {},
-            model_config.hf_image_processor_config or {},
-            vars(model_config.hf_config),
-        )
         options.media_io_kwargs["video"] = loader_settings(
             options.media_io_kwargs.get("video", {}),
             tile_size=model_config.hf_config.force_image_size,
-            resize=settings.get("resize", RESIZE_RECIPES[0]),
+            resize=_image_settings(model_config).get("resize", RESIZE_RECIPES[0]),
         )
         # Templates that read text only would lose the order of images and videos.
         options.interleave_mm_strings = True

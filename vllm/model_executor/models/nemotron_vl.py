@@ -39,7 +39,11 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from ...config.nemotron_vl import EncoderConfig
-from ...config.nemotron_vl_options import encoder_data_parallel, encoder_graphs
+from ...config.nemotron_vl_options import (
+    encoder_adapters,
+    encoder_data_parallel,
+    encoder_graphs,
+)
 from ...multimodal.nemotron_vl_embeddings import EMBEDS
 from .nemotron_vl_conditioner import InputConditioner
 from .nemotron_vl_graphs import DIGESTS, EncoderGraphs, check_pixels
@@ -121,18 +125,17 @@ class LlamaNemotronVLChatModel(
         )
         feed_rows(self.vision_model, self.mlp1)
         encoder_config = EncoderConfig.from_vllm_config(vllm_config)
-        lora_config = vllm_config.lora_config
-        if lora_config is not None:
+        if vllm_config.lora_config is not None:
             # vLLM maps the names of an adapter's layers with the instance's mapper.
             self.hf_to_vllm_mapper = adapter_mapper(
                 self.config,
-                encoder=lora_config.enable_tower_connector_lora,
+                encoder=encoder_adapters(vllm_config),
                 encoder_is_here=not isinstance(self.vision_model, StageMissingLayer),
                 language_is_here=not isinstance(self.language_model, StageMissingLayer),
             )
         self.max_encoder_tiles = encoder_config.max_encoder_tiles
         self.tile_reuse: TileReuse | None = None
-        if lora_config is None or not lora_config.enable_tower_connector_lora:
+        if not encoder_adapters(vllm_config):
             self.tile_reuse = self._make_tile_reuse(
                 encoder_config.tile_cache_mb, vllm_config
             )
@@ -241,10 +244,7 @@ class LlamaNemotronVLChatModel(
         if images is None:
             return []
         pixels, digests = images["pixel_values_flat"], kwargs.get(DIGESTS)
-        if self.tile_reuse is None or not isinstance(digests, torch.Tensor):
-            features = self.extract_feature(pixels)
-        else:
-            features = self.tile_reuse(self.extract_feature, pixels, digests)
+        features = self._embed_tiles(self.extract_feature, pixels, digests)
         return [x.flatten(0, 1) for x in features.split(images["num_patches"].tolist())]
 
     def extract_feature(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.attention.ops import vit_attn_wrappers
 
-from ...config.nemotron_vl_options import uses_packed_sequences
+from ...config.nemotron_vl_options import encoder_adapters, uses_packed_sequences
 from .nemotron_vl_attention import choose_attention
 
 
@@ -27,11 +27,10 @@ def compilation_problem(vllm_config: VllmConfig) -> str | None:
     Nobody has seen vLLM's kernels for adapters right in a compiled encoder.
     """
     start = "compile_mm_encoder has no effect with"
-    adapters = vllm_config.lora_config
     mode = vllm_config.compilation_config.mode
     if not should_torch_compile_mm_encoder(vllm_config):
         return None
-    if adapters and adapters.enable_tower_connector_lora:
+    if encoder_adapters(vllm_config):
         return f"{start} --enable-tower-connector-lora."
     options = vllm_config.model_config.get_multimodal_config()
     sdpa = options.mm_encoder_attn_backend == AttentionBackendEnum.TORCH_SDPA

@@ -7,6 +7,7 @@ here computes on this rank alone.
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,6 +46,23 @@ class EncoderGraphs(InternVLChatModel):
     def _encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Features of tiles, computed on this rank."""
         raise NotImplementedError
+
+    def _embed_tiles(
+        self,
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        pixels: torch.Tensor,
+        digests: object,
+    ) -> torch.Tensor:
+        """Features of tiles, of which equal ones are encoded once.
+
+        Args:
+            encode: As of `TileReuse`.
+            pixels: ``(tiles, 3, size, size)``.
+            digests: Those of the tiles; without them, all tiles are encoded.
+        """
+        if self.tile_reuse is None or not isinstance(digests, torch.Tensor):
+            return encode(pixels)
+        return self.tile_reuse(encode, pixels, digests)
 
     def get_encoder_cudagraph_config(self):
         config = super().get_encoder_cudagraph_config()
@@ -103,6 +121,4 @@ class EncoderGraphs(InternVLChatModel):
         if EMBEDS in mm_kwargs:
             return torch.cat([*mm_kwargs[EMBEDS]]).to(self.dtype)
         pixels, digests = mm_kwargs[PIXELS], mm_kwargs.get(DIGESTS)
-        if self.tile_reuse is None or digests is None:
-            return self._encode_tiles(pixels).flatten(0, 1)
-        return self.tile_reuse(self._encode_tiles, pixels, digests).flatten(0, 1)
+        return self._embed_tiles(self._encode_tiles, pixels, digests).flatten(0, 1)

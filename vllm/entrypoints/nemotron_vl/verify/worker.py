@@ -40,7 +40,7 @@ class EncoderComparison:
         """How many tiles were encoded, repeated or cached so far (see `TileReuse`),
         and how many images passed a CUDA graph of the encoder instead."""
         model: LlamaNemotronVLChatModel = self.get_model()  # type: ignore[attr-defined]
-        graphs = _encoder_graphs(self.model_runner)  # type: ignore[attr-defined]
+        graphs = graph_manager(self.model_runner)  # type: ignore[attr-defined]
         reuse = model.tile_reuse
         counts = {name: reuse.counts[name] if reuse else 0 for name in OUTCOMES}
         return {**counts, "graphs": graphs.graph_hits if graphs else 0}
@@ -54,7 +54,7 @@ class EncoderComparison:
         return int(status[status.index("VmHWM:") + 1]) * 1024 / 1e9
 
 
-def _encoder_graphs(runner: Any) -> "EncoderCudaGraphManager | None":
+def graph_manager(runner: Any) -> "EncoderCudaGraphManager | None":
     """The CUDA graphs of the encoder on Model Runner V1 or V2, if they are on."""
     if hasattr(runner, "encoder_cudagraph_manager"):
         return runner.encoder_cudagraph_manager
