@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from support.options import (  # noqa: E402
     OPTIONS,
     REFUSED,
-    alternatives,
+    answered,
     four_ranks,
     pairs,
     rows,
@@ -63,8 +63,7 @@ def section() -> str:
         if said := REFUSED.get(pair):
             both = " and ".join(OPTIONS[x].title for x in OPTIONS if x in pair)
             lines.append(f"| {both} | {said} |")
-    count = sum(not alternatives(x) and x not in REFUSED for x in pairs())
-    lines.append(ROWS.format(count=count).rstrip("\n"))
+    lines.append(ROWS.format(count=len(answered())).rstrip("\n"))
     for number, row in enumerate(rows(), 1):
         titles = ", ".join(OPTIONS[option].title for option in row)
         ranks = ", four ranks" if four_ranks(row) else ""

@@ -48,22 +48,12 @@ def _spoil(tensor: torch.Tensor) -> None:
         tensor.fill_(float("nan"))
 
 
-def _is_collective(name: str) -> bool:
-    return name.startswith("c10d::") or "shm_all" in name or "shm_gather" in name
-
-
 @dataclass
 class Graph:
     """In the place of ``torch.cuda.CUDAGraph``."""
 
     tape: list[tuple] = field(default_factory=list)
     replays: int = 0
-
-    @property
-    def collectives(self) -> list[str]:
-        """Names of the operators that wait for other ranks, in order."""
-        names = [function.name() for function, *_ in self.tape]
-        return [name for name in names if _is_collective(name)]
 
     @torch.inference_mode()
     def replay(self) -> None:
@@ -145,28 +135,3 @@ def graphs(
     dtype = dtype or config.model_config.dtype
     device = torch.device("cpu")
     return capture(EncoderCudaGraphManager(config, device, dtype, model))
-
-
-def attach(worker) -> dict[str, Any]:
-    """Give an engine's runner, V1 or V2, captured graphs.
-
-    For ``llm.collective_rpc(attach)``. CPUs have no graphs, so vLLM makes none there.
-    """
-    runner = worker.model_runner
-    manager = graphs(runner.get_model(), worker.vllm_config)
-    if hasattr(runner, "encoder_cudagraph_manager"):  # V1
-        runner.encoder_cudagraph_manager = manager
-    else:
-        runner.model_state.encoder_runner.cudagraph_manager = manager
-    return statistics(worker)
-
-
-def statistics(worker) -> dict[str, Any]:
-    """Of an engine with attached graphs: vLLM's counts, and names of collectives."""
-    runner = worker.model_runner
-    if hasattr(runner, "encoder_cudagraph_manager"):
-        manager = runner.encoder_cudagraph_manager
-    else:
-        manager = runner.model_state.encoder_runner.cudagraph_manager
-    collectives = {n for meta in captured(manager) for n in meta.graph.collectives}
-    return {**manager.get_cumulative_stats(), "collectives": sorted(collectives)}

@@ -17,6 +17,7 @@ from vllm.lora.request import LoRARequest
 
 from lora.train_adapters import TOWER, train
 from support.clips import encoded, numbers
+from support.quantised import int8_config
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import EMBEDS, NUM_TILES
@@ -123,20 +124,9 @@ def write_int8_tower(tiny: Path, folder: Path) -> Path:
             tensors[name] = levels.to(torch.int8)
             tensors[f"{name}_scale"] = scale
     save_file(tensors, file, {"format": "pt"})
-    eight = {"num_bits": 8, "type": "int", "symmetric": True}
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {
-        "quant_method": "compressed-tensors",
-        "format": "int-quantized",
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": {**eight, "strategy": "channel"},
-                "input_activations": {**eight, "strategy": "token", "dynamic": True},
-            }
-        },
-        "ignore": ["re:language_model.*", "re:mlp1.*"],
-    }
+    ignore = ["re:language_model.*", "re:mlp1.*"]
+    config["quantization_config"] = int8_config(ignore=ignore)
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -258,10 +248,7 @@ def stored(
     ask = Ask("stored", [seen], data={"image": [sent]}, uuids={"image": ["seen"]})
     for adapter in adapters:
         (features,) = expected.features(ask, adapter, **kind)
-        folder = store / (f"{adapter}:seen" if adapter else "seen")
-        folder.mkdir(parents=True)
-        file = folder / "encoder_cache.safetensors"
-        save_file({"ec_cache": features.contiguous()}, file)
+        publish(features, store / (f"{adapter}:seen" if adapter else "seen"))
     tiles = len(expected.reference().to_pixels(seen))
     return [
         ask,
@@ -275,7 +262,11 @@ def stored_video(expected: Expected, store: Path, **kind) -> list[Ask]:
     sent = {"video": [encoded(numbers("640", "27"))]}
     ask = Ask("stored video", videos=[seen], data=sent, uuids={"video": ["clip"]})
     (features,) = expected.features(ask, **kind)
-    folder = store / "video-clip"
+    publish(features, store / "video-clip")
+    return [ask]
+
+
+def publish(features: torch.Tensor, folder: Path) -> None:
+    """Store embeddings as vLLM's `ECExampleConnector` does."""
     folder.mkdir(parents=True)
     save_file({"ec_cache": features.contiguous()}, folder / "encoder_cache.safetensors")
-    return [ask]

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from support.clips import VIDEO
@@ -25,7 +26,7 @@ class Option:
 
 
 def _role(role: str) -> dict[str, Any]:
-    """The test adds the folder of the store."""
+    """`engine_options` adds the folder of the store."""
     connector = {"ec_connector": "ECExampleConnector", "ec_role": role}
     return {"ec_transfer_config": connector}
 
@@ -197,9 +198,17 @@ def _together(row: frozenset[str], option: str) -> bool:
     )
 
 
-def engine_options(row: Iterable[str]) -> dict[str, Any]:
-    """The arguments of ``LLM`` for some options together."""
+def engine_options(row: Iterable[str], store: Path | str) -> dict[str, Any]:
+    """The arguments of ``LLM`` for some options together.
+
+    Args:
+        row: The options.
+        store: Folder in which a connector keeps embeddings.
+    """
     merged: dict[str, Any] = {}
     for option in row:
         merged |= OPTIONS[option].engine
+    if connector := merged.get("ec_transfer_config"):
+        extra = {"ec_connector_extra_config": {"shared_storage_path": str(store)}}
+        merged["ec_transfer_config"] = connector | extra
     return merged

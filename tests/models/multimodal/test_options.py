@@ -20,12 +20,9 @@ from support.options import (
 ELSEWHERE = {"v1", "v2", "int8"}  # of the environment, and of the checkpoint
 
 
-def options_of(row) -> dict:
-    options = engine_options(row)
-    if connector := options.get("ec_transfer_config"):
-        extra = {"ec_connector_extra_config": {"shared_storage_path": "/nowhere"}}
-        options["ec_transfer_config"] = connector | extra
-    return options
+def config_of(checkpoint, row):
+    options = engine_options(row, "/nowhere")
+    return make_config(checkpoint, "float32", **options)
 
 
 def test_no_pair_is_left_out():
@@ -45,12 +42,12 @@ def test_the_table_has_no_option_twice():
 @pytest.mark.parametrize("pair", REFUSED, ids=lambda pair: "-".join(sorted(pair)))
 def test_refused_pairs(checkpoint, pair):
     for option in pair - ELSEWHERE:
-        assert make_config(checkpoint, "float32", **options_of([option]))
+        assert config_of(checkpoint, [option])
     with pytest.raises(ValueError) as refusal:
-        make_config(checkpoint, "float32", **options_of(sorted(pair)))
+        config_of(checkpoint, sorted(pair))
     assert REFUSED[pair] in str(refusal.value)
 
 
 @pytest.mark.parametrize("pair", answered(), ids=lambda pair: "-".join(sorted(pair)))
 def test_other_pairs_are_not_refused(checkpoint, pair):
-    assert make_config(checkpoint, "float32", **options_of(sorted(pair)))
+    assert config_of(checkpoint, sorted(pair))

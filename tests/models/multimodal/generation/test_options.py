@@ -53,11 +53,8 @@ def start(start_llm, expected: Expected, row: Sequence[str], store: Path) -> LLM
         "worker_cls": "support.gpu_like.Worker",
         "max_num_batched_tokens": STEP,
         "block_size": 32,
-        **engine_options(row),
+        **engine_options(row, store),
     }
-    if connector := options.get("ec_transfer_config"):
-        extra = {"ec_connector_extra_config": {"shared_storage_path": str(store)}}
-        options["ec_transfer_config"] = connector | extra
     checkpoint = expected.tiny
     if "int8" in row:
         checkpoint = expected.int8_checkpoint
