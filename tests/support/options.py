@@ -43,7 +43,7 @@ GRAPHS = {
 
 OPTIONS = {
     "v1": Option("Model Runner V1", "`VLLM_USE_V2_MODEL_RUNNER=0`"),
-    "v2": Option("Model Runner V2", "vLLM's default on GPUs"),
+    "v2": Option("Model Runner V2", "vLLM's default on GPUs with Triton"),
     "tp": Option(
         "tensor parallel", "`--tensor-parallel-size 2`", dict(tensor_parallel_size=2)
     ),

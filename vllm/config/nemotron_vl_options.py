@@ -44,6 +44,14 @@ def encoder_adapters(config: VllmConfig) -> bool:
     return lora is not None and lora.enable_tower_connector_lora
 
 
+def _reads_videos(config: VllmConfig) -> bool:
+    options = config.model_config.get_multimodal_config()
+    return (
+        VIDEO_ARCHITECTURE in config.model_config.architectures
+        and options.get_limit_per_prompt("video") > 0
+    )
+
+
 def check_adapters(config: VllmConfig) -> None:
     """Refuse adapters on the encoder where vLLM would apply them to other tiles.
 
@@ -70,8 +78,7 @@ def check_adapters(config: VllmConfig) -> None:
             "images that come as embeddings divide a batch",
         ),
         "videos (--limit-mm-per-prompt '{\"video\": 0}' switches them off)": (
-            VIDEO_ARCHITECTURE in config.model_config.architectures
-            and options.get_limit_per_prompt("video"),
+            _reads_videos(config),
             "it encodes videos apart from images",
         ),
     }
@@ -97,6 +104,8 @@ def check_encoder_attention(config: VllmConfig) -> None:
         ValueError: Names the option, and what to use instead.
     """
     options = config.model_config.get_multimodal_config()
+    if not options.get_limit_per_prompt("image") and not _reads_videos(config):
+        return  # vLLM leaves the tower out
     backend = options.mm_encoder_attn_backend
     supported = current_platform.get_supported_vit_attn_backends()
     if backend is not None and backend not in supported:
@@ -144,13 +153,13 @@ def check_encoder_alone(config: VllmConfig) -> None:
     Raises:
         ValueError: Names both options.
     """
-    role = config.ec_transfer_config
-    if role is None or not role.is_ec_producer or role.is_ec_consumer:
-        return
-    if config.parallel_config.pipeline_parallel_size > 1:
+    # vLLM sets it for an EC producer, too.
+    alone = config.model_config.get_multimodal_config().mm_encoder_only
+    if alone and config.parallel_config.pipeline_parallel_size > 1:
         raise ValueError(
-            "An engine that only encodes (--ec-transfer-config with ec_producer) has "
-            "no language model to divide. Leave out --pipeline-parallel-size."
+            "An engine that only encodes (--mm-encoder-only, or --ec-transfer-config "
+            "with ec_producer) has no language model to divide. Leave out "
+            "--pipeline-parallel-size."
         )
 
 

@@ -162,6 +162,9 @@ def test_sizes_of_graphs_follow_the_settings(checkpoint):
     assert budgets(max_num_batched_tokens=100)[-1] == 13 * TOKENS
     few = {"max_dynamic_patch": 6}
     assert budgets(mm_processor_kwargs=few)[-2:] == [7 * TOKENS, 14 * TOKENS]
+    assert budgets(max_model_len=7 * TOKENS + 2)[-2:] == [7 * TOKENS, 14 * TOKENS]
+    with pytest.raises(ValueError, match="max_dynamic_patch must be a whole number"):
+        budgets(mm_processor_kwargs={"max_dynamic_patch": "12"})
     own = {"cudagraph_mm_encoder": True, "encoder_cudagraph_token_budgets": [40]}
     assert budgets(compilation_config=own) == [40]
     assert budgets(enforce_eager=True) == []

@@ -46,5 +46,24 @@ def test_a_pipeline_of_an_engine_that_only_encodes_is_refused(checkpoint, role):
     if role == "ec_producer":
         with pytest.raises(ValueError, match="no language model to divide"):
             make_config(checkpoint, "float32", **options)
+        with pytest.raises(ValueError, match="no language model to divide"):
+            make_config(
+                checkpoint, "float32", pipeline_parallel_size=2, mm_encoder_only=True
+            )
     else:
         assert make_config(checkpoint, "float32", **options)
+
+
+def test_what_is_switched_off_is_not_refused(checkpoint):
+    """No graphs, and so no attention of a tower, where there are no images."""
+    off = dict(limit_mm_per_prompt={"image": 0})
+    assert make_config(checkpoint, "float32", **off, **ADAPTERS, **GRAPHS)
+    attention = dict(mm_encoder_attn_backend="FLASHINFER")
+    assert make_config(checkpoint, "float32", **off, **attention)
+    with pytest.raises(ValueError, match="FLASHINFER does not work"):
+        make_config(checkpoint, "float32", **attention)
+
+
+def test_vllm_refuses_graphs_of_the_language_model_alone(checkpoint):
+    with pytest.raises(ValueError, match="--language-model-only is incompatible"):
+        make_config(checkpoint, "float32", language_model_only=True, **GRAPHS)

@@ -115,20 +115,29 @@ def _image_settings(model_config: ModelConfig) -> dict[str, Any]:
 def _complete_graphs(vllm_config: VllmConfig) -> None:
     """Set the sizes of the encoder's CUDA graphs, unless the user has set them."""
     from ...transformers_utils.processors.nemotron_vl import image_seq_length
-    from ...transformers_utils.processors.nemotron_vl_tiling import most_tiles
+    from ...transformers_utils.processors.nemotron_vl_tiling import (
+        most_tiles,
+        tiles_problem,
+    )
 
-    if not encoder_graphs(vllm_config):
-        return
     compilation, model_config = vllm_config.compilation_config, vllm_config.model_config
-    if not model_config.get_multimodal_config().get_limit_per_prompt("image"):
+    options = model_config.get_multimodal_config()
+    # vLLM refuses graphs with --language-model-only itself.
+    if not encoder_graphs(vllm_config) or options.language_model_only:
+        return
+    if not options.get_limit_per_prompt("image"):
         logger.info("No encoder graphs: they are for images, which are switched off.")
         compilation.cudagraph_mm_encoder = False
     elif not compilation.encoder_cudagraph_token_budgets:
+        settings, name = _image_settings(model_config), "max_dynamic_patch"
+        if name in settings and (problem := tiles_problem(name, settings[name], 1)):
+            raise ValueError(problem)
         tokens = image_seq_length(cast(Any, model_config.hf_config))
-        largest = most_tiles(_image_settings(model_config))
+        context = max(1, model_config.max_model_len // tokens)
         batch = vllm_config.scheduler_config.max_num_batched_tokens // tokens
         compilation.encoder_cudagraph_token_budgets = [
-            tiles * tokens for tiles in graph_tiles(largest, batch)
+            tiles * tokens
+            for tiles in graph_tiles(min(most_tiles(settings), context), batch)
         ]
 
 
@@ -161,10 +170,10 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
         from .nemotron_vl_layout import tensor_parallel_problems
 
         EncoderConfig.from_vllm_config(vllm_config)
+        _complete_graphs(vllm_config)
         check_adapters(vllm_config)
         check_encoder_attention(vllm_config)
         check_encoder_alone(vllm_config)
-        _complete_graphs(vllm_config)
         model_config = vllm_config.model_config
         _check_kernel(model_config)
         problems = tensor_parallel_problems(
