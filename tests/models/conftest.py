@@ -21,7 +21,8 @@ def load_model():
     ):
         config = make_config(checkpoint, dtype, **options)
         contexts.enter_context(set_current_vllm_config(config))  # forward needs it
-        return load(config, pack_weights)
+        with torch.inference_mode(False):
+            return load(config, pack_weights)
 
     with contexts, torch.inference_mode():
         yield load_checkpoint

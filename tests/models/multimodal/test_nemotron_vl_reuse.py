@@ -178,6 +178,28 @@ def test_loading_weights_empties_the_cache(caching):
     assert counts(caching)["encoded"] == 2
 
 
+def test_updates_in_place_empty_the_cache(caching):
+    """As `reload_weights(is_checkpoint_format=False)` of vLLM makes them."""
+    layers = caching.vision_model.model.encoder.layers
+    for bias in layers[1].norm1.bias, caching.mlp1[3].bias:
+        embed(caching, 1, 2)
+        counts(caching)
+        embed(caching, 1, 2)
+        assert counts(caching)["cached"] == 2
+        bias.copy_(bias + 0.5)
+        assert_equal(embed(caching, 1, 2), encode_all(caching, 1, 2))
+        assert counts(caching)["encoded"] == 2
+
+
+def test_there_is_no_cache_where_weights_change_without_a_sign(load_model, checkpoint):
+    model = load_model(
+        checkpoint,
+        weight_transfer_config={"backend": "nccl"},
+        additional_config={"nemotron_vl": {"tile_cache_mb": 1}},
+    )
+    assert model.tile_reuse.slots == 0
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_cache_has_the_models_dtype(load_model, checkpoint, dtype):
     config = {"nemotron_vl": {"tile_cache_mb": 1}}

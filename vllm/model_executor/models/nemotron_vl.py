@@ -4,10 +4,12 @@
 Built on vLLM's InternVL model and C-RADIO tower; this file holds only what differs.
 """
 
+import contextlib
 import math
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -70,7 +72,7 @@ from .nemotron_vl_tower import NemotronVLRadioModel, encoder_dtype, feed_rows
 from .nemotron_vl_weights import (
     are_of_files,
     checked,
-    reloaded,
+    reload_of_files,
     unreadable_files_explained,
 )
 
@@ -118,10 +120,11 @@ class LlamaNemotronVLChatModel(
         model_config = vllm_config.model_config
         vision = self.config.vision_config
         self.dtype = cast(torch.dtype, model_config.dtype)
-        # Only dummy weights may be incomplete.
-        self._must_be_whole = vllm_config.load_config.load_format != "dummy"
         self.input_conditioner = InputConditioner(
-            vision.norm_mean, vision.norm_std, self.encoder_dtype, self._must_be_whole
+            vision.norm_mean,
+            vision.norm_std,
+            self.encoder_dtype,
+            persistent=vllm_config.load_config.load_format != "dummy",
         )
         feed_rows(self.vision_model, self.mlp1)
         encoder_config = EncoderConfig.from_vllm_config(vllm_config)
@@ -211,13 +214,25 @@ class LlamaNemotronVLChatModel(
 
     def _make_tile_reuse(self, megabytes: int, config: VllmConfig) -> TileReuse:
         """Allocates the cache now, before vLLM measures the memory that is left."""
-        if megabytes and encoder_graphs(config) and encoder_data_parallel(config):
-            # Each rank would keep other tiles, and so decide otherwise than the rest.
-            logger.warning_once(
-                "tile_cache_mb has no effect with encoder graphs and "
-                "--mm-encoder-tp-mode data."
-            )
-            megabytes = 0
+        # The manager of graphs has shared the tiles among the ranks already.
+        own_tiles = encoder_graphs(config) and encoder_data_parallel(config)
+        for option, given, reason in (
+            (
+                "encoder graphs and --mm-encoder-tp-mode data",
+                own_tiles,
+                "each rank would decide otherwise than the rest",
+            ),
+            (
+                "--weight-transfer-config",
+                config.weight_transfer_config is not None,
+                "vLLM may replace weights without a sign",
+            ),
+        ):
+            if megabytes and given:
+                logger.warning_once(
+                    "tile_cache_mb has no effect with %s: %s.", option, reason
+                )
+                megabytes = 0
         shape = (self.num_image_token, self.config.text_config.hidden_size)
         slots = int(megabytes * 1e6 / (math.prod(shape) * self.dtype.itemsize))
         if megabytes and not slots:
@@ -226,7 +241,8 @@ class LlamaNemotronVLChatModel(
             slots = 0  # only the first stage encodes images
         return TileReuse(
             torch.empty((slots, *shape), dtype=self.dtype),
-            quiet=get_tensor_model_parallel_rank() > 0,
+            lambda: chain(self.vision_model.parameters(), self.mlp1.parameters()),
+            quiet=get_tensor_model_parallel_rank() > 0 and not own_tiles,
         )
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
@@ -297,15 +313,17 @@ class LlamaNemotronVLChatModel(
         if self.tile_reuse is not None:
             self.tile_reuse.clear()
         encoder_only = self.multimodal_config.mm_encoder_only
-        whole = self._must_be_whole or are_of_files(weights)
-        if whole and not self._must_be_whole:
-            weights = reloaded(weights, self, self.config, encoder_only)
-        else:
-            weights = checked(weights, self.config, whole, encoder_only)
+        # vLLM's loaders call `eval()` when they have loaded the model.
+        reload = not self.training and are_of_files(weights)
+        whole = self.training or reload
+        weights = checked(weights, self.config, whole, encoder_only)
         weights = self.input_conditioner.load_statistics(weights, whole)
-        with unreadable_files_explained():
-            loaded = AutoWeightsLoader(self).load_weights(
+        with (
+            reload_of_files(self, self.config, encoder_only)
+            if reload
+            else contextlib.nullcontext(),
+            unreadable_files_explained(),
+        ):
+            return AutoWeightsLoader(self).load_weights(
                 weights, mapper=self.hf_to_vllm_mapper
             )
-        self._must_be_whole = False
-        return loaded

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn as nn
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.platforms import current_platform
 from vllm.triton_utils import HAS_TRITON
@@ -21,8 +22,12 @@ except ImportError:  # `forward` gives the same values without it, more slowly
 _LEVELS = 255  # of a uint8 pixel
 
 
-def _float32(values: Sequence[float]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32, device="cpu")
+def _on_host(values: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device="cpu").double()
+
+
+def _changed(former: torch.Tensor, sent: torch.Tensor | None) -> torch.Tensor:
+    return former if sent is None else torch.where(sent.isnan(), former, sent)
 
 
 class InputConditioner(nn.Module):
@@ -54,15 +59,24 @@ class InputConditioner(nn.Module):
         for name in ("scale", "shift"):
             buffer = torch.empty(len(mean), dtype=torch.float32)
             self.register_buffer(name, buffer, persistent=persistent)
-        self._defaults = _float32(mean), _float32(std)
+        self._defaults = _on_host(mean), _on_host(std)
         self._set(*self._defaults)
 
     def _set(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        self.mean, self.std = mean, std
         values = ((self.scale, 1 / (_LEVELS * std)), (self.shift, -mean / std))
         for buffer, value in values:
             # While vLLM reloads weights, a buffer has a loader of its own.
-            getattr(buffer, "weight_loader", default_weight_loader)(buffer, value)
+            load = getattr(buffer, "weight_loader", default_weight_loader)
+            load(buffer, value.float())
+
+    def _present(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation, whoever has filled the buffers."""
+        # While vLLM reloads weights, it keeps the buffers that are in use here.
+        aside = get_layerwise_info(self).kernel_tensors
+        _, buffers = aside or ({}, dict(self.named_buffers()))
+        scale, shift = (buffers[name].cpu().double() for name in ("scale", "shift"))
+        std = 1 / (_LEVELS * scale)
+        return -shift * std, std
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Condition tiles.
@@ -101,16 +115,12 @@ class InputConditioner(nn.Module):
         Yields:
             All other tensors, with their names.
         """
-        own = self._defaults if whole else (self.mean, self.std)
-        mean, std = CONDITIONER_TENSORS
-        found = dict(zip((mean, std), own, strict=True))
-        changed = whole
+        found: dict[str, torch.Tensor] = {}
         for name, tensor in weights:
-            if name in found:
-                values = tensor.flatten().float().cpu()
-                found[name] = torch.where(values.isnan(), found[name], values)
-                changed = True
+            if name in CONDITIONER_TENSORS:
+                found[name] = tensor.flatten().cpu().double()
             else:
                 yield name, tensor
-        if changed:
-            self._set(found[mean], found[std])
+        if whole or found:
+            former = self._defaults if whole else self._present()
+            self._set(*map(_changed, former, map(found.get, CONDITIONER_TENSORS)))

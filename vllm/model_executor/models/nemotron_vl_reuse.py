@@ -8,8 +8,8 @@ that the image processor computes from their pixels.
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Sequence
-from functools import cache
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cache, cached_property
 from itertools import chain
 
 import torch
@@ -31,13 +31,22 @@ class TileReuse:
     Args:
         cache: Memory of the cache, ``(slots, tokens, hidden)``. Zero slots switch
             it off. A new tile replaces the least recently used one.
+        weights: The encoder's weights, asked for in the first forward. A change in
+            place empties the cache.
         quiet: Do not count: another rank encodes and counts the same tiles.
     """
 
-    def __init__(self, cache: torch.Tensor, *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        cache: torch.Tensor,
+        weights: Callable[[], Iterable[torch.Tensor]] = tuple,
+        *,
+        quiet: bool = False,
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self._cache = cache
         self._slots: OrderedDict[bytes | int, int] = OrderedDict()  # oldest first
+        self._weights, self._version = weights, 0
         self._quiet = quiet
         self._logged = 0.0
 
@@ -49,6 +58,17 @@ class TileReuse:
     def clear(self) -> None:
         """Empty the cache after a change of the weights."""
         self._slots.clear()
+
+    @cached_property
+    def _versioned(self) -> list[torch.Tensor]:
+        return [weight for weight in self._weights() if not weight.is_inference()]
+
+    def _clear_if_changed(self) -> None:
+        # PyTorch counts the changes in place of each tensor.
+        version = sum(weight._version for weight in self._versioned)
+        if version != self._version:
+            self._version = version
+            self.clear()
 
     def __call__(
         self,
@@ -69,6 +89,8 @@ class TileReuse:
         Returns:
             ``(tiles, tokens, hidden)``.
         """
+        if self.slots:
+            self._clear_if_changed()
         new: dict[bytes | int, int] = {}  # index among the tiles to encode
         fresh: list[int] = []
         encoded, places, cached, slots = [], [], [], []

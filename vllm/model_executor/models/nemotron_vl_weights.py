@@ -3,17 +3,17 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from vllm.config import get_current_vllm_config
+from vllm.config import ModelConfig, get_current_vllm_config
+from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-from vllm.transformers_utils.config import get_safetensors_params_metadata
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from .nemotron_vl_layout import (
     CONDITIONER_TENSORS,
@@ -92,66 +92,57 @@ def are_of_files(weights: Iterable[tuple[str, torch.Tensor]]) -> bool:
     return getattr(weights, "__name__", None) == "get_all_weights"
 
 
-def reloaded(
-    weights: Iterable[tuple[str, torch.Tensor]],
-    model: nn.Module,
-    config: Config,
-    encoder_only: bool,
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Pass on the tensors of files that a loaded model is to take, all or none.
+@contextlib.contextmanager
+def reload_of_files(
+    model: nn.Module, config: Config, encoder_only: bool
+) -> Iterator[None]:
+    """Let a loaded model take the tensors of files, all or none.
 
-    The headers of safetensors files are compared with the configuration first. If they
-    do not fit, or if there are no files, the model keeps its weights.
+    vLLM's loader reads the files twice. The first time their tensors are compared with
+    the configuration, and if they do not fit, the model keeps its weights. An error in
+    the body leaves some layers with the new weights, and the model complete.
 
     Args:
-        weights: Of a loader; its first step finds the files or downloads them.
         model: vLLM has put its weights aside.
         config: As for `checked`.
         encoder_only: As for `checked`.
 
     Raises:
-        ValueError: As `checked`.
+        ValueError: As `checked`, before the body.
+        RuntimeError: The body raised an error, which is the cause.
     """
-    model_config = get_current_vllm_config().model_config
-    weights = iter(weights)
+    vllm_config = get_current_vllm_config()
+    model_config = vllm_config.model_config
+    _forget_partial_layers(model)  # of a former update that ended in an error
     try:
+        loader: Any = get_model_loader(vllm_config.load_config)
+        tensors = loader.get_all_weights(model_config, model)
         with unreadable_files_explained():
-            first = [*islice(weights, 1)]
-            headers = get_safetensors_params_metadata(
-                model_config.model, revision=model_config.revision
-            )
-            if headers or not first:
-                _check_headers(headers, config, encoder_only)
+            deque(checked(tensors, config, True, encoder_only), maxlen=0)
     except Exception:
-        finalize_layerwise_reload(model, model_config)  # puts the weights back
+        _put_weights_back(model, model_config)
         raise
     try:
-        with unreadable_files_explained():
-            yield from checked(chain(first, weights), config, True, encoder_only)
-    except ValueError as error:
-        raise ValueError(
-            f"{error} Some weights are those of the new checkpoint already: restart "
-            "the engine."
+        yield
+    except Exception as error:
+        _put_weights_back(model, model_config)
+        raise RuntimeError(
+            f"The reload ended in the middle: {error} Some layers have new weights, "
+            "the others former ones. Reload a whole checkpoint before the next request."
         ) from error
 
 
-def _check_headers(
-    headers: Mapping[str, Mapping[str, Any]], config: Config, encoder_only: bool
-) -> None:
-    known = checkpoint_tensors(config) | CONDITIONER_TENSORS
-    tensors = (
-        (name, _described(header))
-        for name, header in headers.items()
-        # Files that an index does not name may have other tensors.
-        if name in known or quantised_weight(name, known) is not None
-    )
-    deque(checked(tensors, config, True, encoder_only), maxlen=0)
+def _put_weights_back(model: nn.Module, model_config: ModelConfig) -> None:
+    _forget_partial_layers(model)
+    finalize_layerwise_reload(model, model_config)
 
 
-def _described(header: Mapping[str, Any]) -> torch.Tensor:
-    floating = header["dtype"].startswith(("F", "BF"))
-    dtype = torch.float32 if floating else torch.uint8
-    return torch.empty(header["shape"], dtype=dtype, device="meta")
+def _forget_partial_layers(model: nn.Module) -> None:
+    # vLLM processes such layers with uninitialised memory in place of what they lack.
+    for layer in model.modules():
+        info = get_layerwise_info(layer)
+        info.loaded_weights.clear()
+        info.load_numel = 0
 
 
 @contextlib.contextmanager
