@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -24,9 +25,10 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 from vllm.model_executor.layers.quantization.torchao import TorchAOConfig, should_skip
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.torch_utils import set_default_torch_dtype
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from evaluate_tiny import answer_with_engine, answer_with_reference, draw_questions
-from support.loading import load, make_config, start_ranks
+from support.loading import load, make_config, reload_weights, start_ranks
 from support.quantised import int8_config, nvfp4_config
 from support.tiny import BLOCKS, LAYERS, TILE, TILE_TOKENS, WIDTH
 from typefaces import PILLOW_FONT
@@ -475,3 +477,36 @@ def test_incomplete_checkpoints_are_refused(
     with pytest.raises(ValueError, match=f"lacks .*{message}"):
         load(make_config(folder, "bfloat16"))
     assert message in inspect(str(folder))["problems"][0]
+
+
+@pytest.mark.parametrize(
+    "layer", ["", "language_model.model.layers.1.self_attn.v_proj"]
+)
+def test_a_checkpoint_without_its_scales_is_refused(quantised, tmp_path, layer):
+    """vLLM would multiply with uninitialised memory."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(quantised("int8"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    scales = {n for n in tensors if n.endswith("_scale") and n.startswith(layer)}
+    assert len(scales) == 1 or not layer
+    kept = {name: t for name, t in tensors.items() if name not in scales}
+    save_file(kept, folder / "model.safetensors")
+    message = rf"lacks {len(scales)} of \d+ tensors: .*\.weight_scale"
+    with pytest.raises(ValueError, match=message):
+        load(make_config(folder, "bfloat16"))
+
+
+def test_a_reload_from_files_keeps_the_scheme(quantised, tiny):
+    """A trainer's checkpoint has no scales; it is refused before anything changes."""
+    folder = quantised("int8 everywhere")
+    config = make_config(folder, "bfloat16")
+    pixels = torch.rand(1, 3, TILE, TILE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        model = load(config)
+        before = model.extract_feature(pixels)
+        reload = partial(reload_weights, config, model, GPUModelRunner)
+        with pytest.raises(ValueError, match="lacks .*weight_scale"):
+            reload(weights_path=str(tiny))
+        assert torch.equal(model.extract_feature(pixels), before)
+        reload(weights_path=str(folder))
+        assert torch.equal(model.extract_feature(pixels), before)

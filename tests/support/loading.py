@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from vllm.config import VllmConfig, set_current_vllm_config
@@ -30,6 +31,22 @@ def start_ranks(config: VllmConfig) -> None:
             rendezvous = Path(tempfile.mkdtemp()) / "file"
             init_distributed_environment(1, 0, f"file://{rendezvous}", 0, "gloo")
             initialize_model_parallel()
+
+
+def reload_weights(config: VllmConfig, model, runner: type, **options) -> None:
+    """Call the function of one of the model runners, on a model without an engine."""
+    own = SimpleNamespace(
+        vllm_config=config,
+        model_config=config.model_config,
+        load_config=config.load_config,
+        lora_config=None,
+        get_model=lambda: model,
+        reset_lora_state=lambda: None,
+        reset_encoder_cache=lambda: None,
+        reset_mm_cache=lambda: None,
+    )
+    with set_current_vllm_config(config):
+        runner.reload_weights(own, **options)
 
 
 def load(config: VllmConfig, pack_weights: bool = True) -> torch.nn.Module:

@@ -5,7 +5,7 @@ The model runners' own functions reload, on a model without an engine.
 
 import json
 import shutil
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ from vllm.model_executor.model_loader.sharded_state_loader import ShardedStateLo
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 
-from support.loading import load, make_config
+from support.loading import load, make_config, reload_weights
 from vllm_nemotron_vl.model_executor.models import nemotron_vl
 
 TOWER = "vision_model.radio_model."
@@ -83,22 +83,7 @@ def start():
         config = make_config(checkpoint, "float32", **options)
         with set_current_vllm_config(config), torch.inference_mode(False):
             model = load(config, pack_weights)
-        own = SimpleNamespace(
-            vllm_config=config,
-            model_config=config.model_config,
-            load_config=config.load_config,
-            lora_config=None,
-            get_model=lambda: model,
-            reset_lora_state=lambda: None,
-            reset_encoder_cache=lambda: None,
-            reset_mm_cache=lambda: None,
-        )
-
-        def reload(**options) -> None:
-            with set_current_vllm_config(config):
-                runner.reload_weights(own, **options)
-
-        return model, reload
+        return model, partial(reload_weights, config, model, runner)
 
     with torch.inference_mode():
         yield load_it
@@ -142,6 +127,8 @@ def test_a_reload_from_files_is_all_or_nothing(
     truncated = write_shards(write("truncated", {}), others)
     with open(f"{truncated}/model-2.safetensors", "r+b") as file:
         file.truncate(200_000)  # its header is whole
+    twice = write("twice", others)
+    save_file({"mlp1.1.weight": others["mlp1.1.weight"]}, f"{twice}/old.safetensors")
     index = write_shards(
         write("index", others), block
     )  # model.safetensors is not in it
@@ -154,6 +141,7 @@ def test_a_reload_from_files_is_all_or_nothing(
         (write("nothing", {}), "lacks"),
         (damaged, "is damaged"),
         (truncated, "is damaged"),
+        (twice, r"'mlp1\.1\.weight' occurs 2 times"),
         (index, r"lacks 12 of \d+ tensors"),
         (f"{checkpoint}/none", None),
     ):
@@ -209,7 +197,7 @@ def test_an_error_in_the_middle_leaves_whole_layers(
     with monkeypatch.context() as patches:
         patches.setattr(DefaultModelLoader, "get_all_weights", read)
         patches.setattr(nemotron_vl, "are_of_files", lambda weights: True)
-        with pytest.raises(RuntimeError, match="The disk is gone. Some layers have"):
+        with pytest.raises(RuntimeError, match="disk is gone. Some layers may"):
             reload(weights_path=path)
     assert len(readings) == 2
     found = changed(before, state(model))
@@ -236,6 +224,16 @@ def test_files_mend_what_a_trainer_has_left(start, checkpoint, others, write):
     reload(weights_path=path)
     expected, _ = start(path)
     assert changed(state(expected), state(model)) == set()
+
+
+def test_a_trainer_may_send_a_part_to_a_model_that_the_tensorizer_loaded(
+    start, checkpoint, others
+):
+    """It leaves the model as torch makes it, ready for training."""
+    model, _ = start(checkpoint)
+    model.train()
+    model._load_format = "tensorizer"
+    model.load_weights([("mlp1.3.bias", others["mlp1.3.bias"])])
 
 
 def test_a_trainer_may_send_a_part_to_a_model_of_any_loader(

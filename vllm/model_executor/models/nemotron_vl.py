@@ -72,6 +72,8 @@ from .nemotron_vl_tower import NemotronVLRadioModel, encoder_dtype, feed_rows
 from .nemotron_vl_weights import (
     are_of_files,
     checked,
+    is_reloading,
+    quantised_parameters,
     reload_of_files,
     unreadable_files_explained,
 )
@@ -120,11 +122,12 @@ class LlamaNemotronVLChatModel(
         model_config = vllm_config.model_config
         vision = self.config.vision_config
         self.dtype = cast(torch.dtype, model_config.dtype)
+        self._load_format = vllm_config.load_config.load_format
         self.input_conditioner = InputConditioner(
             vision.norm_mean,
             vision.norm_std,
             self.encoder_dtype,
-            persistent=vllm_config.load_config.load_format != "dummy",
+            persistent=self._load_format != "dummy",
         )
         feed_rows(self.vision_model, self.mlp1)
         encoder_config = EncoderConfig.from_vllm_config(vllm_config)
@@ -240,7 +243,10 @@ class LlamaNemotronVLChatModel(
         if not get_pp_group().is_first_rank:
             slots = 0  # only the first stage encodes images
         return TileReuse(
-            torch.empty((slots, *shape), dtype=self.dtype),
+            # Some loaders build the model on the meta device.
+            torch.empty(
+                (slots, *shape), dtype=self.dtype, device=config.device_config.device
+            ),
             lambda: chain(self.vision_model.parameters(), self.mlp1.parameters()),
             quiet=get_tensor_model_parallel_rank() > 0 and not own_tiles,
         )
@@ -313,13 +319,16 @@ class LlamaNemotronVLChatModel(
         if self.tile_reuse is not None:
             self.tile_reuse.clear()
         encoder_only = self.multimodal_config.mm_encoder_only
-        # vLLM's loaders call `eval()` when they have loaded the model.
-        reload = not self.training and are_of_files(weights)
-        whole = self.training or reload
-        weights = checked(weights, self.config, whole, encoder_only)
+        # vLLM's loaders call `eval()` on a model that they have loaded; that of the
+        # tensorizer does not always.
+        first = self.training and self._load_format != "tensorizer"
+        whole = first or are_of_files(weights)
+        quantised = quantised_parameters(self, self.config) if whole else {}
+        reload = whole and is_reloading(self)
+        weights = checked(weights, self.config, whole, encoder_only, quantised)
         weights = self.input_conditioner.load_statistics(weights, whole)
         with (
-            reload_of_files(self, self.config, encoder_only)
+            reload_of_files(self, self.config, encoder_only, quantised)
             if reload
             else contextlib.nullcontext(),
             unreadable_files_explained(),

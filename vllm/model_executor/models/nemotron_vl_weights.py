@@ -2,8 +2,8 @@
 """Checks of a checkpoint's tensors while they are loaded."""
 
 import contextlib
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pickle import UnpicklingError
 from typing import Any
 
@@ -11,10 +11,15 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from vllm.config import ModelConfig, get_current_vllm_config
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    UnquantizedEmbeddingMethod,
+)
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
+from .nemotron_vl_layer_names import HF_TO_VLLM
 from .nemotron_vl_layout import (
     CONDITIONER_TENSORS,
     IGNORED_SUFFIXES,
@@ -25,6 +30,7 @@ from .nemotron_vl_layout import (
     quantised_weight,
 )
 
+_UNQUANTISED = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
 _SHOWN = 5  # names of missing tensors in a message
 
 
@@ -33,11 +39,11 @@ def checked(
     config: Config,
     complete: bool,
     encoder_only: bool,
+    quantised: Mapping[str, Set[str]],
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Pass tensors on and compare them with what the configuration implies.
 
-    The tensors of a quantised layer depend on its method. Of such a layer only
-    the presence is checked here; vLLM checks the rest.
+    The shapes of a quantised layer's tensors depend on its method; vLLM compares them.
 
     Args:
         weights: Names and tensors, as in the checkpoint.
@@ -45,24 +51,30 @@ def checked(
         complete: Whether the tensors must be all those of a checkpoint.
         encoder_only: With ``complete``, whether those of the language model may be
             missing: with ``--mm-encoder-only`` vLLM does not read their files.
+        quantised: With ``complete``, see `quantised_parameters`.
 
     Raises:
         ValueError: Names a tensor that is missing, unknown or of a wrong shape.
     """
     required = checkpoint_tensors(config)
     known = required | CONDITIONER_TENSORS
+    expected = {name: name.rpartition(".")[0] for name in required}
+    for layer, parameters in quantised.items():
+        del expected[f"{layer}.weight"]
+        expected |= {f"{layer}.{name}": layer for name in sorted(parameters)}
     missing = {
         name
-        for name in required
+        for name in expected
         if not (encoder_only and name.startswith(LANGUAGE_MODEL))
     }
-    quantised = is_quantised(config) or is_quantised(config.llm_config)
+    is_any_quantised = is_quantised(config) or is_quantised(config.llm_config)
     for name, tensor in weights:
-        part_of = quantised_weight(name, known) if quantised else None
+        part_of = quantised_weight(name, known) if is_any_quantised else None
         if part_of is not None:
-            missing.discard(part_of)
+            if part_of.removesuffix(".weight") not in quantised:
+                missing.discard(part_of)  # a layer of another pipeline stage
         elif name in known:
-            packed = quantised and not tensor.is_floating_point()
+            packed = is_any_quantised and not tensor.is_floating_point()
             if tensor.shape != known[name] and not packed:
                 raise ValueError(
                     f"Tensor {name!r} of the checkpoint has the shape "
@@ -76,12 +88,49 @@ def checked(
         missing.discard(name)
         yield name, tensor
     if missing and complete:
-        names = [name for name in required if name in missing]
+        names = [name for name in expected if name in missing]
         shown = ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
         raise ValueError(
-            f"The checkpoint lacks {len(missing)} of {len(required)} tensors: "
+            f"The checkpoint lacks {len(missing)} of {len(expected)} tensors: "
             f"{shown}. Download its safetensors files again."
         )
+
+
+def quantised_parameters(model: nn.Module, config: Config) -> dict[str, Set[str]]:
+    """Names of the parameters that vLLM takes for each quantised layer here.
+
+    Args:
+        model: Before its weights are loaded: vLLM then changes parameters.
+        config: The composite configuration.
+
+    Returns:
+        The parameters by the name of the layer in the checkpoint, such as
+        ``{"mlp1.1": {"weight", "weight_scale", "bias"}}``.
+    """
+    if not (is_quantised(config) or is_quantised(config.llm_config)):
+        return {}
+    modules = dict(model.named_modules())
+    merged = {
+        part: whole
+        for whole, parts in model.packed_modules_mapping.items()
+        for part in parts
+    }
+    found = {}
+    for name in checkpoint_tensors(config):
+        layer, _, kind = name.rpartition(".")
+        if kind != "weight":
+            continue
+        (renamed,) = HF_TO_VLLM.apply_list([layer])
+        parent, _, last = renamed.rpartition(".")
+        module = modules.get(f"{parent}.{merged.get(last, last)}")
+        module = getattr(module, "base_layer", module)  # below an adapter's
+        method = getattr(module, "quant_method", None)
+        if method is None or isinstance(method, _UNQUANTISED):
+            continue
+        parameters = {name for name, _ in module.named_parameters(recurse=False)}
+        # Orders of GPTQ's columns are optional.
+        found[layer] = {name for name in parameters if not name.endswith("g_idx")}
+    return found
 
 
 def are_of_files(weights: Iterable[tuple[str, torch.Tensor]]) -> bool:
@@ -94,7 +143,10 @@ def are_of_files(weights: Iterable[tuple[str, torch.Tensor]]) -> bool:
 
 @contextlib.contextmanager
 def reload_of_files(
-    model: nn.Module, config: Config, encoder_only: bool
+    model: nn.Module,
+    config: Config,
+    encoder_only: bool,
+    quantised: Mapping[str, Set[str]],
 ) -> Iterator[None]:
     """Let a loaded model take the tensors of files, all or none.
 
@@ -106,9 +158,10 @@ def reload_of_files(
         model: vLLM has put its weights aside.
         config: As for `checked`.
         encoder_only: As for `checked`.
+        quantised: As for `checked`.
 
     Raises:
-        ValueError: As `checked`, before the body.
+        ValueError: As `checked`, before the body, or a tensor occurs twice.
         RuntimeError: The body raised an error, which is the cause.
     """
     vllm_config = get_current_vllm_config()
@@ -118,7 +171,16 @@ def reload_of_files(
         loader: Any = get_model_loader(vllm_config.load_config)
         tensors = loader.get_all_weights(model_config, model)
         with unreadable_files_explained():
-            deque(checked(tensors, config, True, encoder_only), maxlen=0)
+            names = Counter(
+                name
+                for name, _ in checked(tensors, config, True, encoder_only, quantised)
+            )
+        for name, times in names.items():
+            if times > 1:  # vLLM would finish the layer without its other tensors
+                raise ValueError(
+                    f"Tensor {name!r} occurs {times} times in the checkpoint's files. "
+                    "Remove the files that do not belong to it."
+                )
     except Exception:
         _put_weights_back(model, model_config)
         raise
@@ -127,9 +189,15 @@ def reload_of_files(
     except Exception as error:
         _put_weights_back(model, model_config)
         raise RuntimeError(
-            f"The reload ended in the middle: {error} Some layers have new weights, "
-            "the others former ones. Reload a whole checkpoint before the next request."
+            f"The reload ended in the middle: {error} Some layers may have new "
+            "weights, the others former ones. Reload a whole checkpoint before the "
+            "next request."
         ) from error
+
+
+def is_reloading(model: nn.Module) -> bool:
+    """Whether vLLM has put the weights of a loaded model aside."""
+    return get_layerwise_info(model).kernel_tensors is not None
 
 
 def _put_weights_back(model: nn.Module, model_config: ModelConfig) -> None:
