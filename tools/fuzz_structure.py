@@ -55,13 +55,20 @@ def _jpeg_with(part: bytes, parts: int, pixels: int) -> bytes:
     return whole[:2] + part * parts + whole[2:]
 
 
+def _jpeg_scans(scan: bytes, parts: int, pixels: int, mode: str) -> bytes:
+    whole = _blank(pixels, "JPEG", mode, progressive=True, subsampling=0)
+    return whole[:-2] + _segment(0xDA, scan) * parts + whole[-2:]
+
+
 def jpeg_scans(parts: int, pixels: int, mode: str = "RGB") -> bytes:
     """A progressive JPEG with empty scans for the first coefficients."""
-    whole = _blank(pixels, "JPEG", mode, progressive=True, subsampling=0)
-    first = whole.index(b"\xff\xda")
-    table = whole.rindex(b"\xff\xc4", 0, first)  # a table of every scan stays
-    scan = _segment(0xDA, b"\x01\x01\x00\x01\x05\x00")
-    return whole[:-2] + scan * parts + whole[-2:] if table else whole
+    return _jpeg_scans(b"\x01\x01\x00\x01\x05\x00", parts, pixels, mode)
+
+
+def jpeg_refinements(parts: int, pixels: int) -> bytes:
+    """A progressive JPEG with empty scans for a bit of all its blocks."""
+    scan = b"\x03\x01\x00\x02\x00\x03\x00\x00\x00\x10"
+    return _jpeg_scans(scan, parts, pixels, "RGB")
 
 
 def jpeg_exif_segments(parts: int, pixels: int) -> bytes:
@@ -270,11 +277,11 @@ def webp_exif_entries(parts: int, pixels: int) -> bytes:
 
 
 def webp_frames(parts: int, pixels: int) -> bytes:
-    frames = [Image.new("L", (1, 1), n % 256) for n in range(min(400, parts))]
+    """Three frames, of which the first is read."""
     side = min(_side(pixels), 16383)
-    frames = [Image.new("L", (side, side)), *(f.resize((side, side)) for f in frames)]
+    first, *others = (Image.new("L", (side, side), level) for level in (0, 1, 2))
     file = io.BytesIO()
-    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:3])
+    first.save(file, "WEBP", save_all=True, append_images=others)
     return file.getvalue()
 
 
@@ -338,7 +345,14 @@ def icns(parts: int, pixels: int) -> bytes:
 KINDS: dict[str, Callable[[int, int], bytes]] = {
     build.__name__: build
     for build in (
-        *(jpeg_scans, jpeg_exif_segments, jpeg_comments, jpeg_fill_bytes, jpeg_junk),
+        *(
+            jpeg_scans,
+            jpeg_refinements,
+            jpeg_exif_segments,
+            jpeg_comments,
+            jpeg_fill_bytes,
+            jpeg_junk,
+        ),
         *(jpeg_photoshop, jpeg_tables, jpeg_exif_entries),
         *(png_chunks, png_chunks_after, png_texts, png_empty_data, png_exif_entries),
         *(png_exif_text, png_grey_levels),

@@ -112,7 +112,7 @@ def test_files_of_too_many_parts_are_refused(name):
 
     CPU time of a Xeon with AMX at 2.6 GHz: jpeg_scans more than 30 s,
     tiff_repeated_strips 8.6 s, jpeg_exif_segments 2.8 s (it grows with the square),
-    the others 0.1 to 0.8 s. ``benchmarks/hostile.py`` measures it.
+    the others 0.1 to 0.8 s. ``benchmarks/hostile.py`` measures them here.
     """
     data, _, cause = BAD_FILES[name]
     with pytest.raises(VLLMValidationError) as error:

@@ -26,7 +26,7 @@ _LONGEST_TEXT = 1 << 20  # that Pillow decompresses
 _MOST_EXIF_SEGMENTS = 16
 # Of a JPEG. A progressive one has ten or so. Each takes time for all pixels.
 _MOST_SCANS = 100
-_MOST_SCANNED_PIXELS = 1 << 30
+_MOST_SCANNED_PIXELS = 1 << 31
 
 # Markers of JPEG: frame headers for 8 bits with Huffman codes (baseline, extended,
 # progressive); others that a frame can have.
