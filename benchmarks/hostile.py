@@ -38,6 +38,7 @@ from front_end import OPTIONS, TILE, request, started
 from fuzz_structure import KINDS, measure
 from options import make_parser
 from PIL import Image
+from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media.image import ImageMediaIO
 
 from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import make_checkpoint
@@ -111,7 +112,7 @@ def read(data: bytes) -> str:
     """Load a file and cut it into tiles; refused ones are not images."""
     try:
         image = CheckedImageIO(ImageMediaIO(), ()).load_bytes(data).media
-    except ValueError as error:
+    except VLLMValidationError as error:
         return f"refused: {error}"
     size = "{}x{}".format(*image.size)
     processor = NemotronVLImageProcessor(TILE)

@@ -12,7 +12,6 @@ worse than the rest to MANY_PARTS of tests/support/bad_files.py.
 """
 
 import argparse
-import contextlib
 import gzip
 import io
 import math
@@ -429,8 +428,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", default=[*KINDS], choices=[*KINDS])
     options = parser.parse_args()
     rng = random.Random(options.seed)
-    with contextlib.suppress(ValueError):
-        read(b"")  # imports before the forks
+    read(KINDS["png_chunks"](1, 1))  # imports before the forks
     worst: dict[str, tuple[float, int, int, int, Cost]] = {}
     end = time.monotonic() + options.seconds
     tried = 0
