@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+from fuzz_structure import KINDS
 from PIL import Image
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, ImageMediaIO
@@ -138,6 +139,24 @@ def test_other_formats_are_read_if_the_operator_says_so(kind):
         open_checked(data)
     assert open_checked(data, [kind]).size == SMALL.size
     assert load(data, kind).media.mode == "RGB"
+
+
+def test_all_levels_of_another_format_are_read():
+    levels = Image.fromarray(np.array([[0, 300, 65535]], np.uint16))
+    found = load(saved(levels, "PPM"), "PPM").media
+    assert np.asarray(found)[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_a_format_without_counts_has_three_seconds():
+    """QOI is decoded in Python: 25 million pixels take more than ten."""
+    with pytest.raises(VLLMValidationError, match="ended its decoder"):
+        load(KINDS["qoi"](25_000_000, 25_000_000), "QOI")
+
+
+def test_its_decoder_is_told_the_most_pixels(monkeypatch):
+    monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "1000")
+    with pytest.raises(VLLMValidationError, match="60x40 pixels; at most 1000"):
+        load(saved(SMALL, "PPM"), "PPM")
 
 
 def test_a_format_that_was_not_named_stays_refused():

@@ -6,9 +6,13 @@ need minutes for a few kilobytes.
 """
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextvars import ContextVar
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -22,6 +26,11 @@ from .nemotron_vl import LoadedImage, check_size, to_rgb
 from .nemotron_vl_formats import FORMATS, Refused, check_structure, format_of
 
 logger = init_logger("vllm.multimodal.nemotron_vl_loading")
+
+_DECODER = str(Path(__file__).with_name("nemotron_vl_image_decoder.py"))
+_VARIABLES = {"LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH"}
+# Of the wall; the process itself has three of CPU time, but may wait for a core.
+_MOST_SECONDS = 30
 
 _DEFAULT = "http"  # vLLM's name of its connector, which also reads files and data URLs
 
@@ -64,27 +73,51 @@ def open_checked(data: bytes, more_formats: Sequence[str] = ()) -> Image.Image:
 
     Raises:
         VLLMValidationError: It is of another format, has too many parts or pixels, or
-            its header is damaged.
+            its header is damaged. One of `more_formats` is decoded here, within 3 s of
+            CPU time.
     """
     kind = format_of(data)
-    if kind is None and not more_formats:
-        raise _unreadable(f"it is none of {', '.join(FORMATS)} by its first bytes")
+    if kind is None:
+        if not more_formats:
+            raise _unreadable(f"it is none of {', '.join(FORMATS)} by its first bytes")
+        data, kind = _as_tiff(data, more_formats), "TIFF"
     try:
         check_structure(data)
-        # MPO is a JPEG for Pillow, too.
-        image = Image.open(BytesIO(data), formats=[kind] if kind else [*more_formats])
+        image = Image.open(BytesIO(data), formats=[kind])  # an MPO is a JPEG, too
     except MemoryError:
         raise  # the server's problem, not the image's
     except Refused as error:
         raise _unreadable(str(error)) from error
     except Exception as error:  # Pillow raises all kinds for damaged files
-        kinds = kind or ", ".join((*FORMATS, *more_formats))
         said = str(error) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
-            said = f"it cannot be opened as {kinds}"  # its text shows an address
+            said = f"it cannot be opened as {kind}"  # its text shows an address
         raise _unreadable(said) from error
     check_size(image)
     return image
+
+
+def _as_tiff(data: bytes, formats: Sequence[str]) -> bytes:
+    """An image of a format whose cost nothing bounds, decoded in its own process."""
+    try:
+        done = subprocess.run(
+            # -P: the files beside the script are no modules.
+            [sys.executable, "-P", _DECODER, str(envs.VLLM_MAX_IMAGE_PIXELS), *formats],
+            input=data,
+            capture_output=True,
+            env={name: os.environ[name] for name in _VARIABLES & os.environ.keys()},
+            timeout=_MOST_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _unreadable("decoding took too long") from error
+    if not done.returncode:
+        return done.stdout
+    said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    if done.returncode < 0 or not said:
+        said = f"it ended its decoder (status {done.returncode})"
+    elif said.startswith("UnidentifiedImageError"):
+        said = f"it cannot be opened as {', '.join((*FORMATS, *formats))}"
+    raise _unreadable(said[:300])
 
 
 def _unreadable(reason: str) -> VLLMValidationError:
