@@ -26,8 +26,6 @@ from typing import NamedTuple
 
 from PIL import Image
 
-Image.MAX_IMAGE_PIXELS = None  # for writing
-
 MOST_BYTES = 6_000_000
 MOST_PIXELS = 178_956_970
 

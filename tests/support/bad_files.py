@@ -124,7 +124,7 @@ BAD_FILES |= {
     f"bomb {name}": (
         data,
         "image/png",
-        OTHERS.get(name, "exceeds limit of 178956970 pixels"),
+        OTHERS.get(name, "limit of 178956970 pixels"),
     )
     for name, data in BOMBS.items()
 }
