@@ -24,18 +24,19 @@ with atheris.instrument_imports(include=["PIL"]):
 
 from vllm.exceptions import VLLMValidationError
 
-from vllm_nemotron_vl.multimodal import nemotron_vl
-from vllm_nemotron_vl.multimodal.nemotron_vl import open_image
+from vllm_nemotron_vl.multimodal import nemotron_vl, nemotron_vl_formats
+from vllm_nemotron_vl.multimodal.nemotron_vl_loading import open_checked
 
 atheris.instrument_func(nemotron_vl.to_rgb)
+atheris.instrument_func(nemotron_vl_formats.check_structure)
 _MOST_PIXELS = 10**6  # larger images are allowed, but slow
 
 
 def read(data: bytes) -> None:
     try:
-        image = open_image(io.BytesIO(data))
-    except Exception:
-        return  # vLLM's loader and our renderer report any exception
+        image = open_checked(data)
+    except VLLMValidationError:
+        return
     if image.width * image.height > _MOST_PIXELS:
         return
     try:

@@ -4,15 +4,14 @@ import struct
 import zlib
 
 import numpy as np
+from fuzz_structure import KINDS
 from PIL import Image
 
 from support.chat import saved
 
-# Reasons that Pillow gives, in lower case
-UNKNOWN_KIND = "cannot be read: failed to load image: cannot identify image file"
+# Reasons, in lower case
+OTHER_KIND = "it is none of png, jpeg, webp, gif, tiff, bmp by its first bytes"
 TRUNCATED = "truncated"
-NO_DATA = "not enough image data"
-NO_DECODER = "could not create decoder object"
 
 # Content, declared type and cause
 BAD_FILES: dict[str, tuple[bytes, str, str]] = {}
@@ -26,23 +25,21 @@ FORMATS = (
     *("JPEG2000", "MPO", "MSP", "PCX", "PNG", "PPM", "QOI", "SGI", "SPIDER"),
     *("TGA", "TIFF", "WEBP", "XBM"),
 )
+READ = ("BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
+OTHERS = dict.fromkeys(set(FORMATS) - set(READ), OTHER_KIND)
 REASONS = {
-    "half": dict.fromkeys(FORMATS, TRUNCATED)
-    | dict.fromkeys(("AVIF", "ICNS", "ICO"), UNKNOWN_KIND)
-    | {"DDS": NO_DATA, "QOI": NO_DATA, "WEBP": NO_DECODER},
-    "head": dict.fromkeys(FORMATS, UNKNOWN_KIND)
-    | dict.fromkeys(("BLP", "BMP", "DIB", "JPEG", "MPO", "PNG"), TRUNCATED)
-    | dict.fromkeys(("PPM", "SGI", "TGA"), TRUNCATED)
-    | {"DDS": "incomplete header", "JPEG2000": "expected to read 8 bytes"}
-    | {"QOI": NO_DATA, "WEBP": NO_DECODER},
-    "zeros": dict.fromkeys(FORMATS, UNKNOWN_KIND)
-    | {"BMP": "unsupported bmp header", "DIB": "unsupported bmp pixel depth"}
-    | {"DDS": "unknown pixel format", "PCX": "unknown pcx mode", "ICO": TRUNCATED}
-    | {"PPM": "token too long in file header", "XBM": "invalid literal"},
-    "without head": dict.fromkeys(FORMATS, UNKNOWN_KIND),
+    "half": OTHERS
+    | dict.fromkeys(READ, TRUNCATED)
+    | {"WEBP": "could not create decoder object"},
+    "head": OTHERS
+    | dict.fromkeys(READ, TRUNCATED)
+    | {"GIF": "cannot be opened as gif", "WEBP": "could not create decoder object"}
+    | {"TIFF": "it does not say its size"},
+    "zeros": OTHERS
+    | dict.fromkeys(READ, "cannot be opened as")
+    | {"BMP": "unsupported bmp header", "TIFF": "its tag 0 stands twice"},
+    "without head": dict.fromkeys(FORMATS, OTHER_KIND),
 }
-# Pillow reads these without an error and leaves the rest of the image black.
-READ_ANYWAY = {("JPEG2000", "half"), ("QOI", "zeros"), ("SGI", "zeros")}
 
 for fmt in FORMATS:
     whole = saved(SMALL.convert(MODES.get(fmt, "RGB")), fmt)
@@ -52,11 +49,8 @@ for fmt in FORMATS:
         "zeros": whole[:12] + bytes(len(whole) - 12),
         "without head": whole[len(whole) // 2 :],
     }.items():
-        if (fmt, damage) not in READ_ANYWAY and not (
-            fmt in ("TGA", "XBM") and damage == "without head"
-        ):
-            kind = f"image/{fmt.lower()}"
-            BAD_FILES[f"{fmt} {damage}"] = (data, kind, REASONS[damage][fmt])
+        kind = f"image/{fmt.lower()}"
+        BAD_FILES[f"{fmt} {damage}"] = (data, kind, REASONS[damage][fmt])
 
 # Decompression bombs: the header declares 50,000 x 50,000 pixels
 
@@ -127,10 +121,14 @@ BOMBS = {
     "XBM": b"#define x_width 50000\n#define x_height 50000\nstatic char x_bits[] = {",
 }
 BAD_FILES |= {
-    f"bomb {name}": (data, "image/png", "exceeds limit of 178956970 pixels")
+    f"bomb {name}": (
+        data,
+        "image/png",
+        OTHERS.get(name, "limit of 178956970 pixels"),
+    )
     for name, data in BOMBS.items()
 }
-BAD_FILES["bomb GIF"] = (BOMBS["GIF"], "image/gif", UNKNOWN_KIND)
+BAD_FILES["bomb GIF"] = (BOMBS["GIF"], "image/gif", "cannot be opened as gif")
 BAD_FILES["no picture: a strip"] = (
     saved(Image.new("L", (2_000_000, 1)), "PNG"),
     "image/png",
@@ -156,6 +154,39 @@ NO_PICTURES = {
     "megabytes of nothing": bytes(5_000_000),
 }
 BAD_FILES |= {
-    f"no picture: {name}": (data, "image/png", UNKNOWN_KIND)
+    f"no picture: {name}": (data, "image/png", OTHER_KIND)
     for name, data in NO_PICTURES.items()
+}
+
+# Files of many parts, each of which is legal: name, parts, pixels, cause
+
+MANY_PARTS = {
+    "jpeg_scans": (600, 10**6, "more than 100 scans"),
+    "jpeg_exif_segments": (20, 900, "more than 16 segments of exif data"),
+    "jpeg_comments": (5000, 900, "segments"),
+    "jpeg_fill_bytes": (9000, 900, "bytes between its segments"),
+    "jpeg_junk": (9000, 900, "bytes between its segments"),
+    "jpeg_photoshop": (100_000, 900, "segments of photoshop data"),
+    "jpeg_exif_entries": (5000, 900, "a directory of it has 5001 entries"),
+    "png_chunks": (5000, 900, "chunks"),
+    "png_chunks_after": (5000, 900, "chunks"),
+    "png_empty_data": (5000, 900, "chunks"),
+    "png_exif_entries": (60_000, 900, "a directory of it has 60001 entries"),
+    "png_exif_text": (60_000, 900, "a directory of it has 60001 entries"),
+    "gif_comments": (5000, 900, "blocks before its first image"),
+    "gif_long_comment": (2_000_000, 900, "blocks before its first image"),
+    "gif_unknown_bytes": (5000, 900, "blocks before its first image"),
+    "tiff_strips": (80_000, 900, "it has 10000 strips or tiles for 30"),
+    "tiff_repeated_strips": (80_000, 900, "it has 10000 strips or tiles for 2"),
+    "tiff_large_tile": (1, 40_000_000, "its tiles are 6320x6320 pixels"),
+    "tiff_entries": (60_000, 900, "a directory of it has 60002 entries"),
+    "tiff_jpeg_scans": (9, 10**6, "more than four scans"),
+    "webp_chunks": (5000, 900, "chunks"),
+    "webp_exif_entries": (60_000, 900, "a directory of it has 60001 entries"),
+    "bmp_runs": (1, 900, "run-length encoded"),
+    **dict.fromkeys(("fits", "qoi", "psd", "icns"), (900, 900, OTHER_KIND)),
+}
+BAD_FILES |= {
+    f"many parts: {name}": (KINDS[name](parts, pixels), "image/png", cause)
+    for name, (parts, pixels, cause) in MANY_PARTS.items()
 }

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from support.bad_files import BAD_FILES, UNKNOWN_KIND
+from support.bad_files import BAD_FILES, OTHER_KIND
 from support.chat import data_url, embeds_part, image_part, saved, text_part
 from support.tiny import WIDTH
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text
@@ -49,7 +49,7 @@ CASES: dict[str, Case] = {
 GOOD_DATA = base64.b64encode(saved(draw_text("1"), "PNG")).decode()
 DATA_URLS = {
     "no comma": ("data:image/png;base64", "missing ',' separator"),
-    "empty": ("data:image/png;base64,", UNKNOWN_KIND),
+    "empty": ("data:image/png;base64,", OTHER_KIND),
     "empty scheme": ("data:", "missing ',' separator"),
     "not base64": ("data:image/png;base64,%%%%", "non-base64 digit"),
     "spaces": (
@@ -59,9 +59,9 @@ DATA_URLS = {
     "cut": ("data:image/png;base64," + GOOD_DATA[:-5], "non-base64 digit"),
     "no base64": ("data:image/png," + GOOD_DATA[:100], "only base64 data urls"),
     "percent": ("data:image/svg+xml;utf8,%3Csvg%3E%3C/svg%3E", "only base64 data urls"),
-    "text": (data_url(b"hello", "text/plain"), UNKNOWN_KIND),
-    "audio": (data_url(b"RIFF0000WAVE", "audio/wav"), UNKNOWN_KIND),
-    "json": (data_url(b"{}", "application/json"), UNKNOWN_KIND),
+    "text": (data_url(b"hello", "text/plain"), OTHER_KIND),
+    "audio": (data_url(b"RIFF0000WAVE", "audio/wav"), OTHER_KIND),
+    "json": (data_url(b"{}", "application/json"), OTHER_KIND),
 }
 
 # URLs
@@ -114,7 +114,7 @@ FILES = {
     "link": ("link.png", FOLDER),
     "folder": ("folder", "is a directory"),
     "missing": ("missing.png", "no such file"),
-    "text": ("text.png", UNKNOWN_KIND),
+    "text": ("text.png", OTHER_KIND),
 }
 CASES |= {
     f"file: {name}": Case(
@@ -127,8 +127,8 @@ PAGES = {
     "404": "the url: http 404|fetch",
     "403": "from url: http 403",
     "500": "could not be fetched",
-    "redirect": UNKNOWN_KIND,
-    "page": UNKNOWN_KIND,
+    "redirect": OTHER_KIND,
+    "page": OTHER_KIND,
     "endless": "could not be fetched",
     "huge": "exceeds vllm_max_media_download_size_mb=256",
 }
@@ -188,7 +188,7 @@ CASES |= {
     "three pictures": Case(chat(PICTURE, PICTURE, PICTURE), "at most 2 image"),
     "thousand pictures": Case(chat(*[PICTURE] * 1000), "at most 2 image"),
     "one bad of two": Case(
-        chat(PICTURE, image_part("data:image/png;base64,")), UNKNOWN_KIND
+        chat(PICTURE, image_part("data:image/png;base64,")), OTHER_KIND
     ),
     "long text": Case(chat(text_part("9 " * 5000)), "1024"),
     "longer text": Case(chat(text_part("9 " * 500_000)), "1024"),

@@ -2,7 +2,8 @@
 """Settings of the vision encoder and of the reading of images, from vLLM's
 ``additional_config``."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -10,6 +11,11 @@ from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 
 KEY = "nemotron_vl"
+
+# Formats of Pillow that can be read besides those that always are
+MoreFormats = Literal[
+    "AVIF", "ICNS", "ICO", "JPEG2000", "PCX", "PPM", "PSD", "QOI", "SGI", "TGA"
+]
 
 
 def _whole(least: int, default: int | None) -> Any:
@@ -26,6 +32,8 @@ class EncoderConfig:
         max_encoder_tiles: Largest number of tiles that go through the tower at
             once. It bounds the memory of the activations. The default is 16, on
             CPUs 1: the activations of one tile fit into a CPU's cache.
+        more_image_formats: Formats that are read besides PNG, JPEG, WebP, GIF, TIFF
+            and BMP: any of AVIF, ICNS, ICO, JPEG2000, PCX, PPM, PSD, QOI, SGI and TGA.
         image_threads: Most threads that resample one image and compute its digests,
             in each API server. The default is the server's share of the machine, at
             most 8: the cores that it may run on, by affinity and control group, over
@@ -39,6 +47,9 @@ class EncoderConfig:
     tile_cache_mb: int = _whole(0, default=0)
     max_encoder_tiles: int | None = _whole(1, default=None)
     image_threads: int | None = _whole(1, default=None)
+    more_image_formats: Sequence[MoreFormats] = Field(
+        default=(), description=f"a list of {', '.join(get_args(MoreFormats))}"
+    )
 
     def __post_init__(self) -> None:
         if self.max_encoder_tiles is None:

@@ -51,8 +51,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
             ``VLLM_MAX_IMAGE_PIXELS``, a side of more than `LONGEST_SIDE`, or it
             cannot be decoded.
     """
-    if problem := _size_problem(*image.size):  # before it is decoded
-        raise VLLMValidationError(problem, parameter="image")
+    check_size(image)  # before it is decoded
     try:
         image.load()
         if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
@@ -68,6 +67,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise VLLMValidationError(
             f"The image cannot be decoded: {error}", parameter="image"
         ) from error
+
+
+def check_size(image: Image.Image) -> None:
+    """Refuse an image that was opened, but not decoded.
+
+    Raises:
+        VLLMValidationError: It has no pixels, more than ``VLLM_MAX_IMAGE_PIXELS``, or
+            a side of more than `LONGEST_SIDE`.
+    """
+    if problem := _size_problem(*image.size):
+        raise VLLMValidationError(problem, parameter="image")
 
 
 def _size_problem(width: int, height: int) -> str | None:
@@ -114,6 +124,10 @@ def _on_white(image: Image.Image) -> Image.Image:
     page = Image.new("RGB", image.size, "white")
     page.paste(image, mask=image.getchannel("A"))
     return page
+
+
+class LoadedImage(MediaWithBytes[Image.Image]):
+    """An image that `to_rgb` made of a file. vLLM's loader has clipped its levels."""
 
 
 class NemotronVLDataParser(MultiModalDataParser):
@@ -202,6 +216,8 @@ def to_picture(item: Any) -> Image.Image | MediaWithBytes[Image.Image] | None:
     """
     if item is None:  # the caller knows that vLLM has this image in its cache
         return None
+    if isinstance(item, LoadedImage):
+        return item
     if isinstance(item, MediaWithBytes):
         return _with_all_levels(item)
     if isinstance(item, Image.Image):

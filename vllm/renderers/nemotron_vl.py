@@ -28,6 +28,7 @@ from vllm.renderers.params import ChatParams
 from ..config.nemotron_vl import EncoderConfig
 from ..multimodal.nemotron_vl import check_adapters
 from ..multimodal.nemotron_vl_embeddings import check_engine, check_names
+from ..multimodal.nemotron_vl_loading import check_and_load_images, share_threads
 from ..transformers_utils.configs.nemotron_vl_checks import check_image_tokens
 from ..transformers_utils.processors.nemotron_vl_threads import (
     IMAGE_THREADS,
@@ -73,10 +74,16 @@ class NemotronVLRenderer(HfRenderer):
             vocab_size = config.model_config.get_vocab_size()
             check_image_tokens(tokenizer.get_vocab(), vocab_size)
         # Before vLLM processes its first image, to warm up.
-        limit = EncoderConfig.from_vllm_config(config).image_threads
+        settings = EncoderConfig.from_vllm_config(config)
+        limit = settings.image_threads
         servers = config.parallel_config._api_process_count
         IMAGE_THREADS.set_limit(limit or min(share_of_cores(servers), MOST_THREADS))
+        check_and_load_images(settings.more_image_formats)
         super().__init__(config, tokenizer)
+
+    async def render_chat_async(self, *args: Any, **options: Any):
+        share_threads()
+        return await super().render_chat_async(*args, **options)
 
     def render_messages(self, messages: list[Any], params: ChatParams):
         with _media_errors_are_the_clients(self.servers_errors):

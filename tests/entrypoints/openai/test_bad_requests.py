@@ -177,7 +177,7 @@ LARGE = [
     ("LA", "PNG", 6000),
     ("CMYK", "JPEG", 6000),
     ("RGBA", "WEBP", 4000),
-    ("RGBA", "JPEG2000", 3000),
+    ("RGB", "TIFF", 6000),
 ]
 
 

@@ -23,8 +23,8 @@ DOCUMENTS = {
     *(".ppm", ".tif", ".tiff", ".webp"),
 }
 
-# Formats of Pillow that are sent as they are; vLLM opens them. MPO is a kind of JPEG.
-_AS_THEY_ARE = {"BMP", "GIF", "JPEG", "MPO", "PNG", "WEBP"}
+# Formats of Pillow that are sent as they are; servers open them. MPO is a kind of JPEG.
+_AS_THEY_ARE = {"GIF", "JPEG", "MPO", "PNG", "WEBP"}
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 _PDF_HEADER_WITHIN = 1024  # bytes; PDFium's limit
 _PASSWORD_ERROR = 4  # FPDF_ERR_PASSWORD of PDFium

@@ -149,7 +149,10 @@ class LlamaNemotronVLChatModel(
             # vLLM assigns adapters for one forward with all tiles of a batch, so
             # tiles may be neither left out nor split.
             self.max_encoder_tiles = sys.maxsize
-            if replace(encoder_config, image_threads=None) != EncoderConfig():
+            encoder_config = replace(
+                encoder_config, image_threads=None, more_image_formats=()
+            )
+            if encoder_config != EncoderConfig():
                 logger.warning_once(
                     "The settings of the encoder in additional_config have no "
                     "effect with --enable-tower-connector-lora."

@@ -1,0 +1,231 @@
+"""Image files: which are read, how many parts they may have, and with which threads."""
+
+import asyncio
+import io
+import struct
+import threading
+
+import numpy as np
+import pytest
+from fuzz_structure import KINDS
+from PIL import Image
+from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, ImageMediaIO
+from vllm.multimodal.media.connector import global_thread_pool
+
+from support.bad_files import BAD_FILES, MANY_PARTS, SMALL
+from support.chat import data_url, saved
+from vllm_nemotron_vl.multimodal import nemotron_vl_loading
+from vllm_nemotron_vl.multimodal.nemotron_vl_formats import FORMATS, format_of
+from vllm_nemotron_vl.multimodal.nemotron_vl_loading import (
+    CheckedImageIO,
+    NemotronVLConnector,
+    check_and_load_images,
+    open_checked,
+    share_threads,
+)
+
+GOOD = {
+    **{f"{kind} {mode}": (kind, mode, {}) for kind in FORMATS for mode in ("L", "RGB")},
+    "PNG palette": ("PNG", "P", {}),
+    "PNG transparent": ("PNG", "RGBA", {}),
+    "JPEG progressive": ("JPEG", "RGB", {"progressive": True}),
+    "JPEG CMYK": ("JPEG", "CMYK", {}),
+    "JPEG optimised": ("JPEG", "RGB", {"optimize": True, "subsampling": 2}),
+    "MPO": ("MPO", "RGB", {}),
+    "GIF palette": ("GIF", "P", {}),
+    "WebP lossless": ("WEBP", "RGBA", {"lossless": True}),
+    "BMP 1 bit": ("BMP", "1", {}),
+    **{
+        f"TIFF {compression}": ("TIFF", mode, {"compression": compression})
+        for compression, mode in {
+            "jpeg": "RGB",
+            "tiff_lzw": "RGB",
+            "tiff_adobe_deflate": "RGB",
+            "packbits": "L",
+            "group3": "1",
+            "group4": "1",
+        }.items()
+    },
+    "TIFF in strips": ("TIFF", "RGB", {"tiffinfo": {278: 1}}),
+    "BigTIFF": ("TIFF", "RGB", {"big_tiff": True}),
+}
+
+
+def load(data: bytes, *more_formats: str):
+    return CheckedImageIO(ImageMediaIO(), more_formats).load_bytes(data)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_files_are_read_as_vllm_reads_them(name):
+    kind, mode, options = GOOD[name]
+    data = saved(SMALL.convert(mode), kind, **options)
+    found, expected = load(data), ImageMediaIO().load_bytes(data)
+    assert np.array_equal(np.asarray(found.media), np.asarray(expected.media))
+    assert found.io_config == expected.io_config
+    assert found.original_bytes == data
+
+
+def test_all_16_bits_of_a_level_are_used():
+    levels = Image.fromarray(np.array([[0, 300, 65535]], np.uint16))
+    found = load(saved(levels, "PNG")).media
+    assert np.asarray(found)[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_a_background_of_the_operator_is_kept():
+    settings = ImageMediaIO(rgba_background_color=[255, 0, 0])
+    data = saved(Image.new("RGBA", (2, 2)), "PNG")
+    found = CheckedImageIO(settings, ()).load_bytes(data)
+    assert found.media.getpixel((0, 0)) == (255, 0, 0)
+    assert found.io_config["rgba_background_color"] == (255, 0, 0)
+
+
+def exif(rotation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[274] = rotation
+    tags.get_ifd(34665)[37510] = b"a comment of a camera"
+    return tags
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_turns_an_image(kind):
+    data = saved(SMALL.convert("RGB"), kind, exif=exif(6))
+    assert load(data).media.size == SMALL.size[::-1]
+
+
+def test_what_follows_the_end_of_a_jpeg_is_not_counted():
+    """Phones append a film, in which any bytes occur."""
+    data = saved(SMALL, "JPEG") + b"\xff\xda\0\2" * 5000
+    assert load(data).media.size == SMALL.size
+
+
+def test_a_broken_entry_of_exif_data_is_passed_over():
+    """Cameras write sizes that lead out of the data."""
+    tags = struct.pack("<HHHII", 1, 37500, 7, 10**9, 99) + bytes(4)
+    segment = b"Exif\0\0II*\0" + struct.pack("<I", 8) + tags
+    data = saved(SMALL, "JPEG", exif=segment)
+    assert load(data).media.size == SMALL.size
+
+
+@pytest.mark.parametrize("name", [n for n in BAD_FILES if n.startswith("many parts")])
+def test_files_of_too_many_parts_are_refused(name):
+    """vLLM's loader, with 4 million pixels and 300,000 parts, takes seconds.
+
+    CPU time of a Xeon with AMX at 2.6 GHz: jpeg_scans more than 30 s,
+    tiff_repeated_strips 8.6 s, jpeg_exif_segments 2.8 s (it grows with the square),
+    the others 0.1 to 0.8 s. ``benchmarks/hostile.py`` measures them here.
+    """
+    data, _, cause = BAD_FILES[name]
+    with pytest.raises(VLLMValidationError) as error:
+        load(data)
+    assert cause in str(error.value).lower()
+
+
+def test_each_format_has_its_hostile_files():
+    assert {name.partition("_")[0].upper() for name in MANY_PARTS} >= {*FORMATS}
+
+
+# Formats
+
+
+OTHERS = ("AVIF", "JPEG2000", "PPM", "ICO", "QOI", "TGA")
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_formats_are_read_if_the_operator_says_so(kind):
+    options = {"sizes": [SMALL.size]} if kind == "ICO" else {}
+    data = saved(SMALL.convert("RGB"), kind, **options)
+    with pytest.raises(VLLMValidationError, match="it is none of PNG"):
+        open_checked(data)
+    assert open_checked(data, [kind]).size == SMALL.size
+    assert load(data, kind).media.mode == "RGB"
+
+
+def test_all_levels_of_another_format_are_read():
+    levels = Image.fromarray(np.array([[0, 300, 65535]], np.uint16))
+    found = load(saved(levels, "PPM"), "PPM").media
+    assert np.asarray(found)[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_a_format_without_counts_has_three_seconds():
+    """QOI is decoded in Python: 25 million pixels take more than ten."""
+    with pytest.raises(VLLMValidationError, match="ended its decoder"):
+        load(KINDS["qoi"](25_000_000, 25_000_000), "QOI")
+
+
+def test_its_decoder_is_told_the_most_pixels(monkeypatch):
+    monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "1000")
+    with pytest.raises(VLLMValidationError, match="60x40 pixels; at most 1000"):
+        load(saved(SMALL, "PPM"), "PPM")
+
+
+def test_a_format_that_was_not_named_stays_refused():
+    with pytest.raises(VLLMValidationError, match="cannot be opened as .*, AVIF"):
+        open_checked(saved(SMALL, "PPM"), ["AVIF"])
+
+
+def test_a_file_that_two_readers_know_gets_the_one_of_its_first_bytes():
+    """Pillow takes this for IM, a format of text lines, if it may choose."""
+    lines = b"II*\0: y\nImage type: Greyscale image\nImage size (x*y): 2*2\n"
+    data = lines + bytes(511 - len(lines)) + b"\x1a" + bytes(4)
+    assert Image.open(io.BytesIO(data)).format == "IM"
+    assert format_of(data) == "TIFF"
+    with pytest.raises(VLLMValidationError):
+        load(data)
+
+
+# The connector
+
+
+@pytest.fixture
+def connector(monkeypatch):
+    monkeypatch.setattr(
+        MEDIA_CONNECTOR_REGISTRY,
+        "name2class",
+        MEDIA_CONNECTOR_REGISTRY.name2class.copy(),
+    )
+    monkeypatch.setattr(NemotronVLConnector, "more_formats", ())
+    check_and_load_images(["PPM"])
+    return MEDIA_CONNECTOR_REGISTRY.load("http")
+
+
+def test_vllms_connector_checks_images(connector):
+    assert connector.fetch_image(data_url(saved(SMALL, "PPM"))).media.size == (60, 40)
+    with pytest.raises(VLLMValidationError, match="none of|cannot be opened as"):
+        connector.fetch_image(data_url(saved(SMALL, "PCX")))
+
+
+def test_another_connector_is_named_in_a_warning(connector, monkeypatch, caplog):
+    monkeypatch.setenv("VLLM_MEDIA_CONNECTOR", "mine")
+    monkeypatch.setattr(nemotron_vl_loading.logger, "propagate", True)
+    check_and_load_images([])
+    assert "VLLM_MEDIA_CONNECTOR (mine)" in caplog.text
+
+
+def test_the_images_of_a_request_take_half_of_the_threads(connector, monkeypatch):
+    """In several messages, too: each has a connector of its own."""
+    half = global_thread_pool._max_workers // 2
+    running, most, all_in = 0, 0, threading.Condition()
+
+    def load_bytes(self, data):
+        nonlocal running, most
+        with all_in:
+            running += 1
+            most = max(most, running)
+            all_in.notify_all()
+            all_in.wait_for(lambda: running > half, timeout=0.2)
+            running -= 1
+
+    monkeypatch.setattr(CheckedImageIO, "load_bytes", load_bytes)
+    url = data_url(b"x")
+
+    async def message() -> None:
+        own = MEDIA_CONNECTOR_REGISTRY.load("http")
+        await asyncio.gather(*(own.fetch_image_async(url) for _ in range(half)))
+
+    async def request() -> None:
+        share_threads()
+        await asyncio.gather(message(), message())
+
+    asyncio.run(request())
+    assert most == half

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Formats of image files: which are read, and how many parts a file may have.
+
+A few bytes of a file can cost its reader seconds: an empty scan of a JPEG is ten bytes,
+and a pass over all pixels. So the format is decided from the first bytes, and the parts
+that decide the cost are counted, before anything of the file is decoded. Counting is
+linear in the bytes, and stops at the limits. They are far above what programs write.
+
+Nothing here imports Pillow or vLLM.
+"""
+
+import re
+import zlib
+from collections.abc import Callable, Iterator
+
+from .nemotron_vl_directories import Refused, check_exif, check_tiff, is_tiff
+
+__all__ = ["FORMATS", "Refused", "check_structure", "format_of"]
+
+# Chunks, segments or blocks: Pillow needs a few microseconds for each.
+_MOST_PARTS = 4096
+_BYTES_OF_A_PART = 1024  # large files have more: one part more for so many bytes
+_EXIF_TEXT = b"Raw profile type exif\0"
+_LONGEST_TEXT = 1 << 20  # that Pillow decompresses
+# Pillow joins those of a JPEG.
+_MOST_EXIF_SEGMENTS = 16
+# Of a JPEG. A progressive one has ten or so. Each takes time for all pixels.
+_MOST_SCANS = 100
+_MOST_SCANNED_PIXELS = 1 << 31
+
+# Markers of JPEG: frame headers for 8 bits with Huffman codes (baseline, extended,
+# progressive); others that a frame can have.
+_FRAMES = (0xC0, 0xC1, 0xC2)
+_OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+_SCAN, _END, _APP1, _APP2, _APP13 = 0xDA, 0xD9, 0xE1, 0xE2, 0xED
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # those that stand for a part
+
+
+def format_of(data: bytes) -> str | None:
+    """Pillow's name of a file's format, by its first bytes; `None` if it is another.
+
+    A file with several images, such as MPO, is a JPEG here.
+    """
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if is_tiff(data):
+        return "TIFF"
+    return "BMP" if data.startswith(b"BM") else None
+
+
+def check_structure(data: bytes) -> None:
+    """Count the parts of a file of one of `FORMATS`.
+
+    What is damaged is left to the reader of the format.
+
+    Raises:
+        Refused: It has too many parts, or one that would be slow to read.
+    """
+    if (kind := format_of(data)) is not None:
+        _CHECKS[kind](data)
+
+
+def _most_parts(data: bytes) -> int:
+    return _MOST_PARTS + len(data) // _BYTES_OF_A_PART
+
+
+def _check_count(count: int, most: int, parts: str) -> None:
+    if count > most:
+        raise Refused(f"it has more than {most} {parts}; save it again")
+
+
+def _check_png(data: bytes) -> None:
+    most, place, count = _most_parts(data), 8, 0
+    while place + 8 <= len(data):
+        count += 1
+        _check_count(count, most, "chunks")
+        size = int.from_bytes(data[place : place + 4])
+        name, place = data[place + 4 : place + 8], place + 8
+        if name == b"eXIf":
+            check_exif(data[place : place + size])
+        elif data.startswith(_EXIF_TEXT, place):
+            check_exif(_exif_of_text(name, data[place : place + size]))
+        place += size + 4
+
+
+def _exif_of_text(name: bytes, text: bytes) -> bytes:
+    """Exif data that ImageMagick wrote as digits; three lines come before them."""
+    text = text[len(_EXIF_TEXT) :]
+    if name == b"iTXt":
+        raise Refused("it has Exif data in an iTXt chunk")
+    try:
+        if name == b"zTXt":
+            text = zlib.decompressobj().decompress(text[1:], _LONGEST_TEXT)
+        return bytes.fromhex("".join(text.decode("latin-1").split("\n")[3:]))
+    except (ValueError, zlib.error):  # Pillow does not read it either
+        return b""
+
+
+def _check_webp(data: bytes) -> None:
+    most, place, count = _most_parts(data), 12, 0
+    while place + 8 <= len(data):
+        count += 1
+        _check_count(count, most, "chunks")
+        size = int.from_bytes(data[place + 4 : place + 8], "little")
+        if data[place : place + 4] == b"EXIF":
+            check_exif(data[place + 8 : place + 8 + size])
+        place += 8 + size + size % 2
+
+
+def _check_gif(data: bytes) -> None:
+    """Count what is before the first image; what follows it is not read."""
+    flags = data[10] if len(data) > 10 else 0
+    place, count = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0), 0
+    while place < len(data) and data[place] not in b",;":
+        count += 1
+        _check_count(count, _MOST_PARTS, "blocks before its first image")
+        if data[place] != ord("!"):
+            place += 1
+            continue
+        place += 2
+        while place < len(data) and (size := data[place]):
+            count += 1
+            _check_count(count, _MOST_PARTS, "blocks before its first image")
+            place += 1 + size
+        place += 1
+
+
+def _check_bmp(data: bytes) -> None:
+    header = int.from_bytes(data[14:18], "little")
+    if header >= 40 and int.from_bytes(data[30:34], "little") in (1, 2):
+        raise Refused("it is a run-length encoded BMP; save it as a PNG")
+
+
+def _check_jpeg(data: bytes) -> None:
+    most, scans, pixels = _most_parts(data), 0, 0
+    exif: list[bytes] = []
+    photoshop = 0
+    for count, (marker, start, end) in enumerate(_segments(data), 1):
+        _check_count(count, most, "segments")
+        if marker in _OTHER_FRAMES:
+            raise Refused("it is a lossless, hierarchical or arithmetic-coded JPEG")
+        if marker in _FRAMES:
+            height = int.from_bytes(data[start + 1 : start + 3])
+            pixels = max(pixels, height * int.from_bytes(data[start + 3 : start + 5]))
+        elif marker == _SCAN:
+            scans += 1
+            _check_count(scans, _MOST_SCANS, "scans")
+            if scans > 4 and scans * pixels > _MOST_SCANNED_PIXELS:
+                raise Refused(
+                    f"it has {scans} scans or more of {pixels} pixels; save it as a "
+                    "baseline JPEG"
+                )
+        elif marker == _APP1 and data.startswith(b"Exif\0\0", start, end):
+            exif.append(data[start + 6 : end])
+            _check_count(len(exif), _MOST_EXIF_SEGMENTS, "segments of Exif data")
+        elif marker == _APP2 and data.startswith(b"MPF\0", start, end):
+            check_exif(data[start + 4 : end])
+        elif marker == _APP13:
+            photoshop += 1
+            _check_count(photoshop, _MOST_EXIF_SEGMENTS, "segments of Photoshop data")
+    check_exif(b"".join(exif))
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of the content of each segment up to the end marker.
+
+    Bytes between segments are skipped: coded pixels, restart markers and others.
+    Pillow skips those before the first scan one by one.
+    """
+    place, skipped, scanned = 2, 0, False
+    while (found := _MARKER.search(data, place)) is not None:
+        if not scanned:
+            skipped += found.start() - place
+            _check_count(skipped, _MOST_PARTS, "bytes between its segments")
+        marker, start = data[found.start() + 1], found.end()
+        if marker == _END:
+            return
+        size = max(2, int.from_bytes(data[start : start + 2]))
+        place = start + size
+        scanned = scanned or marker == _SCAN
+        yield marker, start + 2, place
+
+
+_CHECKS: dict[str, Callable[[bytes], None]] = {
+    "PNG": _check_png,
+    "JPEG": _check_jpeg,
+    "WEBP": _check_webp,
+    "GIF": _check_gif,
+    "TIFF": check_tiff,
+    "BMP": _check_bmp,
+}
+
+# The formats that are read, by Pillow's names
+FORMATS = (*_CHECKS,)

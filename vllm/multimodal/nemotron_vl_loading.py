@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading of image files: vLLM fetches them, this module checks and decodes them.
+
+vLLM's own loader gives a file to every reader of Pillow that may know it. Some of them
+need minutes for a few kilobytes.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextvars import ContextVar
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from vllm import envs
+from vllm.exceptions import VLLMValidationError
+from vllm.logger import init_logger
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector, MediaIO
+from vllm.multimodal.media.image import ImageMediaIO
+
+from .nemotron_vl import LoadedImage, check_size, to_rgb
+from .nemotron_vl_formats import FORMATS, Refused, check_structure, format_of
+
+logger = init_logger("vllm.multimodal.nemotron_vl_loading")
+
+_DECODER = str(Path(__file__).with_name("nemotron_vl_image_decoder.py"))
+_VARIABLES = {"LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH"}
+# Of the wall; the process itself has three of CPU time, but may wait for a core.
+_MOST_SECONDS = 30
+
+_DEFAULT = "http"  # vLLM's name of its connector, which also reads files and data URLs
+
+_DEFAULT_SETTINGS = {"image_mode": "RGB", "rgba_background_color": (255, 255, 255)}
+
+# What loads the media of the request that is being read
+_places: ContextVar[asyncio.Semaphore | None] = ContextVar("_places", default=None)
+
+
+def share_threads() -> None:
+    """Let the media of a request, read in this context, take half of the threads.
+
+    The connector of a message alone could count only the media of that message.
+    """
+    _places.set(_new_places())
+
+
+def _new_places() -> asyncio.Semaphore:
+    return asyncio.Semaphore(max(1, envs.VLLM_MEDIA_LOADING_THREAD_COUNT // 2))
+
+
+def check_and_load_images(more_formats: Sequence[str]) -> None:
+    """Make vLLM's connector load images with this module, in this process.
+
+    Args:
+        more_formats: Formats besides `FORMATS`, by Pillow's names.
+    """
+    NemotronVLConnector.more_formats = tuple(more_formats)
+    MEDIA_CONNECTOR_REGISTRY.register(_DEFAULT)(NemotronVLConnector)
+    if envs.VLLM_MEDIA_CONNECTOR != _DEFAULT:
+        logger.warning(
+            "The connector of VLLM_MEDIA_CONNECTOR (%s) loads images. Their formats "
+            "and their structure are not checked.",
+            envs.VLLM_MEDIA_CONNECTOR,
+        )
+
+
+def open_checked(data: bytes, more_formats: Sequence[str] = ()) -> Image.Image:
+    """Open an image file of a format that is read, after a check of its structure.
+
+    Raises:
+        VLLMValidationError: It is of another format, has too many parts or pixels, or
+            its header is damaged. One of `more_formats` is decoded here, within 3 s of
+            CPU time.
+    """
+    kind = format_of(data)
+    if kind is None:
+        if not more_formats:
+            raise _unreadable(f"it is none of {', '.join(FORMATS)} by its first bytes")
+        data, kind = _as_tiff(data, more_formats), "TIFF"
+    try:
+        check_structure(data)
+        image = Image.open(BytesIO(data), formats=[kind])  # an MPO is a JPEG, too
+    except MemoryError:
+        raise  # the server's problem, not the image's
+    except Refused as error:
+        raise _unreadable(str(error)) from error
+    except Exception as error:  # Pillow raises all kinds for damaged files
+        said = str(error) or type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            said = f"it cannot be opened as {kind}"  # its text shows an address
+        raise _unreadable(said) from error
+    check_size(image)
+    return image
+
+
+def _as_tiff(data: bytes, formats: Sequence[str]) -> bytes:
+    """An image of a format whose cost nothing bounds, decoded in its own process."""
+    try:
+        done = subprocess.run(
+            # -P: the files beside the script are no modules.
+            [sys.executable, "-P", _DECODER, str(envs.VLLM_MAX_IMAGE_PIXELS), *formats],
+            input=data,
+            capture_output=True,
+            env={name: os.environ[name] for name in _VARIABLES & os.environ.keys()},
+            timeout=_MOST_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _unreadable("decoding took too long") from error
+    if not done.returncode:
+        return done.stdout
+    said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    if done.returncode < 0 or not said:
+        said = f"it ended its decoder (status {done.returncode})"
+    elif said.startswith("UnidentifiedImageError"):
+        said = f"it cannot be opened as {', '.join((*FORMATS, *formats))}"
+    raise _unreadable(said[:300])
+
+
+def _unreadable(reason: str) -> VLLMValidationError:
+    return VLLMValidationError(
+        f"The image cannot be read: {reason}.", parameter="image"
+    )
+
+
+class CheckedImageIO(ImageMediaIO):
+    """vLLM's reader of images, with our checks and conversion.
+
+    Args:
+        settings: vLLM's reader with the settings of the engine and of the request.
+        more_formats: See `check_and_load_images`.
+    """
+
+    def __init__(self, settings: ImageMediaIO, more_formats: Sequence[str]) -> None:
+        super().__init__(settings.image_mode, **settings.kwargs)
+        self._budget = getattr(settings, "decoded_budget", None)  # vLLM >= 0.33
+        self._more_formats = more_formats
+
+    def load_bytes(self, data: bytes) -> LoadedImage:  # type: ignore[override]
+        """Decode a file.
+
+        Raises:
+            VLLMValidationError: See `open_checked` and `to_rgb`.
+        """
+        with open_checked(data, self._more_formats) as image:
+            if self._budget is not None:
+                self._budget.charge(4 * image.width * image.height)
+            return self._converted(image, data)
+
+    def _converted(self, image: Image.Image, data: bytes) -> LoadedImage:
+        settings = {
+            "image_mode": self.image_mode,
+            "rgba_background_color": self.rgba_background_color,
+        }
+        mode = image.mode
+        if settings != _DEFAULT_SETTINGS and not mode.startswith(("I", "F")):
+            image.load()
+            image = self._convert_image_mode(image)
+        # vLLM's cache compares images by their bytes and by what converted them.
+        return LoadedImage(to_rgb(image), data, None if mode == "RGB" else settings)
+
+
+class NemotronVLConnector(MediaConnector):
+    """vLLM's connector with `CheckedImageIO`, and with few threads for each request."""
+
+    more_formats: Sequence[str] = ()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._places = _places.get() or _new_places()
+
+    def load_from_url(self, url: str, media_io: MediaIO, **options: Any) -> Any:
+        return super().load_from_url(url, self._checked(media_io), **options)
+
+    async def load_from_url_async(
+        self, url: str, media_io: MediaIO, **options: Any
+    ) -> Any:
+        async with self._places:
+            return await super().load_from_url_async(
+                url, self._checked(media_io), **options
+            )
+
+    def _checked(self, media_io: MediaIO) -> MediaIO:
+        if type(media_io) is ImageMediaIO:
+            return CheckedImageIO(media_io, self.more_formats)
+        return media_io
