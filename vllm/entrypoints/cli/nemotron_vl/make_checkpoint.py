@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ....model_executor.models.nemotron_vl_layout import checkpoint_tensors
 from ....transformers_utils.configs.nemotron_vl_towers import TOWER_DIMS
+from ...nemotron_vl.printable import show
 
 _TOWERS = [name.removesuffix("_patch16_224") for name in TOWER_DIMS]
 
@@ -51,5 +52,5 @@ def _run(args: argparse.Namespace) -> int:
     config = make_checkpoint(args.out, **options)
     tensors = checkpoint_tensors(config)
     count = sum(math.prod(shape) for shape in tensors.values())
-    print(f"{args.out}: {len(tensors)} tensors, {count / 1e6:.1f} M parameters")
+    show(f"{args.out}: {len(tensors)} tensors, {count / 1e6:.1f} M parameters")
     return 0
