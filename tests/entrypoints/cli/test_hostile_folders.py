@@ -19,6 +19,7 @@ from support.clips import encoded, noise
 from support.documents import solid
 from support.hostile import bounded_memory
 from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
+from vllm_nemotron_vl.entrypoints.nemotron_vl import diagnosis
 from vllm_nemotron_vl.entrypoints.nemotron_vl.regular_files import MOST_BYTES
 
 DATA = (
@@ -231,3 +232,53 @@ def test_names_of_files_are_escaped(tmp_path, name):
         assert clean(done.stdout + done.stderr), done.stdout + done.stderr
         if lines is not None:
             assert len((done.stdout + done.stderr).splitlines()) == lines
+
+
+def test_doctor_prints_no_codes_of_the_environment():
+    names = ("VLLM_PLUGINS", "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "HF_HOME")
+    done = run("doctor", env=os.environ | dict.fromkeys(names, CODES), preexec_fn=None)
+    assert clean(done.stdout + done.stderr)
+    assert done.stdout.count(b"1b]0;title") >= len(names)
+
+
+def test_doctor_takes_any_number_of_threads(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "\u00b2")  # a digit, but no number for int()
+    assert "OMP_NUM_THREADS=\u00b2" in diagnosis._threads(on_cpu=True).found
+
+
+# Python files
+
+MODULES = ("json", "logging", "torch", "vllm", "multiprocessing", "PIL", "pickle")
+
+
+@pytest.mark.parametrize("command", ["doctor", "read", "tiles", "inspect", "verify"])
+def test_no_python_file_of_the_current_folder_is_run(folder, tmp_path, command):
+    """Such as that of a checkpoint, or of documents that were unpacked."""
+    marker = tmp_path / "was_run"
+    for name in MODULES:
+        code = f"open({str(marker)!r}, 'a').write('{name} ')"
+        (folder / f"{name}.py").write_text(code)
+    solid("red").save(folder / "page.png")
+    batch = ("--question", "?", "--model", "m", "--batch", tmp_path / "requests")
+    options = {
+        "read": ("page.png", *batch),
+        "tiles": ("page.png",),
+        "inspect": (".",),
+        "verify": (".", "--parts", "files", "--out", tmp_path / "out"),
+    }
+    program = Path(sys.executable).with_name("nemotron-vl")
+    done = subprocess.run(
+        [program, command, *options.get(command, ())],
+        cwd=folder,
+        capture_output=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode in (0, 1), done.stderr.decode()
+    assert not marker.exists(), marker.read_text()
+
+
+def test_the_python_files_would_be_run(tmp_path):
+    marker = tmp_path / "was_run"
+    (tmp_path / "json.py").write_text(f"open({str(marker)!r}, 'a')")
+    subprocess.run([sys.executable, "-c", "import json"], cwd=tmp_path, check=True)
+    assert marker.exists()

@@ -2,6 +2,7 @@
 """The command ``nemotron-vl``."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -30,7 +31,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit status; user errors give 2."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:  # a program, in a folder that may hold a json.py of a stranger
+        os.environ.setdefault("PYTHONSAFEPATH", "1")  # of the processes it starts
+        argv = sys.argv[1:]
     parser = _Parser(
         prog="nemotron-vl",
         description="Tools for serving Llama-3.1-Nemotron-Nano-VL with vLLM.",
