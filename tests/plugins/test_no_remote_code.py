@@ -5,11 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from support.engines import ONE_PROCESS
+from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving_process
+from vllm_nemotron_vl.plugins.nemotron_vl import register
 
 # Stands for every Python file of a checkpoint and records its import.
 CANARY = """
@@ -148,6 +151,49 @@ def test_asking_for_the_transformers_backend_imports_nothing(baited, tmp_path):
     result = run(code, tmp_path, model)
     assert not canary.exists(), canary.read_text()
     assert "answered" in result.stdout or "Cannot find model module" in result.stderr
+
+
+# Python's own modules, which an interpreter looks for in the current folder first.
+SHADOWS = ("json", "logging", "multiprocessing", "pickle", "torch", "vllm")
+
+
+def serve_from_its_folder(folder: Path, tmp_path: Path, **variables: str) -> None:
+    """Serve a checkpoint whose folder is the current one, without vLLM's caches."""
+    env = {"VLLM_CACHE_ROOT": str(tmp_path / "cache"), **variables}
+    options = ("--enforce-eager", "--max-model-len=512", "--max-num-seqs=2")
+    with (
+        serving_process(
+            *(".", *options),
+            log=tmp_path / "server.log",
+            env=env,
+            prefix=("env", "-C", str(folder)),
+        ) as (_, url),
+        urllib.request.urlopen(f"{url}/v1/models") as answer,
+    ):
+        assert answer.status == 200
+
+
+def test_a_server_in_the_folder_of_the_checkpoint_imports_nothing(baited, tmp_path):
+    folder, canary = baited
+    for name in SHADOWS:
+        shutil.copy(folder / "modeling.py", folder / f"{name}.py")
+    serve_from_its_folder(folder, tmp_path)
+    assert not canary.exists(), canary.read_text()
+
+
+def test_other_folders_do_not_change_the_path(tmp_path, monkeypatch):
+    """`PYTHONSAFEPATH` would surprise programs that are started with `python FILE`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    contents = ("{}", "[]", "{", "", "[" * 100_000, '{"architectures": null}')
+    for content in (*contents, '{"architectures": ["LlamaForCausalLM"]}'):
+        Path("config.json").write_text(content)
+        register()
+        assert "PYTHONSAFEPATH" not in os.environ
+    Path("config.json").unlink()
+    os.mkfifo("config.json")
+    register()
+    assert "PYTHONSAFEPATH" not in os.environ
 
 
 def test_the_bait_works_without_the_plugin(baited, tmp_path):

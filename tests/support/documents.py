@@ -1,6 +1,7 @@
 """Documents of drawn pages: PDFs, TIFFs and those that cannot be read."""
 
 import io
+import zlib
 from collections.abc import Iterable
 
 from PIL import Image
@@ -40,6 +41,41 @@ def blank_pdf(
         f"3 0 obj <</Type /Page /Parent 2 0 R /MediaBox [0 0 {width} {height}]>> "
         f"endobj\n{extra}trailer <</Root 1 0 R /Size 5 {trailer}>>\n%%EOF\n"
     ).encode()
+
+
+def pdf_stream(number: int, data: bytes, entries: str = "") -> bytes:
+    """An object of a PDF with compressed data."""
+    packed = zlib.compress(data, 9)
+    head = f"{number} 0 obj <</Length {len(packed)} /Filter /FlateDecode {entries}>>"
+    return head.encode() + b" stream\n" + packed + b"\nendstream endobj\n"
+
+
+def drawn_pdf(
+    content: bytes, *, resources: str = "", more: bytes = b"", pages: int = 1
+) -> bytes:
+    """A PDF whose pages are one and the same.
+
+    Args:
+        content: Drawing commands.
+        resources: What they use, such as ``/XObject <</A 10 0 R>>``.
+        more: Objects from number 10.
+        pages: How often the page is listed.
+    """
+    kids = "3 0 R " * pages
+    return (
+        b"%PDF-1.7\n1 0 obj <</Type /Catalog /Pages 2 0 R>> endobj\n"
+        + f"2 0 obj <</Type /Pages /Kids [{kids}] /Count {pages}>> endobj\n"
+        "3 0 obj <</Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
+        f"/Resources <<{resources}>>>> endobj\n".encode()
+        + pdf_stream(4, content)
+        + more
+        + b"trailer <</Root 1 0 R /Size 99>>\n%%EOF\n"
+    )
+
+
+def slow_pdf(pages: int = 1) -> bytes:
+    """A PDF of 200 kB whose pages take minutes each."""
+    return drawn_pdf(b"0 0 600 700 re f\n" * 5_000_000, pages=pages)
 
 
 def encrypted_pdf() -> bytes:

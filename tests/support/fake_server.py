@@ -6,8 +6,9 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -28,12 +29,22 @@ def size_of_picture(request: dict) -> str:
     return "yes" if picture is None else f"{picture.width}x{picture.height}"
 
 
+class Sent(NamedTuple):
+    """An answer as it is sent, whatever it holds."""
+
+    body: bytes | Iterable[bytes]
+    status: int = 200
+    headers: dict[str, str] = {}
+
+
 class FakeServer:
     """What the server does, and what it has seen."""
 
     def __init__(self) -> None:
         # Text of the answer to a request, or a status and a message.
         self.answer: Callable[[dict], str | tuple[int, str]] = size_of_picture
+        # Sent instead, unless it is `None`; the request is `None` for the models.
+        self.sent: Callable[[dict | None], Sent | None] = lambda request: None
         # Statuses that the next requests with a page get first.
         self.failures: list[int] = []
         self.busy = 0  # requests of any kind that get status 503 first
@@ -84,12 +95,18 @@ def fake_server() -> Iterator[FakeServer]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self._send(200, {"object": "list", "data": fake.models})
+            if sent := fake.sent(None):
+                self._send_as_it_is(sent)
+            else:
+                self._send(200, {"object": "list", "data": fake.models})
 
         def do_POST(self) -> None:
             length = int(self.headers["Content-Length"])
-            status, body = fake.respond(json.loads(self.rfile.read(length)))
-            if status == BREAK:
+            request = json.loads(self.rfile.read(length))
+            status, body = fake.respond(request)
+            if sent := fake.sent(request):
+                self._send_as_it_is(sent)
+            elif status == BREAK:
                 self.close_connection = True
             else:
                 self._send(status, body)
@@ -103,6 +120,17 @@ def fake_server() -> Iterator[FakeServer]:
             self.end_headers()
             with contextlib.suppress(ConnectionError):  # a client that was killed
                 self.wfile.write(data)
+
+        def _send_as_it_is(self, sent: Sent) -> None:
+            self.close_connection = True
+            self.send_response(sent.status)
+            for name, value in sent.headers.items():
+                self.send_header(name, value)
+            self.send_header("Connection", "close")
+            self.end_headers()
+            with contextlib.suppress(ConnectionError):
+                for part in [sent.body] if isinstance(sent.body, bytes) else sent.body:
+                    self.wfile.write(part)
 
         def log_message(self, *args: object) -> None:
             pass

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plugin: its entry point in the group ``vllm.general_plugins``."""
 
+import contextlib
+import json
 import logging
+import os
 from importlib.util import find_spec
 from multiprocessing import parent_process
 from pathlib import Path
@@ -19,6 +22,7 @@ from ..config.nemotron_vl_names import (
 
 # "vllm_nemotron_vl", or "vllm" where the tree lies over a vLLM checkout.
 _PACKAGE = __name__.removesuffix(".plugins.nemotron_vl")
+_MOST_BYTES = 1 << 23  # of config.json
 _MODEL = f"{_PACKAGE}.model_executor.models.nemotron_vl"
 
 
@@ -29,6 +33,10 @@ def register() -> None:
     model code. If this package does not work with the installed vLLM, checkpoints of
     this architecture are refused with a message. Other models are not affected.
     """
+    if _is_checkpoint(Path()):
+        # The interpreters that vLLM starts would have the folder first in their path,
+        # and import a checkpoint's json.py.
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
     installed = ""
     try:
         import vllm
@@ -40,6 +48,19 @@ def register() -> None:
         _register()
     except Exception as error:  # an uncaught one would end every vLLM process
         _refuse(_sentence(installed, f"{type(error).__name__}: {error}"))
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint of this architecture."""
+    config = folder / "config.json"
+    with contextlib.suppress(
+        OSError, ValueError, LookupError, TypeError, RecursionError
+    ):
+        if config.is_file():
+            with config.open("rb") as file:
+                content = json.loads(file.read(_MOST_BYTES))
+            return ARCHITECTURE in content["architectures"]
+    return False
 
 
 def _register() -> None:

@@ -189,6 +189,17 @@ def test_sizes_that_do_not_fit_are_named(tmp_path, capsys, options, message):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    "options",
+    ["--heads 0", "--kv-heads 0", "--kv-heads -2", "--max-tiles 0", "--max-tiles 999"],
+)
+def test_sizes_that_are_none_are_named(tmp_path, capsys, options):
+    with pytest.raises(SystemExit, match="2"):
+        main(["make-checkpoint", str(tmp_path / "new"), *options.split()])
+    assert f"argument {options.split()[0]}: " in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_nothing_is_overwritten(tmp_path: Path, capsys):
     (tmp_path / "mine.txt").write_text("keep")
     assert main(["make-checkpoint", str(tmp_path)]) == 2

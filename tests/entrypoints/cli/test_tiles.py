@@ -78,7 +78,7 @@ def test_a_bad_picture_does_not_stop_the_others(folder, capsys):
     assert main(["tiles", str(folder)]) == 1
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 3
-    assert captured.err.startswith(f"nemotron-vl: {bad}: cannot identify")
+    assert captured.err.startswith(f"nemotron-vl: {bad}: It is not a picture")
 
 
 @pytest.mark.parametrize(

@@ -74,14 +74,40 @@ def test_a_page_that_takes_too_long_is_an_error(process, tmp_path, monkeypatch):
 
 
 def test_a_document_that_cannot_be_opened_in_time(process, tmp_path, monkeypatch):
-    monkeypatch.setattr(page_process, "MOST_SECONDS", 4.0)
-    os.mkfifo(tmp_path / "pipe.pdf")  # waits for a writer
     file = tmp_path / "file.pdf"
     file.write_bytes(blank_pdf(60, 80))
-    assert process.count(tmp_path / "pipe.pdf") == 1
-    waiting, good = process.read([tmp_path / "pipe.pdf", file], nothing)
-    assert (waiting.number, good.error) == (None, None)
-    assert "more than 4 s" in waiting.error
+    monkeypatch.setattr(page_process, "MOST_SECONDS", 0.0)  # the process starts
+    assert process.count(file) == 1
+    pages = process.read([file, file], nothing)
+    late = next(pages)
+    monkeypatch.undo()
+    (good,) = pages
+    assert (late.number, good.number, good.error) == (None, 1, None)
+    assert late.error == "Drawing took more than 0 s."
+
+
+def test_a_document_that_ends_the_process_again_and_again_is_left(process, tmp_path):
+    file, after = tmp_path / "report.pdf", tmp_path / "after.pdf"
+    file.write_bytes(pdf(solid("red", (DEADLY, 80)) for _ in range(50)))
+    after.write_bytes(blank_pdf(60, 80))
+    pages = list(process.read([file, after], nothing))
+    assert [page.number for page in pages] == [1, 2, 3, None, 1]
+    assert pages[3].error == (
+        "3 pages could not be drawn in time and memory. The others are left out."
+    )
+    assert pages[4].error is None
+
+
+def test_the_pages_of_a_document_are_limited(tmp_path):
+    file, after = tmp_path / "report.pdf", tmp_path / "after.pdf"
+    file.write_bytes(pdf(map(solid, ("red", "lime", "blue"))))
+    after.write_bytes(blank_pdf(60, 80))
+    with PageProcess(Tiler.from_model(None, 1), most_pages=2) as process:
+        assert process.count(file) == 2
+        pages = list(process.read([file, after], nothing))
+    assert [page.number for page in pages] == [1, 2, None, 1]
+    error = "It has more than 2 pages. The others are left out."
+    assert [page.error for page in pages] == [None, None, error, None]
 
 
 def test_memory_is_bounded(process, tmp_path):

@@ -151,8 +151,8 @@ def test_a_turned_scan_is_upright(tmp_path, kind):
 BROKEN = {
     "encrypted.pdf": (encrypted_pdf(), "The PDF is encrypted and needs a password."),
     "cut.pdf": (pdf([solid("red")])[:100], "The PDF cannot be opened: "),
-    "empty.pdf": (b"", "cannot identify image file"),
-    "text.tif": (b"no picture", "cannot identify image file"),
+    "empty.pdf": (b"", "It is not a picture of a known format."),
+    "text.tif": (b"no picture", "It is not a picture of a known format."),
     "flat.pdf": (blank_pdf(612, 0), ""),
 }
 

@@ -3,6 +3,7 @@
 No code in them is run, and the memory used is bounded.
 """
 
+import contextlib
 import json
 import pickle
 import shutil
@@ -23,6 +24,10 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from support.hostile import Code, bounded_memory
 from support.loading import make_config
 from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import inspect
+from vllm_nemotron_vl.transformers_utils import config as package
+
+TEMPLATE = Path(package.__file__).with_name("chat_templates")
+TEMPLATE /= "template_nemotron_vl.jinja"
 
 MEGABYTES = 600
 
@@ -354,4 +359,53 @@ def test_a_chat_template_runs_no_code(folder, name):
             [{"role": "user", "content": "?"}],
             tokenize=False,
         )
+    assert not marker.exists()
+
+
+def test_a_given_template_replaces_the_one_of_the_checkpoint(folder):
+    """As `--chat-template` gives it: the checkpoint's would never end."""
+    from vllm.renderers.hf import safe_apply_chat_template
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    loops = "".join(f"{{% for i{n} in range(99999) %}}" for n in range(9))
+    endless = f"{loops}{'{% endfor %}' * 9}"
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = endless
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").write_text(endless)
+    config = make_config(folder, "float32").model_config
+    prompt = safe_apply_chat_template(
+        config,
+        cached_tokenizer_from_config(config),
+        [{"role": "user", "content": "?"}],
+        chat_template=TEMPLATE.read_text(),
+        tokenize=False,
+    )
+    assert "<|start_header_id|>user" in prompt
+
+
+# Tokenizers: their data files are read, whatever class they name
+
+
+@pytest.mark.parametrize("trust", [True, False])
+@pytest.mark.parametrize(
+    "name",
+    ["tokenization.Evil", "../tokenization.Evil", "Evil", "os", "builtins.exec", 7, []],
+    ids=str,
+)
+def test_a_tokenizer_runs_no_code(folder, name, trust):
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    marker = folder / MARKER
+    (folder / "tokenization.py").write_text(f"open({str(marker)!r}, 'w')\nEvil = dict")
+    for file in ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json"):
+        (folder / file).write_bytes(pickle.dumps(Code(marker)))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": name, "auto_map": {"AutoTokenizer": [name, name]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = make_config(folder, "float32").model_config
+    config.trust_remote_code = trust
+    # An error is as good as a tokenizer.
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
+        cached_tokenizer_from_config(config)
     assert not marker.exists()

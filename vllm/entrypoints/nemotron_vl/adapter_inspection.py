@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks whether a LoRA adapter fits a checkpoint, from its headers."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...model_executor.models.nemotron_vl_layout import LANGUAGE_MODEL, Shape
-from .checkpoint_files import headers_of_folder
+from .checkpoint_files import headers_of_folder, read_object
 from .sizing import BY_INPUT, BY_OUTPUT, ENCODER
 
 _PREFIX = "base_model.model."
@@ -36,8 +35,9 @@ def inspect_adapter(
 
     Raises:
         OSError: A file is missing.
+        ValueError: A file is damaged.
     """
-    config = json.loads(Path(folder, "adapter_config.json").read_text())
+    config = read_object(Path(folder, "adapter_config.json"))
     headers = headers_of_folder(Path(folder))
     rank = config.get("r")
     problems = []

@@ -10,6 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...model_executor.models.nemotron_vl_layout import Shape
+from .regular_files import (
+    MOST_BYTES,
+    MOST_TOKENIZER_BYTES,
+    check_regular,
+    check_size,
+    read_text,
+)
 
 _STORED_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32}
 
@@ -45,6 +52,22 @@ def find_file(model: str, name: str) -> Path:
     return file
 
 
+def check_folder(model: str) -> None:
+    """Refuse a folder with files that vLLM and transformers should not open.
+
+    Args:
+        model: Folder, or name on the hub, which has regular files only.
+
+    Raises:
+        ValueError: Names a file that is not regular, or too large for its kind.
+    """
+    for file in Path(model).iterdir() if Path(model).is_dir() else ():
+        if not file.is_dir():
+            check_regular(file)
+        if file.suffix in (".json", ".jinja"):
+            check_size(file, _most(file))
+
+
 def read_json(model: str, name: str) -> dict[str, Any]:
     """Content of a data file of a checkpoint, from its folder or the hub.
 
@@ -52,14 +75,29 @@ def read_json(model: str, name: str) -> dict[str, Any]:
         OSError: The file is missing; names the model.
         ValueError: Names the file that does not contain a JSON object.
     """
-    file = find_file(model, name)
+    return read_object(find_file(model, name))
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Content of a JSON file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: Names the file that is not a regular one, is larger than such files
+            are, or does not contain a JSON object.
+    """
+    text = read_text(file, _most(file))
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} does not contain a JSON object.")
     return content
+
+
+def _most(file: Path) -> int:
+    return MOST_TOKENIZER_BYTES if file.name == "tokenizer.json" else MOST_BYTES
 
 
 def added_token_ids(model: str) -> dict[str, int]:
@@ -133,12 +171,13 @@ def headers_of_folder(folder: Path) -> dict[str, Header]:
 
     Raises:
         FileNotFoundError: There are none.
-        ValueError: Names the file that is damaged.
+        ValueError: Names the file that is damaged or not a regular one.
     """
     from safetensors import SafetensorError, safe_open
 
     found = {}
     for file in sorted(folder.glob("*.safetensors")):
+        check_regular(file)
         try:
             with safe_open(file, "np") as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a mapping)

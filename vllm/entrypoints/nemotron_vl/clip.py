@@ -9,6 +9,7 @@ from PIL import Image
 
 from ...multimodal.nemotron_vl_containers import is_container
 from ...transformers_utils.processors.nemotron_vl_tiling import TileGrid
+from .regular_files import open_regular
 from .tile_drawing import draw_tiles
 from .tiler import MARKERS, Tiler
 
@@ -56,7 +57,7 @@ class Clip(NamedTuple):
 
 def is_clip(file: Path) -> bool:
     """Whether a file begins like a video that the server reads."""
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         return is_container(opened.read(_HEAD))
 
 

@@ -235,7 +235,7 @@ def _threads(on_cpu: bool) -> Finding:
     given = os.environ.get("OMP_NUM_THREADS")
     binding = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto")
     found = f"{cores} cores, OMP_NUM_THREADS={given}, binding {binding}"
-    if on_cpu and given and given.isdigit() and int(given) > cores:
+    if on_cpu and given and given.isdecimal() and int(given) > cores:
         return Finding("threads", WARNING, found, "unset OMP_NUM_THREADS")
     if cores < 2:
         mend = "use 2 cores: one processes images while the other runs the model"
@@ -266,7 +266,7 @@ def _shared_memory() -> Finding:
 
 
 def _cache() -> Finding:
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface"))
+    home = Path(os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"))
     place = next(p for p in (home, *home.parents) if p.exists())
     if os.access(place, os.W_OK):
         free = shutil.disk_usage(place).free

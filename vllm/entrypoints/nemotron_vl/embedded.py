@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a checkpoint is a copy of the embedded one, by its content."""
 
-import json
 from pathlib import Path
 
 from ...assets.nemotron_vl import tiny_checkpoint
+from .checkpoint_files import read_object
 
 # What quantising and converting change.
 _FREE = ("quantization_config", "torch_dtype", "dtype")
@@ -29,8 +29,7 @@ def is_embedded(checkpoint: str | Path, exact: bool = False) -> bool:
 
 def _identity(folder: Path, free: tuple[str, ...]) -> tuple[dict, dict]:
     config, tokenizer = (
-        json.loads((folder / name).read_text())
-        for name in ("config.json", "tokenizer.json")
+        read_object(folder / name) for name in ("config.json", "tokenizer.json")
     )
     return {k: v for k, v in config.items() if k not in free}, tokenizer
 

@@ -26,7 +26,13 @@ from ...transformers_utils.configs.nemotron_vl_checks import (
 from ...transformers_utils.configs.nemotron_vl_schema import read_config
 from ...transformers_utils.processors.nemotron_vl_tiling import most_tiles
 from .adapter_inspection import inspect_adapter
-from .checkpoint_files import Header, added_token_ids, read_headers, read_json
+from .checkpoint_files import (
+    Header,
+    added_token_ids,
+    check_folder,
+    read_headers,
+    read_json,
+)
 from .published_facts import published_facts
 from .sizing import (
     BYTES_OF_DTYPE,
@@ -73,8 +79,10 @@ def inspect(
     Raises:
         OSError: A file is missing.
         ValueError: ``config.json`` is not of this model type or has sizes that
-            no model has; a safetensors file is damaged.
+            no model has; a safetensors file is damaged; a file of the folder is not
+            a regular one or is too large.
     """
+    check_folder(model)
     raw = read_json(model, "config.json")
     config = read_config(raw)
     check_shape(config)

@@ -20,9 +20,12 @@ from .tiler import Tiler
 
 # For a page; the slowest page of ordinary documents takes a few seconds.
 MOST_SECONDS = 120.0
+MOST_PAGES = 10_000
+_MOST_ENDED = 3  # pages of a document that end the process
 _MEMORY = 4 << 30
 _NO_MEMORY = 3  # exit status
 _END = "end"
+_LEFT_OUT = "The others are left out."
 
 
 class _Ended(Exception):
@@ -34,10 +37,12 @@ class PageProcess:
 
     Args:
         tiler: How the server cuts images.
+        most_pages: Of a document. A few bytes of a PDF can stand for a million.
     """
 
-    def __init__(self, tiler: Tiler) -> None:
+    def __init__(self, tiler: Tiler, most_pages: int = MOST_PAGES) -> None:
         self._tiler = tiler
+        self._most_pages = most_pages
         self._process: Any = None
         self._connection: Connection
 
@@ -53,10 +58,10 @@ class PageProcess:
             self._process.kill()
 
     def count(self, file: Path) -> int:
-        """`count_pages`; 1 for a document that ends the process."""
+        """`count_pages`, up to the limit; 1 for a document that ends the process."""
         try:
             self._send(file)
-            return self._receive()
+            return min(self._receive(), self._most_pages)
         except _Ended:
             return 1
 
@@ -64,6 +69,9 @@ class PageProcess:
         self, files: Iterable[Path], done: Callable[[str, int | None], bool]
     ) -> Iterator[Page]:
         """`read_pages`. What ends the process, or takes too long, is an error.
+
+        A document with too many pages, or of which several do that, has one error for
+        the remaining ones.
 
         Args:
             files: Documents.
@@ -73,7 +81,7 @@ class PageProcess:
             yield from self._read(file, done)
 
     def _read(self, file: Path, done: Callable[[str, int | None], bool]):
-        name, given_up = str(file), 0
+        name, given_up, ended = str(file), 0, 0
         while True:
             number: int | None = None  # the page that is drawn now
             try:
@@ -84,6 +92,11 @@ class PageProcess:
                         yield answer
                         continue
                     number = answer
+                    if number is not None and number > self._most_pages:
+                        self._stop()
+                        most = f"more than {self._most_pages} pages"
+                        yield Page(name, None, error=f"It has {most}. {_LEFT_OUT}")
+                        return
                     left_out = number is not None and number <= given_up
                     self._connection.send(left_out or done(name, number))
                 return
@@ -91,7 +104,11 @@ class PageProcess:
                 yield Page(name, number, error=str(error))
                 if number is None:
                     return
-                given_up = number
+                given_up, ended = number, ended + 1
+                if ended == _MOST_ENDED:
+                    cause = f"{ended} pages could not be drawn in time and memory."
+                    yield Page(name, None, error=f"{cause} {_LEFT_OUT}")
+                    return
 
     def _send(self, command: object) -> None:
         if self._process is not None and not self._process.is_alive():

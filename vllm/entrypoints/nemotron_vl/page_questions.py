@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from .page_records import open_alone
 from .pages import Page
+from .regular_files import open_regular, read_text
 
 _START = b'{"custom_id": '  # of a file of requests
 
@@ -114,14 +115,17 @@ class Question(NamedTuple):
         if self.schema is None:
             return answer
         import jsonschema
+        from pydantic_core import from_json
         from referencing.exceptions import Unresolvable
 
         try:
-            data = json.loads(answer, parse_constant=_no_number)
+            # Refuses what is nested so deeply that it could not be written again.
+            data = from_json(answer, allow_inf_nan=False)
             json.dumps(data, allow_nan=False)  # 1e999 is read as infinity
-            jsonschema.validate(data, self.schema)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ValueError(f"The answer is not JSON: {error}") from error
+        try:
+            jsonschema.validate(data, self.schema)
         except jsonschema.ValidationError as error:
             at = error.json_path
             message = f"The answer does not follow the schema: {at}: {error.message}"
@@ -134,10 +138,6 @@ class Question(NamedTuple):
         return data
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"The answer is not JSON: {name} is no number.")
-
-
 def _read_schema(file: Path) -> dict[str, Any]:
     import jsonschema
     from referencing import Registry
@@ -145,8 +145,8 @@ def _read_schema(file: Path) -> dict[str, Any]:
     from referencing.jsonschema import DRAFT202012
 
     try:
-        schema = json.loads(file.read_text())
-    except ValueError as error:
+        schema = json.loads(read_text(file))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(schema, dict):
         raise ValueError(f"{file} must hold a JSON object, a schema.")
@@ -199,7 +199,7 @@ def write_batch(
         ValueError: `out` is another file, or another process writes to it.
     """
     if out.exists():
-        with out.open("rb") as old:
+        with open_regular(out) as old:
             if old.read(len(_START)) not in (_START, b""):
                 raise ValueError(f"{out} is no file of requests. Choose another file.")
     part = out.with_name(out.name + ".part")

@@ -25,6 +25,7 @@ _RETRIES_AT_START = 3
 _NOT_THE_PAGE = {401, 403, 404, 429}
 # A proxy found no server, or waited too long for it. The page may be the reason.
 _OF_A_PROXY = {502, 503, 504}
+_MOST_SHOWN = 1000  # characters of a message
 
 
 class ServerFailure(RuntimeError):
@@ -91,9 +92,18 @@ async def read_answers(
 
 
 async def find_model(
-    client: "openai.AsyncOpenAI", model: str | None, question: Question
+    client: "openai.AsyncOpenAI",
+    model: str | None,
+    question: Question,
+    timeout: float,
 ) -> str:
     """The name of the server's model, after a request of one token without a page.
+
+    Args:
+        client: Of the server.
+        model: Its name; by default the server's first.
+        question: Whose schema the server must take.
+        timeout: Seconds for all of it, with all retries.
 
     Raises:
         ServerFailure: No server answers.
@@ -101,17 +111,26 @@ async def find_model(
     """
     import openai
 
+    from .page_client import Completion, MalformedAnswer, Models, parsed
+
     impatient = client.with_options(max_retries=_RETRIES_AT_START)
     try:
-        if model is None:
-            model = (await impatient.models.list()).data[0].id
-        trial = question.trial_request(model)
-        try:
-            await impatient.chat.completions.create(**trial)
-        except openai.APIStatusError as error:
-            if error.status_code != 429 and error.status_code < 500:
-                raise
-            await client.chat.completions.create(**trial)  # it is there, but busy
+        async with asyncio.timeout(timeout):
+            if model is None:
+                models = await impatient.models.with_raw_response.list()
+                model = parsed(Models, models).data[0].id
+            trial = question.trial_request(model)
+            try:
+                answer = await _raw(impatient, trial)
+            except openai.APIStatusError as error:
+                if error.status_code != 429 and error.status_code < 500:
+                    raise
+                answer = await _raw(client, trial)  # it is there, but busy
+            parsed(Completion, answer)
+    except TimeoutError as error:
+        raise ServerFailure(
+            f"{client.base_url} did not answer within {timeout:g} s."
+        ) from error
     except openai.APIStatusError as error:
         raise ValueError(
             f"The server refuses requests: {_status_message(error)}"
@@ -120,10 +139,10 @@ async def find_model(
         raise ServerFailure(
             f"No server answers at {client.base_url}: {_cause(error)}"
         ) from error
-    except (AttributeError, IndexError, TypeError) as error:  # other data
+    except MalformedAnswer as error:
         raise ValueError(
             f"What answers at {client.base_url} has no model or is no server of "
-            "OpenAI's API."
+            f"OpenAI's API. {error}"
         ) from error
     return model
 
@@ -158,13 +177,17 @@ async def _answer(
 ) -> dict[str, Any]:
     import openai
 
+    from .page_client import Completion, MalformedAnswer, moved_to, parsed
+
     try:
-        request = question.chat_request(page, model)
-        completion = await client.chat.completions.create(**request)
+        answer = await _raw(client, question.chat_request(page, model))
+        completion = parsed(Completion, answer)
+    except MalformedAnswer as error:
+        raise _PageFailure(str(error)) from error
     except openai.APIStatusError as error:
         message = f"The server answered {_status_message(error)}"
         if error.status_code in _NOT_THE_PAGE or (
-            error.status_code in _OF_A_PROXY
+            (error.status_code in _OF_A_PROXY or moved_to(error))
             and not await _answers(client, model, question)
         ):
             raise ServerFailure(message) from error
@@ -174,24 +197,31 @@ async def _answer(
         if await _answers(client, model, question):
             raise _PageFailure(message) from error
         raise ServerFailure(message) from error
-    if not completion.choices or completion.choices[0].message.content is None:
+    choice = completion.choices[0] if completion.choices else None
+    if choice is None or choice.message.content is None:
         raise _PageFailure("The server sent no answer.")
-    choice, usage = completion.choices[0], completion.usage
-    text, cut = choice.message.content, choice.finish_reason == "length"
-    answer: dict[str, Any] = {"answer": text, "finish_reason": choice.finish_reason}
+    text, usage = choice.message.content, completion.usage
+    cut = choice.finish_reason == "length"
+    record: dict[str, Any] = {"answer": text, "finish_reason": choice.finish_reason}
     if usage is not None:
-        answer["tokens"] = {
+        record["tokens"] = {
             "prompt": usage.prompt_tokens,
             "answer": usage.completion_tokens,
         }
     hint = f"It was cut after {question.max_tokens} tokens."
     try:
-        answer["answer"] = question.parse(text)
+        record["answer"] = question.parse(text)
         if cut and question.schema is not None:  # 12 may be the start of 1200
-            answer["error"] = f"The answer may not be complete. {hint}"
+            record["error"] = f"The answer may not be complete. {hint}"
     except ValueError as error:
-        answer["error"] = f"{error} {hint}" if cut else str(error)
-    return answer
+        message = _short(str(error))
+        record["error"] = f"{message} {hint}" if cut else message
+    return record
+
+
+async def _raw(client: "openai.AsyncOpenAI", request: dict[str, Any]) -> Any:
+    """The answer to a chat request, for `page_client.parsed`."""
+    return await client.chat.completions.with_raw_response.create(**request)
 
 
 async def _answers(
@@ -202,16 +232,27 @@ async def _answers(
 
     client = client.with_options(max_retries=0)
     try:
-        await client.chat.completions.create(**question.trial_request(model))
+        await _raw(client, question.trial_request(model))
     except (openai.APIConnectionError, openai.APIStatusError):
         return False
     return True
 
 
 def _status_message(error: "openai.APIStatusError") -> str:
+    from .page_client import moved_to
+
+    if place := moved_to(error):
+        return (
+            f"{error.status_code}: it redirects to {_short(place)}, give that as --url"
+        )
     body = error.body
     text = body.get("message") if isinstance(body, dict) else None
-    return f"{error.status_code}: {text or error.message}"
+    return f"{error.status_code}: {_short(str(text or error.message))}"
+
+
+def _short(text: str) -> str:
+    """The beginning of a message that may hold all of an answer."""
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]} ..."
 
 
 def _cause(error: Exception) -> str:

@@ -7,10 +7,14 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .regular_files import check_regular
+
 _START = b'{"file": '  # of each line
+_MOST_BYTES = 1 << 26  # of a line, far more than a server's answer takes
 
 
 class PageRecords:
@@ -118,7 +122,8 @@ class PageRecords:
     def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         """The complete lines of the file and their records."""
         with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
+            line_by_line = iter(partial(lines.readline, _MOST_BYTES), b"")
+            for number, line in enumerate(line_by_line, 1):
                 if line.endswith(b"\n"):
                     yield line, self._parse(line, number)
                 elif not line.startswith(_START[: len(line)]):
@@ -129,7 +134,7 @@ class PageRecords:
             record = json.loads(line)
             question = record["question"]
             record["file"], record["page"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(self._foreign(number)) from error
         if question != self._question:
             raise ValueError(
@@ -146,8 +151,11 @@ def open_alone(path: Path) -> io.FileIO:
     """Open a file for appending, unbuffered, as its only writer.
 
     Raises:
-        ValueError: Another process writes to it.
+        OSError: It cannot be written.
+        ValueError: Another process writes to it, or it is not a regular file.
     """
+    if path.exists():
+        check_regular(path)
     file = path.open("a+b", buffering=0)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

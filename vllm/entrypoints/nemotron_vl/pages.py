@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
+from .picture_files import open_picture
+from .regular_files import open_regular
 from .tiler import Tiler
 
 # Suffixes of the files that are taken from folders.
@@ -25,6 +27,7 @@ DOCUMENTS = {
 
 # Formats of Pillow that are sent as they are; servers open them. MPO is a kind of JPEG.
 _AS_THEY_ARE = {"GIF", "JPEG", "MPO", "PNG", "WEBP"}
+_MOST_SENT = 1 << 26  # bytes of a file; larger ones are drawn anew
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 _PDF_HEADER_WITHIN = 1024  # bytes; PDFium's limit
 _PASSWORD_ERROR = 4  # FPDF_ERR_PASSWORD of PDFium
@@ -103,7 +106,7 @@ def count_pages(file: Path) -> int:
         if _is_pdf(file):
             with _open_pdf(file) as document:
                 return len(document)
-        with Image.open(file) as picture:
+        with open_picture(file) as picture:
             return getattr(picture, "n_frames", 1) if _has_pages(picture) else 1
     except Exception:  # `read_pages` says what is wrong
         return 1
@@ -163,7 +166,7 @@ _Drawn = Iterator[tuple[int, Callable[[], tuple[bytes, str]]]]
 
 
 def _is_pdf(file: Path) -> bool:
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         return b"%PDF-" in opened.read(_PDF_HEADER_WITHIN)
 
 
@@ -216,9 +219,9 @@ def _picture_pages(file: Path, tiler: Tiler) -> _Drawn:
     def draw() -> tuple[bytes, str]:
         return _as_png(picture, tiler)
 
-    with Image.open(file) as picture:
+    with open_picture(file) as picture:
         kind = picture.format or ""
-        if kind in _AS_THEY_ARE:
+        if kind in _AS_THEY_ARE and file.stat().st_size <= _MOST_SENT:
             media_type = Image.MIME["JPEG" if kind == "MPO" else kind]
             yield 1, lambda: (file.read_bytes(), media_type)
             return

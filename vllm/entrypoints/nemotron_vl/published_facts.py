@@ -17,6 +17,7 @@ from ...model_executor.models.nemotron_vl_layout import (
 )
 from ...transformers_utils.configs.nemotron_vl_schema import CheckpointConfig
 from .checkpoint_files import find_file, read_json
+from .regular_files import read_text
 
 _TEMPLATE = (
     Path(__file__)
@@ -121,7 +122,9 @@ def _optional(model: str, name: str) -> dict[str, Any]:
 def _template(model: str) -> str:
     """Whose chat template it is, as far as one can tell."""
     try:
-        text = find_file(model, "chat_template.jinja").read_text()
+        text = read_text(find_file(model, "chat_template.jinja"))
+    except ValueError:
+        return "cannot be read"
     except OSError:
         # A file may list several templates by name.
         text = str(_optional(model, "tokenizer_config.json").get("chat_template") or "")

@@ -17,6 +17,7 @@ from ....assets.nemotron_vl import TINY, tiny_checkpoint, write_clip
 from ....config.nemotron_vl_names import VIDEO_ARCHITECTURE
 from ....config.nemotron_vl_video import DEFAULT_FRAMES
 from ....transformers_utils.processors.nemotron_vl_tiling import RESIZE_RECIPES
+from ...nemotron_vl.checkpoint_files import check_folder
 from ...nemotron_vl.clip import read_clip
 from ...nemotron_vl.demo_questions import (
     COUNT,
@@ -26,6 +27,8 @@ from ...nemotron_vl.demo_questions import (
     trimmed,
     untrained,
 )
+from ...nemotron_vl.picture_files import open_picture
+from ...nemotron_vl.printable import show
 from ...nemotron_vl.server import serving
 from ...nemotron_vl.tile_drawing import draw_tiles
 from ...nemotron_vl.tiler import Tiler
@@ -95,6 +98,7 @@ def _run(args: argparse.Namespace) -> int:
     import openai
 
     model = args.model or tiny_checkpoint()
+    check_folder(model)
     tiler = Tiler.from_model(model)
     output = _Output(args.out, args.picture)
     own = ask_about(args.text, [(file, _read(file)) for file in args.picture])
@@ -102,7 +106,7 @@ def _run(args: argparse.Namespace) -> int:
     images = _save(own or draw_questions(args.seed), output, tiler)
     frames = [] if own else _film(_count(args.seed), output, tiler)
     log = output.path("server.log")
-    print(f"Starting vllm serve (log: {log}) ...", flush=True)
+    show(f"Starting vllm serve (log: {log}) ...")
     overrides = json.dumps({"architectures": [VIDEO_ARCHITECTURE]})
     options = ["--enforce-eager", "--max-model-len=4096", "--max-num-seqs=4"]
     options += ["--hf-overrides", overrides]
@@ -152,7 +156,7 @@ def _read(file: Path) -> Image.Image:
     from ....multimodal.nemotron_vl import to_rgb
 
     try:
-        with Image.open(file) as opened:
+        with open_picture(file) as opened:
             return to_rgb(opened)
     except VLLMValidationError as error:  # not a ValueError, and str() adds to it
         raise ValueError(f"{file}: {error.args[0]}") from error
@@ -177,13 +181,13 @@ def _save(
             if question.file is None:
                 output.path(f"{name}.png").write_bytes(png.getvalue())
             else:
-                print(f"Tiles of {question.file}: {sheet}")
+                show(f"Tiles of {question.file}: {sheet}")
             contents.append(_content("image_url", png.getvalue(), "image/png"))
             tiles += grid.num_tiles
         shown = str(question.file or " + ".join(question.pictures))
         images.append(_Asked(shown, contents, tiles, question.text, question.truth))
     if any(asked.truth is not None for asked in images):
-        print(f"Drawn images: {output.folder}/*.png, and with their tiles *_tiles.png")
+        show(f"Drawn images: {output.folder}/*.png, and with their tiles *_tiles.png")
     return images
 
 
@@ -200,7 +204,7 @@ def _film(numbers: Sequence[str], output: _Output, tiler: Tiler) -> list[_Asked]
     clip = read_clip(file, DEFAULT_FRAMES, tiler.image_size)
     sheet = output.path(f"{_CLIP}_tiles.png")
     clip.draw(tiler.image_size).save(sheet)
-    print(f"Video: {file}, and its frames {sheet}")
+    show(f"Video: {file}, and its frames {sheet}")
     contents = [_content("video_url", file.read_bytes(), "video/mp4")]
     return [
         _Asked(_CLIP, contents, len(clip.frames), f"Read line {line}.", number)
@@ -232,10 +236,10 @@ def _ask_own(
         answer = _ask(client, model, asked)
         if explain and asked.truth not in (None, answer):
             cause = untrained(asked.truth)
-            print(f"  {cause or 'The checkpoint was trained for this: a mistake.'}")
+            show(f"  {cause or 'The checkpoint was trained for this: a mistake.'}")
     if explain:
-        print(f"The embedded checkpoint reads this: {TINY}")
-        print("What it answers about other images means nothing.")
+        show(f"The embedded checkpoint reads this: {TINY}")
+        show("What it answers about other images means nothing.")
 
 
 def _ask(client: "openai.OpenAI", model: str, asked: _Asked) -> str:
@@ -265,20 +269,19 @@ def _ask(client: "openai.OpenAI", model: str, asked: _Asked) -> str:
     truth = asked.truth
     mark = "?" if truth is None else "✓" if answer == truth else "✗"
     told = "" if truth is None else f", truth {truth!r}"
-    print(
+    show(
         f"{mark} {asked.name} ({asked.tiles} tiles, {milliseconds:.0f} ms): "
         f"{asked.text} {answer!r}{told}",
-        flush=True,
     )
     return answer
 
 
 def _judge(images: Sequence[bool], frames: Sequence[bool]) -> int:
     """Count the right answers; the exit status."""
-    print(f"{sum(frames)} of {len(frames)} frames of the video are read.")
+    show(f"{sum(frames)} of {len(frames)} frames of the video are read.")
     if sum(frames) < _LEAST_FRAMES:
-        print(f"At least {_LEAST_FRAMES} were expected.")
-    print(f"{sum(images)} of {len(images)} answers about images are right.")
+        show(f"At least {_LEAST_FRAMES} were expected.")
+    show(f"{sum(images)} of {len(images)} answers about images are right.")
     if sum(images) < TINY.least_right:
-        print(f"At least {TINY.least_right} were expected.")
+        show(f"At least {TINY.least_right} were expected.")
     return int(sum(frames) < _LEAST_FRAMES or sum(images) < TINY.least_right)

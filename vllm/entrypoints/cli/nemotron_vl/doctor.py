@@ -5,6 +5,7 @@ import argparse
 import json
 
 from ...nemotron_vl.diagnosis import PROBLEM, examine
+from ...nemotron_vl.printable import show
 
 
 def add_parser(subparsers) -> None:
@@ -22,11 +23,11 @@ def add_parser(subparsers) -> None:
 def _run(args: argparse.Namespace) -> int:
     findings = list(examine())
     if args.json:
-        print(json.dumps([finding._asdict() for finding in findings], indent=2))
+        show(json.dumps([finding._asdict() for finding in findings], indent=2))
     else:
         width = max(len(finding.what) for finding in findings)
         for finding in findings:
-            print(f"{finding.state:<8} {finding.what:<{width}}  {finding.found}")
+            show(f"{finding.state:<8} {finding.what:<{width}}  {finding.found}")
             if finding.mend:
-                print(f"{'':<8} {'':<{width}}  -> {finding.mend}")
+                show(f"{'':<8} {'':<{width}}  -> {finding.mend}")
     return 1 if any(finding.state == PROBLEM for finding in findings) else 0

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from ...nemotron_vl.capacity_options import add_options, describe_plan, plan_of
+from ...nemotron_vl.printable import printable, show
 from ...nemotron_vl.sizing import BYTES_OF_DTYPE
 
 
@@ -66,7 +67,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     if plan := plan_of(args, found):
         found["capacity"] = plan
-    print(json.dumps(found, indent=2) if args.json else _describe(found))
+    show(json.dumps(found, indent=2) if args.json else _describe(found))
     return 1 if found["problems"] else 0
 
 
@@ -110,7 +111,8 @@ def _describe(found: dict[str, Any]) -> str:
     lines += [f"Note: {text}" for text in found["notes"]]
     if plan := found.get("capacity"):
         lines += ["", *describe_plan(plan)]
-    return "\n".join(lines + [f"Problem: {text}" for text in found["problems"]])
+    lines += [f"Problem: {text}" for text in found["problems"]]
+    return "\n".join(map(printable, lines))
 
 
 def _describe_facts(facts: list[dict[str, str]]) -> list[str]:

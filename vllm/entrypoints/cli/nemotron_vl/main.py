@@ -2,11 +2,14 @@
 """The command ``nemotron-vl``."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from ....config.nemotron_vl_names import plugin_version
+from ...nemotron_vl.printable import printable, show
 
 # The module of each command. Only running a command may import PyTorch,
 # transformers and vLLM, which takes seconds; parsing its arguments does not.
@@ -21,10 +24,17 @@ COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit status; user errors give 2."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
+    if argv is None:  # a program, in a folder that may hold a json.py of a stranger
+        os.environ.setdefault("PYTHONSAFEPATH", "1")  # of the processes it starts
+        argv = sys.argv[1:]
+    parser = _Parser(
         prog="nemotron-vl",
         description="Tools for serving Llama-3.1-Nemotron-Nano-VL with vLLM.",
     )
@@ -37,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except (OSError, RuntimeError, ValueError) as error:
-        print(f"nemotron-vl: {error}", file=sys.stderr)
+        show(f"nemotron-vl: {error}", sys.stderr)
         return 2
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from ....model_executor.models.nemotron_vl_layout import checkpoint_tensors
 from ....transformers_utils.configs.nemotron_vl_towers import TOWER_DIMS
+from ....transformers_utils.processors.nemotron_vl_tiling import MAX_TILES
+from ...nemotron_vl.arguments import number
+from ...nemotron_vl.printable import show
 
 _TOWERS = [name.removesuffix("_patch16_224") for name in TOWER_DIMS]
 
@@ -25,17 +28,19 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("out", type=Path, help="folder to create")
     parser.add_argument("--tower", choices=_TOWERS, default="vit_small")
-    parser.add_argument("--tower-layers", type=int, metavar="N", default=2)
-    parser.add_argument("--layers", type=int, metavar="N", default=2)
-    parser.add_argument("--hidden-size", type=int, metavar="N", default=256)
-    parser.add_argument("--intermediate-size", type=int, metavar="N", default=512)
-    parser.add_argument("--heads", type=int, metavar="N", default=4)
-    parser.add_argument("--kv-heads", type=int, metavar="N", default=2)
-    parser.add_argument("--projector-hidden-size", type=int, metavar="N", default=256)
-    parser.add_argument("--tile-size", type=int, metavar="PIXELS", default=64)
-    parser.add_argument("--cpe-max-size", type=int, metavar="PIXELS", default=256)
-    parser.add_argument("--max-tiles", type=int, metavar="N", default=12)
-    parser.add_argument("--context", type=int, metavar="TOKENS", default=16384)
+    parser.add_argument("--tower-layers", type=number(), metavar="N", default=2)
+    parser.add_argument("--layers", type=number(), metavar="N", default=2)
+    parser.add_argument("--hidden-size", type=number(), metavar="N", default=256)
+    parser.add_argument("--intermediate-size", type=number(), metavar="N", default=512)
+    parser.add_argument("--heads", type=number(), metavar="N", default=4)
+    parser.add_argument("--kv-heads", type=number(), metavar="N", default=2)
+    parser.add_argument(
+        "--projector-hidden-size", type=number(), metavar="N", default=256
+    )
+    parser.add_argument("--tile-size", type=number(), metavar="PIXELS", default=64)
+    parser.add_argument("--cpe-max-size", type=number(), metavar="PIXELS", default=256)
+    parser.add_argument("--max-tiles", type=number(MAX_TILES), metavar="N", default=12)
+    parser.add_argument("--context", type=number(), metavar="TOKENS", default=16384)
     parser.add_argument("--ps-version", choices=["v1", "v2"], default="v2")
     parser.add_argument(
         "--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16"
@@ -51,5 +56,5 @@ def _run(args: argparse.Namespace) -> int:
     config = make_checkpoint(args.out, **options)
     tensors = checkpoint_tensors(config)
     count = sum(math.prod(shape) for shape in tensors.values())
-    print(f"{args.out}: {len(tensors)} tensors, {count / 1e6:.1f} M parameters")
+    show(f"{args.out}: {len(tensors)} tensors, {count / 1e6:.1f} M parameters")
     return 0

@@ -24,12 +24,13 @@ from tqdm import tqdm
 
 from ....transformers_utils.processors.nemotron_vl_tiling import MAX_TILES
 from ...nemotron_vl.arguments import number
-from ...nemotron_vl.checkpoint_files import read_json
-from ...nemotron_vl.page_process import PageProcess
+from ...nemotron_vl.checkpoint_files import check_folder, read_json
+from ...nemotron_vl.page_process import MOST_PAGES, PageProcess
 from ...nemotron_vl.page_questions import Question, write_batch
 from ...nemotron_vl.page_reading import RETRIES, find_model, read_answers
 from ...nemotron_vl.page_records import PageRecords
 from ...nemotron_vl.pages import Page, find_documents
+from ...nemotron_vl.printable import printable, show
 from ...nemotron_vl.server import serving_process
 from ...nemotron_vl.tiler import Tiler
 
@@ -113,6 +114,14 @@ def add_parser(subparsers) -> None:
         help="for an answer, with all retries (default: %(default)s)",
     )
     parser.add_argument(
+        "--max-pages",
+        type=number(),
+        default=MOST_PAGES,
+        metavar="N",
+        help="most pages of a document; the others are one error (default: "
+        "%(default)s)",
+    )
+    parser.add_argument(
         "--retry-errors",
         action="store_true",
         help="remove the records of errors and do their pages again",
@@ -140,7 +149,7 @@ def _run(args: argparse.Namespace) -> int:
         try:
             return _write_batch(args, question, files)
         except KeyboardInterrupt:
-            print("nemotron-vl: stopped; no requests are written", file=sys.stderr)
+            show("nemotron-vl: stopped; no requests are written", sys.stderr)
             return 130
     if not (args.url or args.model):
         raise ValueError("Give --url of a server, or --model to start one.")
@@ -149,12 +158,12 @@ def _run(args: argparse.Namespace) -> int:
     retried = {str(file) for file in files} if args.retry_errors else set()
     with (
         PageRecords(args.out, question.digest, retried) as records,
-        PageProcess(_tiler(args)) as process,
+        PageProcess(_tiler(args), args.max_pages) as process,
     ):
         try:
             return _read(args, question, files, process, records)
         except KeyboardInterrupt:
-            print("nemotron-vl: stopped; the same command goes on", file=sys.stderr)
+            show("nemotron-vl: stopped; the same command goes on", sys.stderr)
             return 130
 
 
@@ -171,7 +180,7 @@ def _write_batch(
         raise ValueError("--batch needs --model, the model that `vllm run-batch` runs.")
     written = errors = 0
     with (
-        PageProcess(_tiler(args)) as process,
+        PageProcess(_tiler(args), args.max_pages) as process,
         _progress(_count(process, files), done=0) as bar,
     ):
         pages = process.read(files, lambda file, page: False)
@@ -181,7 +190,7 @@ def _write_batch(
             errors += page.error is not None
             if page.error is not None:
                 bar.write(_complaint(page.file, page.number, page.error), sys.stderr)
-    print(f"{args.batch}: requests: {written}, errors: {errors}")
+    show(f"{args.batch}: requests: {written}, errors: {errors}")
     return 1 if errors else 0
 
 
@@ -204,7 +213,7 @@ def _read(
             asyncio.run(_ask(args, url, question, pages, process, records, bar))
             seconds = time.perf_counter() - start
         rate = f" at {(len(records) - before) / seconds:.2f} pages/s"
-    print(
+    show(
         f"{args.out}: records: {len(records)}, new: {len(records) - before}{rate}, "
         f"errors: {records.errors}"
     )
@@ -223,16 +232,19 @@ async def _ask(
     """Append a record for each page."""
     import openai
 
+    from ...nemotron_vl.page_client import BoundedClient
+
     # No proxy reaches a server of this machine.
     local = urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost")
     async with openai.AsyncOpenAI(
-        http_client=openai.DefaultAsyncHttpxClient(trust_env=not local),
+        http_client=BoundedClient(trust_env=not local),
         base_url=f"{url.rstrip('/').removesuffix('/v1')}/v1",
         api_key=os.environ.get("OPENAI_API_KEY") or "none",
         max_retries=RETRIES,
         timeout=openai.Timeout(args.timeout, connect=10),
     ) as client:
-        model = await find_model(client, args.url and args.model, question)
+        given = args.url and args.model
+        model = await find_model(client, given, question, args.timeout)
         answers = read_answers(
             client, model, question, pages, args.at_once, args.timeout
         )
@@ -251,7 +263,7 @@ async def _ask(
 
 def _complaint(file: str, number: int | None, error: str) -> str:
     page = "" if number is None else f", page {number}"
-    return f"nemotron-vl: {file}{page}: {error}"
+    return printable(f"nemotron-vl: {file}{page}: {error}")
 
 
 def _count(process: PageProcess, files: list[Path]) -> int | None:
@@ -273,6 +285,7 @@ def _server(args: argparse.Namespace) -> Iterator[str]:
     if args.url:
         yield args.url
         return
+    check_folder(args.model)
     language = read_json(args.model, "config.json").get("llm_config", {})
     context = min(_CONTEXT, language.get("max_position_embeddings", _CONTEXT))
     options = [f"--max-model-len={context}", '--limit-mm-per-prompt={"image": 1}']
@@ -280,7 +293,7 @@ def _server(args: argparse.Namespace) -> Iterator[str]:
         settings = {"max_dynamic_patch": args.max_tiles}
         options.append(f"--mm-processor-kwargs={json.dumps(settings)}")
     log = args.out.with_name(args.out.name + ".server.log")
-    print(f"Starting vllm serve (log: {log}) ...", file=sys.stderr, flush=True)
+    show(f"Starting vllm serve (log: {log}) ...", sys.stderr)
     # The server ends even if this process is killed.
     setpriv = shutil.which("setpriv")
     prefix = (setpriv, "--pdeathsig", "TERM") if setpriv else ()

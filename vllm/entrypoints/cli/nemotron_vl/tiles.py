@@ -22,6 +22,8 @@ from ....transformers_utils.processors.nemotron_vl_tiling import (
 )
 from ...nemotron_vl.arguments import number
 from ...nemotron_vl.clip import SUFFIXES, is_clip, read_clip
+from ...nemotron_vl.picture_files import FORMATS, open_picture
+from ...nemotron_vl.printable import printable, show
 from ...nemotron_vl.tile_drawing import draw_tiles
 from ...nemotron_vl.tiler import Tiler
 
@@ -95,13 +97,14 @@ def _run(args: argparse.Namespace) -> int:
             row["error"] = str(error)
         found.append(row)
     if args.json:
-        print(json.dumps(found, indent=1))
+        show(json.dumps(found, indent=1))
     else:
         _print_pictures([row for row in found if "recipes" in row])
         _print_clips([row for row in found if "taken" in row])
     errors = [row for row in found if "error" in row]
     for row in errors:
-        print(f"nemotron-vl: {row['picture']}: {row['error']}", file=sys.stderr)
+        line = f"nemotron-vl: {row['picture']}: {row['error']}"
+        show(printable(line), sys.stderr)
     return 1 if errors else 0
 
 
@@ -110,7 +113,7 @@ def _describe_picture(
 ) -> dict[str, Any]:
     width, height = _displayed_size(file)
     if out:
-        with Image.open(file) as opened:
+        with open_picture(file) as opened:
             picture = ImageOps.exif_transpose(opened).convert("RGB")
         grid = tiler.grid_for(width, height, next(iter(recipes)))
         draw_tiles(picture, grid, tiler.image_size).save(out)
@@ -124,13 +127,16 @@ def _find_pictures(paths: Iterable[Path]) -> Iterable[Path]:
         if not path.is_dir():
             yield path
             continue
-        known = {*Image.registered_extensions(), *SUFFIXES}
+        known = {*SUFFIXES}
+        known |= {
+            s for s, kind in Image.registered_extensions().items() if kind in FORMATS
+        }
         yield from sorted(f for f in path.rglob("*") if f.suffix.lower() in known)
 
 
 def _displayed_size(file: Path) -> tuple[int, int]:
     """Width and height after the EXIF rotation."""
-    with Image.open(file) as picture:
+    with open_picture(file) as picture:
         width, height = picture.size
         turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     return (height, width) if turned else (width, height)
@@ -182,7 +188,8 @@ def _print_table(rows: list[tuple[str, ...]]) -> None:
     """Print rows below their titles, if there are any."""
     if len(rows) == 1:
         return
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join(padded).rstrip())
+        show("  ".join(padded).rstrip())

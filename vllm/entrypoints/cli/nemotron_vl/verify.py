@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ...nemotron_vl.arguments import number
-from ...nemotron_vl.checkpoint_files import code_repositories
+from ...nemotron_vl.checkpoint_files import check_folder, code_repositories
+from ...nemotron_vl.printable import show
 from ...nemotron_vl.verify.stages import DTYPES
 
 # Of verification.py and engines.py, whose imports take seconds.
@@ -148,11 +149,11 @@ def _run(args: argparse.Namespace) -> int:
         _write(results, args.out)
 
     with _output_to_stderr():
-        results = verify(request, partial(print, file=sys.stderr, flush=True), save)
+        results = verify(request, partial(show, file=sys.stderr), save)
     data, text = _write(results, args.out)
     report.write_text(as_html(results, captions(request, results)))
-    print(data if args.json else text)
-    print(f"Report: {report}", file=sys.stderr)
+    show(data if args.json else text)
+    show(f"Report: {report}", sys.stderr)
     return 0 if results["ok"] else 1
 
 
@@ -183,6 +184,7 @@ def _write(results: dict, out: Path) -> tuple[str, str]:
 def _folder(model: str, with_code: bool) -> Path:
     """The checkpoint's folder; from the hub, its data files, and its code if asked."""
     if Path(model).is_dir():
+        check_folder(model)
         return Path(model)
     from huggingface_hub import snapshot_download
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from ....assets.nemotron_vl import draw_text, shipped_pictures
+from ..picture_files import open_picture
 from .documents import draw_documents
 
 
@@ -73,5 +74,5 @@ def _noise(width: int, height: int) -> Image.Image:
 
 
 def _read(file: str) -> Image.Image:
-    with Image.open(file) as picture:
+    with open_picture(Path(file)) as picture:
         return picture.convert("RGB")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ....assets.nemotron_vl import tiny_checkpoint
 from ..checkpoint_files import is_quantised_checkpoint, read_json
 from ..embedded import embedded_digests, is_embedded
+from ..regular_files import open_regular, read_text
 
 _PATTERNS = ("*.json", "*.jinja", "*.safetensors")
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -125,7 +126,7 @@ def _of_the_cache(file: Path) -> Published | None:
         return Published(blob.name, f"the hub's cache of {repository}")
     note = file.parent / ".cache/huggingface/download" / f"{file.name}.metadata"
     if note.is_file():
-        _, etag, *_ = [*note.read_text().split(), "", ""]
+        _, etag, *_ = [*read_text(note).split(), "", ""]
         if _is_digest(etag):
             return Published(etag, "the record of its download")
     return None
@@ -157,7 +158,7 @@ def _of_the_hub(name: str) -> dict[str, Published]:
 
 def _digest(file: Path, expected: str) -> str:
     """The digest of a file, of the kind of the expected one."""
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         if _SHA256.fullmatch(expected):
             return hashlib.file_digest(opened, "sha256").hexdigest()
         size = file.stat().st_size
