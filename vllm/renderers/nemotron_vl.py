@@ -7,6 +7,7 @@ exactly one for each image. An image that cannot be read is the client's error, 
 vLLM's loader reports some of them as internal errors of the server.
 """
 
+import asyncio
 import contextlib
 import errno
 import re
@@ -27,7 +28,12 @@ from vllm.renderers.params import ChatParams
 
 from ..config.nemotron_vl import EncoderConfig
 from ..multimodal.nemotron_vl import check_adapters
-from ..multimodal.nemotron_vl_embeddings import check_engine, check_names
+from ..multimodal.nemotron_vl_embeddings import (
+    check_engine,
+    check_names,
+    has_embeddings,
+    with_plain_embeddings,
+)
 from ..transformers_utils.configs.nemotron_vl_checks import check_image_tokens
 from ..transformers_utils.processors.nemotron_vl_threads import (
     IMAGE_THREADS,
@@ -79,12 +85,22 @@ class NemotronVLRenderer(HfRenderer):
         super().__init__(config, tokenizer)
 
     def render_messages(self, messages: list[Any], params: ChatParams):
+        if self._takes_embeddings(messages):
+            messages = with_plain_embeddings(messages)
         with _media_errors_are_the_clients(self.servers_errors):
             return super().render_messages(messages, params)
 
     async def render_messages_async(self, messages: list[Any], params: ChatParams):
+        if self._takes_embeddings(messages):
+            messages = await asyncio.to_thread(with_plain_embeddings, messages)
         with _media_errors_are_the_clients(self.servers_errors):
             return await super().render_messages_async(messages, params)
+
+    def _takes_embeddings(self, messages: list[Any]) -> bool:
+        images = self.model_config.multimodal_config
+        return (  # else vLLM refuses them by the option's name
+            images is not None and images.enable_mm_embeds and has_embeddings(messages)
+        )
 
     def _process_tokens(
         self, prompt: TokensPrompt, *, skip_mm_cache: bool = False
