@@ -6,7 +6,9 @@
 
 import asyncio
 import re
+import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,20 @@ class NemotronVLVideoRenderer(NemotronVLRenderer):
 
     async def render_messages_async(self, messages: list[Any], params: ChatParams):
         self._check_videos(messages, params)
-        return await super().render_messages_async(messages, params)
+        left = threading.Event()
+        try:
+            return await super().render_messages_async(
+                messages, self._with_event(params, left)
+            )
+        finally:  # vLLM cancels this call when the client leaves
+            left.set()
+
+    def _with_event(self, params: ChatParams, left: threading.Event) -> ChatParams:
+        """Settings of a request with the loader's `left`; only the loader sees it."""
+        engine = self.model_config.get_multimodal_config().media_io_kwargs
+        settings = params.media_io_kwargs or engine
+        videos = {**(settings.get("video") or {}), "left": left}
+        return replace(params, media_io_kwargs={**settings, "video": videos})
 
     def _check_videos(self, messages: list[Any], params: ChatParams) -> None:
         self._check_settings((params.media_io_kwargs or {}).get("video") or {})
