@@ -115,6 +115,8 @@ FILES = {
     "link": ("link.png", FOLDER),
     "folder": ("folder", "is a directory"),
     "missing": ("missing.png", "no such file"),
+    "pipe": ("pipe.png", "not a regular file"),
+    "large": ("large.png", "at most 268435456 are allowed"),
     "text": ("text.png", UNKNOWN_KIND),
 }
 CASES |= {
