@@ -3,8 +3,13 @@
 import errno
 import io
 import os
+import re
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.bad_clips import BAD_CLIPS, ODD_CLIPS, ending_ffmpeg
+from support.bad_clips import BAD_CLIPS, ODD_CLIPS, ending_ffmpeg, slow
 from support.clips import LOSSLESS, LOSSY, decoded, encoded, noise
-from support.hostile import bounded_decoders, bounded_memory
+from support.hostile import bounded_decoders, bounded_memory, decoders
 from vllm_nemotron_vl.config.nemotron_vl_video import frame_indices
 from vllm_nemotron_vl.multimodal import nemotron_vl_decoding as decoding
 from vllm_nemotron_vl.multimodal.nemotron_vl_containers import (
@@ -192,7 +197,7 @@ def _decoder_that(does: str, monkeypatch, folder) -> None:
     script = folder / "decoder.py"
     script.write_text(
         "import os, sys, time\n"
-        "print('{\"header\": [2, 1, 1, 1]}', flush=True)\n"
+        'print(\'{"offline": true}\\n{"header": [2, 1, 1, 1]}\', flush=True)\n'
         "print('{\"frame\": 0, \"shape\": [1, 1, 3]}\\nRGB', end='', flush=True)\n"
         + does
     )
@@ -222,6 +227,72 @@ def test_who_is_to_blame_for_the_end_of_the_decoder(
     _decoder_that(ends, monkeypatch, tmp_path)
     with pytest.raises(kind, match=cause):
         decode(encoded(noise(2)), 2, whole)
+
+
+def test_the_decoder_has_no_rights(monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    allowed = subprocess.run(["unshare", "--net", "--map-root-user", "true"])
+    found: dict[str, Any] = {}
+
+    def shrink(frame):
+        process = Path("/proc", *decoders())
+        status = (process / "status").read_text()
+        found.update(line.split(":\t") for line in status.splitlines())
+        found["names"] = {
+            variable.partition("=")[0]
+            for variable in (process / "environ").read_text().split("\0")
+        }
+        found["network"] = os.readlink(process / "ns/net")
+        found["files"] = (process / "limits").read_text()
+
+    decode(encoded(noise(1)), 1, shrink)
+    own = {"", "OPENCV_LOG_LEVEL", "OPENBLAS_NUM_THREADS"}
+    assert found["names"] <= own | {"LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH"}
+    assert found["NoNewPrivs"] == "1"
+    assert {int(found[f"Cap{kind}"], 16) for kind in ("Prm", "Eff")} == {0}
+    assert re.search("Max open files +0 +0 ", found["files"])
+    left = found["network"] != os.readlink("/proc/self/ns/net")
+    assert left == (allowed.returncode == 0)
+
+
+def test_a_shared_network_is_logged_once(monkeypatch, caplog):
+    decoding._note_network.cache_clear()
+    for _ in range(2):
+        decoding._note_network(False)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    decoding._note_network.cache_clear()
+
+
+def test_the_decoder_ends_when_nobody_waits(monkeypatch, tmp_path):
+    _decoder_that("time.sleep(30)", monkeypatch, tmp_path)
+    left, running = threading.Event(), children()
+    with pytest.raises(DecoderUnavailable, match="has left"):
+        decode(encoded(noise(2)), 2, lambda frame: left.set(), left=left)
+    assert children() == running
+    started = lambda *_, **__: pytest.fail("a decoder was started")  # noqa: E731
+    monkeypatch.setattr(decoding.subprocess, "Popen", started)
+    with pytest.raises(DecoderUnavailable, match="has left"):
+        decode(encoded(noise(2)), 2, whole, left=left)
+
+
+def test_the_decoder_ends_with_its_server(tmp_path):
+    """Also while it decodes frames that nobody wants."""
+    (tmp_path / "slow.avi").write_bytes(slow())
+    code = (
+        "import pathlib, sys\n"
+        "from vllm_nemotron_vl.multimodal.nemotron_vl_decoding import decode\n"
+        "decode(pathlib.Path(sys.argv[1]).read_bytes(), 1, lambda frame: print('!'))"
+    )
+    command = [sys.executable, "-uc", code, str(tmp_path / "slow.avi")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+        assert server.stdout and server.stdout.readline()
+        (decoder,) = decoders(server.pid)
+        server.kill()
+    end = time.monotonic() + 5  # of the 20 s that it would take
+    while Path("/proc", decoder, "cmdline").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    state = Path("/proc", decoder, "stat")  # a zombie if nobody waits for orphans
+    assert not state.exists() or ") Z " in state.read_text()
 
 
 def test_frames_of_another_size_midway_are_scaled_to_the_first():

@@ -29,7 +29,7 @@ from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import (
     images_encoded_elsewhere,
 )
 from vllm_nemotron_vl.renderers import nemotron_vl as renderer
-from vllm_nemotron_vl.renderers import nemotron_vl_video as video_renderer
+from vllm_nemotron_vl.renderers import nemotron_vl_files as files
 from vllm_nemotron_vl.renderers.nemotron_vl_video import NemotronVLVideoRenderer
 from vllm_nemotron_vl.transformers_utils.processors import (
     nemotron_vl_threads,
@@ -121,9 +121,8 @@ def test_words_of_others_are_no_error_of_the_server(load):
 @pytest.mark.parametrize("url", ["data:video/mp4;base64,AA", "https://h/a.mp4"])
 def test_only_urls_of_files_are_parsed(url, monkeypatch):
     """Data URLs are large."""
-    monkeypatch.setattr(video_renderer, "parse_url", lambda url: pytest.fail(url))
-    config = SimpleNamespace(allowed_local_media_path="/")
-    NemotronVLVideoRenderer._check_size(SimpleNamespace(model_config=config), url)
+    monkeypatch.setattr(files, "parse_url", lambda url: pytest.fail(url))
+    files.check_file(url, "video", "/", 1)
 
 
 def test_no_secret_is_logged(load, monkeypatch):

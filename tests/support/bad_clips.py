@@ -187,6 +187,12 @@ def largest() -> bytes:
     return _with_frames(*[_jpeg(8192, 4320)] * 32)
 
 
+def slow() -> bytes:
+    """A file of 70 MB that takes 20 s to decode."""
+    frame = saved(Image.new("L", (8192, 4320)), "JPEG", optimize=True)
+    return _with_frames(*[frame] * 500)
+
+
 # Each file with its frames, if they are known
 ODD_CLIPS: dict[str, Callable[[], tuple[bytes, list[Image.Image] | None]]] = {
     "1x1": lambda: (_with_frames(*[_jpeg(1, 1)] * 3), None),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from support.bad_files import BAD_FILES, OTHER_KIND
+from support.bad_tensors import compressed, repeated, slow_pickle
 from support.chat import data_url, embeds_part, image_part, saved, text_part
 from support.tiny import WIDTH
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text
@@ -114,6 +115,8 @@ FILES = {
     "link": ("link.png", FOLDER),
     "folder": ("folder", "is a directory"),
     "missing": ("missing.png", "no such file"),
+    "pipe": ("pipe.png", "not a regular file"),
+    "large": ("large.png", "at most 268435456 are allowed"),
     "text": ("text.png", OTHER_KIND),
 }
 CASES |= {
@@ -292,7 +295,12 @@ EMBEDS: dict[str, tuple[torch.Tensor | bytes, str]] = {
     "empty": (torch.zeros(0, WIDTH), "at least one row"),
     "no width": (torch.zeros(4, 0), f"got 0, but model expects {WIDTH}"),
     "whole numbers": (torch.zeros(4, WIDTH, dtype=torch.int64), "not torch.int64"),
-    "complex": (torch.zeros(4, WIDTH, dtype=torch.complex64), "not torch.complex64"),
+    "complex": (torch.zeros(4, WIDTH, dtype=torch.complex64), "complexfloatstorage"),
+    "float8": (torch.zeros(4, WIDTH).to(torch.float8_e4m3fn), "not a plain tensor"),
+    "meta": (torch.zeros(4, WIDTH, device="meta"), "not a plain tensor"),
+    "repeated": (repeated(WIDTH), "so some repeat"),
+    "compressed": (compressed(WIDTH), "compressed"),
+    "slow pickle": (slow_pickle(levels=33), "not a plain tensor"),
     "words": (b"hello", DAMAGED),
     "nothing": (b"", DAMAGED),
     "long": (torch.zeros(3000, WIDTH), "1024"),
@@ -301,6 +309,27 @@ EMBEDS: dict[str, tuple[torch.Tensor | bytes, str]] = {
 CASES |= {
     f"embeds: {name}": Case(chat(embeds_part(tensor)), reason)
     for name, (tensor, reason) in EMBEDS.items()
+}
+
+CASES |= {
+    "embeds: two repeated": Case(
+        chat(*[embeds_part(repeated(WIDTH))] * 2), "so some repeat"
+    ),
+    "embeds: repeated in an object": Case(
+        chat(
+            {
+                "type": "image_embeds",
+                "image_embeds": {
+                    "image_embeds": embeds_part(repeated(WIDTH))["image_embeds"]
+                },
+            }
+        ),
+        "so some repeat",
+    ),
+    "embeds: repeated, with a name": Case(
+        chat({**embeds_part(repeated(WIDTH)), "uuid": "a", "type": "text"}),
+        "so some repeat",
+    ),
 }
 
 # Those whose image or text alone is bad, which the offline API takes too

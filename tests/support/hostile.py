@@ -48,11 +48,9 @@ def bounded_decoders(megabytes: float, pid: int | str = "self") -> Iterator[None
 
     def watch() -> None:
         while not done.wait(0.005):
-            for child in _children(pid):
+            for child in decoders(pid):
                 with contextlib.suppress(OSError, AssertionError):  # it has ended
-                    command = Path(f"/proc/{child}/cmdline").read_text()
-                    if "nemotron_vl_decoder.py" in command:
-                        peaks[child] = _memory(child, "VmHWM")
+                    peaks[child] = _memory(child, "VmHWM")
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -63,6 +61,16 @@ def bounded_decoders(megabytes: float, pid: int | str = "self") -> Iterator[None
         watcher.join()
     most = max(peaks.values(), default=0)
     assert most < megabytes, f"{most:.0f} MB"
+
+
+def decoders(pid: int | str = "self") -> list[str]:
+    """Process ids of the decoders of videos that a process has started."""
+    found = []
+    for child in _children(pid):
+        with contextlib.suppress(OSError):  # it has ended
+            if "nemotron_vl_decoder.py" in Path(f"/proc/{child}/cmdline").read_text():
+                found.append(child)
+    return found
 
 
 def _children(pid: int | str) -> list[str]:

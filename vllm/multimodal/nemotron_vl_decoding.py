@@ -9,6 +9,7 @@ imports PyTorch or vLLM, which takes seconds.
 
 import contextlib
 import fcntl
+import functools
 import json
 import logging
 import math
@@ -38,6 +39,11 @@ from .nemotron_vl_containers import CONTAINERS, declared_size, is_container
 logger = logging.getLogger("vllm.multimodal.nemotron_vl_decoding")
 
 DECODER = Path(nemotron_vl_decoder.__file__)
+# The decoder's environment has these of the server's variables, and none with a secret.
+_INHERITED = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
+_OWN = {"OPENCV_LOG_LEVEL": "OFF", "OPENBLAS_NUM_THREADS": "1"}
+# How often it is seen whether the client has left, in seconds.
+_LOOK = 0.25
 # A larger pipe than usual (64 KiB) moves large frames faster.
 _PIPE_BYTES = 1 << 20
 # A file does not cause these. The kernel sends SIGKILL when memory runs out.
@@ -82,6 +88,7 @@ def decode(
     num_frames: int,
     shrink: Shrink,
     most_pixels: int = MOST_FRAME_PIXELS,
+    left: threading.Event | None = None,
 ) -> Decoded:
     """Take evenly spread frames of a video file.
 
@@ -93,16 +100,18 @@ def decode(
         num_frames: Most frames to take.
         shrink: Called with each taken frame, rotated as it is displayed.
         most_pixels: Of a frame.
+        left: Set once nobody waits for the frames any more. The process then ends.
 
     Raises:
         UnreadableVideo: The file is no container of video, is cut off, has no
             frame that can be decoded, or exceeds a limit of
             ``config/nemotron_vl_video.py``.
         DecoderUnavailable: OpenCV is missing; or the process cannot be started,
-            lacks something that is not the file's, or was ended from outside.
+            lacks something that is not the file's, or was ended from outside; or
+            `left` was set.
     """
     _check_file(data)
-    with _decoder(data) as decoder:
+    with _decoder(data, left or threading.Event()) as decoder:
         promised, fps, width, height = decoder.header()
         _check_pixels(width, height, most_pixels)
         promised = promised if 0 < promised <= MOST_WALKED_FRAMES else 0
@@ -150,8 +159,9 @@ def _unreadable(reason: str) -> UnreadableVideo:
 class _Decoder:
     """The other end of ``nemotron_vl_decoder.py``."""
 
-    def __init__(self, process: subprocess.Popen) -> None:
+    def __init__(self, process: subprocess.Popen, left: threading.Event) -> None:
         assert process.stdin
+        self._left = left
         self._process = process
         self._input = process.stdin
         self._output = cast(BufferedReader, process.stdout)
@@ -168,7 +178,10 @@ class _Decoder:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """End the process after `MOST_SECONDS`, in which `shrink` does not count."""
+        """End the process once nobody waits, or after `MOST_SECONDS`.
+
+        The time of `shrink` does not count.
+        """
         try:
             threading.Thread(target=self._watch, daemon=True).start()
         except RuntimeError as error:
@@ -179,7 +192,10 @@ class _Decoder:
             self._done.set()
 
     def _watch(self) -> None:
-        while not self._done.wait(max(0, self._end - time.monotonic())):
+        while not self._done.wait(min(_LOOK, max(0, self._end - time.monotonic()))):
+            if self._left.is_set():
+                self._process.kill()
+                return
             with self._clock:
                 if time.monotonic() < self._end:
                     continue
@@ -189,6 +205,7 @@ class _Decoder:
 
     def header(self) -> tuple[int, float, int, int]:
         """Frames, frames a second, width and height; 0 for what it does not say."""
+        _note_network(self._answer()["offline"])
         values = [v if math.isfinite(v) else 0.0 for v in self._answer()["header"]]
         frames, fps, width, height = values
         return int(frames), fps, int(width), int(height)
@@ -226,6 +243,8 @@ class _Decoder:
     def _ended(self) -> Exception:
         """Why the process has ended."""
         status = self._process.wait()
+        if self._left.is_set():
+            return _nobody_waits()
         if self._timed_out or status == -signal.SIGXCPU:
             return _unreadable(
                 f"decoding took more than {MOST_SECONDS:g} seconds; send a shorter or "
@@ -250,12 +269,28 @@ class _Decoder:
         return DecoderUnavailable(f"The decoder of videos failed (status {status}).")
 
 
+def _nobody_waits() -> DecoderUnavailable:
+    return DecoderUnavailable("The client of a video has left.")
+
+
+@functools.cache
+def _note_network(offline: bool) -> None:
+    """Say once where the kernel does not allow the namespace."""
+    if not offline:
+        logger.warning(
+            "The decoder of videos shares the server's network namespace, because this "
+            "system forbids another one (unshare). It cannot open sockets."
+        )
+
+
 @contextlib.contextmanager
-def _decoder(data: bytes) -> Iterator[_Decoder]:
+def _decoder(data: bytes, left: threading.Event) -> Iterator[_Decoder]:
     """Run a decoder for at most `MOST_SECONDS`."""
+    if left.is_set():  # while the file waited for a thread
+        raise _nobody_waits()
     process = _start()
     try:
-        decoder = _Decoder(process)
+        decoder = _Decoder(process, left)
         with decoder.watched():
             decoder.send(len(data).to_bytes(8), data)
             yield decoder
@@ -268,16 +303,15 @@ def _decoder(data: bytes) -> Iterator[_Decoder]:
 
 
 def _start() -> subprocess.Popen:
-    own = {"OPENCV_LOG_LEVEL": "OFF", "OPENBLAS_NUM_THREADS": "1"}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENCV_")}
+    inherited = {k: os.environ[k] for k in _INHERITED if k in os.environ}
     try:
         process = subprocess.Popen(
             # -P: the files beside the script are no modules.
-            [sys.executable, "-P", str(DECODER)],
+            [sys.executable, "-P", str(DECODER), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment | own,
+            env=inherited | _OWN,
         )
     except OSError as error:  # too many open files or processes, no memory
         raise DecoderUnavailable(

@@ -7,7 +7,9 @@ its placeholder, and the name under which the encoder published its embeddings: 
 ``uuid``.
 """
 
+import base64
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingFieldRole
+
+from .nemotron_vl_tensors import read_tensor
 
 EMBEDS = "image_embeds"
 NUM_TILES = "image_num_patches"
@@ -27,12 +31,67 @@ EMBEDDING_FIELDS: Mapping[str, Mapping[str, EmbeddingFieldRole]] = {
 }
 
 
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def with_plain_embeddings(messages: list[Any]) -> list[Any]:
+    """Messages of a chat whose tensors vLLM can load safely.
+
+    vLLM loads them with `torch.load`. They are read here, and written again.
+
+    Args:
+        messages: As the client sent them; they are not changed.
+
+    Raises:
+        VLLMValidationError: A tensor cannot be read, or repeats its numbers.
+    """
+    return [
+        {**message, "content": [_with_plain_embeddings(p) for p in message["content"]]}
+        if has_embeddings([message])
+        else message
+        for message in messages
+    ]
+
+
+def has_embeddings(messages: list[Any]) -> bool:
+    """Whether a chat has images as embeddings."""
+    contents = [m.get("content") for m in messages if isinstance(m, Mapping)]
+    parts = [part for c in contents if isinstance(c, list) for part in c]
+    return any(isinstance(part, Mapping) and EMBEDS in part for part in parts)
+
+
+def _with_plain_embeddings(part: Any) -> Any:
+    if not isinstance(part, Mapping) or EMBEDS not in part:
+        return part
+    given = part[EMBEDS]
+    if isinstance(given, Mapping):
+        given = {name: _plain(value) for name, value in given.items()}
+    return {**part, EMBEDS: _plain(given)}
+
+
+def _plain(given: Any) -> Any:
+    """The same tensor in base64, as `torch.save` writes it; no other value changes."""
+    if not isinstance(given, str):
+        return given
+    try:
+        tensor = read_tensor(base64.b64decode(given, validate=True))
+    except ValueError as error:  # of either
+        raise VLLMValidationError(
+            f"{EMBEDS} cannot be read: {error}.", parameter="image"
+        ) from error
+    file = BytesIO()
+    torch.save(tensor.contiguous(), file)
+    return base64.b64encode(file.getbuffer()).decode()
+
+
 def check_embeddings(item: torch.Tensor) -> None:
     """Refuse embeddings that are not finite: they would spoil a whole batch."""
     if not len(item):
         problem = "must have at least one row"
-    elif not item.is_floating_point():
+    elif item.dtype not in _FLOATS:
         problem = f"must be floating-point numbers, not {item.dtype}"
+    elif item.numel() * item.element_size() > item.untyped_storage().nbytes():
+        problem = "must not repeat numbers by a stride of 0"  # they may be gigabytes
     elif not item.isfinite().all():
         problem = "must be finite numbers"
     else:

@@ -19,10 +19,11 @@ from PIL import Image
 from vllm import envs
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
-from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector, MediaIO
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaIO
 from vllm.multimodal.media.image import ImageMediaIO
 
 from .nemotron_vl import LoadedImage, check_size, to_rgb
+from .nemotron_vl_fetching import SeparateConnector
 from .nemotron_vl_formats import FORMATS, Refused, check_structure, format_of
 
 logger = init_logger("vllm.multimodal.nemotron_vl_loading")
@@ -32,7 +33,9 @@ _VARIABLES = {"LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH"}
 # Of the wall; the process itself has three of CPU time, but may wait for a core.
 _MOST_SECONDS = 30
 
-_DEFAULT = "http"  # vLLM's name of its connector, which also reads files and data URLs
+# vLLM's name of its connector, which also reads files and data URLs, and ours for
+# ``VLLM_MEDIA_CONNECTOR``
+_DEFAULT, PUBLIC = "http", "nemotron_vl"
 
 _DEFAULT_SETTINGS = {"image_mode": "RGB", "rgba_background_color": (255, 255, 255)}
 
@@ -60,7 +63,8 @@ def check_and_load_images(more_formats: Sequence[str]) -> None:
     """
     NemotronVLConnector.more_formats = tuple(more_formats)
     MEDIA_CONNECTOR_REGISTRY.register(_DEFAULT)(NemotronVLConnector)
-    if envs.VLLM_MEDIA_CONNECTOR != _DEFAULT:
+    MEDIA_CONNECTOR_REGISTRY.register(PUBLIC)(PublicConnector)
+    if envs.VLLM_MEDIA_CONNECTOR not in (_DEFAULT, PUBLIC):
         logger.warning(
             "The connector of VLLM_MEDIA_CONNECTOR (%s) loads images. Their formats "
             "and their structure are not checked.",
@@ -163,8 +167,8 @@ class CheckedImageIO(ImageMediaIO):
         return LoadedImage(to_rgb(image), data, None if mode == "RGB" else settings)
 
 
-class NemotronVLConnector(MediaConnector):
-    """vLLM's connector with `CheckedImageIO`, and with few threads for each request."""
+class NemotronVLConnector(SeparateConnector):
+    """It has `CheckedImageIO`, and few threads for each request."""
 
     more_formats: Sequence[str] = ()
 
@@ -187,3 +191,9 @@ class NemotronVLConnector(MediaConnector):
         if type(media_io) is ImageMediaIO:
             return CheckedImageIO(media_io, self.more_formats)
         return media_io
+
+
+class PublicConnector(NemotronVLConnector):
+    """The same; it connects to no private address by itself."""
+
+    connects_to_private_addresses = False

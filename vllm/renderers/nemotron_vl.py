@@ -7,6 +7,7 @@ exactly one for each image. An image that cannot be read is the client's error, 
 vLLM's loader reports some of them as internal errors of the server.
 """
 
+import asyncio
 import contextlib
 import errno
 import re
@@ -18,6 +19,7 @@ from typing import Any
 import aiohttp
 import requests
 from PIL import Image
+from vllm import envs
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.inputs import MultiModalInput, TokensInput, TokensPrompt
@@ -27,7 +29,12 @@ from vllm.renderers.params import ChatParams
 
 from ..config.nemotron_vl import EncoderConfig
 from ..multimodal.nemotron_vl import check_adapters
-from ..multimodal.nemotron_vl_embeddings import check_engine, check_names
+from ..multimodal.nemotron_vl_embeddings import (
+    check_engine,
+    check_names,
+    has_embeddings,
+    with_plain_embeddings,
+)
 from ..multimodal.nemotron_vl_loading import check_and_load_images, share_threads
 from ..transformers_utils.configs.nemotron_vl_checks import check_image_tokens
 from ..transformers_utils.processors.nemotron_vl_threads import (
@@ -35,6 +42,7 @@ from ..transformers_utils.processors.nemotron_vl_threads import (
     MOST_THREADS,
     share_of_cores,
 )
+from .nemotron_vl_files import check_file, media_urls
 
 logger = init_logger("vllm.renderers.nemotron_vl")
 
@@ -86,12 +94,29 @@ class NemotronVLRenderer(HfRenderer):
         return await super().render_chat_async(*args, **options)
 
     def render_messages(self, messages: list[Any], params: ChatParams):
+        self._check_files(messages)
+        if self._takes_embeddings(messages):
+            messages = with_plain_embeddings(messages)
         with _media_errors_are_the_clients(self.servers_errors):
             return super().render_messages(messages, params)
 
     async def render_messages_async(self, messages: list[Any], params: ChatParams):
+        self._check_files(messages)
+        if self._takes_embeddings(messages):
+            messages = await asyncio.to_thread(with_plain_embeddings, messages)
         with _media_errors_are_the_clients(self.servers_errors):
             return await super().render_messages_async(messages, params)
+
+    def _check_files(self, messages: list[Any]) -> None:
+        most = envs.VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB << 20
+        for url in media_urls(messages, "image"):
+            check_file(url, "image", self.model_config.allowed_local_media_path, most)
+
+    def _takes_embeddings(self, messages: list[Any]) -> bool:
+        images = self.model_config.multimodal_config
+        return (  # else vLLM refuses them by the option's name
+            images is not None and images.enable_mm_embeds and has_embeddings(messages)
+        )
 
     def _process_tokens(
         self, prompt: TokensPrompt, *, skip_mm_cache: bool = False

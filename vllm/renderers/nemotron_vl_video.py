@@ -6,14 +6,12 @@
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
-from urllib.request import url2pathname
 
-from urllib3.exceptions import HTTPError
-from urllib3.util import parse_url
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs import MultiModalInput, TokensInput, TokensPrompt
 from vllm.renderers.params import ChatParams
@@ -26,6 +24,7 @@ from ..config.nemotron_vl_video import (
 )
 from ..multimodal.nemotron_vl_decoding import DecoderUnavailable
 from .nemotron_vl import NemotronVLRenderer
+from .nemotron_vl_files import check_file, media_urls
 
 # vLLM reads this kind of data URL as a list of pictures, without our loader and its
 # limits.
@@ -43,38 +42,32 @@ class NemotronVLVideoRenderer(NemotronVLRenderer):
 
     async def render_messages_async(self, messages: list[Any], params: ChatParams):
         self._check_videos(messages, params)
-        return await super().render_messages_async(messages, params)
+        left = threading.Event()
+        try:
+            return await super().render_messages_async(
+                messages, self._with_event(params, left)
+            )
+        finally:  # vLLM cancels this call when the client leaves
+            left.set()
+
+    def _with_event(self, params: ChatParams, left: threading.Event) -> ChatParams:
+        """Settings of a request with the loader's `left`; only the loader sees it."""
+        engine = self.model_config.get_multimodal_config().media_io_kwargs
+        settings = params.media_io_kwargs or engine
+        videos = {**(settings.get("video") or {}), "left": left}
+        return replace(params, media_io_kwargs={**settings, "video": videos})
 
     def _check_videos(self, messages: list[Any], params: ChatParams) -> None:
         self._check_settings((params.media_io_kwargs or {}).get("video") or {})
-        for url in _video_urls(messages):
+        for url in media_urls(messages, "video"):
             if _LIST_OF_PICTURES.match(url):
                 raise VLLMValidationError(
                     "A list of JPEG pictures (data:video/jpeg) is not read as a video. "
                     "Send a file, or each frame as an image.",
                     parameter="video_url",
                 )
-            self._check_size(url)
-
-    def _check_size(self, url: str) -> None:
-        """Refuse a file of the server that is too large: vLLM would read it whole."""
-        folder = self.model_config.allowed_local_media_path
-        if not folder or url[:5].lower() != "file:":  # data URLs are long
-            return
-        try:
-            parts = parse_url(url)  # as vLLM reads it
-            file = Path(url2pathname((parts.netloc or "") + (parts.path or "")))
-            file = file.resolve()
-            allowed = Path(folder).resolve() in file.parents and file.is_file()
-            size = file.stat().st_size if allowed else 0
-        except (OSError, RuntimeError, ValueError, HTTPError):
-            return  # vLLM refuses it, too
-        if size > MOST_BYTES:
-            raise VLLMValidationError(
-                f"The video cannot be read: it has {size} bytes; at most {MOST_BYTES} "
-                "are allowed.",
-                parameter="video_url",
-            )
+            folder = self.model_config.allowed_local_media_path
+            check_file(url, "video", folder, MOST_BYTES)
 
     def _check_settings(self, given: Any) -> None:
         """Compare a request's ``media_io_kwargs["video"]`` with the engine's."""
@@ -129,13 +122,3 @@ class NemotronVLVideoRenderer(NemotronVLRenderer):
         pair = vocabulary.get("<img>", -1), vocabulary.get("</img>", -1)
         written = sum(found == pair for found in pairwise(prompt["prompt_token_ids"]))
         self._compare(prompt, "video", VIDEO_PLACEHOLDER, written)
-
-
-def _video_urls(messages: list[Any]) -> Iterator[str]:
-    for message in messages:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        for part in content if isinstance(content, list) else []:
-            video = part.get("video_url") if isinstance(part, Mapping) else None
-            url = video.get("url") if isinstance(video, Mapping) else video
-            if isinstance(url, str):
-                yield url

@@ -6,6 +6,7 @@ be right. The server must answer soon, use little memory and stay up.
 
 import http.server
 import io
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +74,10 @@ ODD: dict[str, tuple[dict, str | None]] = {
 
 
 class Pages(http.server.BaseHTTPRequestHandler):
-    """A web server whose answer depends on the path; ``asked`` records the paths."""
+    """A web server whose answer depends on the path; ``asked`` records the paths.
+
+    It shows ``private`` only to the client that it gave a cookie, in ``login``.
+    """
 
     asked: list[str] = []
 
@@ -82,6 +86,8 @@ class Pages(http.server.BaseHTTPRequestHandler):
         self.asked.append(name)
         status = {"404": 404, "403": 403, "500": 500, "redirect": 302}.get(name, 200)
         self.send_response(status)
+        if name == "login":
+            self.send_header("Set-Cookie", "session=1; Path=/")
         if name == "redirect":
             port = self.server.server_address[1]
             self.send_header("Location", f"http://127.0.0.1:{port}/secret")
@@ -95,7 +101,9 @@ class Pages(http.server.BaseHTTPRequestHandler):
             elif name == "huge":
                 for _ in range(600):
                     self.wfile.write(bytes(1_000_000))
-            elif name == "picture":
+            elif name == "private" and self.headers["Cookie"]:
+                self.wfile.write(saved(draw_text("777-77"), "PNG"))
+            elif name in ("picture", "login", "private"):
                 self.wfile.write(saved(draw_text(GOOD), "PNG"))
             else:
                 self.wfile.write(b"<title>a page</title>")
@@ -114,6 +122,9 @@ def server(tiny, tmp_path_factory):
     draw_text(GOOD).save(folder / "secret.png")
     draw_text(GOOD).save(media / "good.png")
     (media / "text.png").write_text("no picture")
+    os.mkfifo(media / "pipe.png")
+    with (media / "large.png").open("wb") as large:
+        large.truncate((256 << 20) + 1)
     (media / "link.png").symlink_to(folder / "secret.png")
     pages = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
     threading.Thread(target=pages.serve_forever, daemon=True).start()
@@ -161,6 +172,12 @@ def test_good_requests_are_answered(server):
     assert good_answer(server) == GOOD
     page = post(server, Case(chat(image_part(f"{server.pages}/picture")), ""))
     assert page.json()["choices"][0]["message"]["content"] == GOOD
+
+
+def test_a_client_gets_no_cookie_of_another_one(server):
+    for page in ("login", "private"):
+        answer = post(server, Case(chat(image_part(f"{server.pages}/{page}")), ""))
+        assert answer.json()["choices"][0]["message"]["content"] == GOOD
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -4,19 +4,23 @@ Each bad request is sent together with a good one, whose answer must be right. T
 server must answer soon, use little memory and stay up.
 """
 
+import contextlib
 import functools
 import http.server
 import itertools
+import json
 import os
 import resource
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from pathlib import Path
 
 import httpx
 import pytest
 
-from support.bad_clips import BAD_CLIPS, ODD_CLIPS
+from support.bad_clips import BAD_CLIPS, ODD_CLIPS, slow
 from support.chat import (
     EXACT,
     EXIT_STATUS,
@@ -27,7 +31,7 @@ from support.chat import (
     text_part,
 )
 from support.clips import VIDEO_SWITCH, encoded, noise, numbers, video_part
-from support.hostile import bounded_decoders, bounded_memory
+from support.hostile import bounded_decoders, bounded_memory, decoders
 from vllm_nemotron_vl.config.nemotron_vl_video import MOST_BYTES, MOST_SECONDS
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving_process
@@ -35,6 +39,8 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving_process
 SECONDS, MEGABYTES, DECODER_MEGABYTES = 30, 900, 2500
 FRAMES = numbers("640-27", "12", "345")
 READ = text_part("Read the text.")
+KEY = "a-key-of-the-server"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +86,10 @@ def server(tiny, folder):
     (folder / "secret.mkv").write_bytes(encoded(FRAMES))
     prefix = ["env", f"--chdir={folder}"]
     log = folder / "log.txt"
-    env = {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # freed memory goes back at once
+    env = {
+        "MALLOC_MMAP_THRESHOLD_": "1000000",  # freed memory goes back at once
+        "VLLM_API_KEY": KEY,
+    }
     with serving_process(tiny, *options, log=log, env=env, prefix=prefix) as (
         process,
         url,
@@ -105,7 +114,7 @@ def ask(server, *parts, **options) -> httpx.Response:
         **options,
     }
     url = f"{server[0]}/v1/chat/completions"
-    return httpx.post(url, json=body, timeout=2 * MOST_SECONDS)
+    return httpx.post(url, json=body, headers=HEADERS, timeout=2 * MOST_SECONDS)
 
 
 def content(response: httpx.Response) -> str:
@@ -312,6 +321,30 @@ def test_too_few_files_are_an_error_of_the_server(server, reference):
         resource.prlimit(pid, resource.RLIMIT_NOFILE, old)
     assert refused.status_code == 500, refused.text
     assert "Too many open files" in refused.text
+    good = expected(reference, "<img></img>", videos=[FRAMES])
+    assert good_answer(server) == good
+
+
+def wait_for_decoders(server, count: int) -> list[str]:
+    end = time.monotonic() + 5  # of the 20 s that `slow` takes
+    while len(found := decoders(server[1])) != count:
+        assert time.monotonic() < end, found
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.parametrize("videos", [1, 2])
+def test_a_decoder_ends_when_its_client_leaves(server, reference, videos):
+    """It knows nothing of the server's key."""
+    host, port = server[0].removeprefix("http://").split(":")
+    messages = [{"role": "user", "content": [video_part(slow())] * videos}]
+    body = json.dumps({"model": "tiny", "messages": messages})
+    with contextlib.closing(HTTPConnection(host, int(port))) as client:
+        kind = {"Content-Type": "application/json", **HEADERS}
+        client.request("POST", "/v1/chat/completions", body, kind)
+        for pid in wait_for_decoders(server, videos):
+            assert KEY not in Path("/proc", pid, "environ").read_text()
+    wait_for_decoders(server, 0)
     good = expected(reference, "<img></img>", videos=[FRAMES])
     assert good_answer(server) == good
 

@@ -326,7 +326,8 @@ class LlamaNemotronVLChatModel(
         # tensorizer does not always.
         first = self.training and self._load_format != "tensorizer"
         whole = first or are_of_files(weights)
-        quantised = quantised_parameters(self, self.config) if whole else {}
+        packed = self.packed_modules_mapping
+        quantised = quantised_parameters(self, packed, self.config) if whole else {}
         reload = whole and is_reloading(self)
         weights = checked(weights, self.config, whole, encoder_only, quantised)
         weights = self.input_conditioner.load_statistics(weights, whole)

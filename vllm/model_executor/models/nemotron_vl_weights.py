@@ -96,11 +96,14 @@ def checked(
         )
 
 
-def quantised_parameters(model: nn.Module, config: Config) -> dict[str, Set[str]]:
+def quantised_parameters(
+    model: nn.Module, packed: Mapping[str, list[str]], config: Config
+) -> Mapping[str, Set[str]]:
     """Names of the parameters that vLLM takes for each quantised layer here.
 
     Args:
         model: Before its weights are loaded: vLLM then changes parameters.
+        packed: The model's ``packed_modules_mapping``.
         config: The composite configuration.
 
     Returns:
@@ -110,11 +113,7 @@ def quantised_parameters(model: nn.Module, config: Config) -> dict[str, Set[str]
     if not (is_quantised(config) or is_quantised(config.llm_config)):
         return {}
     modules = dict(model.named_modules())
-    merged = {
-        part: whole
-        for whole, parts in model.packed_modules_mapping.items()
-        for part in parts
-    }
+    merged = {part: whole for whole, parts in packed.items() for part in parts}
     found = {}
     for name in checkpoint_tensors(config):
         layer, _, kind = name.rpartition(".")
@@ -122,7 +121,7 @@ def quantised_parameters(model: nn.Module, config: Config) -> dict[str, Set[str]
             continue
         (renamed,) = HF_TO_VLLM.apply_list([layer])
         parent, _, last = renamed.rpartition(".")
-        module = modules.get(f"{parent}.{merged.get(last, last)}")
+        module: Any = modules.get(f"{parent}.{merged.get(last, last)}")
         module = getattr(module, "base_layer", module)  # below an adapter's
         method = getattr(module, "quant_method", None)
         if method is None or isinstance(method, _UNQUANTISED):

@@ -6,6 +6,7 @@ image tokens of all frames, one ``</img>``. Each frame is squashed to one tile. 
 NVIDIA's example for this model in Megatron-LM, for VideoMME and in training.
 """
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,13 @@ class NemotronVLVideoLoader(VideoLoader):
 
     @classmethod
     def load_bytes(  # type: ignore[override]
-        cls, data: bytes, num_frames: int, *, tile_size: int, resize: str
+        cls,
+        data: bytes,
+        num_frames: int,
+        *,
+        tile_size: int,
+        resize: str,
+        left: threading.Event | None = None,
     ) -> Loaded:
         """Tiles of a video file.
 
@@ -61,6 +68,7 @@ class NemotronVLVideoLoader(VideoLoader):
             num_frames: Most frames to take.
             tile_size: Side of a tile in pixels.
             resize: One of `RESIZE_RECIPES`.
+            left: Set once the client has left, see `decode`.
 
         Returns:
             uint8 of shape ``(frames, 3, tile_size, tile_size)``, and vLLM's
@@ -78,7 +86,7 @@ class NemotronVLVideoLoader(VideoLoader):
         if envs.VLLM_MAX_IMAGE_PIXELS > 0:
             most = min(most, envs.VLLM_MAX_IMAGE_PIXELS)
         try:
-            decoded = decode(data, num_frames, shrink, most)
+            decoded = decode(data, num_frames, shrink, most, left)
         except UnreadableVideo as error:
             raise VLLMValidationError(str(error), parameter="video_url") from error
         return np.stack(decoded.frames), {
