@@ -30,6 +30,9 @@ class EncoderConfig:
             in each API server. The default is the server's share of the machine, at
             most 8: the cores that it may run on, by affinity and control group, over
             the number of API servers.
+        trusted_uuids: Whether the ``uuid`` of an image or a video is the key of
+            vLLM's caches as it stands, for all clients alike. By default it is a name
+            among the requests with the same ``cache_salt``.
 
     Raises:
         pydantic.ValidationError: A setting is unknown, of a wrong type or out of
@@ -39,6 +42,7 @@ class EncoderConfig:
     tile_cache_mb: int = _whole(0, default=0)
     max_encoder_tiles: int | None = _whole(1, default=None)
     image_threads: int | None = _whole(1, default=None)
+    trusted_uuids: bool = Field(default=False, description="true or false")
 
     def __post_init__(self) -> None:
         if self.max_encoder_tiles is None:
