@@ -53,6 +53,8 @@ def start(servers: contextlib.ExitStack, model: str) -> tuple[str, str]:
         "ec_connector_extra_config": {"shared_storage_path": store},
     }
 
+    trust = json.dumps({"nemotron_vl": {"trusted_uuids": True}})
+
     def serve(role: str, *options: str) -> str:
         transfer = json.dumps({**config, "ec_role": role})
         options += ("--max-model-len=8192", "--enforce-eager")
@@ -62,7 +64,9 @@ def start(servers: contextlib.ExitStack, model: str) -> tuple[str, str]:
         )
 
     return serve("ec_producer"), serve(
-        "ec_consumer", '--limit-mm-per-prompt={"image":0}'
+        "ec_consumer",
+        '--limit-mm-per-prompt={"image":0}',
+        f"--additional-config={trust}",
     )
 
 

@@ -54,8 +54,15 @@ def connector(role: str, store: Path) -> dict:
     }
 
 
+TRUSTED = {"nemotron_vl": {"trusted_uuids": True}}
+
+
 def options(role: str, store: Path) -> dict:
-    return {"dtype": "float32", "ec_transfer_config": connector(role, store)}
+    return {
+        "dtype": "float32",
+        "ec_transfer_config": connector(role, store),
+        "additional_config": TRUSTED,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +82,7 @@ def server(tiny, store, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
     options = [*SERVER_OPTIONS, ONE_WORKER, EXACT, f"--ec-transfer-config={config}"]
     options += ["--trust-request-mm-kwargs"]
+    options += [f"--additional-config={json.dumps(TRUSTED)}"]
     with serving(tiny, *options, log=log) as url:
         yield url
 

@@ -162,6 +162,9 @@ TILES_ONLY = {
 }
 
 
+TRUSTED = {"nemotron_vl": {"trusted_uuids": True}}
+
+
 def ec_config(role: str) -> ECTransferConfig:
     return ECTransferConfig(ec_connector="ECExampleConnector", ec_role=role)
 
@@ -169,7 +172,7 @@ def ec_config(role: str) -> ECTransferConfig:
 @pytest.mark.parametrize("role", ["none", "kv_both", "ec_producer", "ec_consumer"])
 def test_only_consumers_of_embeddings_take_names(role):
     """vLLM lets such images through to engines that get a KV cache from others."""
-    config = VllmConfig()
+    config = VllmConfig(additional_config=TRUSTED)
     if role == "kv_both":
         config.kv_transfer_config = KVTransferConfig(
             kv_connector="ExampleConnector", kv_role=role
@@ -184,6 +187,13 @@ def test_only_consumers_of_embeddings_take_names(role):
             check_names(TILES_ONLY, config)
 
 
+def test_a_consumer_takes_names_only_if_it_trusts_them():
+    config = VllmConfig()
+    config.ec_transfer_config = ec_config("ec_consumer")
+    with pytest.raises(VLLMValidationError, match="trusted_uuids"):
+        check_names(TILES_ONLY, config)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -194,7 +204,7 @@ def test_only_consumers_of_embeddings_take_names(role):
 )
 def test_names_take_no_settings(settings):
     """vLLM would make another name of them."""
-    config = VllmConfig()
+    config = VllmConfig(additional_config=TRUSTED)
     config.ec_transfer_config = ec_config("ec_consumer")
     with pytest.raises(VLLMValidationError, match=next(iter(settings))):
         check_names({**TILES_ONLY, **settings}, config)

@@ -26,7 +26,7 @@ class Option:
 
 
 def _role(role: str) -> dict[str, Any]:
-    """`engine_options` adds the folder of the store."""
+    """`engine_options` adds the folder of the store, and trusts names."""
     connector = {"ec_connector": "ECExampleConnector", "ec_role": role}
     return {"ec_transfer_config": connector}
 
@@ -211,4 +211,7 @@ def engine_options(row: Iterable[str], store: Path | str) -> dict[str, Any]:
     if connector := merged.get("ec_transfer_config"):
         extra = {"ec_connector_extra_config": {"shared_storage_path": str(store)}}
         merged["ec_transfer_config"] = connector | extra
+        # Their requests name what is stored.
+        ours = merged.get("additional_config", {}).get("nemotron_vl", {})
+        merged["additional_config"] = {"nemotron_vl": ours | {"trusted_uuids": True}}
     return merged

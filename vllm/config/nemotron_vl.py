@@ -38,6 +38,9 @@ class EncoderConfig:
             in each API server. The default is the server's share of the machine, at
             most 8: the cores that it may run on, by affinity and control group, over
             the number of API servers.
+        trusted_uuids: Whether the ``uuid`` of an image or a video is the key of
+            vLLM's caches as it stands, for all clients alike. By default it is a name
+            among the requests with the same ``cache_salt``.
 
     Raises:
         pydantic.ValidationError: A setting is unknown, of a wrong type or out of
@@ -50,6 +53,7 @@ class EncoderConfig:
     more_image_formats: Sequence[MoreFormats] = Field(
         default=(), description=f"a list of {', '.join(get_args(MoreFormats))}"
     )
+    trusted_uuids: bool = Field(default=False, description="true or false")
 
     def __post_init__(self) -> None:
         if self.max_encoder_tiles is None:

@@ -18,6 +18,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingFieldRole
 
+from ..config.nemotron_vl import EncoderConfig
 from .nemotron_vl_tensors import read_tensor
 
 EMBEDS = "image_embeds"
@@ -178,9 +179,9 @@ def check_names(prompt: Mapping[str, Any], config: VllmConfig) -> None:
     """Refuse images that come without pixels, embeddings or a name for them.
 
     Raises:
-        VLLMValidationError: The engine gets no embeddings from encoders, an image has
-            no ``uuid``, or the prompt has settings for the reading of images, from
-            which vLLM would make another name.
+        VLLMValidationError: The engine gets no embeddings from encoders or does not
+            trust names, an image has no ``uuid``, or the prompt has settings for the
+            reading of images, from which vLLM would make another name.
     """
     data = (prompt.get("multi_modal_data") or {}).get("image")
     if not isinstance(data, Mapping):
@@ -204,6 +205,11 @@ def check_names(prompt: Mapping[str, Any], config: VllmConfig) -> None:
         problem = (
             f"needs {EMBEDS}, too: only an engine whose --ec-transfer-config makes it "
             "a consumer gets them from an encoder"
+        )
+    elif not EncoderConfig.from_vllm_config(config).trusted_uuids:
+        problem = (
+            "is read only by a server with the setting trusted_uuids: whoever knows "
+            "the name of an image can ask about it"
         )
     elif not all([names] if isinstance(names, str) else names):
         problem = "needs the uuid under which the encoder published its embeddings"

@@ -43,6 +43,7 @@ from ..transformers_utils.processors.nemotron_vl_threads import (
     share_of_cores,
 )
 from .nemotron_vl_files import check_file, media_urls
+from .nemotron_vl_uuids import with_keys
 
 logger = init_logger("vllm.renderers.nemotron_vl")
 
@@ -83,9 +84,10 @@ class NemotronVLRenderer(HfRenderer):
             check_image_tokens(tokenizer.get_vocab(), vocab_size)
         # Before vLLM processes its first image, to warm up.
         settings = EncoderConfig.from_vllm_config(config)
-        limit = settings.image_threads
+        self._trusted_uuids = settings.trusted_uuids
         servers = config.parallel_config._api_process_count
-        IMAGE_THREADS.set_limit(limit or min(share_of_cores(servers), MOST_THREADS))
+        limit = settings.image_threads or min(share_of_cores(servers), MOST_THREADS)
+        IMAGE_THREADS.set_limit(limit)
         check_and_load_images(settings.more_image_formats)
         super().__init__(config, tokenizer)
 
@@ -122,12 +124,14 @@ class NemotronVLRenderer(HfRenderer):
         self, prompt: TokensPrompt, *, skip_mm_cache: bool = False
     ) -> TokensInput | MultiModalInput:
         self._check_placeholders(prompt)
+        prompt = with_keys(prompt, trusted=self._trusted_uuids)
         return super()._process_tokens(prompt, skip_mm_cache=skip_mm_cache)
 
     async def _process_tokens_async(
         self, prompt: TokensPrompt, *, skip_mm_cache: bool = False
     ) -> TokensInput | MultiModalInput:
         self._check_placeholders(prompt)
+        prompt = with_keys(prompt, trusted=self._trusted_uuids)
         return await super()._process_tokens_async(prompt, skip_mm_cache=skip_mm_cache)
 
     def _check_placeholders(self, prompt: TokensPrompt) -> None:

@@ -208,7 +208,7 @@ def test_text_ids_chat_cache_and_uuid_give_the_same(llm, photo, page):
         "prompt_token_ids": tokenizer.encode(text),
         "multi_modal_data": {"image": images},
     }
-    named = {"multi_modal_uuids": {"image": ["photo", "page"]}}
+    named = {"multi_modal_uuids": {"image": ["photo", "page"]}, "cache_salt": "me"}
     known = {**prompt(text, None, None), **named}
     found = generate(llm, prompt(text, *images), ids, prompt(text, *images, **named))
     found += generate(llm, known)

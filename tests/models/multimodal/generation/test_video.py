@@ -215,12 +215,15 @@ def test_caches_and_uuids_change_no_token(llm, reference):
     video, picture = CLIPS["numbers"], noise(3, TILE, TILE)[2]
     data, text = encoded(video), "<image> <img></img> What?"
     expected = reference.answer(text, [picture], 16, [video])
-    uuids = {"image": ["same"], "video": ["same"]}
-    with_uuid = request(text, [data], [picture], multi_modal_uuids=uuids)
+    named = {
+        "multi_modal_uuids": {"image": ["same"], "video": ["same"]},
+        "cache_salt": "me",
+    }
+    with_uuid = request(text, [data], [picture], **named)
     cached = {
         "prompt": text,
         "multi_modal_data": {"image": [None], "video": [None]},
-        "multi_modal_uuids": uuids,
+        **named,
     }
     for asked in (request(text, [data], [picture]), with_uuid, with_uuid, cached):
         (output,) = generate(llm, asked)

@@ -161,6 +161,7 @@ def _generate(
             "prompt": prompt(),
             "multi_modal_data": {"image": [image]},
             "multi_modal_uuids": {"image": [uuid]},
+            "cache_salt": uuid,  # without it, uuids mean nothing
             "mm_processor_kwargs": _EXACT,
         }
         for image in images.values()
