@@ -35,7 +35,7 @@ These options change how images are encoded, or who encodes them:
 """
 
 RULE = """
-Each two of them give the reference's answers, are values of one setting, or are refused
+Each two of them give the reference's results, are values of one setting, or are refused
 at start. `tests/models/multimodal/test_options.py` checks that no pair is left out, and
 that these are refused:
 
@@ -44,7 +44,8 @@ that these are refused:
 """
 
 ROWS = """
-The other {count} pairs give the reference's answers, in engines with many options
+The other {count} pairs give the reference's tokens and log-probabilities (an engine that only
+encodes: its embeddings), with several images in a step, in engines with many options
 at once (`tests/models/multimodal/generation/test_options.py`). Encoder graphs are
 captured by vLLM's own manager, with a stand-in for the GPU's. Engines with Model Runner
 V2 run Triton's interpreter. They and those of four ranks run in `make test-releases`.

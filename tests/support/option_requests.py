@@ -24,7 +24,7 @@ from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import EMBEDS, NUM_TILES
 
 TOKENS = 10  # of an answer
 ADAPTERS = ("language", "tower", "all")
-PICTURES = {text: draw_text(text) for text in ("640-27", "118-05", "33.7", "9")}
+PICTURES = {text: draw_text(text) for text in ("640-27", "118-05", "33.7", *"9417")}
 
 
 def chat(images: int, videos: int = 0) -> str:
@@ -174,10 +174,19 @@ class Expected:
         items += [reference.frames_to_pixels(frames) for frames in ask.videos]
         return [reference.encode(pixels).flatten(0, 1) for pixels in items]
 
-    def answer(self, ask: Ask, adapter: str | None = None, int8: bool = False):
-        """Tokens of the answer."""
+    def answer(
+        self, ask: Ask, adapter: str | None = None, int8: bool = False
+    ) -> tuple[list[int], torch.Tensor]:
+        """Tokens of the answer, and log-probabilities of all tokens for the first.
+
+        These differ between pictures where the tokens do not: an adapter that was
+        trained on few answers gives them to nearly all pictures.
+        """
         reference = self.reference(adapter, int8)
-        return reference.answer(ask.text, [*ask.pictures], TOKENS, ask.videos)[1]
+        _, tokens, first = reference.answer(
+            ask.text, [*ask.pictures], TOKENS, ask.videos
+        )
+        return tokens, first
 
     def up_to_the_end(self, tokens: Iterable[int]) -> list[int]:
         """An answer without what follows its end token."""
@@ -190,10 +199,14 @@ class Expected:
 
 
 def pictures() -> list[Ask]:
-    """One image, two of different sizes, none, and images with tiles of others."""
+    """One image, two of different sizes, none, and images with tiles of others.
+
+    Two of the small ones fit into one step, wherever it begins.
+    """
     one, other, large = (PICTURES[text] for text in ("640-27", "118-05", "33.7"))
     return [
         Ask("one", [one]),
+        *(Ask(f"small {text}", [PICTURES[text]]) for text in "9417"),
         Ask("two of different sizes", [large, other]),
         Ask("none"),
         Ask("one that shares tiles", [marked(one, "red")]),

@@ -29,6 +29,8 @@ from support.option_requests import (
 from support.options import CACHE_OFF, engine_options, four_ranks, rows
 from vllm_nemotron_vl.config.nemotron_vl_cpu import has_amx
 
+# Largest error of the log-probabilities of the first token
+LIMIT = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 STEP = 96  # tokens, fewer than the largest image has
 ROWS = [
     pytest.param(
@@ -129,6 +131,7 @@ def test_answers_are_the_references(
             llm.generate(embeddings(expected)[0].prompt, use_tqdm=False)
     for adapters in adapters_of(row, len(asks)):
         check_answers(llm, expected, row, store, asks, adapters)
+    assert max(llm.collective_rpc(gpu_like.most_images)) > 1
     if "graphs" in row:
         assert max(llm.collective_rpc(gpu_like.graph_hits)) > 0
     if "cache" in row and not any(off <= {*row} for off in CACHE_OFF):
@@ -139,7 +142,9 @@ def test_answers_are_the_references(
 
 def check_answers(llm, expected, row, store, asks, adapters) -> None:
     """Ask all in one batch, each with its adapter."""
-    sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
+    sampling = SamplingParams(
+        temperature=0, max_tokens=TOKENS, ignore_eos=True, logprobs=5
+    )
     outputs = llm.generate(
         [ask.prompt for ask in asks],
         sampling,
@@ -151,13 +156,18 @@ def check_answers(llm, expected, row, store, asks, adapters) -> None:
         if PRODUCERS & {*row} and not ask.uuids:
             features = expected.features(ask, adapter, int8)
             check_published(output, features, store, dtype)
-        found = [*output.outputs[0].token_ids]
-        answer = expected.answer(ask, adapter, int8)
+        (answered,) = output.outputs
+        found = [*answered.token_ids]
         if "producer" in row:
-            answer = []
-        elif dtype != torch.float32:
+            assert found == []
+            continue
+        answer, first = expected.answer(ask, adapter, int8)
+        if dtype != torch.float32:
             found, answer = map(expected.up_to_the_end, (found, answer))
         assert found == answer, (ask.name, adapter)
+        likely = {token: value.logprob for token, value in answered.logprobs[0].items()}
+        error = max(abs(value - first[token]) for token, value in likely.items())
+        assert error < LIMIT[dtype], (ask.name, adapter, error)
 
 
 def _cached(model) -> int:
