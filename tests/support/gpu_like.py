@@ -3,8 +3,6 @@
 An engine gets it with ``worker_cls="support.gpu_like.Worker"``.
 """
 
-from functools import wraps
-
 import torch
 from vllm.distributed import get_pp_group
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -48,26 +46,7 @@ class Worker(CPUWorker):
             runner._maybe_init_encoder_cudagraph_manager()
         if manager := graph_manager(runner):
             capture(manager)
-        self.most_images = 0
-        model = runner.get_model()
-        model.embed_multimodal = self._counting(model.embed_multimodal)
-        if manager:
-            manager.execute = self._counting(manager.execute)
         return times
-
-    def _counting(self, embed):
-        @wraps(embed)
-        def count(*args, **fields):
-            images = (args[0] if args else fields).get("image_num_patches", ())
-            self.most_images = max(self.most_images, len(images))
-            return embed(*args, **fields)
-
-        return count
-
-
-def most_images(worker) -> int:
-    """The largest number of images that were encoded together."""
-    return worker.most_images
 
 
 def graph_hits(worker) -> int:

@@ -201,7 +201,7 @@ class Expected:
 def pictures() -> list[Ask]:
     """One image, two of different sizes, none, and images with tiles of others.
 
-    Two of the small ones fit into one step, wherever it begins.
+    Two of the small ones fit into one step, but need not come in time for it.
     """
     one, other, large = (PICTURES[text] for text in ("640-27", "118-05", "33.7"))
     return [

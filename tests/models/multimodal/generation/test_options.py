@@ -131,7 +131,6 @@ def test_answers_are_the_references(
             llm.generate(embeddings(expected)[0].prompt, use_tqdm=False)
     for adapters in adapters_of(row, len(asks)):
         check_answers(llm, expected, row, store, asks, adapters)
-    assert max(llm.collective_rpc(gpu_like.most_images)) > 1
     if "graphs" in row:
         assert max(llm.collective_rpc(gpu_like.graph_hits)) > 0
     if "cache" in row and not any(off <= {*row} for off in CACHE_OFF):
