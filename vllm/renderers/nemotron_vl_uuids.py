@@ -17,7 +17,6 @@ from vllm.exceptions import VLLMValidationError
 from vllm.inputs import TokensPrompt
 from vllm.multimodal.parse import parse_mm_uuids
 
-_UUIDS = "multi_modal_uuids"
 _PURPOSE = b"vllm_nemotron_vl: uuids of images and videos"
 
 
@@ -32,7 +31,7 @@ def with_keys(prompt: TokensPrompt, *, trusted: bool) -> TokensPrompt:
         VLLMValidationError: A uuid is no text, or an image or a video has a uuid and
             no data, and the request has no salt.
     """
-    uuids = parse_mm_uuids(prompt.get(_UUIDS))
+    uuids = parse_mm_uuids(prompt.get("multi_modal_uuids"))
     for names in uuids.values():
         for name in names:
             if name is not None:
@@ -46,7 +45,7 @@ def with_keys(prompt: TokensPrompt, *, trusted: bool) -> TokensPrompt:
         modality: [_key(modality, name, salt) for name in names]
         for modality, names in uuids.items()
     }
-    return cast(TokensPrompt, {**prompt, _UUIDS: keys})
+    return cast(TokensPrompt, {**prompt, "multi_modal_uuids": keys})
 
 
 def _check_text(name: Any) -> None:
