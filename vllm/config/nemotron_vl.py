@@ -40,7 +40,8 @@ class EncoderConfig:
             the number of API servers.
         trusted_uuids: Whether the ``uuid`` of an image or a video is the key of
             vLLM's caches as it stands, for all clients alike. By default it is a name
-            among the requests with the same ``cache_salt``.
+            among the requests with the same ``cache_salt``. Set it only where nobody
+            but your router sends requests.
 
     Raises:
         pydantic.ValidationError: A setting is unknown, of a wrong type or out of

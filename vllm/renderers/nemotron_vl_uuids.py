@@ -17,7 +17,6 @@ from vllm.exceptions import VLLMValidationError
 from vllm.inputs import TokensPrompt
 from vllm.multimodal.parse import parse_mm_uuids
 
-_UUIDS = "multi_modal_uuids"
 _PURPOSE = b"vllm_nemotron_vl: uuids of images and videos"
 
 
@@ -46,7 +45,7 @@ def with_keys(prompt: TokensPrompt, *, trusted: bool) -> TokensPrompt:
         modality: [_key(modality, name, salt) for name in names]
         for modality, names in uuids.items()
     }
-    return cast(TokensPrompt, {**prompt, _UUIDS: keys})
+    return cast(TokensPrompt, {**prompt, "multi_modal_uuids": keys})
 
 
 def _check_text(name: Any) -> None:
