@@ -44,9 +44,9 @@ that these are refused:
 """
 
 ROWS = """
-The other {count} pairs give the reference's tokens and log-probabilities (an engine that only
-encodes: its embeddings), in engines with many options
-at once (`tests/models/multimodal/generation/test_options.py`). Encoder graphs are
+The other {count} pairs give the reference's tokens and log-probabilities (an engine
+that only encodes: its embeddings), in engines with many options at once
+(`tests/models/multimodal/generation/test_options.py`). Encoder graphs are
 captured by vLLM's own manager, with a stand-in for the GPU's. Engines with Model Runner
 V2 run Triton's interpreter. They and those of four ranks run in `make test-releases`.
 
