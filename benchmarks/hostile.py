@@ -35,7 +35,7 @@ import numpy as np
 import skimage.data
 import torch
 from front_end import OPTIONS, TILE, request, started
-from fuzz_structure import KINDS, measure
+from fuzz_structure import KINDS, MOST_BYTES, measure
 from options import make_parser
 from PIL import Image
 from vllm.exceptions import VLLMValidationError
@@ -54,8 +54,6 @@ PARTS = (20, 4000, 300_000)
 PIXELS = (1_000_000, 50_000_000)  # the second is the limit that security.md recommends
 MOST_SECONDS, MOST_TIMES_GOOD = 3, 20
 IMAGES = 8  # of a request
-# Requests of more bytes than this are the proxy's to refuse.
-MOST_BYTES = 6_000_000
 
 
 @dataclass
@@ -136,14 +134,11 @@ class Good:
     """CPU time of a page by its bytes: a scan as JPEG, in several sizes."""
 
     def __init__(self, most_megapixels: int) -> None:
-        scan = Image.fromarray(skimage.data.page()).convert("RGB")
-        self.files = []
-        for width in (300, 800, 1700, 2500, 5000):
-            if width * width * 1.3 > most_megapixels * 1e6:
-                continue
-            file = io.BytesIO()
-            scan.resize((width, width * 4 // 3)).save(file, "JPEG", quality=90)
-            self.files.append(file.getvalue())
+        self.files = [
+            scan(width)
+            for width in (300, 800, 1700, 2500, 5000)
+            if width * width * 1.3 <= most_megapixels * 1e6
+        ]
         self.sizes = [len(data) for data in self.files]
         self.seconds = [
             statistics.median(measure(read, data).seconds for _ in range(3))
@@ -216,13 +211,18 @@ def waits(files: dict[str, bytes]) -> dict[str, dict]:
 
 def scan_of(size: int) -> bytes:
     """A scanned page that is a JPEG of about so many bytes."""
-    scan = Image.fromarray(skimage.data.page()).convert("RGB")
     width, data = 200, b""
     while len(data) < size and width < 6000:
-        file = io.BytesIO()
-        scan.resize((width, width * 4 // 3)).save(file, "JPEG", quality=90)
-        data, width = file.getvalue(), width * 5 // 4
+        data, width = scan(width), width * 5 // 4
     return data
+
+
+def scan(width: int) -> bytes:
+    """A scanned page of so many pixels a line, as a JPEG."""
+    page = Image.fromarray(skimage.data.page()).convert("RGB")
+    file = io.BytesIO()
+    page.resize((width, width * 4 // 3)).save(file, "JPEG", quality=90)
+    return file.getvalue()
 
 
 async def seconds_behind(url: str, first: bytes, page: bytes) -> float:

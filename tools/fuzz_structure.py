@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+# Requests of more bytes than this are the proxy's to refuse.
 MOST_BYTES = 6_000_000
 MOST_PIXELS = 178_956_970
 
