@@ -129,9 +129,8 @@ def test_a_reload_from_files_is_all_or_nothing(
         file.truncate(200_000)  # its header is whole
     twice = write("twice", others)
     save_file({"mlp1.1.weight": others["mlp1.1.weight"]}, f"{twice}/old.safetensors")
-    index = write_shards(
-        write("index", others), block
-    )  # model.safetensors is not in it
+    # Its model.safetensors is whole, and not in the index.
+    index = write_shards(write("index", others), block)
     for path, cause in (
         (write("block", block), r"lacks 12 of \d+ tensors: .*blocks\.1\."),
         (write("block in pickle", block, ".bin"), r"lacks 12 of \d+ tensors"),
@@ -237,7 +236,7 @@ def test_a_trainer_may_send_a_part_to_a_model_that_the_tensorizer_loaded(
 
 
 def test_a_trainer_may_send_a_part_to_a_model_of_any_loader(
-    start, checkpoint, tensors, others, tmp_path
+    start, checkpoint, tmp_path
 ):
     """Also where the loader did not call `load_weights`; one statistic keeps the other,
     which differs from that of the configuration."""

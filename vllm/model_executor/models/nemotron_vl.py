@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any, cast
 
@@ -318,22 +319,26 @@ class LlamaNemotronVLChatModel(
         Raises:
             ValueError: Names a tensor that is missing, unknown or of a wrong
                 shape, or says that a file cannot be read.
+            RuntimeError: A reload from files ended in the middle.
         """
         if self.tile_reuse is not None:
             self.tile_reuse.clear()
-        encoder_only = self.multimodal_config.mm_encoder_only
         # vLLM's loaders call `eval()` on a model that they have loaded; that of the
         # tensorizer does not always.
         first = self.training and self._load_format != "tensorizer"
         whole = first or are_of_files(weights)
         packed = self.packed_modules_mapping
-        quantised = quantised_parameters(self, packed, self.config) if whole else {}
-        reload = whole and is_reloading(self)
-        weights = checked(weights, self.config, whole, encoder_only, quantised)
-        weights = self.input_conditioner.load_statistics(weights, whole)
+        check = partial(
+            checked,
+            config=self.config,
+            complete=whole,
+            encoder_only=self.multimodal_config.mm_encoder_only,
+            quantised=quantised_parameters(self, packed, self.config) if whole else {},
+        )
+        weights = self.input_conditioner.load_statistics(check(weights), whole)
         with (
-            reload_of_files(self, self.config, encoder_only, quantised)
-            if reload
+            reload_of_files(self, check)
+            if whole and is_reloading(self)
             else contextlib.nullcontext(),
             unreadable_files_explained(),
         ):

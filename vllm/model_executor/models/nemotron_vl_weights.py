@@ -3,7 +3,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pickle import UnpicklingError
 from typing import Any
 
@@ -30,12 +30,15 @@ from .nemotron_vl_layout import (
     quantised_weight,
 )
 
+Weights = Iterable[tuple[str, torch.Tensor]]
+Check = Callable[[Weights], Weights]
+
 _UNQUANTISED = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
 _SHOWN = 5  # names of missing tensors in a message
 
 
 def checked(
-    weights: Iterable[tuple[str, torch.Tensor]],
+    weights: Weights,
     config: Config,
     complete: bool,
     encoder_only: bool,
@@ -58,10 +61,10 @@ def checked(
     """
     required = checkpoint_tensors(config)
     known = required | CONDITIONER_TENSORS
-    expected = {name: name.rpartition(".")[0] for name in required}
+    expected = dict.fromkeys(required)  # in the order of the layers
     for layer, parameters in quantised.items():
         del expected[f"{layer}.weight"]
-        expected |= {f"{layer}.{name}": layer for name in sorted(parameters)}
+        expected |= dict.fromkeys(f"{layer}.{name}" for name in sorted(parameters))
     missing = {
         name
         for name in expected
@@ -132,7 +135,7 @@ def quantised_parameters(
     return found
 
 
-def are_of_files(weights: Iterable[tuple[str, torch.Tensor]]) -> bool:
+def are_of_files(weights: Weights) -> bool:
     """Whether one of vLLM's loaders reads the tensors from a checkpoint's files.
 
     Tensors that a trainer sends come from elsewhere, and may be a part of a checkpoint.
@@ -141,12 +144,7 @@ def are_of_files(weights: Iterable[tuple[str, torch.Tensor]]) -> bool:
 
 
 @contextlib.contextmanager
-def reload_of_files(
-    model: nn.Module,
-    config: Config,
-    encoder_only: bool,
-    quantised: Mapping[str, Set[str]],
-) -> Iterator[None]:
+def reload_of_files(model: nn.Module, check: Check) -> Iterator[None]:
     """Let a loaded model take the tensors of files, all or none.
 
     vLLM's loader reads the files twice. The first time their tensors are compared with
@@ -155,9 +153,7 @@ def reload_of_files(
 
     Args:
         model: vLLM has put its weights aside.
-        config: As for `checked`.
-        encoder_only: As for `checked`.
-        quantised: As for `checked`.
+        check: `checked` for the tensors of a whole checkpoint.
 
     Raises:
         ValueError: As `checked`, before the body, or a tensor occurs twice.
@@ -170,10 +166,7 @@ def reload_of_files(
         loader: Any = get_model_loader(vllm_config.load_config)
         tensors = loader.get_all_weights(model_config, model)
         with unreadable_files_explained():
-            names = Counter(
-                name
-                for name, _ in checked(tensors, config, True, encoder_only, quantised)
-            )
+            names = Counter(name for name, _ in check(tensors))
         for name, times in names.items():
             if times > 1:  # vLLM would finish the layer without its other tensors
                 raise ValueError(
