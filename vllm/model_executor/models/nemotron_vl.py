@@ -8,7 +8,6 @@ import contextlib
 import math
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any, cast
@@ -150,10 +149,11 @@ class LlamaNemotronVLChatModel(
             # vLLM assigns adapters for one forward with all tiles of a batch, so
             # tiles may be neither left out nor split.
             self.max_encoder_tiles = sys.maxsize
-            encoder_config = replace(
-                encoder_config, image_threads=None, more_image_formats=()
-            )
-            if encoder_config != EncoderConfig():
+            default = EncoderConfig()
+            if any(
+                getattr(encoder_config, name) != getattr(default, name)
+                for name in ("tile_cache_mb", "max_encoder_tiles")
+            ):
                 logger.warning_once(
                     "The settings of the encoder in additional_config have no "
                     "effect with --enable-tower-connector-lora."
