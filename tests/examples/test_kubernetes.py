@@ -121,7 +121,7 @@ def recommended() -> tuple[dict[str, str], dict[str, str]]:
 @pytest.mark.parametrize("workload", SERVERS, ids=name_of)
 def test_servers_are_set_up_as_the_page_on_security_recommends(workload):
     variables, options = recommended()
-    assert len(variables) == 4
+    assert len(variables) == 5
     assert len(options) == 4
     main = container(workload)
     found = {entry["name"]: entry.get("value") for entry in main["env"]}

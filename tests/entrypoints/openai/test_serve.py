@@ -173,7 +173,7 @@ BAD = {
         "2 <image> .* for 1 image",
     ),
     "too many pictures": ([picture_part(SMALL)] * 4, "At most 3 image"),
-    "no image file": ([url_part(b"%PDF-1.7 nothing")], "cannot identify image"),
+    "no image file": ([url_part(b"%PDF-1.7 nothing")], "it is none of PNG, JPEG"),
     "empty file": ([url_part(b"")], "image"),
     "wrong width": ([embeds_part(torch.zeros(4, 64))], "got 64, but model expects 256"),
     "no rows": ([embeds_part(torch.zeros(0, 256))], "at least one row"),

@@ -25,11 +25,15 @@ _MOST_ENDED = 3  # pages of a document that end the process
 _MEMORY = 4 << 30
 _NO_MEMORY = 3  # exit status
 _END = "end"
-_LEFT_OUT = "The others are left out."
 
 
 class _Ended(Exception):
     """The process ended, or was stopped; says why."""
+
+
+def _last(name: str, cause: str) -> Page:
+    """Record of the pages that are not read."""
+    return Page(name, None, error=f"{cause} The others are left out.")
 
 
 class PageProcess:
@@ -94,8 +98,7 @@ class PageProcess:
                     number = answer
                     if number is not None and number > self._most_pages:
                         self._stop()
-                        most = f"more than {self._most_pages} pages"
-                        yield Page(name, None, error=f"It has {most}. {_LEFT_OUT}")
+                        yield _last(name, f"It has more than {self._most_pages} pages.")
                         return
                     left_out = number is not None and number <= given_up
                     self._connection.send(left_out or done(name, number))
@@ -107,7 +110,7 @@ class PageProcess:
                 given_up, ended = number, ended + 1
                 if ended == _MOST_ENDED:
                     cause = f"{ended} pages could not be drawn in time and memory."
-                    yield Page(name, None, error=f"{cause} {_LEFT_OUT}")
+                    yield _last(name, cause)
                     return
 
     def _send(self, command: object) -> None:
