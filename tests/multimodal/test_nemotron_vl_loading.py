@@ -1,9 +1,12 @@
 """Image files: which are read, how many parts they may have, and with which threads."""
 
 import asyncio
+import contextlib
 import io
 import struct
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from vllm.multimodal.media.connector import global_thread_pool
 
 from support.bad_files import BAD_FILES, MANY_PARTS, SMALL
 from support.chat import data_url, saved
+from support.decoders import check_rights, decoders, rights
 from vllm_nemotron_vl.multimodal import nemotron_vl_loading
 from vllm_nemotron_vl.multimodal.nemotron_vl_formats import FORMATS, format_of
 from vllm_nemotron_vl.multimodal.nemotron_vl_loading import (
@@ -147,10 +151,43 @@ def test_all_levels_of_another_format_are_read():
     assert np.asarray(found)[0, :, 0].tolist() == [0, 1, 255]
 
 
-def test_a_format_without_counts_has_three_seconds():
+def test_a_format_without_counts_has_three_seconds_and_no_rights(monkeypatch):
     """QOI is decoded in Python: 25 million pixels take more than ten."""
-    with pytest.raises(VLLMValidationError, match="ended its decoder"):
-        load(KINDS["qoi"](25_000_000, 25_000_000), "QOI")
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    data = KINDS["qoi"](25_000_000, 25_000_000)
+    found: dict[str, str] = {}
+    with ThreadPoolExecutor(1) as pool:
+        decoded = pool.submit(load, data, "QOI")
+        while not decoded.done():
+            for child in decoders(script="nemotron_vl_image_decoder.py"):
+                with contextlib.suppress(OSError):  # it has ended
+                    found = rights(child)
+            time.sleep(0.01)
+    with pytest.raises(VLLMValidationError, match="ended its decoder .status -24"):
+        decoded.result()  # SIGXCPU
+    check_rights(found)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "ICNS", "PSD"])
+def test_hostile_files_of_another_format_are_read_or_refused(kind):
+    make, random = KINDS[kind.lower()], np.random.default_rng(0)
+    files = [make(parts, 10**6) for parts in (20, 300_000)]
+    small = bytearray(make(20, 900))
+    files += [bytes(small[:size]) for size in (12, len(small) // 2, len(small) - 1)]
+    for _ in range(4):
+        damaged = small.copy()
+        for place in random.integers(12, len(small), 9):
+            damaged[place] = random.integers(256)
+        files.append(bytes(damaged))
+    outcomes = set()
+    for data in files:
+        try:
+            outcomes.add(load(data, kind).media.mode)
+        except VLLMValidationError as error:
+            assert str(error).startswith("The image cannot be read: ")
+            outcomes.add("refused")
+    assert outcomes == {"RGB", "refused"}
+    assert not decoders(script="nemotron_vl_image_decoder.py")
 
 
 def test_its_decoder_is_told_the_most_pixels(monkeypatch):

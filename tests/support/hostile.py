@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+from support.decoders import decoders
+
 
 class Code:
     """An object that writes the file `marker` when it is unpickled."""
@@ -61,24 +63,6 @@ def bounded_decoders(megabytes: float, pid: int | str = "self") -> Iterator[None
         watcher.join()
     most = max(peaks.values(), default=0)
     assert most < megabytes, f"{most:.0f} MB"
-
-
-def decoders(pid: int | str = "self") -> list[str]:
-    """Process ids of the decoders of videos that a process has started."""
-    found = []
-    for child in _children(pid):
-        with contextlib.suppress(OSError):  # it has ended
-            if "nemotron_vl_decoder.py" in Path(f"/proc/{child}/cmdline").read_text():
-                found.append(child)
-    return found
-
-
-def _children(pid: int | str) -> list[str]:
-    found: list[str] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):  # the thread has ended
-            found += (task / "children").read_text().split()
-    return found
 
 
 def _memory(pid: int | str, field: str) -> float:

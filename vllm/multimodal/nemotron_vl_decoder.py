@@ -9,12 +9,9 @@ It reads the file from its input, then commands, and writes answers, see `main`.
 imports nothing of this package or of vLLM, so it starts in a tenth of a second.
 """
 
-import ctypes
 import io
 import json
 import os
-import resource
-import signal
 import sys
 import threading
 
@@ -26,41 +23,6 @@ _MEMORY = 3 << 30
 # More than the server waits, for both threads. The kernel sends SIGXCPU at the first
 # limit and SIGKILL at the second.
 _CPU_SECONDS = 150, 160
-
-# From linux/prctl.h, linux/sched.h and linux/capability.h
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
-_CAPABILITY_VERSION_3 = 0x20080522
-
-
-def _leave_network(libc: ctypes.CDLL) -> bool:
-    """Enter a network namespace without interfaces, where the kernel allows it.
-
-    A user namespace of its own also keeps the process from the server's memory. Such
-    calls are often forbidden in containers.
-    """
-    return any(
-        libc.unshare(flags) == 0
-        for flags in (_CLONE_NEWUSER | _CLONE_NEWNET, _CLONE_NEWNET)
-    )
-
-
-def _end_with_server(libc: ctypes.CDLL, server: int) -> None:
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != server:  # it ended before the call
-        sys.exit(1)
-
-
-def _give_up_rights(libc: ctypes.CDLL) -> None:
-    """Bound the process; from here on, it can open nothing, nor change that."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, _CPU_SECONDS)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # Root could raise the limits again.
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    libc.capset(header, (ctypes.c_uint32 * 6)())
 
 
 def _open(file: io.BytesIO):
@@ -135,9 +97,11 @@ def main() -> None:
     """
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints
-    libc = ctypes.CDLL(None)
-    offline = _leave_network(libc)
-    _end_with_server(libc, int(sys.argv[1]))
+    sys.path.append(os.path.dirname(__file__))  # -P leaves it out
+    import nemotron_vl_confinement as confinement
+
+    sys.path.pop()
+    offline = confinement.leave_server(int(sys.argv[1]))
     data = sys.stdin.buffer.read(int.from_bytes(sys.stdin.buffer.read(8)))
 
     try:
@@ -149,7 +113,7 @@ def main() -> None:
     except RuntimeError:
         sys.exit(NO_THREADS)
     cv2.setNumThreads(1)
-    _give_up_rights(libc)
+    confinement.give_up_rights(_MEMORY, _CPU_SECONDS)
     _write(out, {"offline": offline})
     _write(out, _header(data))
     for line in sys.stdin.buffer:

@@ -13,10 +13,8 @@ import functools
 import json
 import logging
 import math
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,15 +31,13 @@ from ..config.nemotron_vl_video import (
     MOST_WALKED_FRAMES,
     frame_indices,
 )
-from . import nemotron_vl_decoder
+from . import nemotron_vl_confinement, nemotron_vl_decoder
 from .nemotron_vl_containers import CONTAINERS, declared_size, is_container
 
 logger = logging.getLogger("vllm.multimodal.nemotron_vl_decoding")
 
 DECODER = Path(nemotron_vl_decoder.__file__)
-# The decoder's environment has these of the server's variables, and none with a secret.
-_INHERITED = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
-_OWN = {"OPENCV_LOG_LEVEL": "OFF", "OPENBLAS_NUM_THREADS": "1"}
+_VARIABLES = {"OPENCV_LOG_LEVEL": "OFF", "OPENBLAS_NUM_THREADS": "1"}
 # How often it is seen whether the client has left, in seconds.
 _LOOK = 0.25
 # A larger pipe than usual (64 KiB) moves large frames faster.
@@ -303,15 +299,13 @@ def _decoder(data: bytes, left: threading.Event) -> Iterator[_Decoder]:
 
 
 def _start() -> subprocess.Popen:
-    inherited = {k: os.environ[k] for k in _INHERITED if k in os.environ}
     try:
         process = subprocess.Popen(
-            # -P: the files beside the script are no modules.
-            [sys.executable, "-P", str(DECODER), str(os.getpid())],
+            nemotron_vl_confinement.command(DECODER),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=inherited | _OWN,
+            env=nemotron_vl_confinement.environment() | _VARIABLES,
         )
     except OSError as error:  # too many open files or processes, no memory
         raise DecoderUnavailable(

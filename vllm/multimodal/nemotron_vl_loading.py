@@ -6,9 +6,7 @@ need minutes for a few kilobytes.
 """
 
 import asyncio
-import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextvars import ContextVar
 from io import BytesIO
@@ -23,13 +21,13 @@ from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaIO
 from vllm.multimodal.media.image import ImageMediaIO
 
 from .nemotron_vl import LoadedImage, check_size, to_rgb
+from .nemotron_vl_confinement import command, environment
 from .nemotron_vl_fetching import SeparateConnector
 from .nemotron_vl_formats import FORMATS, Refused, check_structure, format_of
 
 logger = init_logger("vllm.multimodal.nemotron_vl_loading")
 
-_DECODER = str(Path(__file__).with_name("nemotron_vl_image_decoder.py"))
-_VARIABLES = {"LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH"}
+_DECODER = Path(__file__).with_name("nemotron_vl_image_decoder.py")
 # Of the wall; the process itself has three of CPU time, but may wait for a core.
 _MOST_SECONDS = 30
 
@@ -105,11 +103,10 @@ def _as_tiff(data: bytes, formats: Sequence[str]) -> bytes:
     """An image of a format whose cost nothing bounds, decoded in its own process."""
     try:
         done = subprocess.run(
-            # -P: the files beside the script are no modules.
-            [sys.executable, "-P", _DECODER, str(envs.VLLM_MAX_IMAGE_PIXELS), *formats],
+            command(_DECODER, envs.VLLM_MAX_IMAGE_PIXELS, *formats),
             input=data,
             capture_output=True,
-            env={name: os.environ[name] for name in _VARIABLES & os.environ.keys()},
+            env=environment(),
             timeout=_MOST_SECONDS,
         )
     except subprocess.TimeoutExpired as error:

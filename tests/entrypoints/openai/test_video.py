@@ -31,7 +31,8 @@ from support.chat import (
     text_part,
 )
 from support.clips import VIDEO_SWITCH, encoded, noise, numbers, video_part
-from support.hostile import bounded_decoders, bounded_memory, decoders
+from support.decoders import decoders
+from support.hostile import bounded_decoders, bounded_memory
 from vllm_nemotron_vl.config.nemotron_vl_video import MOST_BYTES, MOST_SECONDS
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving_process
