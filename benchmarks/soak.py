@@ -5,13 +5,17 @@ about strips of up to 131,072 pixels. Some requests ask for structured outputs, 
 clients leave before the answer, and every tenth request is a bad one. Each answer is
 compared with that of the reference implementation or with its JSON schema, and each bad
 request must be refused with status 400. A request that gets status 500 is sent once
-more. During the first half of the time the number of clients grows from 1 to 32; during
-the second half it is 8. The memory of all server processes is measured every two
-seconds. Its slope is fitted over the second half without the first fifth of it. Exits
-with status 1 if an answer was wrong or lost.
+more. During the first half of the time the number of clients grows from 1 to 32. During
+the second half it is 8, and in every other sixth of that half an attacker is there, who
+sends hostile files, and images under the names of other clients' images, one request
+after the other. The ratio of the 99th percentiles with and without the attacker is
+given as median and range of the three pairs. The memory of all server processes is
+measured every two seconds. Its slope is fitted over the second half without the first
+fifth of it. Exits with status 1 if an answer was wrong or lost.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -21,6 +25,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,20 +36,42 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 sys.path += [str(Path(__file__).parents[1] / name) for name in ("tests", "tools")]
 
 import httpx
+from soak_attacks import MOST_PIXELS, attack, attacks
 from soak_requests import GOOD_OUTCOMES, Job, ask, choose_job, make_jobs
 
 from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving_process
 
-CLIENTS = (1, 2, 4, 8, 16, 32)
 STEADY = 8
 LOG = Path(__file__).parents[1] / "build/soak.txt"  # of the server
 
 
-class Done(NamedTuple):
+class Phase(NamedTuple):
+    """A part of the time.
+
+    Args:
+        share: Of the time.
+        clients: How many there are.
+        attackers: Besides them.
+    """
+
+    share: float
     clients: int
+    attackers: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.clients} and an attacker" if self.attackers else f"{self.clients}"
+        )
+
+
+class Done(NamedTuple):
     seconds: float
     outcome: str
+
+
+PHASES = [Phase(1 / 12, clients) for clients in (1, 2, 4, 8, 16, 32)]
+PHASES += [Phase(1 / 12, STEADY, attackers) for attackers in (0, 1)] * 3
 
 
 def main() -> int:
@@ -73,6 +100,7 @@ def main() -> int:
     # With vLLM's keep-alive of 5 s, a client that pauses as long sometimes loses a
     # request. With glibc's default of one arena per thread, memory fragments and grows.
     env = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120", "MALLOC_ARENA_MAX": "1"}
+    env["VLLM_MAX_IMAGE_PIXELS"] = str(MOST_PIXELS)
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with serving_process(tiny_checkpoint(), *options, log=LOG, env=env) as (
         server,
@@ -83,8 +111,12 @@ def main() -> int:
 
 
 def soak(url: str, pid: int, jobs: dict[str, list[Job]], seconds: float):
-    """Send requests for so many seconds: more and more clients, then `STEADY`."""
-    done: list[Done] = []
+    """Send requests for so many seconds.
+
+    Returns:
+        What was done in each of `PHASES`, and seconds and megabytes.
+    """
+    hostile = itertools.cycle(attacks(jobs["reading"][:STEADY]))
     memory: list[tuple[float, float]] = []
     over = threading.Event()
     start = time.monotonic()
@@ -95,30 +127,53 @@ def soak(url: str, pid: int, jobs: dict[str, list[Job]], seconds: float):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-
-    def client(number: int, clients: int, end: float) -> None:
-        rng = random.Random(1000 * clients + number)
-        with httpx.Client(base_url=url, timeout=120) as connection:
-            while time.monotonic() < end:
-                job = choose_job(rng, jobs)
-                began = time.monotonic()
-                outcome = ask(connection, job, rng)
-                done.append(Done(clients, time.monotonic() - began, outcome))
-
-    growing = [(clients, seconds / 2 / len(CLIENTS)) for clients in CLIENTS]
-    for clients, share in [*growing, (STEADY, seconds / 2)]:
-        end = time.monotonic() + share
-        threads = [
-            threading.Thread(target=client, args=(number, clients, end))
-            for number in range(clients)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    done = [
+        during(phase, phase.share * seconds, url, jobs, hostile) for phase in PHASES
+    ]
     over.set()
     watcher.join()
     return done, memory
+
+
+def during(
+    phase: Phase,
+    seconds: float,
+    url: str,
+    jobs: dict[str, list[Job]],
+    hostile: Iterator[dict],
+) -> list[Done]:
+    """Send the requests of a phase."""
+    done: list[Done] = []
+    end = time.monotonic() + seconds
+
+    def client(number: int) -> None:
+        rng = random.Random(1000 * phase.clients + number)
+
+        def send(connection: httpx.Client) -> str:
+            return ask(connection, choose_job(rng, jobs), rng)
+
+        until_the_end(send)
+
+    def attacker() -> None:
+        until_the_end(lambda connection: attack(connection, next(hostile)))
+
+    def until_the_end(send: Callable[[httpx.Client], str]) -> None:
+        with httpx.Client(base_url=url, timeout=120) as connection:
+            while time.monotonic() < end:
+                began = time.monotonic()
+                outcome = send(connection)
+                done.append(Done(time.monotonic() - began, outcome))
+
+    threads = [
+        threading.Thread(target=client, args=(number,))
+        for number in range(phase.clients)
+    ]
+    threads += [threading.Thread(target=attacker) for _ in range(phase.attackers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return done
 
 
 def megabytes(leader: int) -> float:
@@ -154,22 +209,35 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def report(done: list[Done], memory, args: argparse.Namespace) -> int:
-    outcomes = Counter(one.outcome for one in done)
+def milliseconds(done: Iterable[Done]) -> list[float]:
+    """Of the right answers."""
+    return [1000 * one.seconds for one in done if one.outcome == "right"]
+
+
+def report(done: list[list[Done]], memory, args: argparse.Namespace) -> int:
+    outcomes = Counter(one.outcome for phase in done for one in phase)
     figures: dict = {"outcomes": dict(outcomes), "clients": {}}
     print("\n| clients | answers/s | p50 [ms] | p90 | p99 | longest |\n|" + "---|" * 6)
-    for clients in CLIENTS:
-        mine = [one for one in done if one.clients == clients]
-        good = [one.seconds * 1000 for one in mine if one.outcome == "right"]
-        if not good:
+    for phase in dict.fromkeys(PHASES):
+        parts = [d for d, p in zip(done, PHASES, strict=True) if p == phase]
+        mine = [one for part in parts for one in part if one.outcome != "attack"]
+        if not (good := milliseconds(mine)):
             continue
-        seconds = sum(one.seconds for one in mine) / clients
+        seconds = sum(one.seconds for one in mine) / phase.clients
         row = [percentile(good, share) for share in (0.5, 0.9, 0.99)] + [max(good)]
-        figures["clients"][clients] = {"per_second": len(mine) / seconds, "ms": row}
+        figures["clients"][str(phase)] = {"per_second": len(mine) / seconds, "ms": row}
         cells = " | ".join(f"{value:.0f}" for value in row)
-        print(f"| {clients} | {len(mine) / seconds:.1f} | {cells} |")
+        print(f"| {phase} | {len(mine) / seconds:.1f} | {cells} |")
     print(
-        f"\n{len(done)} requests: " + ", ".join(f"{n} {o}" for o, n in outcomes.items())
+        f"\n{outcomes.total()} requests: "
+        + ", ".join(f"{n} {o}" for o, n in outcomes.items())
+    )
+    late = [percentile(milliseconds(part) or [math.nan], 0.99) for part in done[-6:]]
+    times = [hit / calm for calm, hit in zip(late[::2], late[1::2], strict=True)]
+    figures["p99_times"] = times
+    print(
+        f"p99 with an attacker: {statistics.median(times):.2f} times "
+        f"({min(times):.2f} to {max(times):.2f})"
     )
     settled = [point for point in memory if point[0] > 0.6 * memory[-1][0]]
     rise, error = slope(settled)
@@ -183,7 +251,7 @@ def report(done: list[Done], memory, args: argparse.Namespace) -> int:
     return 0 if outcomes.keys() <= GOOD_OUTCOMES else 1
 
 
-def plot(done: list[Done], memory, file: Path) -> None:
+def plot(done: list[list[Done]], memory, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -192,19 +260,13 @@ def plot(done: list[Done], memory, file: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for share in (0.5, 0.9, 0.99):
         points = {
-            clients: percentile(found, share) * 1000
-            for clients in CLIENTS
-            if (
-                found := [
-                    d.seconds
-                    for d in done
-                    if (d.clients, d.outcome) == (clients, "right")
-                ]
-            )
+            phase.clients: percentile(found, share)
+            for phase, part in zip(PHASES[:6], done, strict=False)
+            if (found := milliseconds(part))
         }
         left.plot([*points], [*points.values()], "o-", label=f"p{100 * share:.0f}")
     left.set(xlabel="clients", ylabel="ms", xscale="log", yscale="log", ylim=(1, None))
-    left.set_xticks(CLIENTS, [str(c) for c in CLIENTS])
+    left.set_xticks([*points], [str(clients) for clients in points])
     left.legend()
     right.plot([t / 60 for t, _ in memory], [size for _, size in memory])
     right.set(xlabel="minutes", ylabel="MB of all processes", ylim=(0, None))

@@ -36,7 +36,7 @@ SHARES = {
 }
 # If a client leaves, vLLM's processor cache may believe that the engine has its image.
 # The next request with this image then gets a 500, after which it is sent again.
-GOOD_OUTCOMES = {"right", "right at the second attempt", "refused", "left"}
+GOOD_OUTCOMES = {"right", "right at the second attempt", "refused", "left", "attack"}
 
 # A client that leaves does so before this time, in seconds.
 _PATIENCE = 0.3

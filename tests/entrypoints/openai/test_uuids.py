@@ -13,10 +13,6 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from vllm.engine.arg_utils import EngineArgs
-from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.media import MediaConnector
-from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
 from support.chat import (
     EXACT,
@@ -26,7 +22,8 @@ from support.chat import (
     picture_part,
     text_part,
 )
-from support.clips import VIDEO, VIDEO_SWITCH, encoded, numbers, video_part
+from support.clips import VIDEO_SWITCH, encoded, numbers, video_part
+from support.content_hash import ContentHash
 from vllm_nemotron_vl.assets.nemotron_vl import draw_text
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
@@ -117,27 +114,8 @@ def new(service, reference):
 
 
 @pytest.fixture(scope="module")
-def content_hash(tiny):
-    """vLLM's key for an image or a video without a uuid, as anyone can compute it."""
-    config = EngineArgs(model=str(tiny), hf_overrides=VIDEO).create_model_config()
-    processor = MULTIMODAL_REGISTRY.create_processor(config)
-    settings = config.get_multimodal_config().media_io_kwargs
-    media = MediaConnector(media_io_kwargs=settings)
-
-    def compute(part: dict) -> str:
-        kind, url = part["type"], part[part["type"]]["url"]
-        modality = kind.removesuffix("_url")
-        load = media.fetch_image if modality == "image" else media.fetch_video
-        place = {"image": "<image>", "video": "<img></img>"}[modality]
-        inputs = ProcessorInputs(
-            processor.info.get_tokenizer().encode(place),
-            processor.info.parse_mm_data({modality: [load(url)]}),
-        )
-        found = processor.apply(inputs, TimingContext(enabled=False))
-        (name,) = found["mm_hashes"][modality]
-        return name
-
-    return compute
+def content_hash(tiny) -> ContentHash:
+    return ContentHash(tiny)
 
 
 def ask(

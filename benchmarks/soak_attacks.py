@@ -1,0 +1,71 @@
+"""What an attacker sends during the soak.
+
+Files of many parts, of which most are refused; the costliest ones that are read; images
+under the names of other clients' images; and names without an image.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import httpx
+from fuzz_structure import KINDS
+from PIL import Image
+from soak_requests import Job
+
+from support.bad_files import MANY_PARTS
+from support.chat import data_url, image_part, picture_part
+from support.content_hash import ContentHash
+from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
+
+MOST_PIXELS = 50_000_000  # the limit that docs/security.md recommends
+# Parts of the costliest files that are read: benchmarks/hostile.py
+COSTLY = {
+    "jpeg_scans": 20,
+    "jpeg_refinements": 20,
+    "webp_chunks": 20,
+    "png_chunks": 20,
+    "tiff_short_strips": 20,
+}
+OTHER = Image.linear_gradient("L").resize((200, 60))
+
+
+def attacks(jobs: Sequence[Job]) -> list[dict]:
+    """Requests of an attacker.
+
+    Args:
+        jobs: What other clients ask; their first images are under attack.
+    """
+    return [_request(*parts) for parts in [*_files(), *_names(jobs)]]
+
+
+def _files() -> Iterator[list[dict]]:
+    for kind, (parts, pixels, _) in MANY_PARTS.items():
+        yield [image_part(data_url(KINDS[kind](parts, pixels)))] * 2
+    for kind, parts in COSTLY.items():
+        yield [image_part(data_url(KINDS[kind](parts, MOST_PIXELS)))] * 2
+
+
+def _names(jobs: Sequence[Job]) -> Iterator[list[dict]]:
+    content_hash = ContentHash(tiny_checkpoint())
+    for job in jobs:
+        image = job.request["messages"][0]["content"][0]
+        name = content_hash(image)
+        yield [{**picture_part(OTHER), "uuid": name}]
+        yield [{"type": "image_url", "image_url": None, "uuid": name}]
+
+
+def _request(*parts: dict) -> dict:
+    return {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": [*parts]}],
+        "max_tokens": 1,
+        "cache_salt": "the attacker's",  # without one, names are refused
+    }
+
+
+def attack(connection: httpx.Client, request: dict) -> str:
+    """Send a request; the server must answer or refuse it."""
+    try:
+        status = connection.post("/v1/chat/completions", json=request).status_code
+    except httpx.HTTPError as error:
+        return f"lost: attack: {error!r}"
+    return "attack" if status in (200, 400) else f"attack: {status}"
