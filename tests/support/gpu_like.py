@@ -15,7 +15,11 @@ class Worker(CPUWorker):
     """Captures graphs of the encoder; runs pipelines without compiling the model;
     on Model Runner V2, engines that only encode have their own runner."""
 
+    most_images = 0  # that one step encoded
+    most_adapters = 0  # of those images, none of them counted as one
+
     def init_device(self) -> None:
+        self.adapters: dict[str, str | None] = {}  # of each request
         super().init_device()
         if self.use_v2_model_runner and self.vllm_config.is_mm_encoder_only:
             # GPUs have it; vLLM's worker for CPUs has the one of the whole model.
@@ -38,6 +42,17 @@ class Worker(CPUWorker):
                 runner.max_num_tokens, self.model_config.dtype, self.device
             )
 
+    def execute_model(self, scheduler_output):
+        for new in scheduler_output.scheduled_new_reqs:
+            name = new.lora_request and new.lora_request.lora_name
+            self.adapters[new.req_id] = name
+        images = scheduler_output.scheduled_encoder_inputs
+        adapters = {self.adapters[request] for request in images}
+        count = sum(map(len, images.values()))
+        self.most_images = max(self.most_images, count)
+        self.most_adapters = max(self.most_adapters, len(adapters))
+        return super().execute_model(scheduler_output)
+
     @torch.inference_mode()
     def compile_or_warm_up_model(self):
         times = super().compile_or_warm_up_model()
@@ -47,6 +62,11 @@ class Worker(CPUWorker):
         if manager := graph_manager(runner):
             capture(manager)
         return times
+
+
+def most_together(worker) -> tuple[int, int]:
+    """Images, and adapters, of one step at most; for ``llm.collective_rpc``."""
+    return worker.most_images, worker.most_adapters
 
 
 def graph_hits(worker) -> int:

@@ -201,30 +201,27 @@ class Expected:
 def pictures() -> list[Ask]:
     """One image, two of different sizes, none, and images with tiles of others.
 
-    Two of the small ones fit into one step, but need not come in time for it.
+    Two of the small ones fit into one step.
     """
     one, other, large = (PICTURES[text] for text in ("640-27", "118-05", "33.7"))
+    marked = one.copy()  # one tile and the thumbnail are different
+    marked.paste("red", (0, 0, 20, 20))
     return [
         Ask("one", [one]),
         *(Ask(f"small {text}", [PICTURES[text]]) for text in "9417"),
         Ask("two of different sizes", [large, other]),
         Ask("none"),
-        Ask("one that shares tiles", [marked(one, "red")]),
+        Ask("one that shares tiles", [marked]),
         Ask("two in another order", [other, large]),
     ]
 
 
-def marked(picture: Image.Image, colour: str) -> Image.Image:
-    """A copy of which one tile and the thumbnail are different."""
-    copied = picture.copy()
-    copied.paste(colour, (0, 0, 20, 20))
-    return copied
-
-
 def alike() -> list[Ask]:
-    """Two images of 11 tiles, which fit no graph; nine tiles are equal."""
-    large = PICTURES["33.7"]
-    return [Ask(f"{c} mark", [marked(large, c)]) for c in ("blue", "green")]
+    """Images of 11 tiles, which fit no graph; eight tiles are those of "33.7".
+
+    The others have another digit, so a wrong tile gives another answer.
+    """
+    return [Ask(text, [draw_text(text)]) for text in ("83.7", "53.7")]
 
 
 def embeddings(expected: Expected, **kind) -> list[Ask]:
