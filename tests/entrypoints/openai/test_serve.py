@@ -10,9 +10,17 @@ import jsonschema
 import openai
 import pytest
 import torch
+from fuzz_structure import KINDS
 from PIL import Image
 
-from support.chat import data_url, embeds_part, image_part, picture_part, text_part
+from support.chat import (
+    data_url,
+    embeds_part,
+    image_part,
+    picture_part,
+    saved,
+    text_part,
+)
 from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
 
 MODEL = "tiny"
@@ -45,7 +53,8 @@ def client(checkpoint, media, log):
         "--enable-mm-embeds",
         "--structured-outputs-config="
         '{"backend": "xgrammar", "disable_any_whitespace": true}',
-        '--additional-config={"nemotron_vl": {"tile_cache_mb": 1}}',
+        '--additional-config={"nemotron_vl": {"tile_cache_mb": 1, '
+        '"more_image_formats": ["JPEG2000", "QOI"]}}',
     ]
     with serving(checkpoint, *options, log=log) as url:
         yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -86,6 +95,12 @@ def test_a_data_url_a_file_and_a_stream_answer_alike(client, media, photo):
     )
     streamed = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert (chunks[-1].usage.prompt_tokens, streamed) == expected
+
+
+def test_a_format_that_the_operator_adds_is_read(client, page):
+    """JPEG 2000, which is lossless here."""
+    expected = reply(ask(client, picture_part(page)))
+    assert reply(ask(client, url_part(saved(page, "JPEG2000"), "jp2"))) == expected
 
 
 def test_two_pictures_between_text(client, photo, page):
@@ -173,7 +188,11 @@ BAD = {
         "2 <image> .* for 1 image",
     ),
     "too many pictures": ([picture_part(SMALL)] * 4, "At most 3 image"),
-    "no image file": ([url_part(b"%PDF-1.7 nothing")], "it is none of PNG, JPEG"),
+    "no image file": ([url_part(b"%PDF-1.7 nothing")], "cannot be opened as PNG.*QOI"),
+    "a format without counts": (
+        [url_part(KINDS["qoi"](25_000_000, 25_000_000))],
+        "ended its decoder",
+    ),
     "empty file": ([url_part(b"")], "image"),
     "wrong width": ([embeds_part(torch.zeros(4, 64))], "got 64, but model expects 256"),
     "no rows": ([embeds_part(torch.zeros(0, 256))], "at least one row"),
