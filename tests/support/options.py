@@ -72,7 +72,7 @@ OPTIONS = {
     ),
     "tower": Option(
         "adapters on tower and connector",
-        "`--enable-lora --enable-tower-connector-lora`; two in a batch",
+        "`--enable-lora --enable-tower-connector-lora`; two in a step",
         {**ADAPTERS, "enable_tower_connector_lora": True},
     ),
     "language": Option("adapters on the language model", "`--enable-lora`", ADAPTERS),
