@@ -1,9 +1,11 @@
 """Two ranks give the reference's tokens; in mode "data" they share out the tiles."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from vllm import SamplingParams
 
 from support.clips import VIDEO, encoded, noise
@@ -15,6 +17,7 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
     make_checkpoint,
 )
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
+from vllm_nemotron_vl.model_executor.models import nemotron_vl_reload
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 
@@ -122,7 +125,23 @@ def test_encoder_data_parallel_shares_the_frames_of_a_video(
     assert list(output.outputs[0].token_ids) == expected
 
 
-def test_pipeline_parallel(start_llm, tiny, prompts, expected, monkeypatch):
+def _refuse_files_on_the_second_rank(worker) -> None:
+    def refuse(config):
+        raise ValueError("refused")
+
+    if worker.rank == 1:
+        nemotron_vl_reload.get_model_loader = refuse
+
+
+def _reload(worker, path: str) -> str:
+    try:
+        worker.reload_weights(weights_path=path)
+    except ValueError as error:
+        return str(error)
+    return "reloaded"
+
+
+def test_pipeline_parallel(start_llm, tiny, prompts, expected, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     llm = start_llm(
         tiny,
@@ -134,6 +153,17 @@ def test_pipeline_parallel(start_llm, tiny, prompts, expected, monkeypatch):
     assert answers(llm, prompts, GREEDY) == expected
     # Only the first stage encodes images and has a cache of float32 values.
     assert llm.apply_model(_slots) == [1_000_000 // (4 * TILE_TOKENS * WIDTH), 0]
+    # Files that one rank refuses replace the weights of none.
+    other = tmp_path / "other"
+    shutil.copytree(tiny, other)
+    (file,) = other.glob("*.safetensors")
+    save_file({n: t + 1 for n, t in load_file(file).items()}, file)
+    llm.collective_rpc(_refuse_files_on_the_second_rank)
+    said = llm.collective_rpc(_reload, args=(str(other),))
+    assert said[0].startswith("Another rank refuses") and said[1] == "refused"
+    llm.llm_engine.reset_encoder_cache()
+    llm.reset_prefix_cache()
+    assert answers(llm, prompts, GREEDY) == expected
 
 
 def test_heads_that_do_not_divide_by_two_ranks(

@@ -37,6 +37,10 @@ from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS, inspect
 from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.model_executor.models import config as model_config
 from vllm_nemotron_vl.model_executor.models import nemotron_vl_tower
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_weights import (
+    checked,
+    quantised_parameters,
+)
 
 QUANTIZE = Path(__file__).parents[2] / "examples" / "quantize.py"
 SCHEMES = {
@@ -189,6 +193,7 @@ def methods(model: torch.nn.Module) -> dict[str, Counter]:
 
 
 PLAIN = UnquantizedLinearMethod.__name__
+DOWN = "language_model.model.layers.0.mlp.down_proj"
 
 
 @pytest.mark.parametrize(
@@ -362,6 +367,42 @@ def test_nvfp4_with_an_fp8_cache(tiny, with_quantisation, ignore, connector):
         assert (packed.dtype, packed.shape[1]) == (torch.uint8, 256 // 2)
     told = inspect(str(folder))
     assert told["kv_bytes_per_token"] == inspect(str(tiny))["kv_bytes_per_token"] / 2
+
+
+@pytest.mark.parametrize("activations", [False, True])
+def test_scales_of_activations_are_wanted_where_files_have_some(
+    tiny, with_quantisation, activations
+):
+    """vLLM has a parameter for them also where only weights are quantised."""
+    form = nvfp4_config(["vision_model*", "mlp1*", "language_model.lm_head"])
+    if not activations:
+        form["quant_algo"] = "W4A16_NVFP4"
+        del form["config_groups"]["group_0"]["input_activations"]
+    with mock.patch.object(modelopt, "init_nvfp4_linear_kernel"):
+        model = build(with_quantisation(tiny, form))
+    layers = quantised_parameters(model, model.packed_modules_mapping, model.config)
+    assert {"weight_scale", "weight_scale_2", "input_scale"} <= {*layers[DOWN]}
+
+    def export(*lacking: str):
+        for name, tensor in load_file(tiny / "model.safetensors").items():
+            layer = name.removesuffix(".weight")
+            if layer == name or layer not in layers:
+                yield name, tensor
+                continue
+            yield name, torch.zeros(len(tensor), 1, dtype=torch.uint8)
+            for kind in ("weight_scale", "weight_scale_2", "input_scale"):
+                has = activations or kind != "input_scale"
+                if has and f"{layer}.{kind}" not in lacking:
+                    yield f"{layer}.{kind}", torch.zeros(1)
+
+    def load_all(*lacking: str):
+        tensors = checked(export(*lacking), model.config, True, False, layers)
+        return dict(tensors)
+
+    load_all()
+    for kind in ["weight_scale"] + ["input_scale"] * activations:
+        with pytest.raises(ValueError, match=rf"lacks 1 of \d+ tensors: {DOWN}.{kind}"):
+            load_all(f"{DOWN}.{kind}")
 
 
 def test_nvfp4_is_refused_by_vllm_on_a_cpu(tiny, with_quantisation):

@@ -4,6 +4,7 @@ The model runners' own functions reload, on a model without an engine.
 """
 
 import json
+import logging
 import shutil
 from functools import partial
 
@@ -26,7 +27,7 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 
 from support.loading import load, make_config, reload_weights
-from vllm_nemotron_vl.model_executor.models import nemotron_vl
+from vllm_nemotron_vl.model_executor.models import nemotron_vl_reload
 
 TOWER = "vision_model.radio_model."
 MEAN, STD = (TOWER + f"input_conditioner.norm_{name}" for name in ("mean", "std"))
@@ -195,12 +196,16 @@ def test_an_error_in_the_middle_leaves_whole_layers(
 
     with monkeypatch.context() as patches:
         patches.setattr(DefaultModelLoader, "get_all_weights", read)
-        patches.setattr(nemotron_vl, "are_of_files", lambda weights: True)
+        patches.setattr(nemotron_vl_reload, "are_of_files", lambda weights: True)
         with pytest.raises(RuntimeError, match="disk is gone. Some layers may"):
             reload(weights_path=path)
     assert len(readings) == 2
     found = changed(before, state(model))
     assert found and found < replaced
+    for name in replaced:
+        layer, _, kind = name.rpartition(".")
+        if kind == "bias":
+            assert (name in found) == (f"{layer}.weight" in found), name
     assert changed(state(expected), state(model)) == replaced - found
     half = {name: t for name, t in others.items() if name != "mlp1.3.weight"}
     with pytest.raises(ValueError, match="lacks 1 of"):
@@ -210,19 +215,47 @@ def test_an_error_in_the_middle_leaves_whole_layers(
     assert changed(state(expected), state(model)) == set()
 
 
-def test_files_mend_what_a_trainer_has_left(start, checkpoint, others, write):
-    """vLLM leaves the model on the meta device when a trainer's tensor is refused."""
+@pytest.mark.parametrize(
+    "first",
+    [
+        "mlp1.1.weight",
+        "mlp1.1.bias",
+        TOWER + "model.blocks.0.mlp.fc1.weight",
+        "language_model.model.layers.0.self_attn.q_proj.weight",
+    ],
+)
+def test_a_refused_tensor_of_a_trainer_leaves_nothing(
+    start, checkpoint, others, write, first
+):
+    """vLLM would keep what it has read of the layer, and use it next time."""
     model, reload = start(checkpoint)
-    unknown = {
-        "mlp1.1.weight": others["mlp1.1.weight"],
-        "mlp1.9.weight": torch.zeros(1),
-    }
+    before = state(model)
+    expected, _ = start(write("others", others))
+    sent = {first: 3 * others[first], "mlp1.9.weight": torch.zeros(1)}
     with pytest.raises(ValueError, match="mlp1.9.weight"):
-        reload(weights_iterator=iter(unknown.items()))
-    path = write("others", others)
-    reload(weights_path=path)
-    expected, _ = start(path)
+        reload(weights_iterator=iter(sent.items()))
+    assert changed(before, state(model)) == set()
+    reload(weights_iterator=iter(others.items()))
     assert changed(state(expected), state(model)) == set()
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_an_update_that_never_ended_leaves_nothing(
+    start, checkpoint, others, write, files
+):
+    """Its trainer has died: nobody has told vLLM."""
+    model, reload = start(checkpoint)
+    before = state(model)
+    initialize_layerwise_reload(model)
+    model.load_weights([("mlp1.1.bias", others["mlp1.1.bias"])])
+    if files:
+        half = {name: t for name, t in others.items() if name != "mlp1.1.weight"}
+        with pytest.raises(ValueError, match="lacks 1 of"):
+            reload(weights_path=write("half", half))
+    else:
+        with pytest.raises(ValueError, match="mlp1.9.weight"):
+            reload(weights_iterator=iter([("mlp1.9.weight", torch.zeros(1))]))
+    assert changed(before, state(model)) == set()
 
 
 def test_a_trainer_may_send_a_part_to_a_model_that_the_tensorizer_loaded(
@@ -232,7 +265,15 @@ def test_a_trainer_may_send_a_part_to_a_model_that_the_tensorizer_loaded(
     model, _ = start(checkpoint)
     model.train()
     model._load_format = "tensorizer"
-    model.load_weights([("mlp1.3.bias", others["mlp1.3.bias"])])
+    part = {"mlp1.3.bias": others["mlp1.3.bias"]}
+    model.load_weights(part.items())
+
+    def tensorizer_weights_iterator():  # of its other format
+        yield from part.items()
+
+    model.train()
+    with pytest.raises(ValueError, match="lacks"):
+        model.load_weights(tensorizer_weights_iterator())
 
 
 def test_a_trainer_may_send_a_part_to_a_model_of_any_loader(
@@ -284,12 +325,18 @@ def test_a_reload_says_nothing_of_layers_that_it_replaces(
     kept = {n: t for n, t in tensors.items() if statistics or n not in (MEAN, STD)}
     _, reload = start(write("kept", kept))
     lines: list[str] = []
+    handler = logging.Handler()
     monkeypatch.setattr(
-        layerwise.logger, "warning", lambda line, *a: lines.append(line % a)
+        handler, "emit", lambda record: lines.append(record.getMessage())
     )
+    monkeypatch.setattr(layerwise.logger, "handlers", [handler])
     reload()
     # vLLM computes the frequencies of positions, and warns of them for every model.
     assert {*lines} <= {"Llama3RotaryEmbedding: Failed to load weights"}
+    lines.clear()
+    with pytest.raises(ValueError, match="lacks"):
+        reload(weights_path=write("few", {MEAN: tensors[MEAN]}))
+    assert lines == []
 
 
 @pytest.mark.parametrize("runner", [RunnerV1, RunnerV2])

@@ -4,7 +4,6 @@
 Built on vLLM's InternVL model and C-RADIO tower; this file holds only what differs.
 """
 
-import contextlib
 import math
 import sys
 from collections.abc import Iterable
@@ -67,14 +66,12 @@ from .nemotron_vl_processing import (
     NemotronVLMultiModalProcessor,
     NemotronVLProcessingInfo,
 )
+from .nemotron_vl_reload import Reload, is_whole
 from .nemotron_vl_reuse import TileReuse
 from .nemotron_vl_tower import NemotronVLRadioModel, encoder_dtype, feed_rows
 from .nemotron_vl_weights import (
-    are_of_files,
     checked,
-    is_reloading,
     quantised_parameters,
-    reload_of_files,
     unreadable_files_explained,
 )
 
@@ -130,6 +127,7 @@ class LlamaNemotronVLChatModel(
             persistent=self._load_format != "dummy",
         )
         feed_rows(self.vision_model, self.mlp1)
+        self._reload = Reload(self, vllm_config)
         encoder_config = EncoderConfig.from_vllm_config(vllm_config)
         if vllm_config.lora_config is not None:
             # vLLM maps the names of an adapter's layers with the instance's mapper.
@@ -251,7 +249,11 @@ class LlamaNemotronVLChatModel(
             torch.empty(
                 (slots, *shape), dtype=self.dtype, device=config.device_config.device
             ),
-            lambda: chain(self.vision_model.parameters(), self.mlp1.parameters()),
+            lambda: chain(
+                self.input_conditioner.buffers(),
+                self.vision_model.parameters(),
+                self.mlp1.parameters(),
+            ),
             quiet=get_tensor_model_parallel_rank() > 0 and not own_tiles,
         )
 
@@ -323,10 +325,7 @@ class LlamaNemotronVLChatModel(
         """
         if self.tile_reuse is not None:
             self.tile_reuse.clear()
-        # vLLM's loaders call `eval()` on a model that they have loaded; that of the
-        # tensorizer does not always.
-        first = self.training and self._load_format != "tensorizer"
-        whole = first or are_of_files(weights)
+        whole = is_whole(weights, self.training, self._load_format)
         packed = self.packed_modules_mapping
         check = partial(
             checked,
@@ -336,12 +335,9 @@ class LlamaNemotronVLChatModel(
             quantised=quantised_parameters(self, packed, self.config) if whole else {},
         )
         weights = self.input_conditioner.load_statistics(check(weights), whole)
-        with (
-            reload_of_files(self, check)
-            if whole and is_reloading(self)
-            else contextlib.nullcontext(),
-            unreadable_files_explained(),
-        ):
-            return AutoWeightsLoader(self).load_weights(
+        with self._reload.guarded(check, whole), unreadable_files_explained():
+            loaded = AutoWeightsLoader(self).load_weights(
                 weights, mapper=self.hf_to_vllm_mapper
             )
+        self.eval()  # most of vLLM's loaders call it, too
+        return loaded

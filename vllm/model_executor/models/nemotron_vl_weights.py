@@ -2,7 +2,6 @@
 """Checks of a checkpoint's tensors while they are loaded."""
 
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pickle import UnpicklingError
 from typing import Any
@@ -10,14 +9,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from vllm.config import ModelConfig, get_current_vllm_config
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
 )
-from vllm.model_executor.model_loader import get_model_loader
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from .nemotron_vl_layer_names import HF_TO_VLLM
 from .nemotron_vl_layout import (
@@ -34,6 +29,10 @@ Weights = Iterable[tuple[str, torch.Tensor]]
 Check = Callable[[Weights], Weights]
 
 _UNQUANTISED = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
+# Ends of names of parameters that vLLM has also for formats without them: orders of
+# GPTQ's columns, scales of activations that are not quantised, zero points of symmetric
+# weights.
+_OPTIONAL = ("g_idx", "input_scale", "input_scale_ub", "zero_point")
 _SHOWN = 5  # names of missing tensors in a message
 
 
@@ -70,6 +69,7 @@ def checked(
         for name in expected
         if not (encoder_only and name.startswith(LANGUAGE_MODEL))
     }
+    used: set[str] = set()  # of the optional kinds of parameters
     is_any_quantised = is_quantised(config) or is_quantised(config.llm_config)
     for name, tensor in weights:
         part_of = quantised_weight(name, known) if is_any_quantised else None
@@ -89,12 +89,14 @@ def checked(
                 "that config.json describes."
             )
         missing.discard(name)
+        used.update(kind for kind in _OPTIONAL if name.endswith(kind))
         yield name, tensor
-    if missing and complete:
-        names = [name for name in expected if name in missing]
+    unused = tuple({*_OPTIONAL} - used)
+    names = [n for n in expected if n in missing and not n.endswith(unused)]
+    if names and complete:
         shown = ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
         raise ValueError(
-            f"The checkpoint lacks {len(missing)} of {len(expected)} tensors: "
+            f"The checkpoint lacks {len(names)} of {len(expected)} tensors: "
             f"{shown}. Download its safetensors files again."
         )
 
@@ -129,80 +131,8 @@ def quantised_parameters(
         method = getattr(module, "quant_method", None)
         if method is None or isinstance(method, _UNQUANTISED):
             continue
-        parameters = {name for name, _ in module.named_parameters(recurse=False)}
-        # Orders of GPTQ's columns are optional.
-        found[layer] = {name for name in parameters if not name.endswith("g_idx")}
+        found[layer] = {name for name, _ in module.named_parameters(recurse=False)}
     return found
-
-
-def are_of_files(weights: Weights) -> bool:
-    """Whether one of vLLM's loaders reads the tensors from a checkpoint's files.
-
-    Tensors that a trainer sends come from elsewhere, and may be a part of a checkpoint.
-    """
-    return getattr(weights, "__name__", None) == "get_all_weights"
-
-
-@contextlib.contextmanager
-def reload_of_files(model: nn.Module, check: Check) -> Iterator[None]:
-    """Let a loaded model take the tensors of files, all or none.
-
-    vLLM's loader reads the files twice. The first time their tensors are compared with
-    the configuration, and if they do not fit, the model keeps its weights. An error in
-    the body leaves some layers with the new weights, and the model complete.
-
-    Args:
-        model: vLLM has put its weights aside.
-        check: `checked` for the tensors of a whole checkpoint.
-
-    Raises:
-        ValueError: As `checked`, before the body, or a tensor occurs twice.
-        RuntimeError: The body raised an error, which is the cause.
-    """
-    vllm_config = get_current_vllm_config()
-    model_config = vllm_config.model_config
-    _forget_partial_layers(model)  # of a former update that ended in an error
-    try:
-        loader: Any = get_model_loader(vllm_config.load_config)
-        tensors = loader.get_all_weights(model_config, model)
-        with unreadable_files_explained():
-            names = Counter(name for name, _ in check(tensors))
-        for name, times in names.items():
-            if times > 1:  # vLLM would finish the layer without its other tensors
-                raise ValueError(
-                    f"Tensor {name!r} occurs {times} times in the checkpoint's files. "
-                    "Remove the files that do not belong to it."
-                )
-    except Exception:
-        _put_weights_back(model, model_config)
-        raise
-    try:
-        yield
-    except Exception as error:
-        _put_weights_back(model, model_config)
-        raise RuntimeError(
-            f"The reload ended in the middle: {error} Some layers may have new "
-            "weights, the others former ones. Reload a whole checkpoint before the "
-            "next request."
-        ) from error
-
-
-def is_reloading(model: nn.Module) -> bool:
-    """Whether vLLM has put the weights of a loaded model aside."""
-    return get_layerwise_info(model).kernel_tensors is not None
-
-
-def _put_weights_back(model: nn.Module, model_config: ModelConfig) -> None:
-    _forget_partial_layers(model)
-    finalize_layerwise_reload(model, model_config)
-
-
-def _forget_partial_layers(model: nn.Module) -> None:
-    # vLLM processes such layers with uninitialised memory in place of what they lack.
-    for layer in model.modules():
-        info = get_layerwise_info(layer)
-        info.loaded_weights.clear()
-        info.load_numel = 0
 
 
 @contextlib.contextmanager
