@@ -192,6 +192,7 @@ print(json.dumps([answers(url, requests), httpx.get(url + "/metrics").text]))
 """
 
 
+@pytest.mark.releases
 def test_engines_on_two_hosts(tiny, requests, hosts, tmp_path):
     """vLLM's own multi-node data parallel: the second host is headless."""
     (first, address), (second, other_address) = hosts.items()

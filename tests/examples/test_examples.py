@@ -31,7 +31,17 @@ def test_every_example_is_run():
     assert ANSWERS.keys() | ELSEWHERE == {file.stem for file in EXAMPLES.glob("*.py")}
 
 
-@pytest.mark.parametrize("name", ANSWERS)
+# They start several servers, or one like that of another example.
+SLOW = {"disaggregated_client", "video_client"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.releases if name in SLOW else ())
+        for name in ANSWERS
+    ],
+)
 def test_example(name, tmp_path):
     result = subprocess.run(
         [sys.executable, EXAMPLES / f"{name}.py"],

@@ -53,8 +53,27 @@ class PublishedNames(nn.Module):
 
 @torch.inference_mode(False)  # other tests turn it on
 @torch.enable_grad()
-def train(checkpoint: Path, part: str, folder: Path, *, rank=4, steps=24) -> Reference:
+def train(
+    checkpoint: Path,
+    part: str,
+    folder: Path,
+    *,
+    answer: str | None = None,
+    rate: float = 1e-2,
+    rank: int = 4,
+    steps: int = 24,
+) -> Reference:
     """Train an adapter on one part and save it.
+
+    Args:
+        checkpoint: The model's.
+        part: Of `TARGETS`.
+        folder: Where the adapter is saved.
+        answer: What it learns to answer instead of its own text. ``{}`` stands for the
+            text in the image.
+        rate: Of learning.
+        rank: Of the adapter's matrices.
+        steps: Questions that it sees.
 
     Returns:
         The reference with the adapter merged into its weights.
@@ -64,21 +83,22 @@ def train(checkpoint: Path, part: str, folder: Path, *, rank=4, steps=24) -> Ref
     reference = Reference.load(checkpoint)
     config = LoraConfig(r=rank, lora_alpha=4 * rank, target_modules=TARGETS[part])
     model = get_peft_model(PublishedNames(reference), config)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate)
     for _ in range(steps):
         question = make_question(rng, PILLOW_FONT, reference, "read")
         ids, embeds = reference.embed(question.prompt(), question.pictures)
-        answer = reference.tokenizer.encode(
-            ANSWERS[part] + "<|eot_id|>", add_special_tokens=False
+        said = (answer or ANSWERS[part]).format(question.turns[0][1])
+        tokens = reference.tokenizer.encode(
+            said + "<|eot_id|>", add_special_tokens=False
         )
         shown = reference.language_model.get_input_embeddings()(
-            torch.tensor([answer[:-1]])
+            torch.tensor([tokens[:-1]])
         )
         output = reference.language_model(
             inputs_embeds=torch.cat([embeds, shown], dim=1)
         )
         logits = output.logits[0, len(ids) - 1 :]
-        loss = F.cross_entropy(logits, torch.tensor(answer))
+        loss = F.cross_entropy(logits, torch.tensor(tokens))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

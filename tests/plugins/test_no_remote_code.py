@@ -135,7 +135,9 @@ def run(code: str, tmp_path: Path, *models: object) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("trust", [True, False])
+@pytest.mark.parametrize(
+    "trust", [True, pytest.param(False, marks=pytest.mark.releases)]
+)
 def test_engine_and_auto_classes_import_nothing(baited, tmp_path, trust):
     folder, canary = baited
     result = run(engine(trust), tmp_path, folder, HUB_ID)

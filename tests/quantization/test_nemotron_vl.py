@@ -107,9 +107,9 @@ def accuracy(questions, answers) -> float:
 @pytest.mark.parametrize(
     ("scheme", "dtype"),
     [
-        ("int8", "float32"),
+        pytest.param("int8", "float32", marks=pytest.mark.releases),
         ("int8 everywhere", "float32"),
-        ("gptq", "bfloat16"),
+        pytest.param("gptq", "bfloat16", marks=pytest.mark.releases),
         ("awq", "float16"),
     ],
 )

@@ -305,6 +305,7 @@ ENGINES = {
     "graphs": Engine(GRAPHS),
     "graphs -tp 8": Engine(GRAPHS | TP8),
     "graphs -tp 8 --mm-encoder-tp-mode data": Engine(GRAPHS | TP8 | DATA),
+    # Its configuration alone: `built` compiles nothing.
     "compile_mm_encoder": Engine({"compilation_config": {"compile_mm_encoder": True}}),
     "--enable-sleep-mode": Engine({"enable_sleep_mode": True}),
     "--cpu-offload-gb 1": Engine({"cpu_offload_gb": 1}),

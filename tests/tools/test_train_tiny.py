@@ -210,6 +210,7 @@ def steps_of(state: dict) -> dict[int, int]:
     return {n: int(p["step"]) for n, p in state["optimizers"][1]["state"].items()}
 
 
+@pytest.mark.releases
 def test_training_resumes_and_writes_a_checkpoint(fonts, tmp_path):
     saved, checkpoint = tmp_path / "state.pt", tmp_path / "checkpoint"
     for stale in (tmp_path / "untrained", checkpoint):  # of an interrupted beginning
@@ -265,6 +266,7 @@ def test_training_resumes_and_writes_a_checkpoint(fonts, tmp_path):
     assert log.count("seed 0") == 3
 
 
+@pytest.mark.releases
 def test_a_training_begins_with_given_weights(fonts, tiny, tmp_path):
     """New heads learn to read the embedded tower, and then all learns a little."""
     checkpoint, folder = tmp_path / "first/checkpoint", tmp_path / "second"

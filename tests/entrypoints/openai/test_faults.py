@@ -197,6 +197,7 @@ def test_a_killed_worker_ends_the_server_and_the_log_says_why(server, job, log):
     assert "Exiting with status 1, for the engine has died." in log.read_text()
 
 
+@pytest.mark.releases
 def test_vllm_itself_exits_with_a_failure_if_it_has_two_api_servers(tiny, tmp_path):
     options = [*SERVER_OPTIONS, "--api-server-count=2"]
     with serving_process(tiny, *options, log=tmp_path / "log.txt") as (process, _):
