@@ -49,6 +49,8 @@ that only encodes: its embeddings), in engines with many options at once
 (`tests/models/multimodal/generation/test_options.py`). Encoder graphs are
 captured by vLLM's own manager, with a stand-in for the GPU's. Engines with Model Runner
 V2 run Triton's interpreter. They and those of four ranks run in `make test-releases`.
+Beside adapters on the tower, and beside encoder graphs with encoder data parallel, the
+tile cache has no effect, and the log says so.
 
 | engine | options |
 |---|---|
