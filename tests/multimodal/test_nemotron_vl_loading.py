@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import os
 import struct
 import threading
 import time
@@ -230,6 +231,47 @@ def test_vllms_connector_checks_images(connector):
     assert connector.fetch_image(data_url(saved(SMALL, "PPM"))).media.size == (60, 40)
     with pytest.raises(VLLMValidationError, match="none of|cannot be opened as"):
         connector.fetch_image(data_url(saved(SMALL, "PCX")))
+
+
+def asynchronously(connector, url):
+    return asyncio.run(connector.fetch_image_async(url))
+
+
+def as_llm_does(connector, url):
+    return connector.fetch_image(url)
+
+
+def written(pipe) -> None:
+    """Write, so that nobody who opens the pipe waits for ever."""
+    with contextlib.suppress(BrokenPipeError):
+        pipe.write_bytes(b"x")
+
+
+@pytest.mark.parametrize("fetch", [asynchronously, as_llm_does])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("pipe", "not a regular file"), ("large", "has 1048577 bytes; at most 1048576")],
+)
+def test_only_regular_files_of_some_size_are_read(
+    connector, tmp_path, monkeypatch, fetch, kind, reason
+):
+    monkeypatch.setenv("VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", "1")
+    file = tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(file)
+        threading.Thread(target=written, args=[file], daemon=True).start()
+    else:
+        file.write_bytes(bytes((1 << 20) + 1))
+    own = NemotronVLConnector(allowed_local_media_path=str(tmp_path))
+    with pytest.raises(VLLMValidationError, match=f"image cannot be read: .*{reason}"):
+        fetch(own, f"file://{file}")
+
+
+@pytest.mark.parametrize("fetch", [asynchronously, as_llm_does])
+def test_regular_files_are_read(tmp_path, fetch):
+    SMALL.save(tmp_path / "a.png")
+    own = NemotronVLConnector(allowed_local_media_path=str(tmp_path))
+    assert fetch(own, f"file://{tmp_path}/a.png").media.size == (60, 40)
 
 
 def test_another_connector_is_named_in_a_warning(connector, monkeypatch, caplog):
