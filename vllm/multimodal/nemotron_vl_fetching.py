@@ -43,7 +43,7 @@ class _Connection(HTTPConnection):
         super().__init__()
         self._public_only = public_only
         self._session: aiohttp.ClientSession | None = None
-        self._of_proxies: set[tuple[str, int]] = set()  # addresses and ports
+        self._of_proxies: set[tuple] = set()  # addresses and ports
 
     async def get_async_client(self) -> aiohttp.ClientSession:
         if self._public_only:

@@ -19,7 +19,6 @@ from vllm import envs
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaIO, VideoMediaIO
-from vllm.multimodal.media.connector import global_thread_pool
 from vllm.multimodal.media.image import ImageMediaIO
 
 from ..config.nemotron_vl_video import MOST_BYTES
@@ -27,6 +26,7 @@ from .nemotron_vl import LoadedImage, check_size, to_rgb
 from .nemotron_vl_confinement import command, environment
 from .nemotron_vl_fetching import SeparateConnector, read_file
 from .nemotron_vl_formats import FORMATS, Refused, check_structure, format_of
+from .nemotron_vl_turns import Turns
 
 logger = init_logger("vllm.multimodal.nemotron_vl_loading")
 
@@ -40,12 +40,14 @@ _DEFAULT, PUBLIC = "http", "nemotron_vl"
 
 _DEFAULT_SETTINGS = {"image_mode": "RGB", "rgba_background_color": (255, 255, 255)}
 
-# What loads the media of the request that is being read
+# Bounds the fetches of the request that is read; `_turns` knows the request by it.
 _places: ContextVar[asyncio.Semaphore | None] = ContextVar("_places", default=None)
+# Besides vLLM's threads, which its connector uses to fetch
+_turns = Turns(envs.VLLM_MEDIA_LOADING_THREAD_COUNT)
 
 
 def share_threads() -> None:
-    """Let the media of a request, read in this context, take half of the threads.
+    """Count the media that are read in this context as those of one request.
 
     The connector of a message alone could count only the media of that message.
     """
@@ -203,7 +205,7 @@ class _Later(MediaIO[Callable[[], Any]]):
 
 
 class NemotronVLConnector(SeparateConnector):
-    """It has `CheckedImageIO`, and few threads for each request."""
+    """It has `CheckedImageIO`, and requests take its threads in turn."""
 
     more_formats: Sequence[str] = ()
 
@@ -217,12 +219,10 @@ class NemotronVLConnector(SeparateConnector):
     async def load_from_url_async(
         self, url: str, media_io: MediaIO, **options: Any
     ) -> Any:
+        later = self._later(media_io)
         async with self._places:
-            work = await super().load_from_url_async(
-                url, self._later(media_io), **options
-            )
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(global_thread_pool, work)
+            work = await super().load_from_url_async(url, later, **options)
+        return await asyncio.wrap_future(_turns.submit(self._places, work))
 
     def _later(self, media_io: MediaIO) -> _Later:
         if type(media_io) is ImageMediaIO:
