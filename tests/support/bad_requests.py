@@ -329,6 +329,19 @@ CASES |= {
     f"embeds: {name}": Case(chat(embeds_part(tensor)), reason)
     for name, (tensor, reason) in EMBEDS.items()
 }
+# A part of OpenAI's types that vLLM takes for embeddings
+TEXT_WITH_EMBEDS = {
+    **text_part("a"),
+    **embeds_part(EMBEDS["slow pickle"][0]),
+    "type": "text",
+    "uuid": "a",
+}
+CASES |= {
+    f"embeds: slow pickle with {key}": Case(
+        of_other_type(key, TEXT_WITH_EMBEDS), EMBEDS["slow pickle"][1]
+    )
+    for key in OTHER_TYPE
+}
 
 CASES |= {
     "embeds: two repeated": Case(
