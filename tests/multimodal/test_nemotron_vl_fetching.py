@@ -18,10 +18,13 @@ PICTURE = saved(Image.new("RGB", (3, 5)), "PNG")
 
 class Pages(http.server.BaseHTTPRequestHandler):
     asked: list[str] = []
+    cookies: list[str | None] = []
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
+        self.cookies.append(self.headers["Cookie"])
         self.send_response(200)
+        self.send_header("Set-Cookie", "session=1; Path=/")
         self.end_headers()
         self.wfile.write(PICTURE)
 
@@ -32,6 +35,7 @@ class Pages(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def port():
     Pages.asked.clear()
+    Pages.cookies.clear()
     pages = http.server.ThreadingHTTPServer(("", 0), Pages)
     threading.Thread(target=pages.serve_forever, daemon=True).start()
     yield pages.server_address[1]
@@ -42,21 +46,32 @@ def port():
 def own_sessions(monkeypatch):
     """A session belongs to an event loop, of which each test has its own."""
     monkeypatch.setenv("VLLM_MEDIA_FETCH_MAX_RETRIES", "1")
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+    for name in ("http_proxy", "https_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
     for name, public in {"_TO_ANY": False, "_TO_PUBLIC": True}.items():
         monkeypatch.setattr(fetching, name, fetching._Connection(public_only=public))
 
 
-def fetch(url: str, **options):
+def fetch_asynchronously(*urls: str, **options):
     async def work():
         connector = PublicConnector(**options)
         try:
-            return (await connector.fetch_image_async(url)).media.size
+            return [(await connector.fetch_image_async(url)).media.size for url in urls]
         finally:
             await (await connector.connection.get_async_client()).close()
 
     return asyncio.run(work())
+
+
+def fetch_as_llm_does(*urls: str, **options):
+    connector = PublicConnector(**options)
+    return [connector.fetch_image(url).media.size for url in urls]
+
+
+@pytest.fixture(params=[fetch_asynchronously, fetch_as_llm_does])
+def fetch(request):
+    return request.param
 
 
 # Names that resolve to this machine, as a host of an attacker may from one moment to
@@ -65,24 +80,62 @@ HOSTS = ["localhost", "127.0.0.1", "0.0.0.0", "[::ffff:127.0.0.1]", "[::1]"]
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_private_addresses_are_not_asked(port, host):
+def test_private_addresses_are_not_asked(fetch, port, host):
     with pytest.raises(aiohttp.ClientError):
         fetch(f"http://{host}:{port}/a.png")
     assert not Pages.asked
 
 
-def test_the_operator_may_name_a_private_host(port):
+@pytest.mark.parametrize(
+    "proxies",
+    [
+        {"no_proxy": "example.org"},
+        {"no_proxy": "*"},
+        {"https_proxy": "http://127.0.0.1:9"},
+        {"http_proxy": "http://127.0.0.1:9", "no_proxy": "localhost"},
+    ],
+    ids=str,
+)
+def test_private_addresses_without_a_proxy_of_theirs_are_not_asked(
+    fetch, port, proxies, monkeypatch
+):
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(aiohttp.ClientError):
+        fetch(f"http://localhost:{port}/a.png")
+    assert not Pages.asked
+
+
+def test_the_operator_may_name_a_private_host(fetch, port):
     url = f"http://localhost:{port}/a.png"
-    assert fetch(url, allowed_media_domains=["localhost"]) == (3, 5)
+    assert fetch(url, allowed_media_domains=["localhost"]) == [(3, 5)]
     with pytest.raises(ValueError, match="allowed domains"):
         fetch(f"http://127.0.0.1:{port}/b.png", allowed_media_domains=["localhost"])
     assert Pages.asked == ["/a.png"]
 
 
-def test_a_proxy_decides_by_itself(port, monkeypatch):
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
-    assert fetch("http://pictures.example.org/a.png") == (3, 5)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_proxy_decides_by_itself(fetch, port, host, monkeypatch):
+    monkeypatch.setenv("http_proxy", f"http://{host}:{port}")
+    monkeypatch.setenv("no_proxy", "cluster.local")
+    assert fetch("http://pictures.example.org/a.png") == [(3, 5)]
     assert Pages.asked == ["http://pictures.example.org/a.png"]
+
+
+def test_no_cookie_is_sent(fetch, port):
+    urls = [f"http://localhost:{port}/{name}.png" for name in "ab"]
+    fetch(*urls, allowed_media_domains=["localhost"])
+    assert Pages.cookies == [None, None]
+
+
+def test_images_are_fetched_where_a_loop_runs(port):
+    """As in a notebook."""
+    url = f"http://localhost:{port}/a.png"
+
+    async def work():
+        return fetch_as_llm_does(url, allowed_media_domains=["localhost"])
+
+    assert asyncio.run(work()) == [(3, 5)]
 
 
 def test_vllm_itself_keeps_cookies():

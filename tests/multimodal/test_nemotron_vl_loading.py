@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import os
 import struct
 import threading
 import time
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 from fuzz_structure import KINDS
 from PIL import Image
+from vllm import envs
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, ImageMediaIO
-from vllm.multimodal.media.connector import global_thread_pool
 
 from support.bad_files import BAD_FILES, MANY_PARTS, SMALL
 from support.chat import data_url, saved
@@ -232,6 +233,47 @@ def test_vllms_connector_checks_images(connector):
         connector.fetch_image(data_url(saved(SMALL, "PCX")))
 
 
+def asynchronously(connector, url):
+    return asyncio.run(connector.fetch_image_async(url))
+
+
+def as_llm_does(connector, url):
+    return connector.fetch_image(url)
+
+
+def written(pipe) -> None:
+    """Write, so that nobody who opens the pipe waits for ever."""
+    with contextlib.suppress(BrokenPipeError):
+        pipe.write_bytes(b"x")
+
+
+@pytest.mark.parametrize("fetch", [asynchronously, as_llm_does])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("pipe", "not a regular file"), ("large", "has 1048577 bytes; at most 1048576")],
+)
+def test_only_regular_files_of_some_size_are_read(
+    connector, tmp_path, monkeypatch, fetch, kind, reason
+):
+    monkeypatch.setenv("VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", "1")
+    file = tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(file)
+        threading.Thread(target=written, args=[file], daemon=True).start()
+    else:
+        file.write_bytes(bytes((1 << 20) + 1))
+    own = NemotronVLConnector(allowed_local_media_path=str(tmp_path))
+    with pytest.raises(VLLMValidationError, match=f"image cannot be read: .*{reason}"):
+        fetch(own, f"file://{file}")
+
+
+@pytest.mark.parametrize("fetch", [asynchronously, as_llm_does])
+def test_regular_files_are_read(tmp_path, fetch):
+    SMALL.save(tmp_path / "a.png")
+    own = NemotronVLConnector(allowed_local_media_path=str(tmp_path))
+    assert fetch(own, f"file://{tmp_path}/a.png").media.size == (60, 40)
+
+
 def test_another_connector_is_named_in_a_warning(connector, monkeypatch, caplog):
     monkeypatch.setenv("VLLM_MEDIA_CONNECTOR", "mine")
     monkeypatch.setattr(nemotron_vl_loading.logger, "propagate", True)
@@ -241,7 +283,7 @@ def test_another_connector_is_named_in_a_warning(connector, monkeypatch, caplog)
 
 def test_the_images_of_a_request_take_half_of_the_threads(connector, monkeypatch):
     """In several messages, too: each has a connector of its own."""
-    half = global_thread_pool._max_workers // 2
+    half = envs.VLLM_MEDIA_LOADING_THREAD_COUNT // 2
     running, most, all_in = 0, 0, threading.Condition()
 
     def load_bytes(self, data):
@@ -266,3 +308,43 @@ def test_the_images_of_a_request_take_half_of_the_threads(connector, monkeypatch
 
     asyncio.run(request())
     assert most == half
+
+
+def test_a_request_whose_client_left_takes_no_further_threads(connector, monkeypatch):
+    """Its images are decoded on, for nothing can stop a thread."""
+    half = envs.VLLM_MEDIA_LOADING_THREAD_COUNT // 2
+    begun: list[bytes] = []
+    all_begun, end = threading.Event(), threading.Event()
+
+    def load_bytes(self, data):
+        begun.append(data)
+        if len(begun) == half:
+            all_begun.set()
+        if data == b"slow":
+            end.wait(60)
+
+    monkeypatch.setattr(CheckedImageIO, "load_bytes", load_bytes)
+
+    async def several(data: bytes, count: int) -> None:
+        urls = [data_url(data)] * count
+        await asyncio.gather(*map(connector.fetch_image_async, urls))
+
+    async def work() -> None:
+        left = asyncio.create_task(several(b"slow", 2 * half))
+        await asyncio.to_thread(all_begun.wait, 60)
+        left.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await left
+        same = asyncio.create_task(several(b"same", 1))
+        other = MEDIA_CONNECTOR_REGISTRY.load("http")
+        await other.fetch_image_async(data_url(b"other"))
+        await asyncio.sleep(0.2)  # Time to begin, if it could
+        assert b"same" not in begun
+        end.set()
+        await same
+
+    try:
+        asyncio.run(work())
+    finally:
+        end.set()
+    assert begun == [b"slow"] * half + [b"other", b"same"]

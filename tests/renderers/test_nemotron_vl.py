@@ -29,7 +29,6 @@ from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import (
     images_encoded_elsewhere,
 )
 from vllm_nemotron_vl.renderers import nemotron_vl as renderer
-from vllm_nemotron_vl.renderers import nemotron_vl_files as files
 from vllm_nemotron_vl.renderers.nemotron_vl_video import NemotronVLVideoRenderer
 from vllm_nemotron_vl.transformers_utils.processors import (
     nemotron_vl_threads,
@@ -116,13 +115,6 @@ def test_words_of_others_are_no_error_of_the_server(load):
     error = requests.HTTPError("503 can't start new thread for url: https://h/?sig=1")
     with pytest.raises(VLLMValidationError):
         load(error)
-
-
-@pytest.mark.parametrize("url", ["data:video/mp4;base64,AA", "https://h/a.mp4"])
-def test_only_urls_of_files_are_parsed(url, monkeypatch):
-    """Data URLs are large."""
-    monkeypatch.setattr(files, "parse_url", lambda url: pytest.fail(url))
-    files.check_file(url, "video", "/", 1)
 
 
 def test_no_secret_is_logged(load, monkeypatch):

@@ -33,6 +33,12 @@ def file_of(data: bytes, kind: str = "image/png") -> dict:
     return chat(image_part(data_url(data, kind)))
 
 
+def of_other_type(key: str, *parts) -> dict:
+    request = chat(*parts)
+    request["messages"][0][key] = OTHER_TYPE[key]
+    return request
+
+
 class Case(NamedTuple):
     request: dict | Callable[[Server], dict]
     cause: str  # the message must contain it, in lower case; "|" separates alternatives
@@ -125,6 +131,19 @@ CASES |= {
         reason,
     )
     for name, (path, reason) in FILES.items()
+}
+# Messages that are not of vLLM's type: pydantic takes OpenAI's, whose parts are an
+# iterator.
+OTHER_TYPE = {"tool_call_id": 5, "reasoning": 5}
+CASES |= {
+    f"file: {path} with {key}": Case(
+        lambda server, path=path, key=key: of_other_type(
+            key, image_part(f"file://{server.media}/{path}.png")
+        ),
+        FILES[path][1],
+    )
+    for path in ("pipe", "large", "text")
+    for key in OTHER_TYPE
 }
 PAGES = {
     "404": "the url: http 404|fetch",
@@ -309,6 +328,19 @@ EMBEDS: dict[str, tuple[torch.Tensor | bytes, str]] = {
 CASES |= {
     f"embeds: {name}": Case(chat(embeds_part(tensor)), reason)
     for name, (tensor, reason) in EMBEDS.items()
+}
+# A part of OpenAI's types that vLLM takes for embeddings
+TEXT_WITH_EMBEDS = {
+    **text_part("a"),
+    **embeds_part(EMBEDS["slow pickle"][0]),
+    "type": "text",
+    "uuid": "a",
+}
+CASES |= {
+    f"embeds: slow pickle with {key}": Case(
+        of_other_type(key, TEXT_WITH_EMBEDS), EMBEDS["slow pickle"][1]
+    )
+    for key in OTHER_TYPE
 }
 
 CASES |= {

@@ -6,52 +6,123 @@ one client is sent with the requests of the others, who then read what is that
 client's.
 """
 
+import asyncio
 import ipaddress
+import os
 import socket
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.request import getproxies
 
 import aiohttp
 from vllm.connections import HTTPConnection
 from vllm.multimodal.media.connector import MediaConnector
+from yarl import URL
 
 
-def _public_socket(addr_info: aiohttp.AddrInfoType) -> socket.socket:
-    """A socket for an address that was just resolved.
-
-    Raises:
-        OSError: The address belongs to this machine or to a private network.
-    """
-    family, kind, protocol, _, address = addr_info
-    found = ipaddress.ip_address(address[0])
-    if not (getattr(found, "ipv4_mapped", None) or found).is_global:
-        raise OSError(f"{found} is no public address")
-    return socket.socket(family, kind, protocol)
+def _proxies() -> Iterator[tuple[str, int]]:
+    """Hosts and ports of the environment's proxies that aiohttp may ask."""
+    for scheme, address in getproxies().items():
+        url = URL(address) if scheme in ("http", "https") else URL()
+        if url.host and url.port:
+            yield url.host, url.port
 
 
 class _Connection(HTTPConnection):
     """A session without cookies.
 
     Args:
-        public_only: Whether it connects to public addresses only.
+        public_only: Whether it connects only to public addresses and to the proxies of
+            the environment, which decide by themselves.
     """
 
     def __init__(self, *, public_only: bool) -> None:
         super().__init__()
         self._public_only = public_only
         self._session: aiohttp.ClientSession | None = None
+        self._of_proxies: set[tuple] = set()  # addresses and ports
 
     async def get_async_client(self) -> aiohttp.ClientSession:
+        if self._public_only:
+            await self._look_up_proxies()
         if self._session is None:
-            checked = self._public_only and not getproxies()  # else the proxy decides
             self._session = aiohttp.ClientSession(
                 trust_env=True,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 connector=aiohttp.TCPConnector(
-                    socket_factory=_public_socket if checked else None
+                    socket_factory=self._checked_socket if self._public_only else None
                 ),
             )
         return self._session
+
+    async def _look_up_proxies(self) -> None:
+        loop = asyncio.get_running_loop()
+        found = await asyncio.gather(
+            *(loop.getaddrinfo(*p, type=socket.SOCK_STREAM) for p in _proxies()),
+            return_exceptions=True,  # a proxy that has no address is asked in vain
+        )
+        self._of_proxies = {
+            address[:2]
+            for answers in found
+            if not isinstance(answers, BaseException)
+            for *_, address in answers
+        }
+
+    def _checked_socket(self, addr_info: aiohttp.AddrInfoType) -> socket.socket:
+        """A socket for an address that was just resolved.
+
+        Raises:
+            OSError: The address belongs to this machine or to a private network, and
+                is not that of a proxy.
+        """
+        family, kind, protocol, _, address = addr_info
+        if address[:2] not in self._of_proxies:
+            found = ipaddress.ip_address(address[0])
+            if not (getattr(found, "ipv4_mapped", None) or found).is_global:
+                raise OSError(f"{found} is no public address")
+        return socket.socket(family, kind, protocol)
+
+    def get_bytes(self, url: str, **options: Any) -> bytes:
+        """Fetch as the asynchronous method does, with its checks and its time-outs."""
+
+        async def fetch() -> bytes:
+            own = _Connection(public_only=self._public_only)
+            try:
+                return await own.async_get_bytes(url, **options)
+            finally:
+                await (await own.get_async_client()).close()
+
+        with ThreadPoolExecutor(1) as thread:  # this one may have a running loop
+            return thread.submit(asyncio.run, fetch()).result()
+
+
+def read_file(file: Path, most: int) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        file: Its name. Another process may put something else in its place.
+        most: Limit in bytes; 0 for none.
+
+    Raises:
+        OSError: It cannot be opened.
+        ValueError: It is a pipe or a device, or has more bytes.
+    """
+    with open(file, "rb", opener=_without_waiting) as opened:
+        found = os.fstat(opened.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is not a regular file")
+        if 0 < most < found.st_size:
+            raise ValueError(
+                f"it has {found.st_size} bytes; at most {most} are allowed"
+            )
+        return opened.read(found.st_size)
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK)  # for the writer of a pipe
 
 
 _TO_ANY = _Connection(public_only=False)

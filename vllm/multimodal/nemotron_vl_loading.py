@@ -7,8 +7,9 @@ need minutes for a few kilobytes.
 
 import asyncio
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from PIL import Image
 from vllm import envs
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
-from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaIO
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaIO, VideoMediaIO
 from vllm.multimodal.media.image import ImageMediaIO
 
+from ..config.nemotron_vl_video import MOST_BYTES
 from .nemotron_vl import LoadedImage, check_size, to_rgb
 from .nemotron_vl_confinement import command, environment
-from .nemotron_vl_fetching import SeparateConnector
+from .nemotron_vl_fetching import SeparateConnector, read_file
 from .nemotron_vl_formats import FORMATS, Refused, check_structure, format_of
+from .nemotron_vl_turns import Turns
 
 logger = init_logger("vllm.multimodal.nemotron_vl_loading")
 
@@ -37,12 +40,14 @@ _DEFAULT, PUBLIC = "http", "nemotron_vl"
 
 _DEFAULT_SETTINGS = {"image_mode": "RGB", "rgba_background_color": (255, 255, 255)}
 
-# What loads the media of the request that is being read
+# Bounds the fetches of the request that is read; `_turns` knows the request by it.
 _places: ContextVar[asyncio.Semaphore | None] = ContextVar("_places", default=None)
+# Besides vLLM's threads, which its connector uses to fetch
+_turns = Turns(envs.VLLM_MEDIA_LOADING_THREAD_COUNT)
 
 
 def share_threads() -> None:
-    """Let the media of a request, read in this context, take half of the threads.
+    """Count the media that are read in this context as those of one request.
 
     The connector of a message alone could count only the media of that message.
     """
@@ -164,8 +169,43 @@ class CheckedImageIO(ImageMediaIO):
         return LoadedImage(to_rgb(image), data, None if mode == "RGB" else settings)
 
 
+class _Later(MediaIO[Callable[[], Any]]):
+    """A reader that returns the work of another one, instead of doing it.
+
+    Files are read as `read_file` does.
+    """
+
+    def __init__(self, media_io: MediaIO) -> None:
+        super().__init__()
+        self._media_io = media_io
+
+    def get_max_bytes(self) -> int | None:
+        return self._media_io.get_max_bytes()
+
+    def load_bytes(self, data: bytes) -> Callable[[], Any]:
+        return partial(self._media_io.load_bytes, data)
+
+    def load_base64(self, media_type: str, data: str) -> Callable[[], Any]:
+        return partial(self._media_io.load_base64, media_type, data)
+
+    def load_file(self, filepath: Path) -> Callable[[], Any]:
+        return partial(self._load_file, filepath)
+
+    def _load_file(self, file: Path) -> Any:
+        kind, most = "image", envs.VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB << 20
+        if isinstance(self._media_io, VideoMediaIO):
+            kind, most = "video", MOST_BYTES
+        try:
+            data = read_file(file, most)
+        except ValueError as error:
+            raise VLLMValidationError(
+                f"The {kind} cannot be read: {error}.", parameter=f"{kind}_url"
+            ) from error
+        return self._media_io.load_bytes(data)
+
+
 class NemotronVLConnector(SeparateConnector):
-    """It has `CheckedImageIO`, and few threads for each request."""
+    """It has `CheckedImageIO`, and requests take its threads in turn."""
 
     more_formats: Sequence[str] = ()
 
@@ -174,20 +214,20 @@ class NemotronVLConnector(SeparateConnector):
         self._places = _places.get() or _new_places()
 
     def load_from_url(self, url: str, media_io: MediaIO, **options: Any) -> Any:
-        return super().load_from_url(url, self._checked(media_io), **options)
+        return super().load_from_url(url, self._later(media_io), **options)()
 
     async def load_from_url_async(
         self, url: str, media_io: MediaIO, **options: Any
     ) -> Any:
+        later = self._later(media_io)
         async with self._places:
-            return await super().load_from_url_async(
-                url, self._checked(media_io), **options
-            )
+            work = await super().load_from_url_async(url, later, **options)
+        return await asyncio.wrap_future(_turns.submit(self._places, work))
 
-    def _checked(self, media_io: MediaIO) -> MediaIO:
+    def _later(self, media_io: MediaIO) -> _Later:
         if type(media_io) is ImageMediaIO:
-            return CheckedImageIO(media_io, self.more_formats)
-        return media_io
+            media_io = CheckedImageIO(media_io, self.more_formats)
+        return _Later(media_io)
 
 
 class PublicConnector(NemotronVLConnector):

@@ -19,7 +19,6 @@ from typing import Any
 import aiohttp
 import requests
 from PIL import Image
-from vllm import envs
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.inputs import MultiModalInput, TokensInput, TokensPrompt
@@ -42,7 +41,7 @@ from ..transformers_utils.processors.nemotron_vl_threads import (
     MOST_THREADS,
     share_of_cores,
 )
-from .nemotron_vl_files import check_file, media_urls
+from .nemotron_vl_messages import with_lists
 from .nemotron_vl_uuids import with_keys
 
 logger = init_logger("vllm.renderers.nemotron_vl")
@@ -96,23 +95,18 @@ class NemotronVLRenderer(HfRenderer):
         return await super().render_chat_async(*args, **options)
 
     def render_messages(self, messages: list[Any], params: ChatParams):
-        self._check_files(messages)
+        messages = with_lists(messages)
         if self._takes_embeddings(messages):
             messages = with_plain_embeddings(messages)
         with _media_errors_are_the_clients(self.servers_errors):
             return super().render_messages(messages, params)
 
     async def render_messages_async(self, messages: list[Any], params: ChatParams):
-        self._check_files(messages)
+        messages = with_lists(messages)
         if self._takes_embeddings(messages):
             messages = await asyncio.to_thread(with_plain_embeddings, messages)
         with _media_errors_are_the_clients(self.servers_errors):
             return await super().render_messages_async(messages, params)
-
-    def _check_files(self, messages: list[Any]) -> None:
-        most = envs.VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB << 20
-        for url in media_urls(messages, "image"):
-            check_file(url, "image", self.model_config.allowed_local_media_path, most)
 
     def _takes_embeddings(self, messages: list[Any]) -> bool:
         images = self.model_config.multimodal_config

@@ -18,13 +18,12 @@ from vllm.renderers.params import ChatParams
 
 from ..config.nemotron_vl_video import (
     FRAMES_KEY,
-    MOST_BYTES,
     VIDEO_PLACEHOLDER,
     num_frames_problem,
 )
 from ..multimodal.nemotron_vl_decoding import DecoderUnavailable
 from .nemotron_vl import NemotronVLRenderer
-from .nemotron_vl_files import check_file, media_urls
+from .nemotron_vl_messages import media_urls, with_lists
 
 # vLLM reads this kind of data URL as a list of pictures, without our loader and its
 # limits.
@@ -37,10 +36,12 @@ class NemotronVLVideoRenderer(NemotronVLRenderer):
     servers_errors = (*NemotronVLRenderer.servers_errors, DecoderUnavailable)
 
     def render_messages(self, messages: list[Any], params: ChatParams):
+        messages = with_lists(messages)
         self._check_videos(messages, params)
         return super().render_messages(messages, params)
 
     async def render_messages_async(self, messages: list[Any], params: ChatParams):
+        messages = with_lists(messages)
         self._check_videos(messages, params)
         left = threading.Event()
         try:
@@ -66,8 +67,6 @@ class NemotronVLVideoRenderer(NemotronVLRenderer):
                     "Send a file, or each frame as an image.",
                     parameter="video_url",
                 )
-            folder = self.model_config.allowed_local_media_path
-            check_file(url, "video", folder, MOST_BYTES)
 
     def _check_settings(self, given: Any) -> None:
         """Compare a request's ``media_io_kwargs["video"]`` with the engine's."""

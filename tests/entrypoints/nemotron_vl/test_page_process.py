@@ -86,6 +86,20 @@ def test_a_document_that_cannot_be_opened_in_time(process, tmp_path, monkeypatch
     assert late.error == "Drawing took more than 0 s."
 
 
+def test_a_document_of_many_slow_pages_is_left(process, tmp_path, monkeypatch):
+    for name in ("_SPARE_SECONDS", "_SECONDS_OF_PAGE"):  # so each page is slow
+        monkeypatch.setattr(page_process, name, 0.0, raising=False)
+    file, after = tmp_path / "report.pdf", tmp_path / "after.pdf"
+    file.write_bytes(pdf(solid("red", (60, 80)) for _ in range(50)))
+    after.write_bytes(blank_pdf(60, 80))
+    pages = list(process.read([file, file, after], nothing))
+    # Before the first page, opening the document has taken time, too.
+    assert [page.number for page in pages] == [None, None, None]
+    monkeypatch.setattr(page_process, "_SECONDS_OF_PAGE", 60.0)
+    monkeypatch.setattr(page_process, "_SPARE_SECONDS", 60.0)
+    assert len(list(process.read([file, after], nothing))) == 51
+
+
 def test_a_document_that_ends_the_process_again_and_again_is_left(process, tmp_path):
     file, after = tmp_path / "report.pdf", tmp_path / "after.pdf"
     file.write_bytes(pdf(solid("red", (DEADLY, 80)) for _ in range(50)))

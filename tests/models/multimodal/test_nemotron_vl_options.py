@@ -67,3 +67,12 @@ def test_what_is_switched_off_is_not_refused(checkpoint):
 def test_vllm_refuses_graphs_of_the_language_model_alone(checkpoint):
     with pytest.raises(ValueError, match="--language-model-only is incompatible"):
         make_config(checkpoint, "float32", language_model_only=True, **GRAPHS)
+
+
+@pytest.mark.parametrize("overrides", [{}, VIDEO], ids=["images", "videos"])
+def test_an_api_server_without_our_renderer_is_refused(
+    checkpoint, overrides, monkeypatch
+):
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(ValueError, match="VLLM_USE_RUST_FRONTEND replaces"):
+        make_config(checkpoint, "float32", hf_overrides=overrides)

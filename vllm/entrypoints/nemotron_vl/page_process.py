@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -22,6 +23,9 @@ from .tiler import Tiler
 MOST_SECONDS = 120.0
 MOST_PAGES = 10_000
 _MOST_ENDED = 3  # pages of a document that end the process
+# For a document besides its pages, and for each page on average
+_SPARE_SECONDS = _MOST_ENDED * MOST_SECONDS
+_SECONDS_OF_PAGE = 5.0
 _MEMORY = 4 << 30
 _NO_MEMORY = 3  # exit status
 _END = "end"
@@ -48,6 +52,7 @@ class PageProcess:
         self._tiler = tiler
         self._most_pages = most_pages
         self._process: Any = None
+        self._waited = 0.0  # seconds, for the answers of all documents
         self._connection: Connection
 
     def __enter__(self) -> "PageProcess":
@@ -74,8 +79,8 @@ class PageProcess:
     ) -> Iterator[Page]:
         """`read_pages`. What ends the process, or takes too long, is an error.
 
-        A document with too many pages, or of which several do that, has one error for
-        the remaining ones.
+        A document with too many pages, or of which several do that, or many are slow,
+        has one error for the remaining ones.
 
         Args:
             files: Documents.
@@ -85,7 +90,8 @@ class PageProcess:
             yield from self._read(file, done)
 
     def _read(self, file: Path, done: Callable[[str, int | None], bool]):
-        name, given_up, ended = str(file), 0, 0
+        name, given_up, ended, drawn = str(file), 0, 0, 0
+        begun = self._waited
         while True:
             number: int | None = None  # the page that is drawn now
             try:
@@ -93,12 +99,17 @@ class PageProcess:
                 while (answer := self._receive()) != _END:
                     if isinstance(answer, Page):
                         number = None
+                        drawn += 1
                         yield answer
                         continue
-                    number = answer
+                    number, seconds, cause = answer, self._waited - begun, ""
                     if number is not None and number > self._most_pages:
+                        cause = f"It has more than {self._most_pages} pages."
+                    elif seconds > _SPARE_SECONDS + drawn * _SECONDS_OF_PAGE:
+                        cause = f"Drawing {drawn} of its pages took {seconds:.0f} s."
+                    if cause:
                         self._stop()
-                        yield _last(name, f"It has more than {self._most_pages} pages.")
+                        yield _last(name, cause)
                         return
                     left_out = number is not None and number <= given_up
                     self._connection.send(left_out or done(name, number))
@@ -131,6 +142,7 @@ class PageProcess:
         Raises:
             _Ended: There is none.
         """
+        start = time.monotonic()
         try:
             in_time = self._connection.poll(MOST_SECONDS)
             answer = self._connection.recv() if in_time else None
@@ -139,6 +151,8 @@ class PageProcess:
             process.join()
             self._stop()
             raise _Ended(_cause(process.exitcode)) from None
+        finally:
+            self._waited += time.monotonic() - start
         if not in_time:
             self._stop()
             raise _Ended(f"Drawing took more than {MOST_SECONDS:g} s.")

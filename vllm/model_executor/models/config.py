@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
+from vllm import envs
 from vllm.config import ModelConfig, VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
@@ -94,6 +95,11 @@ def _integers(kind: dict) -> int | None:
 
 
 def _check_model(model_config: ModelConfig, renderer: str) -> None:
+    if envs.VLLM_USE_RUST_FRONTEND:
+        raise ValueError(
+            "VLLM_USE_RUST_FRONTEND replaces the API server in Python, so this model's "
+            "tiles and checks of requests are not used. Unset it."
+        )
     check_servable(model_config.hf_config, model_config.hf_image_processor_config)
     if "ps_version" not in vars(model_config.hf_config):
         logger.warning_once(PS_VERSION_ASSUMED)
