@@ -1,34 +1,17 @@
-#!/usr/bin/env python3
-"""Fuzzing of the code that reads images by the structure of files.
+"""Image files of many parts, each of which is legal, and what they are made of.
 
-    python tools/fuzz_structure.py --seconds 600
-
-`fuzz_pictures.py` changes bytes; this makes files of many parts, each of which is
-legal: scans, segments, chunks, strips, blocks, entries. Numbers of parts and of pixels
-are drawn at random, and the costliest file of each kind is searched from there. Each
-file is read in a process of its own. The table shows the costliest file of each kind:
-its bytes, the seconds of CPU time, the peak of memory, and the answer. Add what is
-worse than the rest to MANY_PARTS of tests/support/bad_files.py.
+Scans, segments, chunks, strips, blocks, entries: each of `KINDS` makes a file of about
+so many parts and pixels. `fuzz_structure.py` and `benchmarks/hostile.py` measure them.
 """
 
-import argparse
 import gzip
 import io
 import math
-import multiprocessing
-import random
-import resource
 import struct
-import time
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
 
 from PIL import Image
-
-# Requests of more bytes than this are the proxy's to refuse.
-MOST_BYTES = 6_000_000
-MOST_PIXELS = 178_956_970
 
 
 def _side(pixels: int) -> int:
@@ -99,6 +82,32 @@ def jpeg_exif_entries(parts: int, pixels: int) -> bytes:
     return _jpeg_with(_segment(0xE1, b"Exif\0\0" + exif[:65000]), 1, pixels)
 
 
+def jpeg_after_end(parts: int, pixels: int) -> bytes:
+    """Exif data after an end marker, where Pillow goes on."""
+    segments = _segment(0xE1, b"Exif\0\0" + bytes(994)) * max(1, parts // 1000)
+    return _jpeg_with(b"\xff\xd9" + segments, 1, pixels)
+
+
+def jpeg_behind_markers(parts: int, pixels: int) -> bytes:
+    """Exif data where a marker without a length seems to have one."""
+    segments = _segment(0xE1, b"Exif\0\0") * 6553
+    return _jpeg_with(b"\xff\xf0\xff\xff" + segments, max(1, parts // 6553), pixels)
+
+
+def jpeg_frames(parts: int, pixels: int) -> bytes:
+    frame = struct.pack(">BHHB", 8, 9, 9, 3) + bytes(60_000)
+    return _jpeg_with(_segment(0xC0, frame), max(1, parts // 20_000), pixels)
+
+
+def jpeg_hidden_scans(parts: int, pixels: int) -> bytes:
+    """Scans behind a marker in coded pixels that libjpeg passes over."""
+    whole = _blank(pixels, "JPEG", "L", progressive=True)
+    scans = _segment(0xDA, b"\x01\x01\x00\x01\x05\x00") * min(parts, 6000)
+    first = _segment(0xDD, b"\0\1") + _segment(0xDA, b"\x01\x01\x00\x01\x05\x00")
+    hidden = first + b"\0\xff\x02\xff\xff" + scans
+    return whole[:-2] + hidden.ljust(65_600, b"\0") + whole[-2:]
+
+
 # PNG
 
 
@@ -140,6 +149,59 @@ def png_exif_entries(parts: int, pixels: int) -> bytes:
 def png_exif_text(parts: int, pixels: int) -> bytes:
     exif = _directory([(274, 3, 1, 6)], min(parts, 65_000), 100_000).hex().encode()
     return _png(_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n8\n" + exif), pixels)
+
+
+def png_texts_exif(parts: int, pixels: int) -> bytes:
+    """Compressed texts of Exif data, of many lines."""
+    text = b"Raw profile type exif\0\0" + zlib.compress(b"\n" * (1 << 20), 9)
+    return _png(_chunk(b"zTXt", text) * min(60, parts), pixels)
+
+
+def png_text_exif(parts: int, pixels: int) -> bytes:
+    """A text with the name under which Pillow keeps Exif data."""
+    exif = _directory([(274, 3, 1, 6)], min(parts, 65_000), 100_000)
+    return _png(_chunk(b"tEXt", b"exif\0" + exif), pixels)
+
+
+def _damaged() -> bytes:
+    """A megabyte, compressed, with a wrong sum at its end."""
+    return zlib.compress(bytes((1 << 20) - 1), 9)[:-4] + bytes(4)
+
+
+def png_damaged_texts(parts: int, pixels: int) -> bytes:
+    return _png(_chunk(b"zTXt", b"k\0\0" + _damaged()) * min(parts, 20_000), pixels)
+
+
+def png_profiles(parts: int, pixels: int) -> bytes:
+    return _png(_chunk(b"iCCP", b"k\0\0" + _damaged()) * min(parts, 20_000), pixels)
+
+
+def png_exif_headers(parts: int, pixels: int) -> bytes:
+    return _png(_chunk(b"eXIf", b"Exif\0\0" * parts), pixels)
+
+
+def png_exif_circles(parts: int, pixels: int) -> bytes:
+    """Entries that lead to the directory that they are in."""
+    exif = _directory([(34665, 4, 1, 8)] * min(parts, 1024))
+    return _png(_chunk(b"eXIf", exif), pixels)
+
+
+def _rationals(parts: int) -> bytes:
+    """Exif data with an orientation and rational numbers."""
+    count = min(parts, 65_000)
+    entries = [(274, 3, 1, 6), (282, 5, count, 8 + 2 + 24 + 4)]
+    return _directory(entries) + bytes(range(1, 9)) * count
+
+
+def png_exif_rationals(parts: int, pixels: int) -> bytes:
+    return _png(_chunk(b"eXIf", _rationals(parts)), pixels)
+
+
+def jpeg_exif_rationals(parts: int, pixels: int) -> bytes:
+    exif = _rationals(parts)
+    pieces = (exif[place : place + 65_000] for place in range(0, len(exif), 65_000))
+    segments = b"".join(_segment(0xE1, b"Exif\0\0" + piece) for piece in pieces)
+    return _jpeg_with(segments, 1, pixels)
 
 
 def png_grey_levels(parts: int, pixels: int) -> bytes:
@@ -189,8 +251,20 @@ def _directory(
     return head + packed + bytes(4) + bytes(size)
 
 
-def _tiff(pixels: int, strips: int, rows: int, compression: int, data: bytes) -> bytes:
-    side, place = _side(pixels), 8 + 2 + 12 * 9 + 4
+def _tiff(
+    pixels: int,
+    strips: int,
+    rows: int,
+    compression: int,
+    data: bytes,
+    width: int = 0,
+    order: int = 1,
+    more: int = 0,
+) -> bytes:
+    """A TIFF whose strips have the same bytes, and `more` private entries."""
+    side = _side(pixels)
+    width, height = (width, pixels // width) if width else (side, side)
+    place = 8 + 2 + 12 * (10 + more) + 4
     lists = b"".join(
         struct.pack("<I", value) * strips for value in (place + 8 * strips, len(data))
     )
@@ -198,9 +272,11 @@ def _tiff(pixels: int, strips: int, rows: int, compression: int, data: bytes) ->
         offsets, sizes, lists = place, len(data), b""
     else:
         offsets, sizes = place, place + 4 * strips
-    entries = [(256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8)]
-    entries += [(259, 3, 1, compression), (262, 3, 1, 1), (273, 4, strips, offsets)]
-    entries += [(277, 3, 1, 1), (278, 4, 1, rows), (279, 4, strips, sizes)]
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8)]
+    entries += [(259, 3, 1, compression), (262, 3, 1, 1), (266, 3, 1, order)]
+    entries += [(273, 4, strips, offsets), (277, 3, 1, 1)]
+    entries += [(278, 4, 1, rows), (279, 4, strips, sizes)]
+    entries += [(50_000 + n, 4, 1, 0) for n in range(more)]
     return _directory(entries) + lists + data
 
 
@@ -244,6 +320,73 @@ def tiff_entries(parts: int, pixels: int) -> bytes:
 
 def tiff_jpeg_scans(parts: int, pixels: int) -> bytes:
     return _tiff(pixels, 1, _side(pixels), 7, jpeg_scans(parts, pixels, "L"))
+
+
+def tiff_shared_scans(parts: int, pixels: int) -> bytes:
+    """Strips of the same JPEG of 85 scans."""
+    width, rows = max(1, _side(pixels)), max(1, _side(pixels) // 25)
+    file = io.BytesIO()
+    Image.new("L", (width, rows)).save(file, "JPEG", progressive=True)
+    scan = _segment(0xDA, b"\x01\x01\x00\x01\x05\x00")
+    data = file.getvalue()[:-2] + scan * 80 + b"\xff\xd9"
+    return _tiff(rows * 25 * width, 25, rows, 7, data, width=width)
+
+
+def tiff_shared_headers(parts: int, pixels: int) -> bytes:
+    """Strips of the same JPEG of many segments."""
+    data = _jpeg_with(_segment(0xFE, b""), min(parts, 250_000), 8 * 8)
+    rows = max(1, min(pixels // 64, 20_000))
+    return _tiff(64 * rows, rows, 8, 7, data, width=8)
+
+
+def tiff_reversed_strips(parts: int, pixels: int) -> bytes:
+    """Strips of the same megabyte, of which libtiff reverses the bits."""
+    rows = max(2, min(pixels, 20_000))
+    data = zlib.compress(b"\0", 9).ljust(1_000_000, b"\0")
+    reverse = bytes(int(f"{n:08b}"[::-1], 2) for n in range(256))
+    return _tiff(rows, rows, 1, 8, data.translate(reverse), width=1, order=2)
+
+
+def tiff_without_sizes(parts: int, pixels: int) -> bytes:
+    """The same, but libtiff has to guess the sizes."""
+    return tiff_reversed_strips(parts, pixels).replace(
+        struct.pack("<HH", 279, 4), struct.pack("<HH", 280, 4), 1
+    )
+
+
+def tiff_narrow_strips(parts: int, pixels: int) -> bytes:
+    """Strips of a pixel."""
+    rows = max(2, min(pixels, 131_072))
+    return _tiff(rows, rows, 1, 1, b"\0", width=1)
+
+
+def tiff_small_tiles(parts: int, pixels: int) -> bytes:
+    side = min(_side(pixels), 510)
+    entries = [(256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, 1)]
+    entries += [(262, 3, 1, 1), (277, 3, 1, 1), (322, 4, 1, 1), (323, 4, 1, 1)]
+    entries += [(324, 3, side * side, 8 + 2 + 12 * 9 + 4)]
+    return _directory(entries) + b"\x08\0" * max(2, side * side)
+
+
+def tiff_tile_of_strips(parts: int, pixels: int) -> bytes:
+    """A large tile, in the place of a strip."""
+    return tiff_large_tile(parts, pixels).replace(
+        struct.pack("<HH", 324, 4), struct.pack("<HH", 273, 4), 1
+    )
+
+
+def tiff_private_tags(parts: int, pixels: int) -> bytes:
+    data = zlib.compress(bytes(_side(pixels) ** 2), 9)
+    return _tiff(pixels, 1, _side(pixels), 8, data, more=min(parts, 1000))
+
+
+def tiff_directories(parts: int, pixels: int) -> bytes:
+    """Entries that lead to directories, each elsewhere."""
+    whole = _tiff(pixels, 1, _side(pixels), 1, bytes(_side(pixels) ** 2))
+    entries = [struct.unpack_from("<HHII", whole, 10 + 12 * n) for n in range(10)]
+    entries[6] = (273, 4, 1, 8)
+    entries += [(34665, 4, 1, 8 + 2 + 12 * n) for n in range(min(parts, 1000))]
+    return _directory(entries) + bytes(_side(pixels) ** 2)
 
 
 def tiff_fax(parts: int, pixels: int) -> bytes:
@@ -351,109 +494,19 @@ KINDS: dict[str, Callable[[int, int], bytes]] = {
             jpeg_fill_bytes,
             jpeg_junk,
         ),
-        *(jpeg_photoshop, jpeg_tables, jpeg_exif_entries),
+        *(jpeg_photoshop, jpeg_tables, jpeg_exif_entries, jpeg_exif_rationals),
+        *(jpeg_after_end, jpeg_behind_markers, jpeg_frames, jpeg_hidden_scans),
         *(png_chunks, png_chunks_after, png_texts, png_empty_data, png_exif_entries),
-        *(png_exif_text, png_grey_levels),
+        *(png_exif_text, png_texts_exif, png_text_exif, png_damaged_texts),
+        *(png_profiles, png_exif_headers, png_exif_circles, png_exif_rationals),
+        png_grey_levels,
         *(gif_comments, gif_long_comment, gif_unknown_bytes, gif_extensions),
         *(tiff_strips, tiff_short_strips, tiff_repeated_strips, tiff_deflate_strips),
-        *(tiff_large_tile, tiff_entries, tiff_jpeg_scans, tiff_fax),
+        *(tiff_large_tile, tiff_entries, tiff_jpeg_scans, tiff_shared_scans),
+        *(tiff_shared_headers, tiff_reversed_strips, tiff_without_sizes),
+        *(tiff_narrow_strips, tiff_small_tiles, tiff_tile_of_strips),
+        *(tiff_private_tags, tiff_directories, tiff_fax),
         *(webp_chunks, webp_exif_entries, webp_frames, bmp_runs),
         *(fits, qoi, psd, jpeg2000, avif, icns),
     )
 }
-
-
-class Cost(NamedTuple):
-    """What reading a file took.
-
-    Args:
-        seconds: CPU time.
-        peak: Bytes of memory at most.
-        answer: Size of the image, or why it is not read.
-    """
-
-    seconds: float
-    peak: int
-    answer: str
-
-
-def measure(read: Callable[[bytes], object], data: bytes, limit: int = 60) -> Cost:
-    """Read a file in a process of its own, for at most so many seconds of CPU time."""
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-
-    def work() -> None:
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
-        with open("/proc/self/clear_refs", "w") as peak:
-            peak.write("5")
-        before, start = _memory("VmRSS"), time.process_time()
-        try:
-            answer = str(read(data))
-        except Exception as error:
-            answer = f"{type(error).__name__}: {error}"
-        theirs.send((time.process_time() - start, _memory("VmHWM") - before, answer))
-
-    process = context.Process(target=work)
-    process.start()
-    theirs.close()
-    try:
-        return Cost(*ours.recv())
-    except EOFError:
-        return Cost(limit, 0, f"ended after {limit} s")
-    finally:
-        process.join()
-
-
-def _memory(key: str) -> int:
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith(key))
-    return 1024 * int(line.split()[1])
-
-
-def read(data: bytes) -> str:
-    """Load a file as a server does."""
-    from vllm.multimodal.media.image import ImageMediaIO
-
-    from vllm_nemotron_vl.multimodal.nemotron_vl_loading import CheckedImageIO
-
-    image = CheckedImageIO(ImageMediaIO(), ()).load_bytes(data)
-    return "{}x{}".format(*image.media.size)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--seconds", type=float, default=60, help="default: 60")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="*", default=[*KINDS], choices=[*KINDS])
-    options = parser.parse_args()
-    rng = random.Random(options.seed)
-    read(KINDS["png_chunks"](1, 1))  # imports before the forks
-    worst: dict[str, tuple[float, int, int, int, Cost]] = {}
-    end = time.monotonic() + options.seconds
-    tried = 0
-    while time.monotonic() < end:
-        kind = rng.choice(options.kinds)
-        parts, pixels = 10 ** rng.uniform(0, 7), 10 ** rng.uniform(0, 8.25)
-        if kind in worst and rng.random() < 0.5:
-            factor = 2 ** rng.gauss(0, 1), 2 ** rng.gauss(0, 1)
-            parts, pixels = worst[kind][1] * factor[0], worst[kind][2] * factor[1]
-        parts, pixels = int(parts), min(int(pixels), MOST_PIXELS)
-        data = KINDS[kind](max(1, min(parts, 10**7)), max(1, pixels))
-        if len(data) > MOST_BYTES:
-            continue
-        tried += 1
-        cost = measure(read, data)
-        if kind not in worst or cost.seconds > worst[kind][0]:
-            worst[kind] = (cost.seconds, parts, pixels, len(data), cost)
-    print(f"{tried} files")
-    for kind, (seconds, parts, pixels, size, cost) in sorted(
-        worst.items(), key=lambda item: -item[1][0]
-    ):
-        print(
-            f"{kind:22} {parts:9} parts {pixels:11} pixels {size:9} B {seconds:7.2f} s "
-            f"{cost.peak / 1e6:6.0f} MB  {cost.answer[:80]}"
-        )
-
-
-if __name__ == "__main__":
-    main()
