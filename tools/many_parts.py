@@ -82,6 +82,11 @@ def jpeg_exif_entries(parts: int, pixels: int) -> bytes:
     return _jpeg_with(_segment(0xE1, b"Exif\0\0" + exif[:65000]), 1, pixels)
 
 
+def jpeg_several_pictures(parts: int, pixels: int) -> bytes:
+    exif = _directory([(274, 3, 1, 6)] * 1000)
+    return _jpeg_with(_segment(0xE2, b"MPF\0" + exif), min(parts, 1000), pixels)
+
+
 def jpeg_after_end(parts: int, pixels: int) -> bytes:
     """Exif data after an end marker, where Pillow goes on."""
     segments = _segment(0xE1, b"Exif\0\0" + bytes(994)) * max(1, parts // 1000)
@@ -174,6 +179,11 @@ def png_damaged_texts(parts: int, pixels: int) -> bytes:
 
 def png_profiles(parts: int, pixels: int) -> bytes:
     return _png(_chunk(b"iCCP", b"k\0\0" + _damaged()) * min(parts, 20_000), pixels)
+
+
+def png_exif_chunks(parts: int, pixels: int) -> bytes:
+    exif = _directory([(274, 3, 1, 6)] * 1000)
+    return _png(_chunk(b"eXIf", exif) * min(parts, 1000), pixels)
 
 
 def png_exif_headers(parts: int, pixels: int) -> bytes:
@@ -417,6 +427,12 @@ def webp_exif_entries(parts: int, pixels: int) -> bytes:
     return _webp_with(b"EXIF" + struct.pack("<I", len(exif)) + exif, 1, pixels)
 
 
+def webp_exif_chunks(parts: int, pixels: int) -> bytes:
+    exif = _directory([(274, 3, 1, 6)] * 1000)
+    chunk = b"EXIF" + struct.pack("<I", len(exif)) + exif
+    return _webp_with(chunk * min(parts, 1000), 1, pixels)
+
+
 def webp_frames(parts: int, pixels: int) -> bytes:
     """Three frames, of which the first is read."""
     side = min(_side(pixels), 16383)
@@ -495,18 +511,24 @@ KINDS: dict[str, Callable[[int, int], bytes]] = {
             jpeg_junk,
         ),
         *(jpeg_photoshop, jpeg_tables, jpeg_exif_entries, jpeg_exif_rationals),
-        *(jpeg_after_end, jpeg_behind_markers, jpeg_frames, jpeg_hidden_scans),
+        *(
+            jpeg_several_pictures,
+            jpeg_after_end,
+            jpeg_behind_markers,
+            jpeg_frames,
+            jpeg_hidden_scans,
+        ),
         *(png_chunks, png_chunks_after, png_texts, png_empty_data, png_exif_entries),
         *(png_exif_text, png_texts_exif, png_text_exif, png_damaged_texts),
         *(png_profiles, png_exif_headers, png_exif_circles, png_exif_rationals),
-        png_grey_levels,
+        *(png_exif_chunks, png_grey_levels),
         *(gif_comments, gif_long_comment, gif_unknown_bytes, gif_extensions),
         *(tiff_strips, tiff_short_strips, tiff_repeated_strips, tiff_deflate_strips),
         *(tiff_large_tile, tiff_entries, tiff_jpeg_scans, tiff_shared_scans),
         *(tiff_shared_headers, tiff_reversed_strips, tiff_without_sizes),
         *(tiff_narrow_strips, tiff_small_tiles, tiff_tile_of_strips),
         *(tiff_private_tags, tiff_directories, tiff_fax),
-        *(webp_chunks, webp_exif_entries, webp_frames, bmp_runs),
+        *(webp_chunks, webp_exif_entries, webp_exif_chunks, webp_frames, bmp_runs),
         *(fits, qoi, psd, jpeg2000, avif, icns),
     )
 }

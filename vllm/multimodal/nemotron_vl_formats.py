@@ -20,12 +20,12 @@ __all__ = ["FORMATS", "Refused", "check_structure", "format_of"]
 # Chunks, segments or blocks: Pillow needs a few microseconds for each.
 _MOST_PARTS = 4096
 _BYTES_OF_A_PART = 1024  # large files have more: one part more for so many bytes
-# Of a PNG: those that Pillow decompresses, to a megabyte each, and those with Exif data
+# Chunks of a PNG that Pillow decompresses, to a megabyte each, and texts of Exif data
 _COMPRESSED, _MOST_COMPRESSED = (b"iCCP", b"iTXt", b"zTXt"), 64
-_EXIF_TEXTS, _MOST_EXIF_TEXTS = (b"exif\0", b"Raw profile type exif\0"), 2
+_EXIF_TEXTS = (b"exif\0", b"Raw profile type exif\0")
 _LONGEST_TEXT = 1 << 20
-# Pillow joins those of a JPEG.
-_MOST_EXIF_SEGMENTS = 16
+# Chunks of Exif data, of which Pillow reads one, and segments, which it joins
+_MOST_EXIF, _MOST_EXIF_SEGMENTS = 4, 16
 # Of a JPEG: image resources in its Photoshop data, and bytes of quantisation tables.
 # Pillow takes them apart in Python.
 _MOST_RESOURCES, _MOST_TABLES = 4096, 1 << 16
@@ -84,7 +84,7 @@ def _check_count(count: int, most: int, parts: str) -> None:
 
 
 def _check_png(data: bytes) -> None:
-    most, place, count, compressed, exif_texts = _most_parts(data), 8, 0, 0, 0
+    most, place, count, compressed, exif = _most_parts(data), 8, 0, 0, 0
     while place + 8 <= len(data):
         count += 1
         _check_count(count, most, "chunks")
@@ -95,12 +95,11 @@ def _check_png(data: bytes) -> None:
         if name in _COMPRESSED:
             compressed += 1
             _check_count(compressed, _MOST_COMPRESSED, "compressed chunks")
-        if name == b"eXIf":
-            check_exif(data[place : place + size])
-        elif data.startswith(_EXIF_TEXTS, place):
-            exif_texts += 1
-            _check_count(exif_texts, _MOST_EXIF_TEXTS, "texts of Exif data")
-            check_exif(_exif_of_text(name, data[place : place + size]))
+        if name == b"eXIf" or data.startswith(_EXIF_TEXTS, place):
+            exif += 1
+            _check_count(exif, _MOST_EXIF, "chunks of Exif data")
+            content = data[place : place + size]
+            check_exif(content if name == b"eXIf" else _exif_of_text(name, content))
         place += size + 4
 
 
@@ -121,12 +120,14 @@ def _exif_of_text(name: bytes, text: bytes) -> bytes:
 
 
 def _check_webp(data: bytes) -> None:
-    most, place, count = _most_parts(data), 12, 0
+    most, place, count, exif = _most_parts(data), 12, 0, 0
     while place + 8 <= len(data):
         count += 1
         _check_count(count, most, "chunks")
         size = int.from_bytes(data[place + 4 : place + 8], "little")
         if data[place : place + 4] == b"EXIF":
+            exif += 1
+            _check_count(exif, _MOST_EXIF, "chunks of Exif data")
             check_exif(data[place + 8 : place + 8 + size])
         place += 8 + size + size % 2
 
@@ -157,7 +158,7 @@ def _check_bmp(data: bytes) -> None:
 
 def _check_jpeg(data: bytes) -> None:
     most = _most_parts(data)
-    frames = scans = pixels = tables = resources = 0
+    frames = scans = pixels = tables = resources = multiple = 0
     exif: list[bytes] = []
     for count, (marker, start, end) in enumerate(_segments(data), 1):
         _check_count(count, most, "segments")
@@ -183,6 +184,8 @@ def _check_jpeg(data: bytes) -> None:
             exif.append(data[start + 6 : end])
             _check_count(len(exif), _MOST_EXIF_SEGMENTS, "segments of Exif data")
         elif marker == _APP2 and data.startswith(b"MPF\0", start, end):
+            multiple += 1
+            _check_count(multiple, _MOST_EXIF, "segments of several pictures")
             check_exif(data[start + 4 : end])
         elif marker == _APP13:
             resources += data.count(b"8BIM", start, end)
