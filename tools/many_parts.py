@@ -392,11 +392,12 @@ def tiff_private_tags(parts: int, pixels: int) -> bytes:
 
 def tiff_directories(parts: int, pixels: int) -> bytes:
     """Entries that lead to directories, each elsewhere."""
-    whole = _tiff(pixels, 1, _side(pixels), 1, bytes(_side(pixels) ** 2))
-    entries = [struct.unpack_from("<HHII", whole, 10 + 12 * n) for n in range(10)]
-    entries[6] = (273, 4, 1, 8)
-    entries += [(34665, 4, 1, 8 + 2 + 12 * n) for n in range(min(parts, 1000))]
-    return _directory(entries) + bytes(_side(pixels) ** 2)
+    side, count = _side(pixels), min(parts, 1000)
+    place = 8 + 2 + 12 * (8 + count) + 4
+    entries = [(256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, 1)]
+    entries += [(262, 3, 1, 1), (273, 4, 1, place), (277, 3, 1, 1), (278, 4, 1, side)]
+    entries += [(34665, 4, 1, place + n) for n in range(count)]
+    return _directory(entries) + bytes(max(side * side, count))
 
 
 def tiff_fax(parts: int, pixels: int) -> bytes:
