@@ -1,6 +1,6 @@
 """What hostile image files cost an API server.
 
-The files are those of `tools/fuzz_structure.py`: many parts, each of which is legal.
+The files are those of `tools/many_parts.py`: many parts, each of which is legal.
 Each is read and cut into tiles in a process of its own, as a server does. "x good" is
 its CPU time over that of a scanned page that is a JPEG of as many bytes. A file is
 within its budget if it takes less than 3 s or less than 20 times such a page; a refused
@@ -35,7 +35,8 @@ import numpy as np
 import skimage.data
 import torch
 from front_end import OPTIONS, TILE, request, started
-from fuzz_structure import KINDS, MOST_BYTES, measure
+from fuzz_structure import MOST_BYTES, measure
+from many_parts import KINDS
 from options import make_parser
 from PIL import Image
 from vllm.exceptions import VLLMValidationError
@@ -50,7 +51,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_threads import (
     IMAGE_THREADS,
 )
 
-PARTS = (20, 4000, 300_000)
+PARTS = (20, 4000, 60_000, 1_000_000)
 PIXELS = (1_000_000, 50_000_000)  # the second is the limit that security.md recommends
 MOST_SECONDS, MOST_TIMES_GOOD = 3, 20
 IMAGES = 8  # of a request

@@ -7,7 +7,7 @@ under the names of other clients' images; and names without an image.
 from collections.abc import Iterator, Sequence
 
 import httpx
-from fuzz_structure import KINDS
+from many_parts import KINDS
 from PIL import Image
 from soak_requests import Job
 

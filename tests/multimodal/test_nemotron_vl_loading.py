@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from fuzz_structure import KINDS
-from PIL import Image
+from many_parts import KINDS
+from PIL import Image, ImageOps, TiffImagePlugin
 from vllm import envs
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, ImageMediaIO
@@ -21,7 +21,13 @@ from support.bad_files import BAD_FILES, MANY_PARTS, SMALL
 from support.chat import data_url, saved
 from support.decoders import check_rights, decoders, rights
 from vllm_nemotron_vl.multimodal import nemotron_vl_loading
-from vllm_nemotron_vl.multimodal.nemotron_vl_formats import FORMATS, format_of
+from vllm_nemotron_vl.multimodal.nemotron_vl import to_rgb
+from vllm_nemotron_vl.multimodal.nemotron_vl_directories import check_exif
+from vllm_nemotron_vl.multimodal.nemotron_vl_formats import (
+    FORMATS,
+    Refused,
+    format_of,
+)
 from vllm_nemotron_vl.multimodal.nemotron_vl_loading import (
     CheckedImageIO,
     NemotronVLConnector,
@@ -54,6 +60,26 @@ GOOD = {
     },
     "TIFF in strips": ("TIFF", "RGB", {"tiffinfo": {278: 1}}),
     "BigTIFF": ("TIFF", "RGB", {"big_tiff": True}),
+    **{
+        f"TIFF of 6 pages {compression} {mode}": (
+            *("TIFF", mode),
+            {
+                "compression": compression,
+                "save_all": True,
+                "append_images": [
+                    SMALL.convert(mode).rotate(turn) for turn in range(5)
+                ],
+            },
+        )
+        for compression, mode in (
+            *(("jpeg", "L"), ("jpeg", "RGB"), ("tiff_lzw", "RGB"), ("packbits", "L")),
+            *(("tiff_adobe_deflate", "RGB"), ("group4", "1"), (None, "RGB")),
+        )
+    },
+    "TIFF in strips of JPEG": (
+        *("TIFF", "RGB"),
+        {"compression": "jpeg", "tiffinfo": {278: 16}},
+    ),
 }
 
 
@@ -86,16 +112,71 @@ def test_a_background_of_the_operator_is_kept():
 
 
 def exif(rotation: int) -> Image.Exif:
+    """As a camera writes them."""
+    number = TiffImagePlugin.IFDRational
     tags = Image.Exif()
     tags[274] = rotation
+    tags[282] = tags[283] = number(72)
     tags.get_ifd(34665)[37510] = b"a comment of a camera"
+    tags.get_ifd(34665)[33434] = number(1, 250)
+    tags.get_ifd(34665)[42034] = (number(24), number(70), number(28, 10), number(4))
+    tags.get_ifd(34853)[2] = (number(47), number(22), number(3345, 100))
     return tags
 
 
+@pytest.mark.parametrize("rotation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_exif_turns_an_image(kind):
-    data = saved(SMALL.convert("RGB"), kind, exif=exif(6))
-    assert load(data).media.size == SMALL.size[::-1]
+def test_exif_turns_an_image_once(kind, rotation):
+    options = {} if kind == "JPEG" else {"lossless": True}
+    upright = SMALL.convert("RGB")
+    data = saved(upright, kind, exif=exif(rotation), **options)
+    found = load(data).media
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(np.asarray(found), np.asarray(expected))
+    assert np.array_equal(np.asarray(to_rgb(found)), np.asarray(found))
+
+
+def test_photoshop_data_of_more_than_a_megabyte_are_read():
+    """It splits them into segments."""
+    resources = b"8BIM\x04\x04\0\0" + struct.pack(">I", 1_200_000) + bytes(1_200_000)
+    name, pieces = b"Photoshop 3.0\0", range(0, len(resources), 65_000)
+    segments = b"".join(
+        struct.pack(">BBH", 0xFF, 0xED, 2 + len(piece)) + piece
+        for piece in (name + resources[at : at + 65_000] for at in pieces)
+    )
+    data = saved(SMALL, "JPEG")
+    assert load(data[:2] + segments + data[2:]).media.size == SMALL.size
+
+
+def test_a_private_tag_of_a_tiff_may_stand_twice():
+    whole = saved(SMALL, "TIFF", tiffinfo={50_001: 1, 50_002: 1})
+    first, second = (struct.pack("<H", tag) for tag in (50_001, 50_002))
+    data = whole.replace(second, first)
+    assert data.count(first) == 2
+    assert load(data).media.size == SMALL.size
+    width, height = (struct.pack("<HH", tag, 4) for tag in (256, 257))
+    with pytest.raises(VLLMValidationError, match="its tag 256 stands twice"):
+        load(whole.replace(height, width))
+
+
+def test_what_follows_the_end_of_a_png_is_not_counted():
+    data = saved(SMALL, "PNG") + bytes(100_000)
+    assert load(data).media.size == SMALL.size
+
+
+def test_exif_data_that_lead_in_circles_are_read_once():
+    """1024 entries of 1024 entries of 1024 entries would take minutes."""
+    assert load(KINDS["png_exif_circles"](1024, 900)).media.size == (30, 30)
+
+
+def test_headers_of_exif_data_are_removed_as_pillow_does():
+    """It removes two. The time to remove each grows with their number."""
+    entries = b"II*\0" + struct.pack("<IH", 8, 5000)
+    header = b"Exif\0\0"
+    for count in range(3):
+        with pytest.raises(Refused, match="5000 entries"):
+            check_exif(header * count + entries)
+    check_exif(header * 3 + entries)
 
 
 def test_what_follows_the_end_of_a_jpeg_is_not_counted():
@@ -117,8 +198,8 @@ def test_files_of_too_many_parts_are_refused(name):
     """vLLM's loader, with 4 million pixels and 300,000 parts, takes seconds.
 
     CPU time of a Xeon with AMX at 2.6 GHz: jpeg_scans more than 30 s,
-    tiff_repeated_strips 8.6 s, jpeg_exif_segments 2.8 s (it grows with the square),
-    the others 0.1 to 0.8 s. ``benchmarks/hostile.py`` measures them here.
+    tiff_repeated_strips 8.6 s, jpeg_exif_segments 2.8 s (it grows with the square).
+    ``benchmarks/hostile.py`` measures them here.
     """
     data, _, cause = BAD_FILES[name]
     with pytest.raises(VLLMValidationError) as error:

@@ -4,7 +4,7 @@ import struct
 import zlib
 
 import numpy as np
-from fuzz_structure import KINDS
+from many_parts import KINDS
 from PIL import Image
 
 from support.chat import saved
@@ -37,7 +37,7 @@ REASONS = {
     | {"TIFF": "it does not say its size"},
     "zeros": OTHERS
     | dict.fromkeys(READ, "cannot be opened as")
-    | {"BMP": "unsupported bmp header", "TIFF": "its tag 0 stands twice"},
+    | {"BMP": "unsupported bmp header", "TIFF": "it does not say its size"},
     "without head": dict.fromkeys(FORMATS, OTHER_KIND),
 }
 
@@ -166,13 +166,26 @@ MANY_PARTS = {
     "jpeg_comments": (5000, 900, "segments"),
     "jpeg_fill_bytes": (9000, 900, "bytes between its segments"),
     "jpeg_junk": (9000, 900, "bytes between its segments"),
-    "jpeg_photoshop": (100_000, 900, "segments of photoshop data"),
+    "jpeg_photoshop": (100_000, 900, "resources in its photoshop data"),
+    "jpeg_tables": (5000, 900, "bytes of quantisation tables"),
+    "jpeg_frames": (40_000, 900, "more than 1 frame"),
+    "jpeg_after_end": (9000, 900, "the marker ffd9 before its first scan"),
+    "jpeg_behind_markers": (9000, 900, "the marker fff0 before its first scan"),
+    "jpeg_hidden_scans": (600, 10**6, "more than 100 scans"),
     "jpeg_exif_entries": (5000, 900, "a directory of it has 5001 entries"),
+    "jpeg_several_pictures": (9, 900, "segments of several pictures"),
+    "jpeg_exif_rationals": (5000, 900, "5000 rational numbers"),
     "png_chunks": (5000, 900, "chunks"),
     "png_chunks_after": (5000, 900, "chunks"),
     "png_empty_data": (5000, 900, "chunks"),
     "png_exif_entries": (60_000, 900, "a directory of it has 60001 entries"),
+    "png_exif_chunks": (9, 900, "more than 4 chunks of exif data"),
     "png_exif_text": (60_000, 900, "a directory of it has 60001 entries"),
+    "png_text_exif": (60_000, 900, "a directory of it has 60001 entries"),
+    "png_texts_exif": (9, 900, "more than 4 chunks of exif data"),
+    "png_exif_rationals": (60_000, 900, "60000 rational numbers"),
+    "png_damaged_texts": (200, 900, "more than 64 compressed chunks"),
+    "png_profiles": (200, 900, "more than 64 compressed chunks"),
     "gif_comments": (5000, 900, "blocks before its first image"),
     "gif_long_comment": (2_000_000, 900, "blocks before its first image"),
     "gif_unknown_bytes": (5000, 900, "blocks before its first image"),
@@ -181,7 +194,16 @@ MANY_PARTS = {
     "tiff_large_tile": (1, 40_000_000, "its tiles are 6320x6320 pixels"),
     "tiff_entries": (60_000, 900, "a directory of it has 60002 entries"),
     "tiff_jpeg_scans": (9, 10**6, "more than four scans"),
+    "tiff_shared_scans": (1, 10**6, "31050 bytes together"),
+    "tiff_shared_headers": (9000, 10**6, "bytes together"),
+    "tiff_reversed_strips": (1, 900, "900000000 bytes together"),
+    "tiff_without_sizes": (1, 900, "bytes together"),
+    "tiff_small_tiles": (1, 10**6, "it has 260100 strips or tiles"),
+    "tiff_narrow_strips": (1, 100_000, "it has 100000 strips or tiles"),
+    "tiff_tile_of_strips": (1, 40_000_000, "it has both strips and tiles"),
+    "tiff_directories": (30, 900, "in its directories"),
     "webp_chunks": (5000, 900, "chunks"),
+    "webp_exif_chunks": (9, 900, "more than 4 chunks of exif data"),
     "webp_exif_entries": (60_000, 900, "a directory of it has 60001 entries"),
     "bmp_runs": (1, 900, "run-length encoded"),
     **dict.fromkeys(("fits", "qoi", "psd", "icns"), (900, 900, OTHER_KIND)),

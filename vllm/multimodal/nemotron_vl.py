@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from vllm import envs
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
@@ -30,6 +30,15 @@ from .nemotron_vl_embeddings import (
 )
 
 _EXIF_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Pixels. The time and the memory of resampling grow with the sides, too.
 LONGEST_SIDE = 1 << 17
@@ -54,8 +63,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     check_size(image)  # before it is decoded
     try:
         image.load()
-        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-            image = ImageOps.exif_transpose(image)
+        turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+        if turn is not None:  # `ImageOps.exif_transpose` writes all Exif data anew
+            image = image.transpose(turn)
+            image.info = {k: v for k, v in image.info.items() if k == "transparency"}
         if image.mode.startswith(("I", "F")):
             image = _by_bands(image, "L", _to_8_bits)
         if image.has_transparency_data:

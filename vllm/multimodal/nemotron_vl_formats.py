@@ -20,10 +20,15 @@ __all__ = ["FORMATS", "Refused", "check_structure", "format_of"]
 # Chunks, segments or blocks: Pillow needs a few microseconds for each.
 _MOST_PARTS = 4096
 _BYTES_OF_A_PART = 1024  # large files have more: one part more for so many bytes
-_EXIF_TEXT = b"Raw profile type exif\0"
-_LONGEST_TEXT = 1 << 20  # that Pillow decompresses
-# Pillow joins those of a JPEG.
-_MOST_EXIF_SEGMENTS = 16
+# Chunks of a PNG that Pillow decompresses, to a megabyte each, and texts of Exif data
+_COMPRESSED, _MOST_COMPRESSED = (b"iCCP", b"iTXt", b"zTXt"), 64
+_EXIF_TEXTS = (b"exif\0", b"Raw profile type exif\0")
+_LONGEST_TEXT = 1 << 20
+# Chunks of Exif data, of which Pillow reads one, and segments, which it joins
+_MOST_EXIF, _MOST_EXIF_SEGMENTS = 4, 16
+# Of a JPEG: image resources in its Photoshop data, and bytes of quantisation tables.
+# Pillow takes them apart in Python.
+_MOST_RESOURCES, _MOST_TABLES = 4096, 1 << 16
 # Of a JPEG. A progressive one has ten or so. Each takes time for all pixels.
 _MOST_SCANS = 100
 _MOST_SCANNED_PIXELS = 1 << 31
@@ -31,9 +36,12 @@ _MOST_SCANNED_PIXELS = 1 << 31
 # Markers of JPEG: frame headers for 8 bits with Huffman codes (baseline, extended,
 # progressive); others that a frame can have.
 _FRAMES = (0xC0, 0xC1, 0xC2)
-_OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
-_SCAN, _END, _APP1, _APP2, _APP13 = 0xDA, 0xD9, 0xE1, 0xE2, 0xED
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # those that stand for a part
+_OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xDE)
+_SCAN, _END, _TABLES, _APP1, _APP2, _APP13 = 0xDA, 0xD9, 0xDB, 0xE1, 0xE2, 0xED
+# Those that Pillow passes over in a header, without the length after them: libjpeg
+# reads no such header.
+_NOT_IN_HEADERS = (0xC8, 0xD8, _END, *range(0xF0, 0xFE))
+_MARKER = re.compile(rb"\xff[^\x00-\xbf\xd0-\xd7\xff]")  # those that stand for a part
 
 
 def format_of(data: bytes) -> str | None:
@@ -76,39 +84,50 @@ def _check_count(count: int, most: int, parts: str) -> None:
 
 
 def _check_png(data: bytes) -> None:
-    most, place, count = _most_parts(data), 8, 0
+    most, place, count, compressed, exif = _most_parts(data), 8, 0, 0, 0
     while place + 8 <= len(data):
         count += 1
         _check_count(count, most, "chunks")
         size = int.from_bytes(data[place : place + 4])
         name, place = data[place + 4 : place + 8], place + 8
-        if name == b"eXIf":
-            check_exif(data[place : place + size])
-        elif data.startswith(_EXIF_TEXT, place):
-            check_exif(_exif_of_text(name, data[place : place + size]))
+        if name == b"IEND":
+            return
+        if name in _COMPRESSED:
+            compressed += 1
+            _check_count(compressed, _MOST_COMPRESSED, "compressed chunks")
+        if name == b"eXIf" or data.startswith(_EXIF_TEXTS, place):
+            exif += 1
+            _check_count(exif, _MOST_EXIF, "chunks of Exif data")
+            content = data[place : place + size]
+            check_exif(content if name == b"eXIf" else _exif_of_text(name, content))
         place += size + 4
 
 
 def _exif_of_text(name: bytes, text: bytes) -> bytes:
-    """Exif data that ImageMagick wrote as digits; three lines come before them."""
-    text = text[len(_EXIF_TEXT) :]
+    """Exif data as they are, or as digits of ImageMagick's after three lines."""
+    key, _, text = text.partition(b"\0")
     if name == b"iTXt":
         raise Refused("it has Exif data in an iTXt chunk")
+    if key == b"exif":
+        return text
     try:
         if name == b"zTXt":
             text = zlib.decompressobj().decompress(text[1:], _LONGEST_TEXT)
-        return bytes.fromhex("".join(text.decode("latin-1").split("\n")[3:]))
+        digits = text.split(b"\n", 3)[3:]
+        return bytes.fromhex(b"".join(digits).replace(b"\n", b"").decode("latin-1"))
     except (ValueError, zlib.error):  # Pillow does not read it either
         return b""
 
 
 def _check_webp(data: bytes) -> None:
-    most, place, count = _most_parts(data), 12, 0
+    most, place, count, exif = _most_parts(data), 12, 0, 0
     while place + 8 <= len(data):
         count += 1
         _check_count(count, most, "chunks")
         size = int.from_bytes(data[place + 4 : place + 8], "little")
         if data[place : place + 4] == b"EXIF":
+            exif += 1
+            _check_count(exif, _MOST_EXIF, "chunks of Exif data")
             check_exif(data[place + 8 : place + 8 + size])
         place += 8 + size + size % 2
 
@@ -138,14 +157,16 @@ def _check_bmp(data: bytes) -> None:
 
 
 def _check_jpeg(data: bytes) -> None:
-    most, scans, pixels = _most_parts(data), 0, 0
+    most = _most_parts(data)
+    frames = scans = pixels = tables = resources = multiple = 0
     exif: list[bytes] = []
-    photoshop = 0
     for count, (marker, start, end) in enumerate(_segments(data), 1):
         _check_count(count, most, "segments")
         if marker in _OTHER_FRAMES:
             raise Refused("it is a lossless, hierarchical or arithmetic-coded JPEG")
         if marker in _FRAMES:
+            frames += not scans
+            _check_count(frames, 1, "frame")
             height = int.from_bytes(data[start + 1 : start + 3])
             pixels = max(pixels, height * int.from_bytes(data[start + 3 : start + 5]))
         elif marker == _SCAN:
@@ -156,14 +177,19 @@ def _check_jpeg(data: bytes) -> None:
                     f"it has {scans} scans or more of {pixels} pixels; save it as a "
                     "baseline JPEG"
                 )
+        elif marker == _TABLES:
+            tables += end - start
+            _check_count(tables, _MOST_TABLES, "bytes of quantisation tables")
         elif marker == _APP1 and data.startswith(b"Exif\0\0", start, end):
             exif.append(data[start + 6 : end])
             _check_count(len(exif), _MOST_EXIF_SEGMENTS, "segments of Exif data")
         elif marker == _APP2 and data.startswith(b"MPF\0", start, end):
+            multiple += 1
+            _check_count(multiple, _MOST_EXIF, "segments of several pictures")
             check_exif(data[start + 4 : end])
         elif marker == _APP13:
-            photoshop += 1
-            _check_count(photoshop, _MOST_EXIF_SEGMENTS, "segments of Photoshop data")
+            resources += data.count(b"8BIM", start, end)
+            _check_count(resources, _MOST_RESOURCES, "resources in its Photoshop data")
     check_exif(b"".join(exif))
 
 
@@ -175,11 +201,13 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """
     place, skipped, scanned = 2, 0, False
     while (found := _MARKER.search(data, place)) is not None:
+        marker, start = data[found.start() + 1], found.end()
         if not scanned:
             skipped += found.start() - place
             _check_count(skipped, _MOST_PARTS, "bytes between its segments")
-        marker, start = data[found.start() + 1], found.end()
-        if marker == _END:
+            if marker in _NOT_IN_HEADERS:
+                raise Refused(f"it has the marker FF{marker:02X} before its first scan")
+        elif marker == _END:
             return
         size = max(2, int.from_bytes(data[start : start + 2]))
         place = start + size

@@ -10,7 +10,7 @@ import jsonschema
 import openai
 import pytest
 import torch
-from fuzz_structure import KINDS
+from many_parts import KINDS
 from PIL import Image
 
 from support.chat import (
