@@ -65,7 +65,8 @@ class Reload:
         self._model = model
         self._config = config
         self._update: object = None  # that `_biases` belong to
-        self._biases: dict[nn.Module, torch.Tensor] = {}
+        # In use, and as they were
+        self._biases: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def guarded(
         self, check: Check, whole: bool
@@ -152,16 +153,16 @@ class Reload:
             return  # a later part of it
         self._update = update
         self._biases = {
-            layer: layer.bias.detach().clone()
+            layer: (bias, bias.detach().clone())
             for layer in self._model.modules()
-            if isinstance(getattr(layer, "bias", None), torch.Tensor)
+            if isinstance(bias := getattr(layer, "bias", None), torch.Tensor)
         }
 
     def _put_weights_back(self) -> None:
         _forget_partial_layers(self._model)
-        for layer, bias in self._biases.items():
+        for layer, (bias, former) in self._biases.items():
             if is_reloading(layer):  # vLLM has not finished it
-                layer.bias.data.copy_(bias)
+                bias.data.copy_(former)
         self._update, self._biases = None, {}
         # vLLM says of each layer that it failed to load.
         logger.disabled, before = True, logger.disabled
