@@ -185,12 +185,15 @@ def test_what_follows_the_end_of_a_jpeg_is_not_counted():
     assert load(data).media.size == SMALL.size
 
 
-def test_a_broken_entry_of_exif_data_is_passed_over():
+def with_broken_exif(tag: int) -> bytes:
     """Cameras write sizes that lead out of the data."""
-    tags = struct.pack("<HHHII", 1, 37500, 7, 10**9, 99) + bytes(4)
+    tags = struct.pack("<HHHII", 1, tag, 7, 10**9, 99) + bytes(4)
     segment = b"Exif\0\0II*\0" + struct.pack("<I", 8) + tags
-    data = saved(SMALL, "JPEG", exif=segment)
-    assert load(data).media.size == SMALL.size
+    return saved(SMALL, "JPEG", exif=segment)
+
+
+def test_a_broken_entry_of_exif_data_is_passed_over():
+    assert load(with_broken_exif(37500)).media.size == SMALL.size
 
 
 @pytest.mark.parametrize("name", [n for n in BAD_FILES if n.startswith("many parts")])
@@ -353,6 +356,15 @@ def test_regular_files_are_read(tmp_path, fetch):
     SMALL.save(tmp_path / "a.png")
     own = NemotronVLConnector(allowed_local_media_path=str(tmp_path))
     assert fetch(own, f"file://{tmp_path}/a.png").media.size == (60, 40)
+
+
+def test_pillows_warnings_do_not_pile_up(connector):
+    kept = vars(TiffImagePlugin).setdefault("__warningregistry__", {})
+    connector.fetch_image(data_url(with_broken_exif(37500)))
+    before = len(kept)
+    for tag in range(37501, 37520):
+        connector.fetch_image(data_url(with_broken_exif(tag)))
+    assert len(kept) == before
 
 
 def test_another_connector_is_named_in_a_warning(connector, monkeypatch, caplog):

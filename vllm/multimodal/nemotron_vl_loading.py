@@ -7,6 +7,7 @@ need minutes for a few kilobytes.
 
 import asyncio
 import subprocess
+import warnings
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
@@ -64,6 +65,8 @@ def check_and_load_images(more_formats: Sequence[str]) -> None:
     Args:
         more_formats: Formats besides `FORMATS`, by Pillow's names.
     """
+    # Python keeps the text of each warning, and Pillow's name numbers of the file.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     NemotronVLConnector.more_formats = tuple(more_formats)
     MEDIA_CONNECTOR_REGISTRY.register(_DEFAULT)(NemotronVLConnector)
     MEDIA_CONNECTOR_REGISTRY.register(PUBLIC)(PublicConnector)
