@@ -22,7 +22,6 @@ from vllm.logger import init_logger
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaIO, VideoMediaIO
 from vllm.multimodal.media.image import ImageMediaIO
 
-from ..config.nemotron_vl_video import MOST_BYTES
 from .nemotron_vl import LoadedImage, check_size, to_rgb
 from .nemotron_vl_confinement import command, environment
 from .nemotron_vl_fetching import SeparateConnector, read_file
@@ -197,6 +196,9 @@ class _Later(MediaIO[Callable[[], Any]]):
     def _load_file(self, file: Path) -> Any:
         kind, most = "image", envs.VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB << 20
         if isinstance(self._media_io, VideoMediaIO):
+            # Only then: without videos, no code for them is imported.
+            from ..config.nemotron_vl_video import MOST_BYTES
+
             kind, most = "video", MOST_BYTES
         try:
             data = read_file(file, most)
