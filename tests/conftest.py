@@ -6,6 +6,8 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+# After 5 s, vLLM closes an idle connection just as a slow client uses it again.
+os.environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "120")
 # Allows LLM.apply_model to send functions of the tests to the workers.
 os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
 # More threads than one make models as small as these slower.

@@ -31,8 +31,8 @@ def test_every_example_is_run():
     assert ANSWERS.keys() | ELSEWHERE == {file.stem for file in EXAMPLES.glob("*.py")}
 
 
-# They start several servers, or one like that of another example.
-SLOW = {"disaggregated_client", "video_client"}
+# They start several servers, or an engine like that of another example.
+SLOW = {"disaggregated_client", "multi_image", "video_client", "video_offline"}
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,7 @@ def test_other_folders_do_not_change_the_path(tmp_path, monkeypatch):
     assert "PYTHONSAFEPATH" not in os.environ
 
 
+@pytest.mark.releases
 def test_the_bait_works_without_the_plugin(baited, tmp_path):
     """The bait works: vLLM's in-tree model and AutoTokenizer run its code."""
     model, canary = baited

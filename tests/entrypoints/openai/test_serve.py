@@ -14,6 +14,7 @@ from many_parts import KINDS
 from PIL import Image
 
 from support.chat import (
+    ONE_WORKER,
     data_url,
     embeds_part,
     image_part,
@@ -42,6 +43,7 @@ def log(tmp_path_factory):
 def client(checkpoint, media, log):
     options = [
         f"--served-model-name={MODEL}",
+        ONE_WORKER,
         "--dtype=float32",
         "--enforce-eager",
         "--max-model-len=1024",
