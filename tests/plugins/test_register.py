@@ -21,7 +21,7 @@ def run_python(code: str, **options) -> subprocess.CompletedProcess:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         **options,
     )
 
