@@ -161,10 +161,15 @@ def _order(data: bytes):
     return "little" if data.startswith(b"II") else "big"
 
 
+def _sign(data: bytes) -> str:
+    """The order of bytes, as `struct` writes it."""
+    return "<" if _order(data) == "little" else ">"
+
+
 def _entries(data: bytes, place: int) -> Iterator[_Entry]:
     """The entries of a directory."""
     big = data[2:3] == b"+"
-    sign = "<" if data.startswith(b"II") else ">"
+    sign = _sign(data)
     head = struct.Struct(sign + ("Q" if big else "H"))
     layout = struct.Struct(sign + ("HHQ8s" if big else "HHL4s"))
     if not 0 <= place <= len(data) - head.size:
@@ -221,5 +226,4 @@ def _numbers(data: bytes, entry: _Entry) -> tuple[int, ...]:
         values = data[start : start + entry.size]
     if code is None or len(values) < entry.size:
         return ()
-    sign = "<" if _order(data) == "little" else ">"
-    return struct.unpack_from(f"{sign}{entry.length}{code}", values)
+    return struct.unpack_from(f"{_sign(data)}{entry.length}{code}", values)

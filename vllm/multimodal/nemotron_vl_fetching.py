@@ -8,12 +8,9 @@ client's.
 
 import asyncio
 import ipaddress
-import os
 import socket
-import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from urllib.request import getproxies
 
@@ -90,39 +87,11 @@ class _Connection(HTTPConnection):
 
         async def fetch() -> bytes:
             own = _Connection(public_only=self._public_only)
-            try:
+            async with await own.get_async_client():  # closes it in the end
                 return await own.async_get_bytes(url, **options)
-            finally:
-                await (await own.get_async_client()).close()
 
         with ThreadPoolExecutor(1) as thread:  # this one may have a running loop
             return thread.submit(asyncio.run, fetch()).result()
-
-
-def read_file(file: Path, most: int) -> bytes:
-    """The content of a regular file.
-
-    Args:
-        file: Its name. Another process may put something else in its place.
-        most: Limit in bytes; 0 for none.
-
-    Raises:
-        OSError: It cannot be opened.
-        ValueError: It is a pipe or a device, or has more bytes.
-    """
-    with open(file, "rb", opener=_without_waiting) as opened:
-        found = os.fstat(opened.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("it is not a regular file")
-        if 0 < most < found.st_size:
-            raise ValueError(
-                f"it has {found.st_size} bytes; at most {most} are allowed"
-            )
-        return opened.read(found.st_size)
-
-
-def _without_waiting(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NONBLOCK)  # for the writer of a pipe
 
 
 _TO_ANY = _Connection(public_only=False)

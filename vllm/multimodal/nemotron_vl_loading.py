@@ -24,7 +24,8 @@ from vllm.multimodal.media.image import ImageMediaIO
 
 from .nemotron_vl import LoadedImage, check_size, to_rgb
 from .nemotron_vl_confinement import command, environment
-from .nemotron_vl_fetching import SeparateConnector, read_file
+from .nemotron_vl_fetching import SeparateConnector
+from .nemotron_vl_files import read_file
 from .nemotron_vl_formats import FORMATS, Refused, check_structure, format_of
 from .nemotron_vl_turns import Turns
 

@@ -6,9 +6,10 @@ that never ends, or a file that is larger than the memory.
 """
 
 import io
-import os
 import stat
 from pathlib import Path
+
+from ...multimodal.nemotron_vl_files import without_waiting
 
 # Of a data file. A configuration has kilobytes, the tokenizer of Llama 3 has 17 MB.
 MOST_BYTES = 1 << 23
@@ -35,11 +36,7 @@ def open_regular(file: Path) -> io.BufferedReader:
     """
     check_regular(file)
     # A pipe may have taken its place meanwhile.
-    return open(file, "rb", opener=_without_waiting)
-
-
-def _without_waiting(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NONBLOCK)
+    return open(file, "rb", opener=without_waiting)
 
 
 def read_text(file: Path, most: int = MOST_BYTES) -> str:
