@@ -70,8 +70,9 @@ class Done(NamedTuple):
     outcome: str
 
 
-PHASES = [Phase(1 / 12, clients) for clients in (1, 2, 4, 8, 16, 32)]
-PHASES += [Phase(1 / 12, STEADY, attackers) for attackers in (0, 1)] * 3
+GROWING = [Phase(1 / 12, clients) for clients in (1, 2, 4, 8, 16, 32)]
+PAIRS = [Phase(1 / 12, STEADY, attackers) for attackers in (0, 1)] * 3
+PHASES = GROWING + PAIRS
 
 
 def main() -> int:
@@ -99,8 +100,11 @@ def main() -> int:
     ]
     # With vLLM's keep-alive of 5 s, a client that pauses as long sometimes loses a
     # request. With glibc's default of one arena per thread, memory fragments and grows.
-    env = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120", "MALLOC_ARENA_MAX": "1"}
-    env["VLLM_MAX_IMAGE_PIXELS"] = str(MOST_PIXELS)
+    env = {
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
+        "MALLOC_ARENA_MAX": "1",
+        "VLLM_MAX_IMAGE_PIXELS": str(MOST_PIXELS),
+    }
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with serving_process(tiny_checkpoint(), *options, log=LOG, env=env) as (
         server,
@@ -232,7 +236,10 @@ def report(done: list[list[Done]], memory, args: argparse.Namespace) -> int:
         f"\n{outcomes.total()} requests: "
         + ", ".join(f"{n} {o}" for o, n in outcomes.items())
     )
-    late = [percentile(milliseconds(part) or [math.nan], 0.99) for part in done[-6:]]
+    late = [
+        percentile(milliseconds(part) or [math.nan], 0.99)
+        for part in done[len(GROWING) :]
+    ]
     times = [hit / calm for calm, hit in zip(late[::2], late[1::2], strict=True)]
     figures["p99_times"] = times
     print(
@@ -261,7 +268,7 @@ def plot(done: list[list[Done]], memory, file: Path) -> None:
     for share in (0.5, 0.9, 0.99):
         points = {
             phase.clients: percentile(found, share)
-            for phase, part in zip(PHASES[:6], done, strict=False)
+            for phase, part in zip(GROWING, done, strict=False)
             if (found := milliseconds(part))
         }
         left.plot([*points], [*points.values()], "o-", label=f"p{100 * share:.0f}")

@@ -43,9 +43,8 @@ def test_a_client_that_left_has_its_thread_until_the_work_is_done():
     waiting = turns.submit("left", lambda: pytest.fail("nobody waits for it"))
     assert not running.cancel() and waiting.cancel()
     next_one = turns.submit("left", lambda: 7)
-    assert (
-        turns.submit("other", lambda: 8).result(SECONDS) == 8
-    )  # with the other thread
+    # With the other thread
+    assert turns.submit("other", lambda: 8).result(SECONDS) == 8
     assert not next_one.running()
     end.set()
     assert next_one.result(SECONDS) == 7
