@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
-MODEL ?= vllm/assets/nemotron_vl_tiny
+MODEL ?= nemotron_vl/checkpoints/tiny
 
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests
 
-# make test-releases RELEASES="0.31 0.33" TESTS="tests/plugins -k overlay"
+# make test-releases RELEASES="0.31 0.33" TESTS="tests/vllm/plugins -k overlay"
 test-releases: $(INSTALLED)
 	$(PYTHON) tools/releases/matrix.py $(RELEASES) --tests "$(TESTS)"
 

@@ -21,8 +21,8 @@ from serve import OPTIONS, SIDES, add_plugin
 from vllm.plugins import load_general_plugins
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
-from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
+from nemotron_vl.checkpoints.embedded import tiny_checkpoint
+from nemotron_vl.server import serving
 
 COMMAND = "vllm.benchmarks.serve"  # `vllm bench serve`
 # Height, width and frames of the images, and their shares.

@@ -38,12 +38,10 @@ from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.model_executor.models.radio import RadioModel
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
+from nemotron_vl.verify.reference import TOWERS, Reference
 from support.loading import load, make_config
 from vllm_nemotron_vl.config.nemotron_vl_cpu import has_native_products
-from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
-    make_checkpoint,
-)
-from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import TOWERS, Reference
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_tower import encoder_dtype
 
 TILE, PATCH, PREFIX = 512, 16, 8

@@ -26,9 +26,7 @@ import torch
 import torch.multiprocessing
 from vllm.config import set_current_vllm_config
 
-from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
-    make_checkpoint,
-)
+from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
 
 RANKS = 2
 BASELINE = "one rank"

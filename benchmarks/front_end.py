@@ -30,10 +30,8 @@ import psutil
 from options import make_parser
 from serve import add_plugin, draw_pages
 
-from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
-    make_checkpoint,
-)
-from vllm_nemotron_vl.entrypoints.nemotron_vl.server import free_port, running
+from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
+from nemotron_vl.server import free_port, running
 
 CLIENTS = (1, 4, 16, 64)
 SIDES: dict[str, dict] = {  # what is added to the requests

@@ -36,13 +36,13 @@ import skimage.data
 import torch
 from front_end import OPTIONS, TILE, request, started
 from fuzz_structure import MOST_BYTES, measure
-from many_parts import KINDS
 from options import make_parser
 from PIL import Image
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media.image import ImageMediaIO
 
-from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import make_checkpoint
+from many_parts import KINDS
+from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
 from vllm_nemotron_vl.multimodal.nemotron_vl_loading import CheckedImageIO
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,

@@ -25,8 +25,8 @@ from openai import AsyncOpenAI
 from options import make_parser
 from PIL import Image, ImageDraw
 
-from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
-from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
+from nemotron_vl.checkpoints.embedded import tiny_checkpoint
+from nemotron_vl.server import serving
 
 CLIENTS = (1, 4, 16)
 SIDES: dict[str, dict] = {  # what is added to the requests

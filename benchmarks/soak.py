@@ -39,8 +39,8 @@ import httpx
 from soak_attacks import MOST_PIXELS, attack, attacks
 from soak_requests import GOOD_OUTCOMES, Job, ask, choose_job, make_jobs
 
-from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
-from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving_process
+from nemotron_vl.checkpoints.embedded import tiny_checkpoint
+from nemotron_vl.server import serving_process
 
 STEADY = 8
 LOG = Path(__file__).parents[1] / "build/soak.txt"  # of the server

@@ -7,14 +7,14 @@ under the names of other clients' images; and names without an image.
 from collections.abc import Iterator, Sequence
 
 import httpx
-from many_parts import KINDS
 from PIL import Image
 from soak_requests import Job
 
+from many_parts import KINDS
+from nemotron_vl.checkpoints.embedded import tiny_checkpoint
 from support.bad_files import MANY_PARTS
 from support.chat import data_url, image_part, picture_part
 from support.content_hash import ContentHash
-from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
 
 MOST_PIXELS = 50_000_000  # the limit that docs/security.md recommends
 # The costliest files that are read, and their parts: benchmarks/hostile.py

@@ -11,6 +11,8 @@ import jsonschema
 from PIL import Image
 
 from drawn_text import Drawing, Question, make_question
+from nemotron_vl.checkpoints.embedded import tiny_checkpoint
+from nemotron_vl.verify.reference import Reference
 from support.chat import (
     SCHEMA,
     chat_request,
@@ -19,8 +21,6 @@ from support.chat import (
     text_part,
 )
 from typefaces import PILLOW_FONT
-from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
-from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 TOKENS = 12
 KINDS = ("read", "lines", "both", "count")

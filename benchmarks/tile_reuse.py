@@ -42,9 +42,7 @@ from record_session import record
 from vllm import LLM, SamplingParams
 from vllm.plugins import load_general_plugins
 
-from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
-    make_checkpoint,
-)
+from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_reuse import TileReuse
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,

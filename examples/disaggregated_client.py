@@ -14,8 +14,9 @@ from pathlib import Path
 
 import httpx
 
-from vllm_nemotron_vl.assets.nemotron_vl import draw_text, tiny_checkpoint
-from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
+from nemotron_vl.checkpoints.embedded import tiny_checkpoint
+from nemotron_vl.images.drawn import draw_text
+from nemotron_vl.server import serving
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ import argparse
 from PIL import Image
 from vllm import LLM, SamplingParams
 
-from vllm_nemotron_vl.assets.nemotron_vl import draw_text, tiny_checkpoint
+from nemotron_vl.checkpoints.embedded import tiny_checkpoint
+from nemotron_vl.images.drawn import draw_text
 
 
 def main() -> None:

@@ -16,13 +16,9 @@ import ray
 from PIL import Image
 from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
-from vllm_nemotron_vl.entrypoints.nemotron_vl.pages import (
-    Page,
-    find_documents,
-    read_pages,
-)
-from vllm_nemotron_vl.entrypoints.nemotron_vl.tiler import Tiler
+from nemotron_vl.checkpoints.embedded import tiny_checkpoint
+from nemotron_vl.checkpoints.tiler import Tiler
+from nemotron_vl.documents.pages import Page, find_documents, read_pages
 
 # A plain prompt spells out the chat format and has <image> for the image.
 PROMPT = (

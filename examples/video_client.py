@@ -10,8 +10,9 @@ from pathlib import Path
 
 from openai import OpenAI
 
-from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint, write_clip
-from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
+from nemotron_vl.checkpoints.embedded import tiny_checkpoint
+from nemotron_vl.images.drawn import write_clip
+from nemotron_vl.server import serving
 
 # The switch: without it the model reads images only.
 SWITCH = ("--hf-overrides", '{"architectures": ["Llama_Nemotron_Nano_VL_Video"]}')

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from vllm import LLM, SamplingParams
 
-from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint, write_clip
+from nemotron_vl.checkpoints.embedded import tiny_checkpoint
+from nemotron_vl.images.drawn import write_clip
 
 # The switch: without it the model reads images only.
 VIDEO = {"architectures": ["Llama_Nemotron_Nano_VL_Video"]}

@@ -19,12 +19,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 from PIL import Image
 
+from nemotron_vl.checkpoints.embedded import tiny_checkpoint
+from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
 from support.engines import engines
-from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
 from vllm_nemotron_vl.config import nemotron_vl_cpu
-from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
-    make_checkpoint,
-)
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import sizing_table
-from vllm_nemotron_vl.entrypoints.nemotron_vl.capacity_data import read_data
-from vllm_nemotron_vl.entrypoints.nemotron_vl.capacity_engine import Assumptions
-from vllm_nemotron_vl.entrypoints.nemotron_vl.page_work import work_of_page
+from capacity.data import read_data
+from capacity.engine import Assumptions
+from capacity.work import work_of_page
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import num_prefix_tokens
 from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl import NemotronVLConfig
 

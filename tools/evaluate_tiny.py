@@ -25,12 +25,12 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 import torch
 
 from drawn_text import KINDS, Drawing, Question, make_question
+from nemotron_vl.verify.reference import Reference
 from tiny_reader import tables, wrong
 from tiny_reader.alike import in_common
 from tiny_reader.held_out import HeldOut, draw_held_out
 from tiny_reader.views import Camera
 from typefaces import PILLOW_FONT, find_fonts
-from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 # Tokens that the engine and the reference may write beyond the expected answer.
 SPARE_TOKENS = 3

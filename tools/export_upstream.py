@@ -7,7 +7,7 @@
   is appended to it: it adds definitions and replaces one class.
 - The models are added to the registry, the plugin's entry point to pyproject.toml, and
   rows to the table of supported models.
-- The tests are copied to `tests/models/multimodal/nemotron_vl` and import `vllm`.
+- The tests are copied to `tests/vllm/models/multimodal/nemotron_vl` and import `vllm`.
 
 Running it again replaces what an earlier run wrote. Review `git diff` in the checkout.
 """
@@ -39,7 +39,7 @@ ROWS = "".join(
         (VIDEO_ARCHITECTURE, "T + I<sup>E+</sup> + V<sup>+</sup>"),
     )
 )
-TESTS = Path("tests/models/multimodal/nemotron_vl")
+TESTS = Path("tests/vllm/models/multimodal/nemotron_vl")
 
 
 def main() -> None:

@@ -7,8 +7,9 @@
 Mutates files of the formats that Pillow writes, guided by the coverage of Pillow's
 readers and of this package. In less than five seconds, a file must either be read into
 an RGB image or be refused with vLLM's error for the client. A file that breaks this is
-written as crash-*; add it to tests/models/multimodal/processing/test_fuzz.py. Further
-options are passed on to libFuzzer.
+written as crash-*; add it to
+tests/vllm/models/multimodal/processing/test_fuzz.py. Further options are passed on to
+libFuzzer.
 """
 
 import io

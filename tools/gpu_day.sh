@@ -85,8 +85,8 @@ may_run_code() {
   return 77
 }
 export -f run_step may_run_code
-gpu_tests="tests/entrypoints/nemotron_vl/test_verify_on_gpu.py
-  tests/models/multimodal/test_nemotron_vl_conditioner.py"
+gpu_tests="tests/nemotron_vl/verify/test_verify_on_gpu.py
+  tests/vllm/models/multimodal/test_nemotron_vl_conditioner.py"
 export model out bin gpu_tests LMMS_EVAL
 
 failed=0

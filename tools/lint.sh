@@ -10,9 +10,10 @@ ruff format --check .
 # mypy and import-linter must see the tree under the name it is installed as.
 mkdir -p build/lint
 ln -sfn ../../vllm build/lint/vllm_nemotron_vl
+ln -sfn ../../nemotron_vl build/lint/nemotron_vl
 (
   cd build/lint
-  mypy --config-file ../../pyproject.toml -p vllm_nemotron_vl
+  mypy --config-file ../../pyproject.toml -p vllm_nemotron_vl -p nemotron_vl
   PYTHONPATH=. lint-imports --no-cache --no-logo ../../pyproject.toml
 )
 

@@ -36,8 +36,8 @@ These options change how images are encoded, or who encodes them:
 
 RULE = """
 Each two of them give the reference's results, are values of one setting, or are refused
-at start. `tests/models/multimodal/test_options.py` checks that no pair is left out, and
-that these are refused:
+at start. `tests/vllm/models/multimodal/test_options.py` checks that no pair is left
+out, and that these are refused:
 
 | pair | the message says |
 |---|---|
@@ -46,7 +46,7 @@ that these are refused:
 ROWS = """
 The other {count} pairs give the reference's tokens and log-probabilities (an engine
 that only encodes: its embeddings), in engines with many options at once
-(`tests/models/multimodal/generation/test_options.py`). Encoder graphs are
+(`tests/vllm/models/multimodal/generation/test_options.py`). Encoder graphs are
 captured by vLLM's own manager, with a stand-in for the GPU's. Engines with Model Runner
 V2 run Triton's interpreter. They and those of four ranks run in `make test-releases`.
 Beside adapters on the tower, and beside encoder graphs with encoder data parallel, the

@@ -6,7 +6,7 @@
 Evaluates both held-out sets in the reference and in the engine, and writes sizes,
 training and tables into a copy of docs/tiny_checkpoint.md in the training's folder.
 Only then puts the checkpoint into the package, and the page, its picture and the log
-into docs/. tests/ and TINY in vllm/assets/nemotron_vl.py are left to the reader of the
+into docs/. tests/ and TINY in nemotron_vl/images/drawn.py are left to the reader of the
 tables.
 """
 
@@ -18,12 +18,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nemotron_vl.checkpoints.inspection import inspect
 from tiny_reader.tables import write
-from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import inspect
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/tiny_checkpoint.md"
-EMBEDDED = ROOT / "vllm/assets/nemotron_vl_tiny"
+EMBEDDED = ROOT / "nemotron_vl/checkpoints/tiny"
 PICTURE = ROOT / "docs/tiny_wrong.png"
 LOG = ROOT / "docs/tiny_training.log"
 EVALUATE = ROOT / "tools/evaluate_tiny.py"

@@ -16,13 +16,13 @@ from pathlib import Path
 
 os.environ["COLUMNS"] = "80"  # width of the help texts
 
+from nemotron_vl.main import COMMANDS, main
 from vllm_nemotron_vl.config.nemotron_vl import EncoderConfig
 from vllm_nemotron_vl.config.nemotron_vl_video import (
     DEFAULT_FRAMES,
     FRAMES_KEY,
     MOST_FRAMES,
 )
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import COMMANDS, main
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
 )

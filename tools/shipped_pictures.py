@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws the images of vllm/assets/nemotron_vl_pictures.
+"""Draws the images of nemotron_vl/verify/shipped.
 
 They are files, so their bytes do not depend on the version of Pillow that draws:
 - receipt.jpg: a tilted receipt under uneven light, as a JPEG
@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vllm_nemotron_vl.assets.nemotron_vl import draw_text
-from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.documents import draw_documents
+from nemotron_vl.images.drawn import draw_text
+from nemotron_vl.verify.documents import draw_documents
 
-FOLDER = Path(__file__).parents[1] / "vllm/assets/nemotron_vl_pictures"
+FOLDER = Path(__file__).parents[1] / "nemotron_vl/verify/shipped"
 LINES = ("12/11 18:42", "3.10", "12.40", "15.50")
 
 

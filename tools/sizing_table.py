@@ -17,10 +17,8 @@ import struct
 import tempfile
 from pathlib import Path
 
-from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import inspect
-from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
-    make_checkpoint,
-)
+from nemotron_vl.checkpoints.inspection import inspect
+from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
     Shape,
     checkpoint_tensors,

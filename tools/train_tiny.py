@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
+from nemotron_vl.verify.reference import Reference
 from tiny_reader.batches import Drawer
 from tiny_reader.forward import fastest_dtype
 from tiny_reader.supply import Supply
@@ -40,10 +42,6 @@ from tiny_reader.training import (
     stage_at,
     tower_step,
 )
-from vllm_nemotron_vl.entrypoints.nemotron_vl.random_checkpoint import (
-    make_checkpoint,
-)
-from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 # Arguments that a resumed training must have in common with its beginning.
 SCHEDULE = ("minutes", "learning_rate", "batch_tiles", "seed", "weights")

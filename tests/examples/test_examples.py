@@ -23,7 +23,7 @@ ANSWERS = {
 }
 
 
-# quantize is run by tests/quantization/, ray_data by test_ray_data.py
+# quantize is run by tests/vllm/quantization/, ray_data by test_ray_data.py
 ELSEWHERE = {"quantize", "ray_data"}
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_nemotron_vl.entrypoints.cli.nemotron_vl.main import main
-from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import inspect
+from nemotron_vl.checkpoints.inspection import inspect
+from nemotron_vl.main import main
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/provenance.md").read_text()

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nemotron_vl.images.drawn import draw_text
 from support.documents import encrypted_pdf, pdf
-from vllm_nemotron_vl.assets.nemotron_vl import draw_text
 
 pytest.importorskip("ray.data", reason="Ray is not installed")
 

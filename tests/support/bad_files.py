@@ -4,9 +4,9 @@ import struct
 import zlib
 
 import numpy as np
-from many_parts import KINDS
 from PIL import Image
 
+from many_parts import KINDS
 from support.chat import saved
 
 # Reasons, in lower case

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from nemotron_vl.images.drawn import draw_text
 from support.bad_files import BAD_FILES, OTHER_KIND
 from support.bad_tensors import compressed, repeated, slow_pickle
 from support.chat import data_url, embeds_part, image_part, saved, text_part
 from support.tiny import WIDTH
-from vllm_nemotron_vl.assets.nemotron_vl import draw_text
 
 
 class Server(NamedTuple):

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from drawn_text import Question
+from nemotron_vl.verify.reference import Reference
 from support.engines import ONE_PROCESS
-from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 # Options of a server for these requests. EXACT gives the reference's pixels. With
 # EXIT_STATUS the server exits with status 1 when its engine has died.

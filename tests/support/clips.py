@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from nemotron_vl.images.drawn import draw_text
 from support.chat import data_url
-from vllm_nemotron_vl.assets.nemotron_vl import draw_text
 
 # The switch: as an option of engines, and of servers.
 VIDEO = {"architectures": ["Llama_Nemotron_Nano_VL_Video"]}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
 
-from vllm_nemotron_vl.entrypoints.nemotron_vl.inspection import PARTS
+from nemotron_vl.checkpoints.inspection import PARTS
 
 from .forked import forked_processes
 

@@ -7,8 +7,8 @@ import torch
 from vllm.distributed import get_pp_group
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from nemotron_vl.verify.worker import graph_manager
 from support.encoder_graphs import capture
-from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.worker import graph_manager
 
 
 class Worker(CPUWorker):

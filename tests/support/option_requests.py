@@ -16,10 +16,10 @@ from torch import nn
 from vllm.lora.request import LoRARequest
 
 from lora.train_adapters import TOWER, train
+from nemotron_vl.images.drawn import draw_text
+from nemotron_vl.verify.reference import Reference
 from support.clips import encoded, numbers
 from support.quantised import int8_config
-from vllm_nemotron_vl.assets.nemotron_vl import draw_text
-from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import EMBEDS, NUM_TILES
 
 TOKENS = 10  # of an answer

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from vllm_nemotron_vl.assets.nemotron_vl import tiny_checkpoint
+from nemotron_vl.checkpoints.embedded import tiny_checkpoint
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
     tokens_of_tile,
 )

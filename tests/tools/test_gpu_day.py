@@ -99,7 +99,7 @@ def test_tests_that_are_all_skipped_did_not_run(tmp_path, program):
 
 SERVER = """
 import sys
-from vllm_nemotron_vl.entrypoints.nemotron_vl.server import running
+from nemotron_vl.server import running
 code = "echo $$ > " + sys.argv[1] + "; exec sleep 300"
 with running(["sh", "-c", code], url="http://127.0.0.1:9", log=sys.argv[1] + ".log"):
     pass

@@ -14,12 +14,9 @@ import pytest
 from datasets import load_dataset
 
 import harness.run as harness
+from nemotron_vl.verify.documents import draw_documents, draw_numbers
+from nemotron_vl.verify.reading import messages
 from support.fake_server import fake_server
-from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.documents import (
-    draw_documents,
-    draw_numbers,
-)
-from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.reading import messages
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(os.environ.get("LMMS_EVAL", ROOT / "build/lmms-eval/bin"))

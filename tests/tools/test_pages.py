@@ -4,11 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import capacity_page
 import encoder_ranks
 import options_page
 import settings_reference
-
-import capacity
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +26,7 @@ def test_the_settings_page_is_made_from_the_code():
 
 
 def test_the_capacity_page_is_made_from_its_data():
-    assert capacity.PAGE.read_text() == capacity.page()
+    assert capacity_page.PAGE.read_text() == capacity_page.page()
 
 
 def test_the_options_of_the_limits_page_are_made_from_the_tests():

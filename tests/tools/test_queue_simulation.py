@@ -9,18 +9,15 @@ from collections.abc import Callable
 import pytest
 import simpy
 
-from queue_simulation import (
+from capacity.engine import Engine
+from capacity.queueing import place_quantile, wait_quantile
+from capacity.simulation import (
     SteppingEngine,
     fewest_prompts,
     fewest_requests,
     quantile,
     simulate_queue,
     simulate_service,
-)
-from vllm_nemotron_vl.entrypoints.nemotron_vl.capacity_engine import Engine
-from vllm_nemotron_vl.entrypoints.nemotron_vl.queueing import (
-    place_quantile,
-    wait_quantile,
 )
 
 PAGES, SEEDS = 30_000, (1, 2, 3, 4)

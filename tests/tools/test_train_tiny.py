@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 
 import train_tiny
 from drawn_text import KINDS, draw_string, make_question
+from nemotron_vl.verify.reference import Reference
 from tiny_reader import batches, forward, strings
 from tiny_reader.batches import Drawer, Stage
 from tiny_reader.drawing import Artist, training_fonts
 from tiny_reader.training import Heads, Optimizers, learning_rate
 from tiny_reader.views import IGNORED, Camera, draw_views
 from typefaces import CHARACTERS, PILLOW_FONT
-from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "train_tiny.py"
 

@@ -24,14 +24,10 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 from datasets import Dataset, Features, Image, List, Value
 from openai import OpenAI
 
-from vllm_nemotron_vl.entrypoints.nemotron_vl.embedded import is_embedded
-from vllm_nemotron_vl.entrypoints.nemotron_vl.server import serving
-from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.documents import (
-    Question,
-    draw_documents,
-    draw_numbers,
-)
-from vllm_nemotron_vl.entrypoints.nemotron_vl.verify.reading import ask_server, read
+from nemotron_vl.checkpoints.embedded import is_embedded
+from nemotron_vl.server import serving
+from nemotron_vl.verify.documents import Question, draw_documents, draw_numbers
+from nemotron_vl.verify.reading import ask_server, read
 
 TASKS = Path(__file__).with_name("tasks")
 DRAW = {"drawn_documents": draw_documents, "drawn_numbers": draw_numbers}

@@ -2,7 +2,7 @@
 """Run the tests on each release of vLLM that is served, one after another.
 
     make test-releases
-    make test-releases RELEASES="0.31 0.33" TESTS="tests/plugins -k overlay"
+    make test-releases RELEASES="0.31 0.33" TESTS="tests/vllm/plugins -k overlay"
 
 Each release gets an environment below `build/releases`. On each release, the tests
 that need no engine run, and a short selection of those that start engines. TESTS are
@@ -31,21 +31,21 @@ DOCS = ROOT / "docs" / "releases.md"
 
 # Folders whose tests start engines, and those whose tests do not depend on vLLM.
 STARTS_ENGINES = [
-    "tests/distributed",
-    "tests/entrypoints/cli/test_demo.py",
-    "tests/entrypoints/cli/test_read_engine.py",
-    "tests/entrypoints/nemotron_vl/test_verify.py",
-    "tests/entrypoints/openai",
+    "tests/vllm/distributed",
+    "tests/nemotron_vl/commands/test_demo.py",
+    "tests/nemotron_vl/commands/test_read_engine.py",
+    "tests/nemotron_vl/verify/test_verify.py",
+    "tests/vllm/entrypoints/openai",
     "tests/examples",
-    "tests/lora",
-    "tests/model_runner_v2",
-    "tests/models/multimodal/generation",
-    "tests/quantization",
+    "tests/vllm/lora",
+    "tests/vllm/model_runner_v2",
+    "tests/vllm/models/multimodal/generation",
+    "tests/vllm/quantization",
 ]
 NEEDS_NO_VLLM = ["tests/tools"]
 
-GENERATION = "tests/models/multimodal/generation"
-LORA = "tests/lora/test_nemotron_vl.py"
+GENERATION = "tests/vllm/models/multimodal/generation"
+LORA = "tests/vllm/lora/test_nemotron_vl.py"
 ENGINES = [
     # answers, and parity with the reference
     f"{GENERATION}/test_reading.py::test_the_engine_answers_as_the_reference",
@@ -55,13 +55,13 @@ ENGINES = [
     f"{GENERATION}/test_nemotron_vl.py::test_bad_input_is_named_and_the_next_request_served",
     f"{GENERATION}/test_video.py",
     # each stage, and stages that are broken on purpose
-    "tests/entrypoints/nemotron_vl/test_verify.py",
-    "tests/entrypoints/cli/test_verify.py",
+    "tests/nemotron_vl/verify/test_verify.py",
+    "tests/nemotron_vl/commands/test_verify.py",
     # lmms-eval, if it is installed
     "tests/tools/test_lmms_eval.py",
     # server
-    "tests/entrypoints/openai/test_serve.py",
-    "tests/entrypoints/openai/test_video.py",
+    "tests/vllm/entrypoints/openai/test_serve.py",
+    "tests/vllm/entrypoints/openai/test_video.py",
     # LoRA
     f"{LORA}::test_each_adapter_answers_as_merged",
     f"{LORA}::test_two_adapters_in_one_batch",
@@ -69,12 +69,12 @@ ENGINES = [
     f"{LORA}::test_served_statically_and_in_one_batch",
     f"{LORA}::test_bad_adapters_are_refused",
     # quantised
-    "tests/quantization/test_nemotron_vl.py::test_reads_within_two_points",
+    "tests/vllm/quantization/test_nemotron_vl.py::test_reads_within_two_points",
     # several ranks
-    "tests/distributed/test_nemotron_vl.py::test_tensor_and_encoder_data_parallel",
+    "tests/vllm/distributed/test_nemotron_vl.py::test_tensor_and_encoder_data_parallel",
 ]
 # Tests of Model Runner V2: a short part on each release, all on the newest.
-RUNNER_V2 = "tests/model_runner_v2"
+RUNNER_V2 = "tests/vllm/model_runner_v2"
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from drawn_text import LONGEST_OF_BOTH, Question
-from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import Reference
+from nemotron_vl.verify.reference import Reference
 
 from .drawing import Artist, training_fonts
 from .strings import KINDS, MAX_LENGTH, ask, draw_string

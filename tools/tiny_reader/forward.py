@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nemotron_vl.verify.reference import RadioTower, Reference
 from vllm_nemotron_vl.config.nemotron_vl_cpu import processor_flags
-from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import RadioTower, Reference
 
 
 def fastest_dtype() -> torch.dtype:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vllm_nemotron_vl.entrypoints.nemotron_vl.reference import RadioTower, Reference
+from nemotron_vl.verify.reference import RadioTower, Reference
 
 from .batches import Drawer, Example, Stage
 from .forward import Decoder, connect, encode

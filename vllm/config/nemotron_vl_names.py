@@ -2,6 +2,7 @@
 """Names of this model in vLLM, and the releases of vLLM that it is tested with."""
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 # Checkpoints have the same name as architecture and as model_type.
 ARCHITECTURE = MODEL_TYPE = "Llama_Nemotron_Nano_VL"
@@ -16,6 +17,13 @@ IMAGES_ONLY = (
 # vLLM's --tokenizer-mode that selects our renderer. The tokenizer is that of "hf".
 TOKENIZER_MODE = "nemotron_vl"
 VIDEO_TOKENIZER_MODE = "nemotron_vl_video"
+
+# The template of checkpoints that bring none.
+CHAT_TEMPLATE = (
+    Path(__file__)
+    .parents[1]
+    .joinpath("transformers_utils", "chat_templates", "template_nemotron_vl.jinja")
+)
 
 # The tests run on these releases of vLLM: from the first to below the second.
 TESTED_VLLM = ((0, 31), (0, 34))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..config.nemotron_vl_names import (
     ARCHITECTURE,
+    CHAT_TEMPLATE,
     TOKENIZER_MODE,
     VIDEO_ARCHITECTURE,
     VIDEO_TOKENIZER_MODE,
@@ -101,10 +102,7 @@ def _register() -> None:
     ):
         TokenizerRegistry.register(mode, "vllm.tokenizers.hf", "CachedHfTokenizer")
         RENDERER_REGISTRY.register(mode, f"{_PACKAGE}.renderers.{file}", name)
-    templates = Path(__file__).parents[1] / "transformers_utils/chat_templates"
-    register_chat_template_fallback_path(
-        ARCHITECTURE, templates / "template_nemotron_vl.jinja"
-    )
+    register_chat_template_fallback_path(ARCHITECTURE, CHAT_TEMPLATE)
     # One warning, not one for each process.
     if not is_tested(vllm.__version__) and parent_process() is None:
         logger.warning(

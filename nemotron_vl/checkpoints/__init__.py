@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: their files, sizes and tiles; random ones; the embedded one."""

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The questions of ``nemotron-vl demo``: images drawn at random, by a seed."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ..images.drawn import draw_text
+from .embedded import TINY
+
+COUNT = 20
+
+# Of the questions; the others read a single line.
+_KINDS = ("lines", "lines", "lines", "both", "count", "first")
+
+_PAPERS = ("white", "whitesmoke", "wheat", "lightblue", "honeydew", "gold")
+_INKS = ("black", "midnightblue", "darkred", "darkslategray", "indigo")
+
+
+@dataclass
+class DemoQuestion:
+    """A question about one image or two, and the expected answer.
+
+    An image that the user gave has a ``file``, and no ``truth``.
+    """
+
+    pictures: dict[str, Image.Image]  # by name
+    text: str
+    truth: str | None
+    file: Path | None = None
+
+
+def _string(rng: random.Random, longest: int) -> str:
+    """A number, price, time, date or code; only a "$" stands before its digits."""
+    digits = "".join(rng.choice("0123456789") for _ in range(longest))
+    length = rng.randint(2, longest)
+    mark = rng.choice(["", "", *".,:-/"])
+    if not mark or length < 3:
+        return digits[:length]
+    place = rng.randint(1, length - 2)
+    text = digits[:place] + mark + digits[place + 1 : length]
+    return f"${text[1:]}" if mark == "." and place > 1 else text
+
+
+def _draw(rng: random.Random, *lines: str) -> Image.Image:
+    ink, paper = rng.choice(_INKS), rng.choice(_PAPERS)
+    if rng.random() < 0.3:
+        ink, paper = paper, ink
+    size = rng.randint(20, 96)
+    # Of as many pixels as people leave, on each side.
+    margins = [rng.randint(2, 60) for _ in range(4)]
+    return draw_text(*lines, ink=ink, paper=paper, font_size=size, margins=margins)
+
+
+def draw_questions(seed: int) -> Iterator[DemoQuestion]:
+    """``COUNT`` questions. Texts, sizes, margins and colours are drawn by the seed."""
+    rng = random.Random(f"demo {seed}")
+    kinds = [*_KINDS, *["read"] * (COUNT - len(_KINDS))]
+    rng.shuffle(kinds)
+    for number, kind in enumerate(kinds, 1):
+        name = f"picture_{number:02}"
+        if kind == "both":
+            texts = [_string(rng, 6) for _ in range(2)]
+            names = f"{name}a", f"{name}b"
+            pictures = {n: _draw(rng, t) for n, t in zip(names, texts, strict=True)}
+            yield DemoQuestion(pictures, "Read both.", "\n".join(texts))
+            continue
+        count = rng.randint(2, 3) if kind == "lines" else 1
+        lines = [_string(rng, TINY.longest) for _ in range(count)]
+        line = rng.randint(1, count)
+        text, truth = {
+            "read": ("Read the text.", lines[0]),
+            "lines": (f"Read line {line}.", lines[line - 1]),
+            "count": ("How many characters are there?", str(len(lines[0]))),
+            "first": ("What is the first character?", lines[0][0]),
+        }[kind]
+        yield DemoQuestion({name: _draw(rng, *lines)}, text, truth)
+
+
+def trimmed(text: str) -> str:
+    """A text without what cannot be seen: space around it and at the ends of lines."""
+    return "\n".join(line.rstrip() for line in text.strip().split("\n"))
+
+
+def ask_about(
+    texts: Sequence[str], pictures: Sequence[tuple[Path, Image.Image]]
+) -> list[DemoQuestion]:
+    """Questions about what a user typed, which is drawn, and about images of files.
+
+    Args:
+        texts: As `trimmed` returns them, not empty.
+        pictures: Files and what they show.
+    """
+    typed = [
+        DemoQuestion(
+            {f"text_{number}": draw_text(*text.split("\n"))}, "Read the text.", text
+        )
+        for number, text in enumerate(texts, 1)
+    ]
+    given = [
+        DemoQuestion({f"given_{number}": picture}, "Read the text.", None, file)
+        for number, (file, picture) in enumerate(pictures, 1)
+    ]
+    return typed + given
+
+
+def untrained(text: str) -> str | None:
+    """What of a text the embedded checkpoint was not trained for, or None."""
+    lines = text.split("\n")
+    unknown = sorted({c for c in text if c not in f"{TINY.characters}\n"})
+    if unknown:
+        return (
+            "The checkpoint has never seen " + " ".join(repr(c) for c in unknown) + "."
+        )
+    if len(lines) > TINY.lines:
+        return (
+            f"The checkpoint was trained for {TINY.lines} lines at most, this has "
+            f"{len(lines)}."
+        )
+    if not all(lines):
+        return "The checkpoint was not trained for empty lines."
+    longest = max(map(len, lines))
+    if longest > TINY.longest:
+        return (
+            f"The checkpoint was trained for lines of {TINY.longest} characters at "
+            f"most, this has {longest}."
+        )
+    return None

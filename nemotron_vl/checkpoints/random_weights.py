@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random tensors of a checkpoint, drawn from a seed."""
+
+import zlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
+    CONDITIONER_TENSORS,
+    Config,
+    Shape,
+    checkpoint_tensors,
+)
+
+from .files import write_json
+
+_SHARD_BYTES = 4 * 2**30
+
+
+def write_weights(out: Path, config: Config, dtype: str, seed: int) -> None:
+    """Write the tensors that a configuration implies, in files of bounded size.
+
+    Args:
+        out: Folder.
+        config: The composite configuration.
+        dtype: Type of the stored values, such as ``"bfloat16"``.
+        seed: Of the values.
+    """
+    kind = getattr(torch, dtype)
+    shapes = checkpoint_tensors(config) | CONDITIONER_TENSORS
+    sizes = {name: torch.Size(s).numel() * kind.itemsize for name, s in shapes.items()}
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if filled and filled + size > _SHARD_BYTES:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+
+    index: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = "model.safetensors"
+        if len(shards) > 1:
+            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        tensors = {
+            name: _draw(name, shapes[name], config, seed).to(kind) for name in names
+        }
+        save_file(tensors, out / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        write_json(
+            out / "model.safetensors.index.json",
+            {"metadata": {"total_size": sum(sizes.values())}, "weight_map": index},
+        )
+
+
+def _draw(name: str, shape: Shape, config: Config, seed: int) -> torch.Tensor:
+    """Values of one tensor. They depend only on its name and the seed."""
+    if name.endswith("norm_mean"):
+        return torch.tensor(config.vision_config.norm_mean).reshape(shape)
+    if name.endswith("norm_std"):
+        return torch.tensor(config.vision_config.norm_std).reshape(shape)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+    noise = torch.randn(shape, generator=generator)
+    if len(shape) == 1:  # a bias, or the scale of a norm
+        scale = "norm" in name or name == "mlp1.0.weight"
+        return 0.02 * noise + (scale and name.endswith("weight"))
+    return noise * shape[-1] ** -0.5

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small tokenizer with the special tokens and the splitting of Llama 3."""
+
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+
+from vllm_nemotron_vl.config.nemotron_vl_names import CHAT_TEMPLATE
+
+from .files import write_json
+
+BOS, EOS = "<|begin_of_text|>", "<|eot_id|>"
+# NVIDIA/Megatron-LM appends them to the vocabulary of Llama in this order.
+_ADDED_TOKENS = (
+    *("<image>", "<img>", "</img>"),
+    *("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"),
+)
+_SPECIAL_TOKENS = (
+    BOS,
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    EOS,
+    *_ADDED_TOKENS,
+)
+
+# Llama 3 splits words, runs of at most three digits, punctuation and spaces.
+_LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# The tokenizer learns a few merges from it.
+_TOKENIZER_TEXT = (
+    "system user assistant Read the text in this image. What is the total of "
+    "the invoice? Describe the picture. How many characters are there? The "
+    "table shows the value of each item and the sum of all items in the list."
+)
+
+
+def train_tokenizer() -> Tokenizer:
+    """Bytes, a few merges and the special tokens, split as Llama 3 does."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = Sequence(
+        [
+            Split(Regex(_LLAMA3_SPLIT), behavior="isolated"),
+            ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=384,
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([_TOKENIZER_TEXT], trainer)
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False) for token in _SPECIAL_TOKENS]
+    )
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{BOS} $A",
+        pair=f"{BOS} $A $B",
+        special_tokens=[(BOS, tokenizer.token_to_id(BOS))],
+    )
+    return tokenizer
+
+
+def write_tokenizer(out: Path, tokenizer: Tokenizer, context: int) -> None:
+    """Write the tokenizer's files, with the chat template, into a folder."""
+    tokenizer.save(str(out / "tokenizer.json"))
+    write_json(
+        out / "tokenizer_config.json",
+        {
+            "added_tokens_decoder": {
+                str(tokenizer.token_to_id(token)): {"content": token, "special": True}
+                for token in _SPECIAL_TOKENS
+            },
+            "bos_token": BOS,
+            "chat_template": CHAT_TEMPLATE.read_text(),
+            "clean_up_tokenization_spaces": False,
+            "eos_token": EOS,
+            "model_max_length": context,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+    )

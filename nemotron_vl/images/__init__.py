@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images of a user's files, and drawn ones."""

@@ -1,0 +1,377 @@
+"""The model class: weights, pixel conditioning, connector, declared interfaces."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from vllm.model_executor.model_loader.sharded_state_loader import ShardedStateLoader
+from vllm.model_executor.models import interfaces
+
+from nemotron_vl.checkpoints import random_weights
+from nemotron_vl.checkpoints.inspection import PARTS, inspect
+from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
+from vllm_nemotron_vl.model_executor.models.nemotron_vl import LlamaNemotronVLChatModel
+
+TOWER = "vision_model.radio_model."
+
+
+@pytest.fixture
+def edit(checkpoint, tmp_path):
+    """A function that copies the checkpoint without or with some tensors."""
+
+    def change(**options):
+        copy = tmp_path / "edited"
+        shutil.copytree(checkpoint, copy)
+        tensors = load_file(copy / "model.safetensors")
+        for name in options.get("drop", []):
+            del tensors[name]
+        tensors |= options.get("put", {})
+        save_file(tensors, copy / "model.safetensors")
+        return copy
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def model(load_model, checkpoint):
+    return load_model(checkpoint)
+
+
+def tiles(count: int, size: int = 64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(count)
+    shape = (count, 3, size, size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        TOWER + "model.patch_generator.cls_token.token",
+        TOWER + "model.patch_generator.pos_embed",
+        TOWER + "model.blocks.1.attn.qkv.bias",
+        "mlp1.0.bias",
+        "mlp1.3.weight",
+        "language_model.model.layers.0.self_attn.k_proj.weight",
+        "language_model.model.layers.1.mlp.up_proj.weight",
+        "language_model.lm_head.weight",
+    ],
+)
+def test_a_missing_tensor_is_named(load_model, edit, name):
+    broken = edit(drop=[name])
+    with pytest.raises(ValueError, match=rf"lacks 1 of \d+ tensors: {name}\."):
+        load_model(broken)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        TOWER + "model.patch_generator.pos_embed",
+        TOWER + "model.patch_generator.cls_token.token",
+        TOWER + "model.blocks.0.mlp.fc1.weight",
+        TOWER + "input_conditioner.norm_mean",
+        "mlp1.1.weight",
+        "language_model.model.embed_tokens.weight",
+    ],
+)
+def test_a_misshapen_tensor_is_named(load_model, edit, name):
+    broken = edit(put={name: torch.zeros(5, 7)})
+    with pytest.raises(ValueError, match=rf"'{name}'.* shape \(5, 7\).*implies \("):
+        load_model(broken)
+
+
+def test_buffers_that_only_some_exports_have_are_optional(load_model, edit, model):
+    rotary = "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"
+    other = load_model(
+        edit(
+            drop=[TOWER + "input_conditioner." + n for n in ("norm_mean", "norm_std")],
+            put={
+                TOWER + "summary_idxs": torch.tensor([0, 1, 2]),
+                rotary: torch.ones(32),
+            },
+        )
+    )
+    # The checkpoint stores CLIP's statistics in bfloat16; the defaults are exact.
+    found, expected = (m.extract_feature(tiles(2)) for m in (other, model))
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+def test_a_second_load_may_be_partial(load_model, edit, checkpoint):
+    model = load_model(edit())
+    before = model.mlp1[3].bias.clone()
+    model.load_weights([("mlp1.3.bias", torch.ones(256))])
+    assert not torch.equal(before, model.mlp1[3].bias)
+    assert torch.equal(model.mlp1[3].bias, torch.ones(256))
+
+
+# Checkpoints that are loaded in other ways
+
+
+STATISTICS = {
+    TOWER + "input_conditioner.norm_mean": torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1),
+    TOWER + "input_conditioner.norm_std": torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1),
+}
+
+
+def check_same(model, expected, kept: str = "") -> None:
+    """Compare all parameters and buffers, but not those whose name has `kept`."""
+    found, tensors = (
+        dict(m.named_parameters()) | dict(m.named_buffers()) for m in (model, expected)
+    )
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert (kept and kept in name) or torch.equal(tensor, found[name]), name
+
+
+def test_parameters_may_follow_dummy_weights(load_model, edit):
+    """As reinforcement learning does. The statistics are no parameters."""
+    folder = edit(put=STATISTICS)
+    expected = load_model(folder, pack_weights=False)
+    model = load_model(folder, pack_weights=False, load_format="dummy")
+    defaults = model.input_conditioner.scale.clone()
+    tensors = load_file(folder / "model.safetensors")
+    parameters = {n: t for n, t in tensors.items() if n not in STATISTICS}
+    model.load_weights(parameters.items())
+    assert torch.equal(model.input_conditioner.scale, defaults)
+    assert torch.allclose(
+        defaults, 1 / (255 * torch.tensor([0.26862954, 0.26130258, 0.27577711]))
+    )
+    model.load_weights(STATISTICS.items())
+    check_same(model, expected, kept="self_attn.attn._")  # scales of the KV cache
+
+
+def test_sharded_state_keeps_the_statistics(load_model, edit, tmp_path):
+    folder = edit(put=STATISTICS)
+    expected = load_model(folder, pack_weights=False)
+    shards = tmp_path / "shards"
+    shutil.copytree(folder, shards, ignore=shutil.ignore_patterns("*.safetensors"))
+    ShardedStateLoader.save_model(expected, str(shards), max_size=500_000)
+    assert len(list(shards.glob("*.safetensors"))) > 1
+    model = load_model(shards, pack_weights=False, load_format="sharded_state")
+    check_same(model, expected)
+
+
+def test_the_streamer_gives_the_same_model(load_model, edit):
+    folder = edit(put=STATISTICS)
+    expected = load_model(folder, pack_weights=False)
+    model = load_model(folder, pack_weights=False, load_format="runai_streamer")
+    check_same(model, expected)
+
+
+def test_the_encoder_alone_is_loaded_of_several_files(
+    load_model, tmp_path, monkeypatch
+):
+    """vLLM does not read the files that hold only the language model."""
+    monkeypatch.setattr(random_weights, "_SHARD_BYTES", 1 << 20)
+    make_checkpoint(tmp_path / "files")
+    assert len([*(tmp_path / "files").glob("*.safetensors")]) > 2
+    alone = load_model(tmp_path / "files", mm_encoder_only=True)
+    whole = load_model(tmp_path / "files")
+    assert torch.equal(alone.extract_feature(tiles(2)), whole.extract_feature(tiles(2)))
+    for file in (tmp_path / "files").glob("*00001-of*.safetensors"):
+        tensors = load_file(file)
+        tensors.popitem()
+        save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 of"):
+        load_model(tmp_path / "files", mm_encoder_only=True)
+
+
+def test_every_parameter_comes_from_the_checkpoint(load_model, checkpoint):
+    """Every tensor is used too, except the conditioner's statistics."""
+    model = load_model(checkpoint, pack_weights=False)
+    stored = load_file(checkpoint / "model.safetensors")
+    parts = LlamaNemotronVLChatModel.packed_modules_mapping
+    left = set(stored)
+    for name, parameter in model.named_parameters():
+        source = name.replace("vision_model.model.", TOWER + "model.")
+        source = source.replace("model.encoder.layers.", "model.blocks.")
+        names = [source]
+        for packed, pieces in parts.items():
+            if packed in source and packed != "qkv":
+                names = [source.replace(packed, piece) for piece in pieces]
+        tensor = torch.cat([stored[n].float() for n in names])
+        if not name.endswith("pos_embed"):
+            rows = len(tensor)  # vLLM pads the vocabulary with more rows
+            assert torch.equal(parameter[:rows].float(), tensor), name
+        left -= set(names)
+    assert left == {
+        TOWER + "input_conditioner.norm_mean",
+        TOWER + "input_conditioner.norm_std",
+    }
+
+
+def test_positions_are_kept_at_the_size_of_a_tile(model):
+    grid = model.vision_model.model.patch_generator
+    assert grid.pos_embed.shape == (1, 16, 384)  # the checkpoint has 256 positions
+
+
+def test_pixels_are_conditioned_once_from_uint8_or_float(model):
+    pixels = tiles(2)
+    vision = model.config.vision_config
+    # The checkpoint stores the statistics in bfloat16.
+    mean = torch.tensor(vision.norm_mean).bfloat16().float()
+    std = torch.tensor(vision.norm_std).bfloat16().float()
+    expected = (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    torch.testing.assert_close(
+        model.input_conditioner(pixels), expected, rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        model.input_conditioner(pixels / 255), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_checkpoints_own_statistics_win(load_model, edit):
+    model = load_model(
+        edit(
+            put={
+                TOWER + "input_conditioner.norm_mean": torch.full((3, 1, 1), 0.5),
+                TOWER + "input_conditioner.norm_std": torch.full((3, 1, 1), 0.25),
+            }
+        )
+    )
+    pixels = tiles(1)
+    torch.testing.assert_close(model.input_conditioner(pixels), pixels / 255 * 4 - 2)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_pixel_shuffle_puts_neighbours_into_one_token(load_model, tmp_path, version):
+    make_checkpoint(tmp_path / "ckpt", ps_version=version)
+    model = load_model(tmp_path / "ckpt")
+    grid = torch.arange(16.0).reshape(1, 4, 4, 1)  # patches numbered row by row
+    tokens = model.pixel_shuffle(grid).flatten(1, 2)[0].tolist()
+    corners = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert [sorted(token) for token in tokens] == (
+        corners if version == "v2" else [corners[i] for i in (0, 2, 1, 3)]
+    )
+
+
+def test_the_connector_is_layernorm_linear_gelu_linear(model, checkpoint):
+    stored = load_file(checkpoint / "model.safetensors")
+    x = torch.randn(2, 4, 4 * 384)
+    y = torch.nn.functional.layer_norm(
+        x, (4 * 384,), stored["mlp1.0.weight"].float(), stored["mlp1.0.bias"].float()
+    )
+    for name in ("mlp1.1", "mlp1.3"):
+        y = torch.nn.functional.linear(
+            y, stored[name + ".weight"].float(), stored[name + ".bias"].float()
+        )
+        y = torch.nn.functional.gelu(y) if name == "mlp1.1" else y
+    torch.testing.assert_close(model.mlp1(x), y, rtol=1e-4, atol=1e-4)
+
+
+def test_features_of_a_tile_do_not_depend_on_its_batch(model):
+    batch = tiles(5)
+    alone = torch.cat([model.extract_feature(tile[None]) for tile in batch])
+    torch.testing.assert_close(
+        model.extract_feature(batch), alone, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_declared_interfaces(model):
+    for supports in (
+        interfaces.supports_multimodal,
+        interfaces.supports_pp,
+        interfaces.supports_lora,
+        interfaces.supports_eagle,
+        interfaces.supports_eagle3,
+        interfaces.supports_encoder_cudagraph,
+    ):
+        assert supports(model), supports.__name__
+    assert isinstance(model, interfaces.SupportsQuant)
+    # The class sets these itself: vLLM caches them by a hash of the class's file.
+    for flag in (
+        "supports_encoder_tp_data",
+        "supports_mm_device_do_normalize",
+        "supports_tower_connector_lora",
+    ):
+        assert LlamaNemotronVLChatModel.__dict__[flag] is True
+
+
+def test_lora_and_quantisation_see_the_checkpoints_names():
+    rename = LlamaNemotronVLChatModel.hf_to_vllm_mapper.get_rename_mapper().map_name
+    assert rename(TOWER + "model.blocks.3.attn.qkv") == (
+        "vision_model.model.encoder.layers.3.attn.qkv"
+    )
+    assert rename("mlp1.1") == "mlp1.1"
+    name = "language_model.model.layers.0.self_attn.q_proj"
+    assert rename(name) == name
+
+
+def test_module_prefixes_equal_module_names(model):
+    """Quantisation and LoRA find a layer by the prefix that it was built with."""
+    for name, module in model.named_modules():
+        if prefix := getattr(module, "prefix", None):
+            assert prefix == name
+
+
+def test_the_parts_for_lora(model):
+    mapping = model.get_mm_mapping()
+    assert mapping.tower_model == ["vision_model"]
+    assert mapping.connector == ["mlp1"]
+    assert mapping.language_model == ["language_model"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_lora_token_counts_are_those_of_the_layers(load_model, checkpoint, count):
+    model = load_model(checkpoint, enable_lora=True, enable_tower_connector_lora=True)
+    seen = {}
+    block = model.vision_model.model.encoder.layers[0].attn.qkv
+    hooks = [
+        block.register_forward_hook(lambda m, i, o: seen.update(tower=i[0][..., 0])),
+        model.mlp1[1].register_forward_hook(
+            lambda m, i, o: seen.update(connector=i[0][..., 0])
+        ),
+    ]
+    if count:
+        model.extract_feature(tiles(count))
+    for hook in hooks:
+        hook.remove()
+    counts = model.get_mm_lora_token_counts(
+        modality="image", mm_kwargs=None, num_mm_embeds=count * model.num_image_token
+    )
+    measured = tuple(seen[k].numel() if count else 0 for k in ("tower", "connector"))
+    assert counts == measured
+
+
+def test_image_token_for_draft_models(load_model, checkpoint, monkeypatch):
+    """Set only with speculative decoding, because a worker loads a tokenizer for it."""
+    model = load_model(checkpoint)
+    assert not hasattr(model.config, "image_token_index")
+    vocabulary = json.loads((checkpoint / "tokenizer.json").read_text())
+    (image,) = [
+        t["id"] for t in vocabulary["added_tokens"] if t["content"] == "<image>"
+    ]
+    model = load_model(
+        checkpoint,
+        speculative_config={"method": "ngram", "num_speculative_tokens": 2},
+    )
+    assert model.config.image_token_index == image
+
+
+def test_only_images_have_a_placeholder():
+    assert LlamaNemotronVLChatModel.get_placeholder_str("image", 1) == "<image>"
+    with pytest.raises(ValueError, match="images only, not video"):
+        LlamaNemotronVLChatModel.get_placeholder_str("video", 1)
+
+
+def test_the_tower_is_not_kept_without_images(load_model, checkpoint):
+    model = load_model(checkpoint, limit_mm_per_prompt={"image": 0})
+    names = [name for name, _ in model.named_parameters()]
+    assert names
+    assert all(name.startswith("language_model.") for name in names)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"cpe_max_size": 512, "tile_size": 128}])
+def test_the_inspect_command_reports_what_is_loaded(
+    load_model, native_products, tmp_path, dtype, options
+):
+    make_checkpoint(tmp_path / "ckpt", **options)
+    model = load_model(tmp_path / "ckpt", dtype, pack_weights=False)
+    found = inspect(str(tmp_path / "ckpt"), dtype=dtype)
+    for part, prefix in PARTS.items():
+        mine = [p for n, p in model.named_parameters() if n.startswith(prefix)]
+        assert found["parts"][part]["rank_parameters"] == sum(p.numel() for p in mine)
+        assert found["parts"][part]["rank_bytes"] == sum(p.nbytes for p in mine)
+    assert not found["problems"]

@@ -1,0 +1,443 @@
+"""Image files: which are read, how many parts they may have, and with which threads."""
+
+import asyncio
+import contextlib
+import io
+import os
+import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps, TiffImagePlugin
+from vllm import envs
+from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, ImageMediaIO
+
+from many_parts import KINDS
+from support.bad_files import BAD_FILES, MANY_PARTS, SMALL
+from support.chat import data_url, saved
+from support.decoders import check_rights, decoders, rights
+from vllm_nemotron_vl.multimodal import nemotron_vl_loading
+from vllm_nemotron_vl.multimodal.nemotron_vl import to_rgb
+from vllm_nemotron_vl.multimodal.nemotron_vl_directories import check_exif
+from vllm_nemotron_vl.multimodal.nemotron_vl_formats import (
+    FORMATS,
+    Refused,
+    format_of,
+)
+from vllm_nemotron_vl.multimodal.nemotron_vl_loading import (
+    CheckedImageIO,
+    NemotronVLConnector,
+    check_and_load_images,
+    open_checked,
+    share_threads,
+)
+
+GOOD = {
+    **{f"{kind} {mode}": (kind, mode, {}) for kind in FORMATS for mode in ("L", "RGB")},
+    "PNG palette": ("PNG", "P", {}),
+    "PNG transparent": ("PNG", "RGBA", {}),
+    "JPEG progressive": ("JPEG", "RGB", {"progressive": True}),
+    "JPEG CMYK": ("JPEG", "CMYK", {}),
+    "JPEG optimised": ("JPEG", "RGB", {"optimize": True, "subsampling": 2}),
+    "MPO": ("MPO", "RGB", {}),
+    "GIF palette": ("GIF", "P", {}),
+    "WebP lossless": ("WEBP", "RGBA", {"lossless": True}),
+    "BMP 1 bit": ("BMP", "1", {}),
+    **{
+        f"TIFF {compression}": ("TIFF", mode, {"compression": compression})
+        for compression, mode in {
+            "jpeg": "RGB",
+            "tiff_lzw": "RGB",
+            "tiff_adobe_deflate": "RGB",
+            "packbits": "L",
+            "group3": "1",
+            "group4": "1",
+        }.items()
+    },
+    "TIFF in strips": ("TIFF", "RGB", {"tiffinfo": {278: 1}}),
+    "BigTIFF": ("TIFF", "RGB", {"big_tiff": True}),
+    **{
+        f"TIFF of 6 pages {compression} {mode}": (
+            *("TIFF", mode),
+            {
+                "compression": compression,
+                "save_all": True,
+                "append_images": [
+                    SMALL.convert(mode).rotate(turn) for turn in range(5)
+                ],
+            },
+        )
+        for compression, mode in (
+            *(("jpeg", "L"), ("jpeg", "RGB"), ("tiff_lzw", "RGB"), ("packbits", "L")),
+            *(("tiff_adobe_deflate", "RGB"), ("group4", "1"), (None, "RGB")),
+        )
+    },
+    "TIFF in strips of JPEG": (
+        *("TIFF", "RGB"),
+        {"compression": "jpeg", "tiffinfo": {278: 16}},
+    ),
+}
+
+
+def load(data: bytes, *more_formats: str):
+    return CheckedImageIO(ImageMediaIO(), more_formats).load_bytes(data)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_files_are_read_as_vllm_reads_them(name):
+    kind, mode, options = GOOD[name]
+    data = saved(SMALL.convert(mode), kind, **options)
+    found, expected = load(data), ImageMediaIO().load_bytes(data)
+    assert np.array_equal(np.asarray(found.media), np.asarray(expected.media))
+    assert found.io_config == expected.io_config
+    assert found.original_bytes == data
+
+
+def test_all_16_bits_of_a_level_are_used():
+    levels = Image.fromarray(np.array([[0, 300, 65535]], np.uint16))
+    found = load(saved(levels, "PNG")).media
+    assert np.asarray(found)[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_a_background_of_the_operator_is_kept():
+    settings = ImageMediaIO(rgba_background_color=[255, 0, 0])
+    data = saved(Image.new("RGBA", (2, 2)), "PNG")
+    found = CheckedImageIO(settings, ()).load_bytes(data)
+    assert found.media.getpixel((0, 0)) == (255, 0, 0)
+    assert found.io_config["rgba_background_color"] == (255, 0, 0)
+
+
+def exif(rotation: int) -> Image.Exif:
+    """As a camera writes them."""
+    number = TiffImagePlugin.IFDRational
+    tags = Image.Exif()
+    tags[274] = rotation
+    tags[282] = tags[283] = number(72)
+    tags.get_ifd(34665)[37510] = b"a comment of a camera"
+    tags.get_ifd(34665)[33434] = number(1, 250)
+    tags.get_ifd(34665)[42034] = (number(24), number(70), number(28, 10), number(4))
+    tags.get_ifd(34853)[2] = (number(47), number(22), number(3345, 100))
+    return tags
+
+
+@pytest.mark.parametrize("rotation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_turns_an_image_once(kind, rotation):
+    options = {} if kind == "JPEG" else {"lossless": True}
+    upright = SMALL.convert("RGB")
+    data = saved(upright, kind, exif=exif(rotation), **options)
+    found = load(data).media
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(np.asarray(found), np.asarray(expected))
+    assert np.array_equal(np.asarray(to_rgb(found)), np.asarray(found))
+
+
+def test_photoshop_data_of_more_than_a_megabyte_are_read():
+    """It splits them into segments."""
+    resources = b"8BIM\x04\x04\0\0" + struct.pack(">I", 1_200_000) + bytes(1_200_000)
+    name, pieces = b"Photoshop 3.0\0", range(0, len(resources), 65_000)
+    segments = b"".join(
+        struct.pack(">BBH", 0xFF, 0xED, 2 + len(piece)) + piece
+        for piece in (name + resources[at : at + 65_000] for at in pieces)
+    )
+    data = saved(SMALL, "JPEG")
+    assert load(data[:2] + segments + data[2:]).media.size == SMALL.size
+
+
+def test_a_private_tag_of_a_tiff_may_stand_twice():
+    whole = saved(SMALL, "TIFF", tiffinfo={50_001: 1, 50_002: 1})
+    first, second = (struct.pack("<H", tag) for tag in (50_001, 50_002))
+    data = whole.replace(second, first)
+    assert data.count(first) == 2
+    assert load(data).media.size == SMALL.size
+    width, height = (struct.pack("<HH", tag, 4) for tag in (256, 257))
+    with pytest.raises(VLLMValidationError, match="its tag 256 stands twice"):
+        load(whole.replace(height, width))
+
+
+def test_what_follows_the_end_of_a_png_is_not_counted():
+    data = saved(SMALL, "PNG") + bytes(100_000)
+    assert load(data).media.size == SMALL.size
+
+
+def test_exif_data_that_lead_in_circles_are_read_once():
+    """1024 entries of 1024 entries of 1024 entries would take minutes."""
+    assert load(KINDS["png_exif_circles"](1024, 900)).media.size == (30, 30)
+
+
+def test_headers_of_exif_data_are_removed_as_pillow_does():
+    """It removes two. The time to remove each grows with their number."""
+    entries = b"II*\0" + struct.pack("<IH", 8, 5000)
+    header = b"Exif\0\0"
+    for count in range(3):
+        with pytest.raises(Refused, match="5000 entries"):
+            check_exif(header * count + entries)
+    check_exif(header * 3 + entries)
+
+
+def test_what_follows_the_end_of_a_jpeg_is_not_counted():
+    """Phones append a film, in which any bytes occur."""
+    data = saved(SMALL, "JPEG") + b"\xff\xda\0\2" * 5000
+    assert load(data).media.size == SMALL.size
+
+
+def with_broken_exif(tag: int) -> bytes:
+    """Cameras write sizes that lead out of the data."""
+    tags = struct.pack("<HHHII", 1, tag, 7, 10**9, 99) + bytes(4)
+    segment = b"Exif\0\0II*\0" + struct.pack("<I", 8) + tags
+    return saved(SMALL, "JPEG", exif=segment)
+
+
+def test_a_broken_entry_of_exif_data_is_passed_over():
+    assert load(with_broken_exif(37500)).media.size == SMALL.size
+
+
+@pytest.mark.parametrize("name", [n for n in BAD_FILES if n.startswith("many parts")])
+def test_files_of_too_many_parts_are_refused(name):
+    """vLLM's loader, with 4 million pixels and 300,000 parts, takes seconds.
+
+    CPU time of a Xeon with AMX at 2.6 GHz: jpeg_scans more than 30 s,
+    tiff_repeated_strips 8.6 s, jpeg_exif_segments 2.8 s (it grows with the square).
+    ``benchmarks/hostile.py`` measures them here.
+    """
+    data, _, cause = BAD_FILES[name]
+    with pytest.raises(VLLMValidationError) as error:
+        load(data)
+    assert cause in str(error.value).lower()
+
+
+def test_each_format_has_its_hostile_files():
+    assert {name.partition("_")[0].upper() for name in MANY_PARTS} >= {*FORMATS}
+
+
+# Formats
+
+
+OTHERS = ("AVIF", "JPEG2000", "PPM", "ICO", "QOI", "TGA")
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_formats_are_read_if_the_operator_says_so(kind):
+    options = {"sizes": [SMALL.size]} if kind == "ICO" else {}
+    data = saved(SMALL.convert("RGB"), kind, **options)
+    with pytest.raises(VLLMValidationError, match="it is none of PNG"):
+        open_checked(data)
+    assert open_checked(data, [kind]).size == SMALL.size
+    assert load(data, kind).media.mode == "RGB"
+
+
+def test_all_levels_of_another_format_are_read():
+    levels = Image.fromarray(np.array([[0, 300, 65535]], np.uint16))
+    found = load(saved(levels, "PPM"), "PPM").media
+    assert np.asarray(found)[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_a_format_without_counts_has_three_seconds_and_no_rights(monkeypatch):
+    """QOI is decoded in Python: 25 million pixels take more than ten."""
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    data = KINDS["qoi"](25_000_000, 25_000_000)
+    found: dict[str, str] = {}
+    with ThreadPoolExecutor(1) as pool:
+        decoded = pool.submit(load, data, "QOI")
+        while not decoded.done():
+            for child in decoders(script="nemotron_vl_image_decoder.py"):
+                with contextlib.suppress(OSError):  # it has ended
+                    found = rights(child)
+            time.sleep(0.01)
+    with pytest.raises(VLLMValidationError, match="ended its decoder .status -24"):
+        decoded.result()  # SIGXCPU
+    check_rights(found)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "ICNS", "PSD"])
+def test_hostile_files_of_another_format_are_read_or_refused(kind):
+    make, random = KINDS[kind.lower()], np.random.default_rng(0)
+    files = [make(parts, 10**6) for parts in (20, 300_000)]
+    small = bytearray(make(20, 900))
+    files += [bytes(small[:size]) for size in (12, len(small) // 2, len(small) - 1)]
+    for _ in range(4):
+        damaged = small.copy()
+        for place in random.integers(12, len(small), 9):
+            damaged[place] = random.integers(256)
+        files.append(bytes(damaged))
+    outcomes = set()
+    for data in files:
+        try:
+            outcomes.add(load(data, kind).media.mode)
+        except VLLMValidationError as error:
+            assert str(error).startswith("The image cannot be read: ")
+            outcomes.add("refused")
+    assert outcomes == {"RGB", "refused"}
+    assert not decoders(script="nemotron_vl_image_decoder.py")
+
+
+def test_its_decoder_is_told_the_most_pixels(monkeypatch):
+    monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "1000")
+    with pytest.raises(VLLMValidationError, match="60x40 pixels; at most 1000"):
+        load(saved(SMALL, "PPM"), "PPM")
+
+
+def test_a_format_that_was_not_named_stays_refused():
+    with pytest.raises(VLLMValidationError, match="cannot be opened as .*, AVIF"):
+        open_checked(saved(SMALL, "PPM"), ["AVIF"])
+
+
+def test_a_file_that_two_readers_know_gets_the_one_of_its_first_bytes():
+    """Pillow takes this for IM, a format of text lines, if it may choose."""
+    lines = b"II*\0: y\nImage type: Greyscale image\nImage size (x*y): 2*2\n"
+    data = lines + bytes(511 - len(lines)) + b"\x1a" + bytes(4)
+    assert Image.open(io.BytesIO(data)).format == "IM"
+    assert format_of(data) == "TIFF"
+    with pytest.raises(VLLMValidationError):
+        load(data)
+
+
+# The connector
+
+
+@pytest.fixture
+def connector(monkeypatch):
+    monkeypatch.setattr(
+        MEDIA_CONNECTOR_REGISTRY,
+        "name2class",
+        MEDIA_CONNECTOR_REGISTRY.name2class.copy(),
+    )
+    monkeypatch.setattr(NemotronVLConnector, "more_formats", ())
+    check_and_load_images(["PPM"])
+    return MEDIA_CONNECTOR_REGISTRY.load("http")
+
+
+def test_vllms_connector_checks_images(connector):
+    assert connector.fetch_image(data_url(saved(SMALL, "PPM"))).media.size == (60, 40)
+    with pytest.raises(VLLMValidationError, match="none of|cannot be opened as"):
+        connector.fetch_image(data_url(saved(SMALL, "PCX")))
+
+
+def asynchronously(connector, url):
+    return asyncio.run(connector.fetch_image_async(url))
+
+
+def as_llm_does(connector, url):
+    return connector.fetch_image(url)
+
+
+def written(pipe) -> None:
+    """Write, so that nobody who opens the pipe waits for ever."""
+    with contextlib.suppress(BrokenPipeError):
+        pipe.write_bytes(b"x")
+
+
+@pytest.mark.parametrize("fetch", [asynchronously, as_llm_does])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("pipe", "not a regular file"), ("large", "has 1048577 bytes; at most 1048576")],
+)
+def test_only_regular_files_of_some_size_are_read(
+    connector, tmp_path, monkeypatch, fetch, kind, reason
+):
+    monkeypatch.setenv("VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", "1")
+    file = tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(file)
+        threading.Thread(target=written, args=[file], daemon=True).start()
+    else:
+        file.write_bytes(bytes((1 << 20) + 1))
+    own = NemotronVLConnector(allowed_local_media_path=str(tmp_path))
+    with pytest.raises(VLLMValidationError, match=f"image cannot be read: .*{reason}"):
+        fetch(own, f"file://{file}")
+
+
+@pytest.mark.parametrize("fetch", [asynchronously, as_llm_does])
+def test_regular_files_are_read(tmp_path, fetch):
+    SMALL.save(tmp_path / "a.png")
+    own = NemotronVLConnector(allowed_local_media_path=str(tmp_path))
+    assert fetch(own, f"file://{tmp_path}/a.png").media.size == (60, 40)
+
+
+def test_pillows_warnings_do_not_pile_up(connector):
+    kept = vars(TiffImagePlugin).setdefault("__warningregistry__", {})
+    connector.fetch_image(data_url(with_broken_exif(37500)))
+    before = len(kept)
+    for tag in range(37501, 37520):
+        connector.fetch_image(data_url(with_broken_exif(tag)))
+    assert len(kept) == before
+
+
+def test_another_connector_is_named_in_a_warning(connector, monkeypatch, caplog):
+    monkeypatch.setenv("VLLM_MEDIA_CONNECTOR", "mine")
+    monkeypatch.setattr(nemotron_vl_loading.logger, "propagate", True)
+    check_and_load_images([])
+    assert "VLLM_MEDIA_CONNECTOR (mine)" in caplog.text
+
+
+def test_the_images_of_a_request_take_half_of_the_threads(connector, monkeypatch):
+    """In several messages, too: each has a connector of its own."""
+    half = envs.VLLM_MEDIA_LOADING_THREAD_COUNT // 2
+    running, most, all_in = 0, 0, threading.Condition()
+
+    def load_bytes(self, data):
+        nonlocal running, most
+        with all_in:
+            running += 1
+            most = max(most, running)
+            all_in.notify_all()
+            all_in.wait_for(lambda: running > half, timeout=0.2)
+            running -= 1
+
+    monkeypatch.setattr(CheckedImageIO, "load_bytes", load_bytes)
+    url = data_url(b"x")
+
+    async def message() -> None:
+        own = MEDIA_CONNECTOR_REGISTRY.load("http")
+        await asyncio.gather(*(own.fetch_image_async(url) for _ in range(half)))
+
+    async def request() -> None:
+        share_threads()
+        await asyncio.gather(message(), message())
+
+    asyncio.run(request())
+    assert most == half
+
+
+def test_a_request_whose_client_left_takes_no_further_threads(connector, monkeypatch):
+    """Its images are decoded on, for nothing can stop a thread."""
+    half = envs.VLLM_MEDIA_LOADING_THREAD_COUNT // 2
+    begun: list[bytes] = []
+    all_begun, end = threading.Event(), threading.Event()
+
+    def load_bytes(self, data):
+        begun.append(data)
+        if len(begun) == half:
+            all_begun.set()
+        if data == b"slow":
+            end.wait(60)
+
+    monkeypatch.setattr(CheckedImageIO, "load_bytes", load_bytes)
+
+    async def several(data: bytes, count: int) -> None:
+        urls = [data_url(data)] * count
+        await asyncio.gather(*map(connector.fetch_image_async, urls))
+
+    async def work() -> None:
+        left = asyncio.create_task(several(b"slow", 2 * half))
+        await asyncio.to_thread(all_begun.wait, 60)
+        left.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await left
+        same = asyncio.create_task(several(b"same", 1))
+        other = MEDIA_CONNECTOR_REGISTRY.load("http")
+        await other.fetch_image_async(data_url(b"other"))
+        await asyncio.sleep(0.2)  # Time to begin, if it could
+        assert b"same" not in begun
+        end.set()
+        await same
+
+    try:
+        asyncio.run(work())
+    finally:
+        end.set()
+    assert begun == [b"slow"] * half + [b"other", b"same"]

