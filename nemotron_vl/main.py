@@ -12,17 +12,9 @@ from vllm_nemotron_vl.config.nemotron_vl_names import plugin_version
 
 from .printable import printable, show
 
-# The module of each command. Only running a command may import PyTorch,
-# transformers and vLLM, which takes seconds; parsing its arguments does not.
-COMMANDS = {
-    "demo": "demo",
-    "doctor": "doctor",
-    "inspect": "inspect_model",
-    "make-checkpoint": "make_checkpoint",
-    "read": "read",
-    "tiles": "tiles",
-    "verify": "verify",
-}
+# Only running a command may import PyTorch, transformers and vLLM, which takes seconds;
+# parsing its arguments does not.
+COMMANDS = ("demo", "doctor", "inspect", "make-checkpoint", "read", "tiles", "verify")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=plugin_version())
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    given = COMMANDS.keys() & argv[:1]
-    for command in given or COMMANDS:
-        import_module(f".{COMMANDS[command]}", __package__).add_parser(subparsers)
+    for command in {*COMMANDS} & {*argv[:1]} or COMMANDS:
+        module = import_module(f".commands.{command.replace('-', '_')}", __package__)
+        module.add_parser(subparsers)
     args = parser.parse_args(argv)
     try:
         return args.run(args)
