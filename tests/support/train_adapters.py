@@ -1,6 +1,6 @@
 """Train adapters in PEFT's format for a few steps on the reference.
 
-    python tests/vllm/lora/train_adapters.py CHECKPOINT OUT
+    python tests/support/train_adapters.py CHECKPOINT OUT
 
 writes one folder for each part of the model. An adapter learns to answer questions
 about drawn text with a fixed text of its own.
