@@ -15,7 +15,7 @@ import options_page
 import settings_reference
 from support.device_trace import BLOCKS, KERNELS_OF_A_PAGE
 from support.loading import make_config
-from vllm_nemotron_vl.model_executor.models.nemotron_vl_graphs import graph_tiles
+from vllm_nemotron_vl.config.nemotron_vl_options import graph_tiles
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
     choose_grid,
 )
