@@ -30,12 +30,10 @@ from .published import compare_files
 from .reading import ask_engine, read
 from .remote_comparison import compare_remote_code
 from .speed import measure
-from .stages import DTYPES, Row, worst, wrong_stages
+from .stages import DTYPES, PARTS, Row, worst, wrong_stages
 
 if TYPE_CHECKING:
     from vllm import LLM
-
-PARTS = ("files", "compare", "read", "measure")
 
 
 class Request(NamedTuple):

@@ -12,11 +12,10 @@ from typing import Any
 
 from drawn_text import (
     LONGEST_OF_BOTH,
-    SINGLE_LINE,
     Drawing,
     Question,
-    questions_about,
 )
+from nemotron_vl.checkpoints.questions import SINGLE_LINE, questions_about
 
 from .cairo_painter import STYLES, Painter
 from .strings import MAX_LENGTH
