@@ -28,7 +28,7 @@ class Question(NamedTuple):
     """A question about images.
 
     Args:
-        kind: Of document.
+        kind: Kind of document.
         pictures: RGB, in their order.
         text: The question.
         answer: The right answer.

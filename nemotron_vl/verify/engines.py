@@ -47,7 +47,7 @@ class Plan(NamedTuple):
 
         Args:
             checkpoint: Folder.
-            dtypes: Of the runs.
+            dtypes: Dtypes of the runs.
             engines: Those that were asked for, or ``None`` for all that fit.
             device: ``"cpu"`` or ``"cuda"``.
 

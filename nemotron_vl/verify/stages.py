@@ -35,7 +35,7 @@ class Engine(NamedTuple):
     """A way to run vLLM.
 
     Args:
-        options: Of the engine.
+        options: Options of the engine.
         devices: GPUs that it needs.
         asked: Whether it runs only if it is asked for, on a machine without a GPU.
     """
@@ -57,7 +57,7 @@ class Row(NamedTuple):
     """An error that was measured.
 
     Args:
-        dtype: Of vLLM and of the reference.
+        dtype: Dtype of vLLM and of the reference.
         engine: How vLLM ran, such as ``"eager"``.
         stage: One of ``BOUNDS``.
         picture: Name of the image.

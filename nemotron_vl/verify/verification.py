@@ -52,7 +52,8 @@ class Request(NamedTuple):
         in_tree: Whether vLLM's in-tree model reads and is measured, too. It runs the
             checkpoint's code.
         remote_code: Whether the checkpoint's own code is compared with the reference.
-        code_revision: Of that code in other repositories; ``None`` for the main branch.
+        code_revision: Revision of that code in other repositories; ``None`` for the
+            main branch.
     """
 
     checkpoint: Path

@@ -70,7 +70,7 @@ def draw_held_out(fonts: Path, count: int, seed: int = 0) -> list[HeldOut]:
     Args:
         fonts: Folder that tools/fonts.sh wrote.
         count: Questions.
-        seed: Of all choices.
+        seed: Seed of all choices.
     """
     painter = Painter(fonts)
     rng = random.Random(f"drawn elsewhere {seed}")
