@@ -41,8 +41,8 @@ class PageWork:
         prefill: Operations of the language model for the prompt, without attention.
         prefill_attention: Operations of its causal attention.
         decode: Operations for a token of the answer, at the middle of the answer.
-        unread_parameters: Size of the table of token embeddings, which decoding does not
-            read; 0 if it is the output layer, too.
+        unread_parameters: Size of the table of token embeddings, which decoding does
+            not read; 0 if it is the output layer, too.
         tile_bytes: Bytes of the tiles as uint8.
         in_tree_tile_bytes: Bytes of the tiles as float32.
         embedding_bytes: Bytes of the tiles' embeddings in 16 bits.
