@@ -16,6 +16,7 @@ from nemotron_vl.checkpoints.questions import COUNT, draw_questions, untrained
 from nemotron_vl.commands import demo
 from nemotron_vl.images.drawn import draw_text
 from nemotron_vl.main import main
+from support.servers import forked_servers
 
 
 def test_the_images_that_the_seed_draws(tmp_path, capsys):
@@ -33,6 +34,7 @@ def test_the_images_that_the_seed_draws(tmp_path, capsys):
     assert (tmp_path / "counter.mp4").exists()
 
 
+@forked_servers()
 def test_what_a_user_types_or_draws(tmp_path, capsys):
     file = tmp_path / "mine.png"
     draw_text("4711-08").save(file)

@@ -27,6 +27,7 @@ from support.chat import (
     text_part,
 )
 from support.engines import count_parameters
+from support.servers import forked_servers
 from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import NUM_TILES
 
 QUESTION = "Read the text."
@@ -82,7 +83,7 @@ def server(tiny, store, tmp_path_factory):
     options = [*SERVER_OPTIONS, ONE_WORKER, EXACT, f"--ec-transfer-config={config}"]
     options += ["--trust-request-mm-kwargs"]
     options += [f"--additional-config={json.dumps(TRUSTED)}"]
-    with serving(tiny, *options, log=log) as url:
+    with forked_servers(), serving(tiny, *options, log=log) as url:
         yield url
 
 

@@ -37,6 +37,7 @@ from support.chat import (
 from support.clips import VIDEO, encoded, numbers
 from support.engines import RUNNER_V2, answers
 from support.hostile import Code
+from support.servers import forked_servers
 from support.tiny import MLP_WIDTH, TOWER_WIDTH, WIDTH
 from support.train_adapters import LANGUAGE, TARGETS, train
 from typefaces import PILLOW_FONT
@@ -272,7 +273,7 @@ def client(tiny, trained, tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-        with serving(tiny, *options, log=log) as url:
+        with forked_servers(), serving(tiny, *options, log=log) as url:
             asked = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
             assert ("Using V2 Model Runner" in log.read_text()) == asked
             yield httpx.Client(base_url=f"{url}/v1", timeout=60)

@@ -14,6 +14,7 @@ from nemotron_vl.images.drawn import draw_text
 from nemotron_vl.server import free_port, running, serving
 from support.bad_requests import CASES
 from support.chat import ONE_WORKER, SERVER_OPTIONS, content, picture_part, text_part
+from support.servers import forked_servers
 
 READ = text_part("Read the text.")
 TOKEN_BYTES = 32 * 32 * 3  # of the pixels that a token stands for
@@ -32,14 +33,15 @@ def renderer(tiny, folder):
     command = [program, "launch", "render", str(tiny), "--host=127.0.0.1"]
     command += [f"--port={port}", *SERVER_OPTIONS]
     command += ["--trust-request-mm-kwargs", "--enable-mm-embeds"]  # of some cases
-    with running(command, url=url, log=folder / "render.txt"):
+    with forked_servers(), running(command, url=url, log=folder / "render.txt"):
         yield url
 
 
 @pytest.fixture(scope="module")
 def engine(tiny, folder):
     options = [*SERVER_OPTIONS, ONE_WORKER, "--enable-scale-out"]
-    with serving(tiny, *options, log=folder / "engine.txt") as url:
+    log = folder / "engine.txt"
+    with forked_servers(), serving(tiny, *options, log=log) as url:
         yield url
 
 

@@ -23,6 +23,7 @@ from support.chat import (
     saved,
     text_part,
 )
+from support.servers import forked_servers
 
 MODEL = "tiny"
 
@@ -58,7 +59,7 @@ def client(checkpoint, media, log):
         '--additional-config={"nemotron_vl": {"tile_cache_mb": 1, '
         '"more_image_formats": ["JPEG2000", "QOI"]}}',
     ]
-    with serving(checkpoint, *options, log=log) as url:
+    with forked_servers(), serving(checkpoint, *options, log=log) as url:
         yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
 

@@ -5,6 +5,7 @@ several API servers. Prefix caching is on. What clients send differs between tes
 that nobody but the attacker has sent it before.
 """
 
+import contextlib
 import itertools
 import json
 import re
@@ -27,6 +28,7 @@ from support.chat import (
 )
 from support.clips import VIDEO_SWITCH, encoded, numbers, video_part
 from support.content_hash import ContentHash
+from support.servers import forked_servers
 
 TOKENS = 8
 # Clients: one without a salt, and two with salts of their own.
@@ -58,7 +60,9 @@ def service(request, tiny, tmp_path_factory):
     options += ["--enable-prompt-tokens-details", "--enable-log-requests", *more]
     if modality == "video":
         options += VIDEO_SWITCH
-    with serving(tiny, *options, log=log) as url:
+    # Two API servers share their metrics, which is decided when vLLM is imported.
+    forks = forked_servers() if api_servers == 1 else contextlib.nullcontext()
+    with forks, serving(tiny, *options, log=log) as url:
         yield Service(url, modality, api_servers, log)
 
 
