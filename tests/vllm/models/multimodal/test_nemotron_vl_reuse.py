@@ -366,6 +366,30 @@ def test_counts_are_logged_at_intervals(monkeypatch):
     assert lines[1] == "Tiles: 8 received, 4 encoded, 4 repeated, 0 cached."
 
 
+def test_a_plan_says_where_each_embedding_comes_from():
+    reuse = TileReuse(torch.empty(2, 64, 64))
+    reuse(means, tiles(1, 2), digests(tiles(1, 2)))
+    wanted = digests(tiles(3, 1, 3, 4, 4, 2))
+    wanted[3:5] = 0  # never shared
+    plan = reuse.plan(wanted)
+    assert plan.encode == [0, 3, 4]
+    assert plan.row_of == {0: 0, 2: 0, 3: 1, 4: 2}
+    assert plan.slot_of == {1: 0, 5: 1}
+    assert plan.new == {bytes(wanted[0].tolist()): 0}
+
+
+def test_a_tile_whose_encoding_failed_is_not_cached():
+    reuse = TileReuse(torch.empty(2, 64, 64))
+    pixels = tiles(1)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        reuse(
+            lambda x: (_ for _ in ()).throw(RuntimeError("out of memory")),
+            pixels,
+            digests(pixels),
+        )
+    assert torch.equal(reuse(means, pixels, digests(pixels)), means(pixels))
+
+
 def test_only_the_first_rank_counts():
     reuse = TileReuse(torch.empty(0, 64, 64), quiet=True)
     reuse(means, tiles(1, 1), digests(tiles(1, 1)))
