@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from functools import partial
 from itertools import chain
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 import torch.nn as nn
@@ -29,6 +29,7 @@ from vllm.model_executor.models.interfaces import (
     SupportsPP,
     SupportsQuant,
 )
+from vllm.model_executor.models.internvl import InternVLImagePixelInputs
 from vllm.model_executor.models.utils import AutoWeightsLoader, StageMissingLayer
 from vllm.model_executor.models.vision import (
     is_vit_use_data_parallel,
@@ -37,6 +38,7 @@ from vllm.model_executor.models.vision import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalKwargsItem
 from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.utils.tensor_schema import TensorShape
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from ...config.nemotron_vl import EncoderConfig
@@ -51,15 +53,14 @@ from .nemotron_vl_graphs import DIGESTS, EncoderGraphs, check_pixels
 from .nemotron_vl_layer_names import (
     HF_TO_VLLM,
     adapter_mapper,
-    keep_encoder_precision,
-    quantises,
     resolve_patterns,
+    tower_layers,
 )
-from .nemotron_vl_layout import (
-    TOWER_LINEAR,
-    is_quantised,
-    num_prefix_tokens,
-    tower_tensors,
+from .nemotron_vl_layout import num_prefix_tokens
+from .nemotron_vl_precision import (
+    encoder_precision,
+    flatten_quantised_inputs,
+    keep_encoder_precision,
 )
 from .nemotron_vl_processing import (
     NemotronVLDummyInputsBuilder,
@@ -68,7 +69,7 @@ from .nemotron_vl_processing import (
 )
 from .nemotron_vl_reload import Reload, is_whole
 from .nemotron_vl_reuse import TileReuse
-from .nemotron_vl_tower import NemotronVLRadioModel, encoder_dtype, feed_rows
+from .nemotron_vl_tower import NemotronVLRadioModel
 from .nemotron_vl_weights import (
     checked,
     quantised_parameters,
@@ -76,6 +77,14 @@ from .nemotron_vl_weights import (
 )
 
 logger = init_logger("vllm.model_executor.models.nemotron_vl")
+
+
+class NemotronVLImagePixelInputs(InternVLImagePixelInputs):
+    """Dimensions, beside those of InternVL's inputs:
+    - d: Number of bytes of a digest
+    """
+
+    tile_digests: Annotated[torch.Tensor | None, TensorShape("bnp", "d")]
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -100,6 +109,8 @@ class LlamaNemotronVLChatModel(
     supports_encoder_tp_data = True
     supports_mm_device_do_normalize = True
     supports_tower_connector_lora = True
+
+    tower_modalities = {"image"}  # the tower is built where one of them is read
 
     hf_to_vllm_mapper = HF_TO_VLLM
     packed_modules_mapping = {
@@ -126,7 +137,7 @@ class LlamaNemotronVLChatModel(
             self.encoder_dtype,
             persistent=self._load_format != "dummy",
         )
-        feed_rows(self.vision_model, self.mlp1)
+        flatten_quantised_inputs(self.vision_model, self.mlp1)
         self._reload = Reload(self, vllm_config)
         encoder_config = EncoderConfig.from_vllm_config(vllm_config)
         if vllm_config.lora_config is not None:
@@ -164,30 +175,19 @@ class LlamaNemotronVLChatModel(
     def _mark_tower_model(self, vllm_config: VllmConfig, modalities, **kwargs):
         # InternVL marks the tower for images and videos. With images switched off,
         # the tower would stay in memory for the videos.
-        return super()._mark_tower_model(vllm_config, "image", **kwargs)
+        return super()._mark_tower_model(vllm_config, self.tower_modalities, **kwargs)
 
     def _patch_quant_config(
         self, config: PreTrainedConfig, quant_config: QuantizationConfig | None
     ) -> None:
         # InternVL calls this before it builds the parts.
         super()._patch_quant_config(config, quant_config)
-        self.encoder_quant_config = quant_config
-        if is_quantised(config.text_config) and not is_quantised(config):
-            self.encoder_quant_config = None  # only the language model is quantised
-        names = [name.rpartition(".")[0] for name in tower_tensors(config)]
-        renamed = self.hf_to_vllm_mapper.apply_list(names)
         if quant_config is not None:
             keep_encoder_precision(quant_config)
-            resolve_patterns(quant_config, dict(zip(names, renamed, strict=True)))
-        linear = [name for name in renamed if name.endswith(TOWER_LINEAR)]
-        # vLLM chooses the kernels of quantised layers for the engine's dtype, so a
-        # quantised encoder keeps it.
-        self.encoder_dtype = torch.get_default_dtype()
-        faster = encoder_dtype(self.encoder_dtype)
-        if faster != self.encoder_dtype and not quantises(
-            self.encoder_quant_config, [*linear, "mlp1.1", "mlp1.3"]
-        ):
-            self.encoder_dtype = faster
+            resolve_patterns(quant_config, tower_layers(config))
+        self.encoder_quant_config, self.encoder_dtype = encoder_precision(
+            config, quant_config, torch.get_default_dtype()
+        )
 
     def _init_vision_model(
         self,
@@ -271,9 +271,23 @@ class LlamaNemotronVLChatModel(
         images = self._parse_and_validate_image_input(**kwargs)
         if images is None:
             return []
-        pixels, digests = images["pixel_values_flat"], kwargs.get(DIGESTS)
-        features = self._embed_tiles(self.extract_feature, pixels, digests)
+        features = self._embed_tiles(
+            self.extract_feature, images["pixel_values_flat"], images["tile_digests"]
+        )
         return [x.flatten(0, 1) for x in features.split(images["num_patches"].tolist())]
+
+    def _parse_and_validate_image_input(  # type: ignore[override]
+        self, **kwargs: object
+    ) -> NemotronVLImagePixelInputs | None:
+        images = super()._parse_and_validate_image_input(**kwargs)
+        if images is None:
+            return None
+        return NemotronVLImagePixelInputs(
+            type="pixel_values",
+            pixel_values_flat=images["pixel_values_flat"],
+            num_patches=images["num_patches"],
+            tile_digests=kwargs.get(DIGESTS),
+        )
 
     def extract_feature(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Image features of tiles.

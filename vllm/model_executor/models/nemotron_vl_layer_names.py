@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from operator import contains, eq
 
-from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.layers.quantization.online.base import (
     OnlineQuantizationConfig,
@@ -18,7 +17,13 @@ from vllm.model_executor.layers.quantization.online.base import (
 from vllm.model_executor.layers.quantization.quark.quark import QuarkConfig
 from vllm.model_executor.models.utils import WeightsMapper
 
-from .nemotron_vl_layout import LANGUAGE_MODEL, TOWER, Config, checkpoint_tensors
+from .nemotron_vl_layout import (
+    LANGUAGE_MODEL,
+    TOWER,
+    Config,
+    checkpoint_tensors,
+    tower_tensors,
+)
 
 HF_TO_VLLM = WeightsMapper(
     orig_to_new_prefix={
@@ -43,9 +48,6 @@ _IGNORE_LISTS: dict[str, Callable[[str, str], bool]] = {
     "modules_to_not_convert": contains,  # AWQ
     "skip_modules": _has_components,  # torchao
 }
-
-_ENCODER_LAYERS = ["vision_model.*", "mlp1.*"]
-
 
 # Parts of the model, and how a layer of an adapter is named where they are missing. In
 # the other part vLLM has layers whose names end so, but no module has the whole name.
@@ -105,22 +107,10 @@ def adapter_mapper(
     )
 
 
-def keep_encoder_precision(quant_config: QuantizationConfig) -> None:
-    """Leave the tower and the connector unquantised where vLLM quantises.
-
-    This concerns checkpoints that are quantised while they are loaded
-    (``--quantization fp8``): small print is read better in full precision. An
-    ignore list or targets given by the user are kept as they are.
-
-    Args:
-        quant_config: vLLM's configuration; changed in place.
-    """
-    nested = getattr(quant_config, "online_quantization_config", None)
-    for online in (quant_config, nested):
-        if not isinstance(online, OnlineQuantizationConfig):
-            continue
-        if not online.ignored_layers and online.args.targets is None:
-            online.ignored_layers = _ENCODER_LAYERS
+def tower_layers(config: Config) -> dict[str, str]:
+    """Layers of the tower in the checkpoint, with vLLM's names."""
+    names = [name.rpartition(".")[0] for name in tower_tensors(config)]
+    return dict(zip(names, HF_TO_VLLM.apply_list(names), strict=True))
 
 
 def resolve_patterns(
@@ -153,18 +143,6 @@ def resolve_patterns(
         settings = quant_config.quant_config
         if excluded := settings.get("exclude"):
             settings["exclude"] = [*excluded, *_matches(excluded, renamed, eq)]
-
-
-def quantises(quant_config: QuantizationConfig | None, layers: Iterable[str]) -> bool:
-    """Whether a configuration quantises one of some linear layers (vLLM's names)."""
-    return any(
-        not isinstance(
-            # It creates no weights, so its sizes do not matter.
-            LinearBase(64, 64, quant_config=quant_config, prefix=name).quant_method,
-            UnquantizedLinearMethod,
-        )
-        for name in layers
-    )
 
 
 def _matches(

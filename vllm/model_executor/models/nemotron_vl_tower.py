@@ -2,65 +2,21 @@
 """The C-RADIO tower for tiles of one size, built of vLLM's layers."""
 
 import copy
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any
+from collections.abc import Iterable
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from transformers import PreTrainedConfig
 from vllm.config import get_current_vllm_config
 from vllm.logger import init_logger
-from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.intern_vit import InternVisionEncoder
 from vllm.model_executor.models.radio import RadioModel
 from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
-from vllm.platforms import current_platform
 
-from ...config.nemotron_vl_cpu import has_amx, has_native_products
 from .nemotron_vl_blocks import TowerBlock, compilation_problem
 
 logger = init_logger("vllm.model_executor.models.nemotron_vl_tower")
-
-
-def encoder_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the tower and the connector.
-
-    It is the engine's dtype, or float32 on a CPU that emulates the engine's dtype.
-
-    Args:
-        dtype: The engine's.
-    """
-    if not current_platform.is_cpu() or has_native_products(str(dtype)[6:]):
-        return dtype
-    return torch.float32
-
-
-def feed_rows(*parts: nn.Module) -> None:
-    """Reshape the input of quantised layers to ``(rows, width)`` on CPUs with AMX.
-
-    vLLM's INT8 kernel for such CPUs does not take ``(tiles, tokens, width)``.
-
-    Args:
-        parts: Tower and connector; changed in place.
-    """
-    if not (current_platform.is_cpu() and has_amx()):
-        return
-    for layer in (layer for part in parts for layer in part.modules()):
-        method: Any = getattr(layer, "quant_method", None)
-        if method is not None and not isinstance(method, UnquantizedLinearMethod):
-            method.apply = partial(_apply_to_rows, method.apply)
-
-
-def _apply_to_rows(
-    apply: Callable[..., torch.Tensor],
-    layer: nn.Module,
-    x: torch.Tensor,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
-    return apply(layer, x.flatten(0, -2), bias).unflatten(0, x.shape[:-1])
 
 
 class NemotronVLRadioModel(RadioModel):

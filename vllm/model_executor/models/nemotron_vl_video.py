@@ -211,6 +211,8 @@ class LlamaNemotronVLVideoChatModel(LlamaNemotronVLChatModel):
     supports_mm_device_do_normalize = True
     supports_tower_connector_lora = True
 
+    tower_modalities = {"image", "video"}
+
     hf_to_vllm_mapper = HF_TO_VLLM
 
     @classmethod
@@ -223,11 +225,6 @@ class LlamaNemotronVLVideoChatModel(LlamaNemotronVLChatModel):
                 parameter=modality,
             )
         return super().get_placeholder_str(modality, i)
-
-    def _mark_tower_model(self, vllm_config, modalities, **kwargs):
-        # Without the restriction to images: videos need the tower, too.
-        mark = super(LlamaNemotronVLChatModel, self)._mark_tower_model
-        return mark(vllm_config, modalities, **kwargs)
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
         """Embeddings of images or videos, ``(tokens, hidden_size)`` for each.

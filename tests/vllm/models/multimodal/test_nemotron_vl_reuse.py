@@ -134,6 +134,15 @@ def test_digests_not_pixels_decide_what_is_equal(plain):
     assert_equal(found, encode_all(plain, 1, 1))
 
 
+def test_each_tile_needs_its_digest(plain):
+    fields = picture(1, 2)
+    fields["tile_digests"] = fields["tile_digests"][:1]
+    with pytest.raises(
+        ValueError, match=r"tile_digests dim\[0\] expected 'bnp'=2, got 1"
+    ):
+        plain.embed_multimodal(**fields)
+
+
 def test_tiles_of_earlier_requests_come_from_the_cache(caching):
     embed(caching, 1, 2, 1)
     assert counts(caching) == {"encoded": 2, "repeated": 1, "cached": 0}
