@@ -88,7 +88,7 @@ ATTRIBUTES = {
         f"{_QUANTISATION}.online.base.OnlineQuantizationConfig.ignored_layers",
         f"{_QUANTISATION}.base_config.QuantizationConfig.online_quantization_config",
     ],
-    "model_executor/models/nemotron_vl_layer_names.py": [
+    "model_executor/models/nemotron_vl_names.py": [
         f"{_QUANTISATION}.compressed_tensors.compressed_tensors"
         ".CompressedTensorsConfig.ignore",
         f"{_QUANTISATION}.compressed_tensors.compressed_tensors"

@@ -50,13 +50,13 @@ from ...config.nemotron_vl_options import (
 from ...multimodal.nemotron_vl_embeddings import EMBEDS
 from .nemotron_vl_conditioner import InputConditioner
 from .nemotron_vl_graphs import DIGESTS, EncoderGraphs, check_pixels
-from .nemotron_vl_layer_names import (
+from .nemotron_vl_layout import num_prefix_tokens
+from .nemotron_vl_lora import adapter_mapper
+from .nemotron_vl_names import (
     HF_TO_VLLM,
-    adapter_mapper,
     resolve_patterns,
     tower_layers,
 )
-from .nemotron_vl_layout import num_prefix_tokens
 from .nemotron_vl_precision import (
     encoder_precision,
     flatten_quantised_inputs,

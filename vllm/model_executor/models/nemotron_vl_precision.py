@@ -15,8 +15,8 @@ from vllm.model_executor.layers.quantization.online.base import (
 from vllm.platforms import current_platform
 
 from ...config.nemotron_vl_cpu import has_amx, has_native_products
-from .nemotron_vl_layer_names import tower_layers
 from .nemotron_vl_layout import TOWER_LINEAR, Config, is_quantised
+from .nemotron_vl_names import tower_layers
 
 _ENCODER_LAYERS = ["vision_model.*", "mlp1.*"]
 

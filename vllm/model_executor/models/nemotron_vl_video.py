@@ -44,7 +44,7 @@ from ...transformers_utils.processors.nemotron_vl_video import (
     NemotronVLVideoLoader,
 )
 from .nemotron_vl import LlamaNemotronVLChatModel
-from .nemotron_vl_layer_names import HF_TO_VLLM
+from .nemotron_vl_names import HF_TO_VLLM
 from .nemotron_vl_processing import (
     NemotronVLDummyInputsBuilder,
     NemotronVLMultiModalProcessor,

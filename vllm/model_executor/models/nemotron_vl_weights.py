@@ -14,7 +14,6 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
 )
 
-from .nemotron_vl_layer_names import HF_TO_VLLM
 from .nemotron_vl_layout import (
     CONDITIONER_TENSORS,
     IGNORED_SUFFIXES,
@@ -24,6 +23,7 @@ from .nemotron_vl_layout import (
     is_quantised,
     quantised_weight,
 )
+from .nemotron_vl_names import HF_TO_VLLM
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 Check = Callable[[Weights], Weights]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of layers: those of the checkpoint and those of vLLM.
 
-The checkpoint's names are in its tensors, in its quantisation configuration and
-in LoRA adapters made for it. All three are mapped to vLLM's names here.
+The checkpoint's names are in its tensors, in its quantisation configuration and in
+LoRA adapters made for it. The first two are mapped to vLLM's names here, the last in
+`nemotron_vl_lora`.
 """
 
 import re
@@ -17,13 +18,7 @@ from vllm.model_executor.layers.quantization.online.base import (
 from vllm.model_executor.layers.quantization.quark.quark import QuarkConfig
 from vllm.model_executor.models.utils import WeightsMapper
 
-from .nemotron_vl_layout import (
-    LANGUAGE_MODEL,
-    TOWER,
-    Config,
-    checkpoint_tensors,
-    tower_tensors,
-)
+from .nemotron_vl_layout import TOWER, Config, tower_tensors
 
 HF_TO_VLLM = WeightsMapper(
     orig_to_new_prefix={
@@ -48,63 +43,6 @@ _IGNORE_LISTS: dict[str, Callable[[str, str], bool]] = {
     "modules_to_not_convert": contains,  # AWQ
     "skip_modules": _has_components,  # torchao
 }
-
-# Parts of the model, and how a layer of an adapter is named where they are missing. In
-# the other part vLLM has layers whose names end so, but no module has the whole name.
-_ENCODER = re.compile(r"^((?:vision_model|mlp1)\..*)\.lora_")
-_NOT_LANGUAGE = r"in another process.\1.fc1.lora_"
-_LANGUAGE = re.compile(r"^((?:language_model|model|lm_head)\b.*)\.lora_")
-_NOT_ENCODER = r"in another process.\1.o_proj.lora_"
-
-
-def adapter_mapper(
-    config: Config,
-    encoder: bool,
-    encoder_is_here: bool = True,
-    language_is_here: bool = True,
-) -> WeightsMapper:
-    """The mapper for an engine that serves LoRA adapters.
-
-    vLLM silently leaves out layers of an adapter that the model does not have.
-    This mapper renames such a layer to an error message. vLLM finds no module of
-    that name, so it refuses the adapter and quotes the message.
-
-    Args:
-        config: The composite configuration.
-        encoder: Whether adapters may have layers of the tower and the connector.
-        encoder_is_here: Whether this process has the tower and the connector. If not,
-            it keeps an adapter's layers of them under names of no module: vLLM fails on
-            adapters without any layer.
-        language_is_here: The same for the language model, which engines that only
-            encode do not have.
-    """
-    layers = [
-        name.removesuffix(".weight")
-        for name in checkpoint_tensors(config)
-        if encoder or name.startswith(LANGUAGE_MODEL)
-    ]
-    # Adapters made for a Llama without the vision parts have these names.
-    layers += [
-        name.removeprefix(LANGUAGE_MODEL)
-        for name in layers
-        if name.startswith(LANGUAGE_MODEL)
-    ]
-    reason = "not in the model"
-    if not encoder:
-        reason += "'s language part; others need --enable-tower-connector-lora"
-    known = "|".join(map(re.escape, layers))
-    unknown = re.compile(rf"^(?!(?:{known})\.lora_)(.*)\.lora_")
-    renamed = {unknown: rf"'\1' ({reason}).lora_"}
-    if not encoder_is_here:
-        renamed[_ENCODER] = _NOT_ENCODER
-    if not language_is_here:
-        renamed[_LANGUAGE] = _NOT_LANGUAGE
-    return HF_TO_VLLM | WeightsMapper(
-        orig_to_new_regex=renamed,
-        orig_to_new_prefix={
-            part: LANGUAGE_MODEL + part for part in ("model.", "lm_head.")
-        },
-    )
 
 
 def tower_layers(config: Config) -> dict[str, str]:
