@@ -18,7 +18,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingFieldRole
 
-from ..config.nemotron_vl import EncoderConfig
+from ..config.nemotron_vl import ImageConfig
 from .nemotron_vl_tensors import read_tensor
 
 EMBEDS = "image_embeds"
@@ -206,7 +206,7 @@ def check_names(prompt: Mapping[str, Any], config: VllmConfig) -> None:
             f"needs {EMBEDS}, too: only an engine whose --ec-transfer-config makes it "
             "a consumer gets them from an encoder"
         )
-    elif not EncoderConfig.from_vllm_config(config).trusted_uuids:
+    elif not ImageConfig.from_vllm_config(config).trusted_uuids:
         problem = (
             "is read only by a server with the setting trusted_uuids: whoever knows "
             "the name of an image can ask about it"

@@ -26,7 +26,7 @@ from vllm.logger import init_logger
 from vllm.renderers.hf import HfRenderer
 from vllm.renderers.params import ChatParams
 
-from ..config.nemotron_vl import EncoderConfig
+from ..config.nemotron_vl import ImageConfig
 from ..multimodal.nemotron_vl import check_adapters
 from ..multimodal.nemotron_vl_embeddings import (
     check_engine,
@@ -36,11 +36,7 @@ from ..multimodal.nemotron_vl_embeddings import (
 )
 from ..multimodal.nemotron_vl_loading import check_and_load_images, share_threads
 from ..transformers_utils.configs.nemotron_vl_checks import check_image_tokens
-from ..transformers_utils.processors.nemotron_vl_threads import (
-    IMAGE_THREADS,
-    MOST_THREADS,
-    share_of_cores,
-)
+from ..transformers_utils.processors.nemotron_vl_threads import set_image_threads
 from .nemotron_vl_messages import with_lists
 from .nemotron_vl_uuids import with_keys
 
@@ -81,12 +77,11 @@ class NemotronVLRenderer(HfRenderer):
         if tokenizer is not None:
             vocab_size = config.model_config.get_vocab_size()
             check_image_tokens(tokenizer.get_vocab(), vocab_size)
-        # Before vLLM processes its first image, to warm up.
-        settings = EncoderConfig.from_vllm_config(config)
+        settings = ImageConfig.from_vllm_config(config)
         self._trusted_uuids = settings.trusted_uuids
+        # Both before vLLM processes its first image, to warm up.
         servers = config.parallel_config._api_process_count
-        limit = settings.image_threads or min(share_of_cores(servers), MOST_THREADS)
-        IMAGE_THREADS.set_limit(limit)
+        set_image_threads(settings.image_threads, servers)
         check_and_load_images(settings.more_image_formats)
         super().__init__(config, tokenizer)
 

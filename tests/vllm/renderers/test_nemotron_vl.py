@@ -141,7 +141,7 @@ def test_the_threads_for_images_are_this_servers_share(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
     monkeypatch.setattr(nemotron_vl_threads, "_quota", lambda: math.inf)
     pool = nemotron_vl_threads.Threads()
-    monkeypatch.setattr(renderer, "IMAGE_THREADS", pool)
+    monkeypatch.setattr(nemotron_vl_threads, "IMAGE_THREADS", pool)
     config = VllmConfig(additional_config={"nemotron_vl": given})
     config.parallel_config._api_process_count = servers
     renderer.NemotronVLRenderer(config, None)

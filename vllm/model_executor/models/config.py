@@ -11,7 +11,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
-from ...config.nemotron_vl import EncoderConfig
+from ...config.nemotron_vl import check_settings
 from ...config.nemotron_vl_cpu import has_amx, slow_dtype
 from ...config.nemotron_vl_names import (
     IMAGES_ONLY,
@@ -175,7 +175,7 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
         # Not needed in processes that only register the model.
         from .nemotron_vl_layout import tensor_parallel_problems
 
-        EncoderConfig.from_vllm_config(vllm_config)
+        check_settings(vllm_config)
         _complete_graphs(vllm_config)
         check_adapters(vllm_config)
         check_encoder_attention(vllm_config)

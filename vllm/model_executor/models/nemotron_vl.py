@@ -158,11 +158,7 @@ class LlamaNemotronVLChatModel(
             # vLLM assigns adapters for one forward with all tiles of a batch, so
             # tiles may be neither left out nor split.
             self.max_encoder_tiles = sys.maxsize
-            default = EncoderConfig()
-            if any(
-                getattr(encoder_config, name) != getattr(default, name)
-                for name in ("tile_cache_mb", "max_encoder_tiles")
-            ):
+            if encoder_config != EncoderConfig():
                 logger.warning_once(
                     "The settings of the encoder in additional_config have no "
                     "effect with --enable-tower-connector-lora."

@@ -13,7 +13,7 @@ from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_nemotron_vl.config.nemotron_vl import EncoderConfig
+from vllm_nemotron_vl.config.nemotron_vl import EncoderConfig, ImageConfig
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_reuse import TileReuse
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
@@ -270,6 +270,7 @@ def test_wrong_settings_are_named_at_start(checkpoint, given, message):
 def test_settings_of_other_plugins_are_left_alone():
     config = VllmConfig(additional_config={"another": {"a": 1}})
     assert EncoderConfig.from_vllm_config(config) == EncoderConfig()
+    assert ImageConfig.from_vllm_config(config) == ImageConfig()
 
 
 def process(picture: Image.Image) -> list[bytes]:
