@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests
 
-# make test-releases RELEASES="0.31 0.33" TESTS="tests/vllm/plugins -k overlay"
+# make test-releases RELEASES="0.31 0.33" TESTS=tests/tools/test_export_upstream.py
 test-releases: $(INSTALLED)
 	$(PYTHON) tools/releases/matrix.py $(RELEASES) --tests "$(TESTS)"
 

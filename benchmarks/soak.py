@@ -50,7 +50,7 @@ class Phase(NamedTuple):
     """A part of the time.
 
     Args:
-        share: Of the time.
+        share: Share of the time.
         clients: How many there are.
         attackers: Besides them.
     """

@@ -36,6 +36,6 @@ def show(text: object, file: TextIO | None = None) -> None:
 
     Args:
         text: What is printed.
-        file: Of a terminal; standard output by default.
+        file: Stream of a terminal; standard output by default.
     """
     print(printable(text, "\n\t"), file=file or sys.stdout, flush=True)

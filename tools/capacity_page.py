@@ -192,8 +192,8 @@ def compare(
     """p99 of the first token: by the formula, and simulated with each of the rules.
 
     Args:
-        kind: Of the GPUs of a host, each with an engine.
-        utilisation: Of the engines.
+        kind: Kind of the GPUs of a host, each with an engine.
+        utilisation: Utilisation of the engines.
         case: What they serve.
         rules: Between engines (``None``: any), and whether answers vary in length.
     """

@@ -16,11 +16,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from nemotron_vl.checkpoints.questions import SINGLE_LINE, questions_about
 from typefaces import advances_of, font_of
 
 MAX_LENGTH = 8
 LONGEST_OF_BOTH = 6  # characters of a line in each of two images
-SINGLE_LINE = ("read", "count", "first")  # kinds of questions about one line
 
 # Kinds of questions and how often each is asked.
 KINDS = {"read": 0.5, "count": 0.1, "first": 0.1, "lines": 0.2, "both": 0.1}
@@ -218,27 +218,6 @@ def _paint(rng: random.Random, mask: Image.Image, effort: float) -> Image.Image:
         picture = Image.open(file)
         picture.load()
     return picture
-
-
-def questions_about(kind: str, lines: list[str]) -> list[tuple[str, str]]:
-    """All that can be asked about lines of text, with the answers.
-
-    Args:
-        kind: ``both`` (a line in each of two images), ``lines`` (several in an image:
-            each of them, then the text), or one of ``SINGLE_LINE``, in that order.
-        lines: From top to bottom.
-    """
-    text = "\n".join(lines)
-    if kind == "both":
-        return [("Read both.", text)]
-    if kind == "lines":
-        each = [(f"Read line {i}.", line) for i, line in enumerate(lines, 1)]
-        return [*each, ("Read the text.", text)]
-    return [
-        ("Read the text.", text),
-        ("How many characters are there?", str(len(text))),
-        ("What is the first character?", text[0]),
-    ]
 
 
 def shuffled(

@@ -7,14 +7,17 @@
   is appended to it: it adds definitions and replaces one class.
 - The models are added to the registry, the plugin's entry point to pyproject.toml, and
   rows to the table of supported models.
-- The tests are copied to `tests/vllm/models/multimodal/nemotron_vl` and import `vllm`.
+- `tests/vllm` is copied to `tests/models/multimodal/nemotron_vl`, with `tests/support`
+  and the modules of `nemotron_vl/` and `tools/` that they import. All import `vllm`.
 
 Running it again replaces what an earlier run wrote. Review `git diff` in the checkout.
 """
 
 import argparse
+import ast
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vllm_nemotron_vl.config.nemotron_vl_names import (
@@ -39,7 +42,18 @@ ROWS = "".join(
         (VIDEO_ARCHITECTURE, "T + I<sup>E+</sup> + V<sup>+</sup>"),
     )
 )
-TESTS = Path("tests/vllm/models/multimodal/nemotron_vl")
+TESTS = Path("tests/models/multimodal/nemotron_vl")
+SETTINGS = """\
+[pytest]
+pythonpath = . tools
+addopts = --import-mode=importlib -m "not releases"
+markers = releases: a longer test
+filterwarnings = ignore::DeprecationWarning
+"""
+# Tests of an installation beside a vLLM.
+LEFT_OUT = ROOT / "tests/vllm/plugins/test_register.py"
+# Where the tests find the modules that they import, and where these are laid.
+SOURCES = {ROOT / "tests": Path(), ROOT / "tools": Path("tools"), ROOT: Path()}
 
 
 def main() -> None:
@@ -85,9 +99,67 @@ def lay_tree(checkout: Path) -> None:
 
 
 def lay_tests(checkout: Path) -> None:
-    for file in files_below(ROOT / "tests"):
+    laid = {
+        file: file.relative_to(ROOT / "tests/vllm")
+        for file in files_below(ROOT / "tests/vllm")
+        if file != LEFT_OUT
+    }
+    helpers = [ROOT / "tests/conftest.py", *files_below(ROOT / "tests/support")]
+    for file, source in needed([*laid, *helpers]).items():
+        laid.setdefault(file, SOURCES[source] / file.relative_to(source))
+    for file in helpers:
+        laid[file] = file.relative_to(ROOT / "tests")
+    # The companion's data lie beside its modules.
+    for file in [*laid]:
+        if file.is_relative_to(ROOT / "nemotron_vl"):
+            for data in files_below(file.parent):
+                if data.suffix != ".py":
+                    laid[data] = data.relative_to(ROOT)
+    for file, place in laid.items():
         content = file.read_bytes().replace(b"vllm_nemotron_vl", b"vllm")
-        write(checkout / TESTS / file.relative_to(ROOT / "tests"), content)
+        write(checkout / TESTS / place, content)
+    write(checkout / TESTS / "pytest.ini", SETTINGS.encode())
+
+
+def needed(files: Iterable[Path]) -> dict[Path, Path]:
+    """Files that Python files import from here, each with its folder of `SOURCES`."""
+    found: dict[Path, Path] = {}
+    todo = [file for file in files if file.suffix == ".py"]
+    while todo:
+        for module in imported(todo.pop()):
+            for file, source in located(module):
+                if file not in found:
+                    found[file] = source
+                    todo.append(file)
+    return found
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Dotted names that a file imports, as they are found in `SOURCES`."""
+    source = next(source for source in SOURCES if file.is_relative_to(source))
+    package = file.relative_to(source).parts[:-1]
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *filter(None, [node.module])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def located(module: str) -> Iterator[tuple[Path, Path]]:
+    """The file of a module of `SOURCES`, and those of its packages."""
+    parts = module.split(".")
+    for source in SOURCES if parts[0] != "vllm" else ():
+        file = source.joinpath(*parts).with_suffix(".py")
+        packages = (
+            source.joinpath(*parts[:n], "__init__.py") for n in range(1, len(parts) + 1)
+        )
+        there = [place for place in (file, *packages) if place.is_file()]
+        if there:
+            yield from ((place, source) for place in there)
+            return
 
 
 def edit(file: Path, change) -> None:

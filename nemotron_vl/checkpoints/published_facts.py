@@ -51,7 +51,7 @@ def published_facts(
         model: Folder or name on the hub.
         config: Content of ``config.json``.
         tensors: Names of the checkpoint's tensors.
-        ids: Of the tokens that the tokenizer adds to its vocabulary.
+        ids: Ids of the tokens that the tokenizer adds to its vocabulary.
     """
     preprocessor = _optional(model, "preprocessor_config.json")
     generation = _optional(model, "generation_config.json")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The questions of ``nemotron-vl demo``: images drawn at random, by a seed."""
+"""The questions that the embedded checkpoint was trained for, and those of the demo."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,8 @@ from ..images.drawn import draw_text
 from .embedded import TINY
 
 COUNT = 20
+
+SINGLE_LINE = ("read", "count", "first")  # kinds of questions about one line
 
 # Of the questions; the others read a single line.
 _KINDS = ("lines", "lines", "lines", "both", "count", "first")
@@ -31,6 +33,39 @@ class DemoQuestion:
     text: str
     truth: str | None
     file: Path | None = None
+
+
+def questions_about(kind: str, lines: Sequence[str]) -> list[tuple[str, str]]:
+    """All that can be asked about lines of text, with the answers.
+
+    Args:
+        kind: ``both`` (a line in each of two images), ``lines`` (several in an image:
+            each of them, then the text), or one of ``SINGLE_LINE``, in that order.
+        lines: From top to bottom.
+    """
+    text = "\n".join(lines)
+    if kind == "both":
+        return [("Read both.", text)]
+    if kind == "lines":
+        each = [(f"Read line {i}.", line) for i, line in enumerate(lines, 1)]
+        return [*each, ("Read the text.", text)]
+    return [
+        ("Read the text.", text),
+        ("How many characters are there?", str(len(text))),
+        ("What is the first character?", text[0]),
+    ]
+
+
+def ask(kind: str, lines: Sequence[str], line: int = 0) -> tuple[str, str]:
+    """One of `questions_about`, with the answer.
+
+    Args:
+        kind: As there.
+        lines: As there.
+        line: For ``lines``, the one that is asked for, from 0.
+    """
+    place = SINGLE_LINE.index(kind) if kind in SINGLE_LINE else line
+    return questions_about(kind, lines)[place]
 
 
 def _string(rng: random.Random, longest: int) -> str:
@@ -66,18 +101,13 @@ def draw_questions(seed: int) -> Iterator[DemoQuestion]:
             texts = [_string(rng, 6) for _ in range(2)]
             names = f"{name}a", f"{name}b"
             pictures = {n: _draw(rng, t) for n, t in zip(names, texts, strict=True)}
-            yield DemoQuestion(pictures, "Read both.", "\n".join(texts))
+            yield DemoQuestion(pictures, *ask(kind, texts))
             continue
         count = rng.randint(2, 3) if kind == "lines" else 1
         lines = [_string(rng, TINY.longest) for _ in range(count)]
         line = rng.randint(1, count)
-        text, truth = {
-            "read": ("Read the text.", lines[0]),
-            "lines": (f"Read line {line}.", lines[line - 1]),
-            "count": ("How many characters are there?", str(len(lines[0]))),
-            "first": ("What is the first character?", lines[0][0]),
-        }[kind]
-        yield DemoQuestion({name: _draw(rng, *lines)}, text, truth)
+        asked = ask(kind, lines, line - 1)
+        yield DemoQuestion({name: _draw(rng, *lines)}, *asked)
 
 
 def trimmed(text: str) -> str:

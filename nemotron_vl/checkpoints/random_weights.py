@@ -26,7 +26,7 @@ def write_weights(out: Path, config: Config, dtype: str, seed: int) -> None:
         out: Folder.
         config: The composite configuration.
         dtype: Type of the stored values, such as ``"bfloat16"``.
-        seed: Of the values.
+        seed: Seed of the values.
     """
     kind = getattr(torch, dtype)
     shapes = checkpoint_tensors(config) | CONDITIONER_TENSORS

@@ -77,7 +77,7 @@ def measure(
     """Parameters and bytes of tensors, as stored and as loaded on a rank.
 
     Args:
-        headers: Of the tensors.
+        headers: Headers of the tensors.
         known: The tensors of the unquantised checkpoint.
         quantised: Whether some of them are parts of quantised layers.
         size: Bytes of a value that is loaded unquantised.

@@ -91,8 +91,8 @@ class Tiler(NamedTuple):
         page takes more than twice the pixels of its grid.
 
         Args:
-            width: Of the page, in any unit.
-            height: In the same unit.
+            width: Width of the page, in any unit.
+            height: Its height in the same unit.
         """
         fine = _FINE / min(width, height)
         grid = self.grid_for(round(fine * width), round(fine * height), "fast")

@@ -13,12 +13,8 @@ from pathlib import Path
 
 from ..checkpoints.files import check_folder, code_repositories
 from ..printable import show
-from ..verify.stages import DTYPES
+from ..verify.stages import DTYPES, ENGINES, PARTS
 from .arguments import number
-
-# Of verification.py and engines.py, whose imports take seconds.
-_PARTS = ("files", "compare", "read", "measure")
-_ENGINES = ("eager", "compiled", "encoder-graphs", "tensor-parallel")
 
 # Fewer lines from vLLM. On a CPU, it would take most of the memory for its cache.
 _ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_KVCACHE_SPACE": "2"}
@@ -47,7 +43,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--parts",
         nargs="+",
-        choices=_PARTS,
+        choices=PARTS,
         help="(default: all; with --against remote-code only files)",
     )
     parser.add_argument(
@@ -60,7 +56,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--engines",
         nargs="+",
-        choices=_ENGINES,
+        choices=ENGINES,
         help="ways to run vLLM (default: all that the machine allows; on CPUs eager)",
     )
     parser.add_argument(
@@ -119,7 +115,7 @@ def _run(args: argparse.Namespace) -> int:
             )
     if args.code_revision and not remote_code:
         raise ValueError("--code-revision needs --against remote-code.")
-    parts = args.parts or (("files",) if remote_code else _PARTS)
+    parts = args.parts or (("files",) if remote_code else PARTS)
     if args.against == "in-tree" and {*parts}.isdisjoint({"read", "measure"}):
         raise ValueError("--against in-tree needs --parts read, measure, or both.")
     checkpoint = _folder(args.model, with_code=args.against is not None)

@@ -99,7 +99,7 @@ def parsed(kind: type[_Answer], answer: Any) -> _Answer:
 
     Args:
         kind: `Completion` or `Models`.
-        answer: Of a method below ``with_raw_response`` of OpenAI's client.
+        answer: Answer of a method below ``with_raw_response`` of OpenAI's client.
 
     Raises:
         MalformedAnswer: It is too large, compressed, or no such content.

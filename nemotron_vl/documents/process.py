@@ -45,7 +45,7 @@ class PageProcess:
 
     Args:
         tiler: How the server cuts images.
-        most_pages: Of a document. A few bytes of a PDF can stand for a million.
+        most_pages: Limit of a document. A few bytes of a PDF can stand for a million.
     """
 
     def __init__(self, tiler: Tiler, most_pages: int = MOST_PAGES) -> None:

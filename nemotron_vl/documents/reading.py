@@ -43,7 +43,7 @@ async def read_answers(
     """Ask about all pages.
 
     Args:
-        client: Of the server. Its ``max_retries`` holds.
+        client: Client of the server. Its ``max_retries`` holds.
         model: Its name on the server.
         question: What is asked.
         pages: Taken in another thread, one by one, as requests end.
@@ -100,7 +100,7 @@ async def find_model(
     """The name of the server's model, after a request of one token without a page.
 
     Args:
-        client: Of the server.
+        client: Client of the server.
         model: Its name; by default the server's first.
         question: Whose schema the server must take.
         timeout: Seconds for all of it, with all retries.

@@ -54,7 +54,7 @@ def compare(
 
     Args:
         llm: With `OPTIONS`.
-        dtype: Of it and of the reference.
+        dtype: Its dtype and that of the reference.
         engine: How it runs, for the rows.
         pictures: Those of `write_expected`, in the same order.
         folder: Its files.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..checkpoints.questions import ask
 from ..images.drawn import draw_text
 
 _INK, _RULE = "black", "grey"
@@ -27,7 +28,7 @@ class Question(NamedTuple):
     """A question about images.
 
     Args:
-        kind: Of document.
+        kind: Kind of document.
         pictures: RGB, in their order.
         text: The question.
         answer: The right answer.
@@ -186,29 +187,25 @@ def _text(rng: random.Random, longest: int = 6) -> str:
 
 def _one_line(rng: random.Random) -> Question:
     text = _text(rng)
-    return Question("one line", [draw_text(text)], "Read the text.", text)
+    return Question("one line", [draw_text(text)], *ask("read", [text]))
 
 
 def _one_of_lines(rng: random.Random) -> Question:
     lines = [_text(rng) for _ in range(rng.randint(2, 3))]
-    asked = rng.randrange(len(lines))
-    picture = draw_text(*lines)
-    return Question("several lines", [picture], f"Read line {asked + 1}.", lines[asked])
+    asked = ask("lines", lines, rng.randrange(len(lines)))
+    return Question("several lines", [draw_text(*lines)], *asked)
 
 
 def _two_images(rng: random.Random) -> Question:
     texts = [_text(rng) for _ in range(2)]
-    pictures = [draw_text(text) for text in texts]
-    return Question("two images", pictures, "Read both.", "\n".join(texts))
+    return Question("two images", [draw_text(t) for t in texts], *ask("both", texts))
 
 
 def _count(rng: random.Random) -> Question:
     text = _text(rng)
-    question = "How many characters are there?"
-    return Question("count", [draw_text(text)], question, str(len(text)))
+    return Question("count", [draw_text(text)], *ask("count", [text]))
 
 
 def _first(rng: random.Random) -> Question:
     text = _text(rng)
-    question = "What is the first character?"
-    return Question("first character", [draw_text(text)], question, text[0])
+    return Question("first character", [draw_text(text)], *ask("first", [text]))

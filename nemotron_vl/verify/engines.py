@@ -12,34 +12,13 @@ import torch
 
 from ..checkpoints.files import headers_of_folder, read_json
 from .comparison import OPTIONS
+from .stages import ENGINES, Engine
 
 if TYPE_CHECKING:
     from vllm import LLM
 
 _CONTEXT = 8192  # tokens: 13 tiles of the published checkpoint take 3330
 _FULL = 0.85  # of the memory, for weights
-
-
-class Engine(NamedTuple):
-    """A way to run vLLM.
-
-    Args:
-        options: Of the engine.
-        devices: GPUs that it needs.
-        asked: Whether it runs only if it is asked for, on a machine without a GPU.
-    """
-
-    options: dict[str, Any]
-    devices: int = 0
-    asked: bool = False
-
-
-ENGINES = {
-    "eager": Engine({"enforce_eager": True}),
-    "compiled": Engine({}, asked=True),
-    "encoder-graphs": Engine({"compilation_config": {"cudagraph_mm_encoder": True}}, 1),
-    "tensor-parallel": Engine({"tensor_parallel_size": 2}, 2),
-}
 
 
 class Run(NamedTuple):
@@ -68,7 +47,7 @@ class Plan(NamedTuple):
 
         Args:
             checkpoint: Folder.
-            dtypes: Of the runs.
+            dtypes: Dtypes of the runs.
             engines: Those that were asked for, or ``None`` for all that fit.
             device: ``"cpu"`` or ``"cuda"``.
 

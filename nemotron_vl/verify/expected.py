@@ -39,7 +39,7 @@ def write_expected(
 
     Args:
         checkpoint: Folder.
-        dtype: Of the reference, such as ``"bfloat16"``.
+        dtype: Dtype of the reference, such as ``"bfloat16"``.
         device: PyTorch's name.
         pictures: RGB.
         folder: For the files.

@@ -25,7 +25,7 @@ def run_in_tree(checkpoint: Path, run: Run, numbers: bool, count: int) -> dict:
         checkpoint: Folder. Its code runs.
         run: How the engine runs.
         numbers: Whether to ask about numbers instead of documents.
-        count: Of the questions.
+        count: Number of questions.
 
     Returns:
         ``reading`` and ``speed``, or ``error`` with the end of what it printed.

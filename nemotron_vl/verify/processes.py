@@ -32,7 +32,7 @@ def run_program(module: str, task: dict[str, Any], **variables: str) -> dict[str
         module: Name. Its argument is ``task`` as JSON, with ``out`` added: the file
             for its results, as JSON.
         task: Data for JSON.
-        variables: Of the environment.
+        variables: Further variables of the environment.
 
     Returns:
         The results, or ``error`` with the end of what the program printed.

@@ -121,7 +121,7 @@ def ask_server(
     """Ask a server, some at a time.
 
     Args:
-        client: Of the server.
+        client: Client of the server.
         model: Its name on the server.
         at_once: Most requests at a time.
         system: Text of a system message before each question.

@@ -132,7 +132,7 @@ def _load(
     """Load the tensors of some parts of a checkpoint.
 
     Args:
-        model: Of the checkpoint's code.
+        model: Model of the checkpoint's code.
         checkpoint: Folder.
         parts: Beginnings of names in the checkpoint.
         prefix: What names in the checkpoint have more than those of the model.

@@ -51,8 +51,9 @@ def compare_remote_code(
     Args:
         checkpoint: Folder. Its code runs, and that of the repositories that it names.
         pictures: RGB, by name. The first tile of each of the first eight is compared.
-        revision: Of the code of other repositories, or ``None`` for the main branch.
-        device: Of the reference, PyTorch's name.
+        revision: Revision of the code of other repositories, or ``None`` for the main
+            branch.
+        device: Device of the reference, PyTorch's name.
         say: Gets a line before each step.
 
     Returns:
@@ -94,9 +95,9 @@ def compare(
 
     Args:
         checkpoint: Folder.
-        names: Of the images of the tiles.
+        names: Names of the images of the tiles.
         device: PyTorch's name.
-        folder: Of the files.
+        folder: Folder of the files.
     """
     reference = Reference.load(checkpoint, torch.float32, device, encoder_only=True)
     rows: list[Row] = []

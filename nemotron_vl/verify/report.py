@@ -212,7 +212,7 @@ def as_html(
     """A page that needs no other file.
 
     Args:
-        results: Of the verification.
+        results: Results of the verification.
         pictures: Captions and images.
     """
     title = html.escape(f"Verification of {results['model']}")

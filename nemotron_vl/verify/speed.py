@@ -28,7 +28,7 @@ def measure(
         llm: Without caches of processed images. With the methods of
             `EncoderComparison`, its memory is measured, too.
         rounds: Pages that are asked about alone.
-        tokens: Of an answer.
+        tokens: Length of an answer in tokens.
         pages: That are asked about at once.
 
     Returns:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages that are compared, and how far each may be from the reference."""
+"""What is verified: parts, engines, and stages with how far each may be off."""
 
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 DTYPES = ("float32", "float16", "bfloat16")
+PARTS = ("files", "compare", "read", "measure")
 
 # In the order in which a request passes them. Largest error in each of DTYPES:
 # - pixels: difference in levels of 255
@@ -30,11 +31,33 @@ BOUNDS: dict[str, tuple[float, float, float]] = {
 END_TO_END = ("first token", "answer")
 
 
+class Engine(NamedTuple):
+    """A way to run vLLM.
+
+    Args:
+        options: Options of the engine.
+        devices: GPUs that it needs.
+        asked: Whether it runs only if it is asked for, on a machine without a GPU.
+    """
+
+    options: dict[str, Any]
+    devices: int = 0
+    asked: bool = False
+
+
+ENGINES = {
+    "eager": Engine({"enforce_eager": True}),
+    "compiled": Engine({}, asked=True),
+    "encoder-graphs": Engine({"compilation_config": {"cudagraph_mm_encoder": True}}, 1),
+    "tensor-parallel": Engine({"tensor_parallel_size": 2}, 2),
+}
+
+
 class Row(NamedTuple):
     """An error that was measured.
 
     Args:
-        dtype: Of vLLM and of the reference.
+        dtype: Dtype of vLLM and of the reference.
         engine: How vLLM ran, such as ``"eager"``.
         stage: One of ``BOUNDS``.
         picture: Name of the image.

@@ -30,12 +30,10 @@ from .published import compare_files
 from .reading import ask_engine, read
 from .remote_comparison import compare_remote_code
 from .speed import measure
-from .stages import DTYPES, Row, worst, wrong_stages
+from .stages import DTYPES, PARTS, Row, worst, wrong_stages
 
 if TYPE_CHECKING:
     from vllm import LLM
-
-PARTS = ("files", "compare", "read", "measure")
 
 
 class Request(NamedTuple):
@@ -54,7 +52,8 @@ class Request(NamedTuple):
         in_tree: Whether vLLM's in-tree model reads and is measured, too. It runs the
             checkpoint's code.
         remote_code: Whether the checkpoint's own code is compared with the reference.
-        code_revision: Of that code in other repositories; ``None`` for the main branch.
+        code_revision: Revision of that code in other repositories; ``None`` for the
+            main branch.
     """
 
     checkpoint: Path

@@ -24,6 +24,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+# Of the published tower: its blocks, and the kernels of a page of 13 tiles on a GPU.
+BLOCKS, KERNELS_OF_A_PAGE = 32, 363
+
 # One for all traces: torch does not mix the fake tensors of two.
 _FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 

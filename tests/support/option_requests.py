@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from vllm.lora.request import LoRARequest
 
-from lora.train_adapters import TOWER, train
 from nemotron_vl.images.drawn import draw_text
 from nemotron_vl.verify.reference import Reference
 from support.clips import encoded, numbers
 from support.quantised import int8_config
+from support.train_adapters import TOWER, train
 from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import EMBEDS, NUM_TILES
 
 TOKENS = 10  # of an answer

@@ -16,7 +16,7 @@ class Gpu:
         title: Its full name.
         bf16: Dense peak in TFLOP/s.
         fp8: The same, ``None`` if it has no FP8.
-        bandwidth: Of its memory in TB/s.
+        bandwidth: Bandwidth of its memory in TB/s.
         memory: In GB.
         max_num_batched_tokens: vLLM's default for an API server.
         max_num_seqs: Likewise.
@@ -40,7 +40,7 @@ class FrontEnd:
     Attributes:
         title: The kind of CPU.
         page: What was measured.
-        request_bytes: Of its file.
+        request_bytes: Size of its file.
         in_tree_ms: Milliseconds of one thread with vLLM's in-tree processing.
         ours_ms: With this package's.
         measured: The benchmark.

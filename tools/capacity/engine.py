@@ -29,7 +29,7 @@ class Assumptions:
         bandwidth_share: Share of the peak bandwidth that decoding reaches.
         utilisation: Share of what it could do that each layer is asked to do.
         gpu_memory_utilization: Share of the GPU's memory that vLLM takes.
-        other_gb: Of that, for activations and CUDA graphs.
+        other_gb: Part of that for activations and CUDA graphs.
         network_gbit: Gbit/s of a network link.
         fp8: Whether linear layers of the language model compute in FP8.
     """
@@ -165,10 +165,10 @@ def make_engines(
     """Engines for a checkpoint.
 
     Args:
-        work: Of a page.
+        work: Work of a page.
         report: What `inspection.inspect` returns. With several ranks, each has an equal
             share of the work; their communication is left out.
-        gpu: Of each rank.
+        gpu: Kind of GPU of each rank.
         assumed: Shares of the peaks, and the length of an answer.
 
     Raises:

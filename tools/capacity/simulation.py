@@ -32,7 +32,7 @@ def simulate_queue(
         rate: Pages a second.
         service: Seconds of the next page.
         pages: How many pages arrive.
-        seed: Of the arrivals.
+        seed: Seed of the arrivals.
     """
     arrivals = random.Random(seed)
     environment = simpy.Environment()
@@ -64,7 +64,7 @@ class SteppingEngine:
     prompt begins only if the memory has room for its request.
 
     Args:
-        environment: Of the simulation.
+        environment: Environment of the simulation.
         engine: Its times.
         prompt: Tokens of a prompt.
         budget: ``max_num_batched_tokens``.
@@ -176,7 +176,7 @@ def simulate_service(
         rule: A page goes to the engine with the lowest; if ``None``, to any.
         vary: Whether the lengths of answers are exponentially distributed, or equal.
         pages: How many pages arrive; the first tenth is left out.
-        seed: Of the arrivals and choices.
+        seed: Seed of the arrivals and choices.
     """
     chance = random.Random(seed)
     environment = simpy.Environment()

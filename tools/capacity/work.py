@@ -41,11 +41,11 @@ class PageWork:
         prefill: Operations of the language model for the prompt, without attention.
         prefill_attention: Operations of its causal attention.
         decode: Operations for a token of the answer, at the middle of the answer.
-        unread_parameters: Of the table of token embeddings, which decoding does not
-            read; 0 if it is the output layer, too.
-        tile_bytes: Of the tiles as uint8.
-        in_tree_tile_bytes: Of the tiles as float32.
-        embedding_bytes: Of the tiles' embeddings in 16 bits.
+        unread_parameters: Size of the table of token embeddings, which decoding does
+            not read; 0 if it is the output layer, too.
+        tile_bytes: Bytes of the tiles as uint8.
+        in_tree_tile_bytes: Bytes of the tiles as float32.
+        embedding_bytes: Bytes of the tiles' embeddings in 16 bits.
     """
 
     prompt_tokens: int

@@ -12,11 +12,10 @@ from typing import Any
 
 from drawn_text import (
     LONGEST_OF_BOTH,
-    SINGLE_LINE,
     Drawing,
     Question,
-    questions_about,
 )
+from nemotron_vl.checkpoints.questions import SINGLE_LINE, questions_about
 
 from .cairo_painter import STYLES, Painter
 from .strings import MAX_LENGTH
@@ -71,7 +70,7 @@ def draw_held_out(fonts: Path, count: int, seed: int = 0) -> list[HeldOut]:
     Args:
         fonts: Folder that tools/fonts.sh wrote.
         count: Questions.
-        seed: Of all choices.
+        seed: Seed of all choices.
     """
     painter = Painter(fonts)
     rng = random.Random(f"drawn elsewhere {seed}")

@@ -3,7 +3,8 @@
 import random
 
 import typefaces
-from drawn_text import SINGLE_LINE, questions_about, shuffled
+from drawn_text import shuffled
+from nemotron_vl.checkpoints.questions import SINGLE_LINE, questions_about
 
 CHARACTERS = f"{typefaces.CHARACTERS}%"
 MAX_LENGTH = 10

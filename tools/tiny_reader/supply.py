@@ -40,7 +40,7 @@ class Supply:
 
     Args:
         drawer: Draws a batch.
-        seed: Of all batches.
+        seed: Seed of all batches.
         processes: That draw at a time.
     """
 

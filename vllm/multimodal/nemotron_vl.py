@@ -147,7 +147,7 @@ class NemotronVLDataParser(MultiModalDataParser):
 
     Args:
         most_tiles: Tiles that the longest prompt has room for.
-        options: Of `MultiModalDataParser`.
+        options: Options of `MultiModalDataParser`.
     """
 
     embedding_fields = EMBEDDING_FIELDS

@@ -28,7 +28,7 @@ def command(script: Path, *arguments: object) -> list[str]:
 
     Args:
         script: The decoder.
-        arguments: Of the decoder.
+        arguments: Arguments of the decoder.
     """
     # -P: the files beside the script are no modules.
     words = [script, os.getpid(), *arguments]

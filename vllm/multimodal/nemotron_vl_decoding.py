@@ -95,7 +95,7 @@ def decode(
         data: The file.
         num_frames: Most frames to take.
         shrink: Called with each taken frame, rotated as it is displayed.
-        most_pixels: Of a frame.
+        most_pixels: Limit of a frame.
         left: Set once nobody waits for the frames any more. The process then ends.
 
     Raises:

@@ -21,7 +21,7 @@ def main(server: int, most_pixels: int, formats: list[str]) -> None:
 
     Args:
         server: The process id of the server, whose end ends this process.
-        most_pixels: Of an image; 0 for no limit.
+        most_pixels: Limit of an image; 0 for no limit.
         formats: Pillow's names.
     """
     sys.path.append(os.path.dirname(__file__))  # -P leaves it out

@@ -57,7 +57,7 @@ class NemotronVLVideoDataParser(NemotronVLDataParser):
     Args:
         load_file: Decodes a file; its arguments are the bytes and the most frames.
         num_frames: Most frames of a video.
-        options: Of `NemotronVLDataParser`.
+        options: Options of `NemotronVLDataParser`.
     """
 
     def __init__(

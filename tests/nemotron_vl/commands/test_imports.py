@@ -79,7 +79,6 @@ def test_inspect(tiny, tmp_path):
     save_file(adapter, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2}))
     options = ("--tp", "2", "--lora", str(tmp_path))
-    options += ("--pages-per-second", "100", "--gpu", "H100")
     assert not imported("inspect", str(tiny), *options) & HEAVY
 
 
@@ -91,7 +90,7 @@ def test_make_checkpoint_imports_no_vllm(tmp_path):
 
 
 DOCTOR = """
-from vllm_nemotron_vl.entrypoints.nemotron_vl import diagnosis
+from nemotron_vl.commands import diagnosis
 seen = {"torch": "", "cuda": None, "vllm": "0.32.0", "kernels": [*diagnosis._KERNELS]}
 diagnosis._look = lambda: seen  # its process
 list(diagnosis.examine())

@@ -18,13 +18,12 @@ from nemotron_vl.commands import verify as command
 from nemotron_vl.main import main
 from nemotron_vl.verify import in_tree, processes, verification
 from nemotron_vl.verify.documents import draw_documents, draw_numbers
-from nemotron_vl.verify.engines import ENGINES, Plan, Run, engine_options
+from nemotron_vl.verify.engines import Plan, Run, engine_options
 from nemotron_vl.verify.expected import write_expected
 from nemotron_vl.verify.images import shipped_pictures
 from nemotron_vl.verify.reading import Reading, is_right
 from nemotron_vl.verify.report import as_html, as_text
 from nemotron_vl.verify.stages import DTYPES, Row, worst, wrong_stages
-from nemotron_vl.verify.verification import PARTS
 
 RUN = Run("float32", "eager")
 TOWER = Row("float32", "eager", "tower", "price", 0.5)
@@ -58,11 +57,6 @@ def results() -> dict:
         "reading": Reading(questions, answers, 1.0).as_dict(),
         "ok": False,
     }
-
-
-def test_choices_are_those_of_the_modules_that_run():
-    assert command._PARTS == PARTS
-    assert tuple(ENGINES) == command._ENGINES
 
 
 def test_the_checkpoints_code_runs_only_with_consent(tiny, capsys):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from nemotron_vl.checkpoints.embedded import tiny_checkpoint
-from nemotron_vl.verify.engines import ENGINES, Plan, Run
-from nemotron_vl.verify.stages import DTYPES
+from nemotron_vl.verify.engines import Plan, Run
+from nemotron_vl.verify.stages import DTYPES, ENGINES
 
 # Bytes in bfloat16. A machine with half as much again holds those, and not float32.
 WEIGHTS = (Path(tiny_checkpoint()) / "model.safetensors").stat().st_size

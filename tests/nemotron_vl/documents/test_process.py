@@ -149,7 +149,7 @@ def test_no_process_is_left(tmp_path):
 CODE = """
 import sys
 from pathlib import Path
-from test_page_process import Drawing, nothing
+from test_process import Drawing, nothing
 from nemotron_vl.documents.process import PageProcess
 from nemotron_vl.checkpoints.tiler import Tiler
 with PageProcess(Drawing(*Tiler.from_model(None, 1))) as process:

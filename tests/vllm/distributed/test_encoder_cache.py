@@ -27,7 +27,6 @@ from support.chat import (
     text_part,
 )
 from support.engines import count_parameters
-from support.loading import make_config
 from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import NUM_TILES
 
 QUESTION = "Read the text."
@@ -226,26 +225,6 @@ def test_settings_belong_to_the_request_of_the_encoder(encoder, server):
     answer = chat(server, part, mm_processor_kwargs={"max_dynamic_patch": 1})
     assert answer.status_code == 400
     assert "give them to the encoder" in answer.json()["error"]["message"]
-
-
-@pytest.mark.parametrize("engine", ["encoder", "reader"])
-def test_the_documented_configurations_of_mooncake_are_parsed(tiny, engine):
-    """By vLLM's parsers; the connector itself needs other hardware."""
-    from vllm.distributed.ec_transfer.ec_connector.mooncake.config import (
-        MooncakeECConfig,
-    )
-
-    page = (Path(__file__).parents[3] / "docs/disaggregation.md").read_text()
-    block = page.split(f"<!-- mooncake {engine} -->\n\n```json\n")[1]
-    config = make_config(
-        tiny, "float32", ec_transfer_config=json.loads(block.split("```")[0])
-    )
-    found = MooncakeECConfig.from_vllm_config(config)
-    assert (found.is_producer, found.is_consumer) == (
-        engine == "encoder",
-        engine == "reader",
-    )
-    assert found.protocol == "rdma" and found.pool_size == 4_000_000_000
 
 
 def test_embeddings_outlive_their_encoder(start_llm, tiny, encoder, reader, store):

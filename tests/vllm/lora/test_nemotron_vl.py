@@ -23,7 +23,6 @@ from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
 from drawn_text import make_question
-from lora.train_adapters import LANGUAGE, TARGETS, train
 from nemotron_vl.checkpoints.inspection import inspect
 from nemotron_vl.server import serving
 from nemotron_vl.verify.reference import Reference
@@ -39,6 +38,7 @@ from support.clips import VIDEO, encoded, numbers
 from support.engines import RUNNER_V2, answers
 from support.hostile import Code
 from support.tiny import MLP_WIDTH, TOWER_WIDTH, WIDTH
+from support.train_adapters import LANGUAGE, TARGETS, train
 from typefaces import PILLOW_FONT
 
 TOKENS = 12

@@ -16,24 +16,24 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-GENERATION = "tests/vllm/models/multimodal/generation"
+TESTS = Path(__file__).parents[1]
+GENERATION = "models/multimodal/generation"
 SHORT = [
     f"{GENERATION}/test_scheduling.py",
     f"{GENERATION}/test_video.py::test_a_lossless_file_equals_the_reference",
     f"{GENERATION}/test_video.py::test_videos_and_images_in_any_order",
     f"{GENERATION}/test_video.py::test_a_prefix_may_end_inside_a_video",
-    "tests/vllm/models/multimodal/test_nemotron_vl_conditioner.py",
+    "models/multimodal/test_nemotron_vl_conditioner.py",
 ]
 LONG = [
     pytest.param([f"{GENERATION}/test_nemotron_vl.py"], id="generation"),
     pytest.param([f"{GENERATION}/test_reading.py"], id="reading"),
     pytest.param(
-        ["-m", "releases or not releases", "tests/vllm/lora/test_nemotron_vl.py"],
+        ["-m", "releases or not releases", "lora/test_nemotron_vl.py"],
         id="adapters",
     ),
     pytest.param([f"{GENERATION}/test_video.py"], id="video"),
-    pytest.param(["tests/vllm/distributed/test_nemotron_vl.py"], id="parallel"),
+    pytest.param(["distributed/test_nemotron_vl.py"], id="parallel"),
     pytest.param(
         ["-m", "releases or not releases", f"{GENERATION}/test_options.py"],
         id="options",
@@ -53,7 +53,7 @@ def run_on_v2(tests: list[str]) -> str:
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *tests],
-        cwd=ROOT,
+        cwd=TESTS,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

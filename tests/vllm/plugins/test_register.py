@@ -13,8 +13,6 @@ from vllm_nemotron_vl.config import nemotron_vl_names as names
 from vllm_nemotron_vl.plugins import nemotron_vl as plugin
 from vllm_nemotron_vl.plugins import nemotron_vl_contract
 
-ROOT = Path(__file__).parents[3]
-
 
 def run_python(code: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
@@ -26,45 +24,9 @@ def run_python(code: str, **options) -> subprocess.CompletedProcess:
     )
 
 
-def tree() -> list[Path]:
-    """The files of the package, relative to the folder `vllm`."""
-    top = ROOT / "vllm"
-    files = [file.relative_to(top) for file in top.rglob("*") if file.is_file()]
-    return [file for file in files if "__pycache__" not in file.parts]
-
-
 def test_vllm_finds_the_entry_point():
     (entry,) = entry_points(group="vllm.general_plugins", name="nemotron_vl")
     assert entry.load() is plugin.register
-
-
-def test_every_folder_of_the_tree_is_packaged():
-    import tomllib
-
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    declared = set(settings["tool"]["setuptools"]["packages"])
-    found = {".".join(["vllm_nemotron_vl", *file.parent.parts]) for file in tree()}
-    assert declared == found
-
-
-def test_the_wheel_holds_the_tree_and_nothing_of_vllm(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "uv", "build", "-q", "-o", tmp_path, ROOT],
-        check=True,
-        timeout=300,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    import zipfile
-
-    names = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
-    code = {name for name in names if name.parts[0] == "vllm_nemotron_vl"}
-    assert code == {Path("vllm_nemotron_vl", file) for file in tree()}
-    assert not [name for name in names if name.parts[0] == "vllm"]
-
-
-def test_the_repository_does_not_shadow_vllm():
-    result = run_python("import vllm; print(vllm.__file__)", cwd=ROOT)
-    assert "site-packages" in result.stdout
 
 
 def test_vllm_is_no_hard_dependency():

@@ -83,9 +83,9 @@ def _sequences(
 
     Args:
         tiles: How many.
-        tokens: Of each tile.
-        width: Of all heads of a token, in elements.
-        device: Of the kernel.
+        tokens: Number of tokens of each tile.
+        width: Elements of all heads of a token.
+        device: Device of the kernel.
 
     Returns:
         Offsets in elements, of queries and again of values; the longest sequence,
@@ -130,9 +130,9 @@ class HeadwiseAttention(nn.Module):
 
         Args:
             query: ``(batch, tokens, heads * head_size)``.
-            key: Of the same shape.
-            value: Of the same shape.
-            lengths: Of packed sequences; always ``None`` for tiles of one size.
+            key: Tensor of the same shape.
+            value: Tensor of the same shape.
+            lengths: Lengths of packed sequences; always ``None`` for tiles of one size.
 
         Returns:
             The same shape.

@@ -37,9 +37,9 @@ class InputConditioner(nn.Module):
     GPUs vLLM's Triton kernel does it in one pass.
 
     Args:
-        mean: Of each channel, for pixels in 0..1.
+        mean: Mean of each channel, for pixels in 0..1.
         std: Standard deviation of each channel.
-        dtype: Of the conditioned pixels.
+        dtype: Dtype of the conditioned pixels.
         persistent: Whether the statistics are part of the state dict. vLLM fills
             all of that at random for dummy weights.
     """

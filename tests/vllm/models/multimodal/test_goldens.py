@@ -16,13 +16,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import support
 from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
 from nemotron_vl.verify.reference import Reference
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
     choose_grid,
 )
 
-GOLDENS = Path(__file__).parents[3] / "support/goldens"
+GOLDENS = Path(*support.__path__) / "goldens"
 TOWER = GOLDENS / "tower.safetensors"
 GRIDS = json.loads((GOLDENS / "grids.json").read_text())
 

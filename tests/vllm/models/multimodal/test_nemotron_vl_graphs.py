@@ -2,10 +2,8 @@
 
 import multiprocessing
 import os
-import random
 import traceback
 import uuid
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +19,6 @@ from vllm_nemotron_vl.config.nemotron_vl_options import graph_tiles
 from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import EMBEDS, NUM_TILES
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_digest import (
     tile_digests,
-)
-from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
-    choose_grid,
 )
 
 GRAPHS = dict(enforce_eager=False, compilation_config={"cudagraph_mm_encoder": True})
@@ -131,23 +126,6 @@ def test_lost_embeddings_are_explained(load_model, checkpoint):
 )
 def test_sizes_of_graphs(largest_image, largest_batch, expected):
     assert graph_tiles(largest_image, largest_batch) == expected
-
-
-def test_pages_fill_their_graphs():
-    """Pictures of any size and shape: the figures of docs/encoder.md."""
-    rng = random.Random(0)
-    received, padded = 0, Counter()
-    rule = dict(image_size=512, min_tiles=1, max_tiles=12, use_thumbnail=True)
-    for _ in range(20_000):
-        width, height = (rng.uniform(500, 3000) for _ in range(2))
-        tiles = choose_grid(int(width), int(height), **rule).num_tiles
-        received += tiles
-        for name, sizes in ("ours", graph_tiles(13, 8)), ("twos", [1, 2, 4, 8, 16]):
-            padded[name] += next(size for size in sizes if size >= tiles) - tiles
-    shares = {name: round(100 * count / received, 1) for name, count in padded.items()}
-    page = (Path(__file__).parents[4] / "docs/encoder.md").read_text()
-    assert f"{shares['twos']} % more tiles" in page, shares
-    assert f"{shares['ours']} % more" in page, shares
 
 
 def test_sizes_of_graphs_follow_the_settings(checkpoint):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[4]
+import support
+
+TESTS = Path(*support.__path__).parent
 PIXELS = 16_000_000
 LONGEST = 1 << 17
 STRIPS = [

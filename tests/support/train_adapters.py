@@ -1,6 +1,6 @@
 """Train adapters in PEFT's format for a few steps on the reference.
 
-    python tests/vllm/lora/train_adapters.py CHECKPOINT OUT
+    python tests/support/train_adapters.py CHECKPOINT OUT
 
 writes one folder for each part of the model. An adapter learns to answer questions
 about drawn text with a fixed text of its own.
@@ -67,12 +67,12 @@ def train(
 
     Args:
         checkpoint: The model's.
-        part: Of `TARGETS`.
+        part: Key of `TARGETS`.
         folder: Where the adapter is saved.
         answer: What it learns to answer instead of its own text. ``{}`` stands for the
             text in the image.
-        rate: Of learning.
-        rank: Of the adapter's matrices.
+        rate: Learning rate.
+        rank: Rank of the adapter's matrices.
         steps: Questions that it sees.
 
     Returns:

@@ -12,7 +12,7 @@ from nemotron_vl.commands import diagnosis as doctor
 from releases.environments import locks, minor, pinned
 from vllm_nemotron_vl.config import nemotron_vl_names as names
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "requirements"
 (MAJOR, FIRST), (_, END) = names.TESTED_VLLM
 RELEASES = [f"{MAJOR}.{number}" for number in range(FIRST, END)]
