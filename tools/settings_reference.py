@@ -31,7 +31,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
 )
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
-OF_VLLM = ("image_size", "do_rescale", "do_normalize")
+OF_VLLM = ("image_size", "do_rescale", "do_normalize", "do_convert_rgb")
 HEAD = """# Settings
 
 `tools/settings_reference.py` makes this page from the code.

@@ -60,7 +60,8 @@ class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
             self.ctx.get_hf_image_processor_config(), vars(config)
         )
         checkpoint["image_size"] = config.force_image_size
-        return NemotronVLImageProcessor(**{**checkpoint, **given})
+        settings = {**checkpoint, **given}
+        return NemotronVLImageProcessor(**settings, do_convert_rgb=False)
 
     def get_hf_config(self) -> NemotronVLConfig:
         return self.ctx.get_hf_config(NemotronVLConfig)

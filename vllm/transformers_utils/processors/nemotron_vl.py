@@ -57,6 +57,8 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
             switches it off, and the model conditions the pixels on its device.
         do_normalize: Accepted because vLLM sets it, without effect. The model
             applies the checkpoint's mean and standard deviation.
+        do_convert_rgb: Convert images with `to_rgb`. In an engine the parser of its
+            inputs has done so already.
 
     Raises:
         VLLMValidationError: A setting is of the wrong type or out of range.
@@ -73,6 +75,7 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         resize: str = RESIZE_RECIPES[0],
         do_rescale: bool = True,
         do_normalize: bool = True,
+        do_convert_rgb: bool = True,
     ) -> None:
         super().__init__(
             image_size,
@@ -84,6 +87,7 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         self.resize = resize
         self.do_rescale = do_rescale
         self.do_normalize = do_normalize
+        self.do_convert_rgb = do_convert_rgb
         for name in ("dynamic_image_size", "use_thumbnail", "do_rescale"):
             _check_bool(name, getattr(self, name))
         if resize not in RESIZE_RECIPES:
@@ -197,7 +201,7 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         """
         images = images if isinstance(images, list) else [images]
         tiles = []
-        for image in map(to_rgb, images):
+        for image in map(to_rgb, images) if self.do_convert_rgb else images:
             grid = self.grid_for(
                 *image.size,
                 min_dynamic_patch=min_dynamic_patch,

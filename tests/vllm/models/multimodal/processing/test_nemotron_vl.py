@@ -24,7 +24,11 @@ from vllm.transformers_utils.processors.nemotron_vl import (
     image_to_pixel_values_nemotron_vl,
 )
 
+from vllm_nemotron_vl.multimodal import nemotron_vl as nemotron_vl_reading
 from vllm_nemotron_vl.multimodal.nemotron_vl import to_rgb
+from vllm_nemotron_vl.transformers_utils.processors import (
+    nemotron_vl as nemotron_vl_processors,
+)
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
     NemotronVLProcessor,
@@ -69,6 +73,20 @@ def processor(make_processor):
 def process(processor, prompt, images, cache=None, **kwargs):
     items = processor.info.parse_mm_data({"image": images})
     return processor(prompt, items, hf_processor_mm_kwargs=kwargs, cache=cache)
+
+
+def test_an_image_is_converted_once(processor, monkeypatch):
+    """By the parser, or in vLLM's loader; not again when it is cut into tiles."""
+    converted = []
+
+    def count(image: Image.Image) -> Image.Image:
+        converted.append(image)
+        return to_rgb(image)
+
+    monkeypatch.setattr(nemotron_vl_reading, "to_rgb", count)
+    monkeypatch.setattr(nemotron_vl_processors, "to_rgb", count)
+    process(processor, "<image>", [Image.new("LA", (64, 64))])
+    assert len(converted) == 1
 
 
 def pixels(result) -> torch.Tensor:
