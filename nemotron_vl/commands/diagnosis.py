@@ -279,11 +279,13 @@ def _pixels() -> Finding:
     from PIL import __version__ as pillow
 
     try:
-        from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_resample
+        from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import (  # noqa: E501
+            resample,
+        )
     except ImportError as error:
         mend = "pip install --force-reinstall --no-deps vllm-nemotron-vl numba"
         return Finding("resampling", PROBLEM, str(error), mend)
-    if nemotron_vl_resample.agrees_with_pillow():
+    if resample.agrees_with_pillow():
         return Finding("resampling", OK, f"compiled, equal to Pillow {pillow}")
     found = f"Pillow {pillow} rounds differently, so Pillow resamples, which is slower"
     return Finding("resampling", WARNING, found, 'pip install "pillow>=13,<14"')

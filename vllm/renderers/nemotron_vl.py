@@ -19,7 +19,9 @@ from ..config.nemotron_vl import ImageConfig
 from ..multimodal.nemotron_vl_embeddings import has_embeddings, with_plain_embeddings
 from ..multimodal.nemotron_vl_loading import check_and_load_images, share_threads
 from ..transformers_utils.configs.nemotron_vl_checks import check_image_tokens
-from ..transformers_utils.processors.nemotron_vl_threads import set_image_threads
+from ..transformers_utils.processors.nemotron_vl_resampling.threads import (
+    set_image_threads,
+)
 from .nemotron_vl_embeddings import (
     check_encoder,
     check_images_without_pixels,

@@ -33,9 +33,9 @@ from vllm_nemotron_vl.renderers.nemotron_vl_embeddings import (
     check_no_embeddings,
 )
 from vllm_nemotron_vl.renderers.nemotron_vl_video import NemotronVLVideoRenderer
-from vllm_nemotron_vl.transformers_utils.processors import (
-    nemotron_vl_threads,
-    nemotron_vl_video,
+from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_video
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import (
+    threads as image_threads,
 )
 
 VIDEO_IO = {"video_backend": LOADER, "tile_size": 64, "resize": "fast"}
@@ -144,9 +144,9 @@ def test_the_threads_for_images_are_this_servers_share(
 ):
     monkeypatch.setattr(HfRenderer, "__init__", lambda *args: None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
-    monkeypatch.setattr(nemotron_vl_threads, "_quota", lambda: math.inf)
-    pool = nemotron_vl_threads.Threads()
-    monkeypatch.setattr(nemotron_vl_threads, "IMAGE_THREADS", pool)
+    monkeypatch.setattr(image_threads, "_quota", lambda: math.inf)
+    pool = image_threads.Threads()
+    monkeypatch.setattr(image_threads, "IMAGE_THREADS", pool)
     config = VllmConfig(additional_config={"nemotron_vl": given})
     config.parallel_config._api_process_count = servers
     renderer.NemotronVLRenderer(config, None)

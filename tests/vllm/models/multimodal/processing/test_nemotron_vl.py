@@ -324,18 +324,20 @@ def test_wrong_settings_are_named(processor, settings, message):
 def test_warming_up_compiles_the_resampling(make_processor, monkeypatch, recipe, most):
     """vLLM builds dummy inputs at startup, so the first request does not wait for
     the compiler."""
-    from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_resample
+    from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import (
+        resample,
+    )
 
     called = set()
     for name in ("rows_first", "columns_first"):
-        compiled = getattr(nemotron_vl_resample, name)
+        compiled = getattr(resample, name)
 
         def watched(pixels, along_rows, *args, name=name, compiled=compiled):
             called.add((name, along_rows[2].dtype))
             compiled(pixels, along_rows, *args)
 
-        monkeypatch.setattr(nemotron_vl_resample, name, watched)
-    nemotron_vl_resample.agrees_with_pillow.cache_clear()
+        monkeypatch.setattr(resample, name, watched)
+    resample.agrees_with_pillow.cache_clear()
     settings = {"resize": recipe, "max_dynamic_patch": most}
     processor = make_processor(mm_processor_kwargs=settings)
     (item,) = processor.get_dummy_mm_inputs({"image": 1})["mm_kwargs"]["image"]
