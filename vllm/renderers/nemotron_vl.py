@@ -16,6 +16,7 @@ from vllm.renderers.hf import HfRenderer
 from vllm.renderers.params import ChatParams
 
 from ..config.nemotron_vl import ImageConfig
+from ..config.nemotron_vl_names import IMAGE_TOKEN
 from ..multimodal.nemotron_vl_embeddings import has_embeddings, with_plain_embeddings
 from ..multimodal.nemotron_vl_loading import check_and_load_images, share_threads
 from ..transformers_utils.configs.nemotron_vl_checks import check_image_tokens
@@ -30,8 +31,6 @@ from .nemotron_vl_embeddings import (
 from .nemotron_vl_media_errors import media_errors_are_the_clients
 from .nemotron_vl_messages import with_lists
 from .nemotron_vl_uuids import with_keys
-
-PLACEHOLDER = "<image>"
 
 
 class NemotronVLRenderer(HfRenderer):
@@ -96,9 +95,9 @@ class NemotronVLRenderer(HfRenderer):
         check_no_embeddings(prompt, self.config)
         if self.tokenizer is None:  # --skip-tokenizer-init
             return
-        placeholder = self.tokenizer.get_vocab().get(PLACEHOLDER, -1)
+        placeholder = self.tokenizer.get_vocab().get(IMAGE_TOKEN, -1)
         written = prompt["prompt_token_ids"].count(placeholder)
-        self._compare(prompt, "image", PLACEHOLDER, written)
+        self._compare(prompt, "image", IMAGE_TOKEN, written)
 
     def _compare(
         self, prompt: TokensPrompt, modality: str, placeholder: str, written: int

@@ -12,7 +12,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
 from ...config.nemotron_vl import check_settings
-from ...config.nemotron_vl_cpu import has_amx, slow_dtype
+from ...config.nemotron_vl_cpu import INT4_KERNEL, has_amx, slow_dtype
 from ...config.nemotron_vl_names import (
     IMAGES_ONLY,
     TOKENIZER_MODE,
@@ -31,9 +31,6 @@ from ...transformers_utils.configs.nemotron_vl_checks import (
 )
 
 logger = init_logger("vllm.model_executor.models.config")
-
-# vLLM's kernel for products with 4-bit weights on CPUs. The AVX2 build lacks it.
-INT4_KERNEL = "cpu_gemm_wna16"
 
 
 def has_int4_kernel() -> bool:

@@ -42,6 +42,7 @@ from vllm.utils.tensor_schema import TensorShape
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from ...config.nemotron_vl import EncoderConfig
+from ...config.nemotron_vl_names import IMAGE_TOKEN
 from ...config.nemotron_vl_options import (
     encoder_adapters,
     encoder_data_parallel,
@@ -122,7 +123,7 @@ class LlamaNemotronVLChatModel(
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
         if modality.startswith("image"):
-            return "<image>"
+            return IMAGE_TOKEN
         raise ValueError(f"This model reads images only, not {modality}.")
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -166,7 +167,7 @@ class LlamaNemotronVLChatModel(
         if vllm_config.speculative_config is not None:
             # A multimodal draft model reads the token's id from the configuration.
             tokenizer = cached_tokenizer_from_config(model_config)
-            self.config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
+            self.config.image_token_index = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
     def _mark_tower_model(self, vllm_config: VllmConfig, modalities, **kwargs):
         # InternVL marks the tower for images and videos. With images switched off,

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""C-RADIO's input conditioner: mean and standard deviation of the pixels."""
+"""C-RADIO's input conditioner: mean and standard deviation of the pixels.
+
+It computes what C-RADIO's own code does
+(https://github.com/NVlabs/RADIO/blob/b0f47ac/radio/input_conditioner.py, 2025-05-26).
+"""
 
 from collections.abc import Iterable, Sequence
 

@@ -45,7 +45,8 @@ def num_prefix_tokens(vision_config: Config) -> int:
 
     Register tokens fill the number up to the next larger multiple of
     ``register_multiple``. If there are already 8 class tokens, for example, and the
-    multiple is 8, then 8 register tokens are added (C-RADIO's rule).
+    multiple is 8, then 8 register tokens are added, as in C-RADIO's code
+    (https://github.com/NVlabs/RADIO/blob/b0f47ac/radio/cls_token.py, 2025-05-26).
     """
     tokens = num_class_tokens(vision_config)
     multiple = vision_config.register_multiple

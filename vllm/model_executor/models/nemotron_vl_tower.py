@@ -85,9 +85,10 @@ class NemotronVLRadioModel(RadioModel):
     def _to_tile_grid(self, pos_embed: torch.Tensor) -> torch.Tensor:
         """Resize ``(1, rows * columns, hidden)`` to the grid of one tile.
 
-        Bilinear and in float32, in which C-RADIO does it in every forward. The corners
-        are aligned unless the configuration says otherwise, see
-        `NemotronVLVisionConfig`.
+        Bilinear and in float32, in which C-RADIO does it in every forward
+        (https://github.com/NVlabs/RADIO/blob/b0f47ac/radio/vit_patch_generator.py,
+        2025-05-26). The corners are aligned unless the configuration says otherwise,
+        see `NemotronVLVisionConfig`.
 
         Raises:
             ValueError: Some values are NaN, which in vLLM's sparse patches of weights

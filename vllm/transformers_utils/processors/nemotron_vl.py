@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image processor and processor of ``Llama_Nemotron_Nano_VL``.
 
-The prompt format is that of the checkpoint's model card and of vLLM's in-tree
-model. Pixels stay uint8 until the model conditions them.
+The prompt format is that of NVIDIA's example of the model
+(https://github.com/NVIDIA/Megatron-LM/tree/db8cd9aa3b/examples/multimodal, 2025-06-13)
+and of vLLM's in-tree model. Pixels stay uint8 until the model conditions them.
 """
 
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.processing import PromptUpdateDetails
 from vllm.tokenizers.hf import HfTokenizer
 
+from ...config.nemotron_vl_names import IMAGE_TOKEN
 from ...multimodal.nemotron_vl import to_rgb
 from ..configs.nemotron_vl import NemotronVLConfig
 from ..configs.nemotron_vl_checks import image_token_ids
@@ -241,7 +243,7 @@ class NemotronVLProcessor(InternVLChatProcessor):
             image_processor,
             tokenizer,
             image_seq_length=image_seq_length,
-            ctx_image_token="<image>",
+            ctx_image_token=IMAGE_TOKEN,
         )
         self._image_token_ids = image_token_ids(tokenizer.get_vocab())
 

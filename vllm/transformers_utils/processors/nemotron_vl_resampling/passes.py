@@ -97,7 +97,7 @@ def _compiled(function: Callable) -> Callable:
 
 
 @_compiled
-def _piece(first, count):
+def _size_of_piece(first, count):
     """Places that are computed together, and the most pixels that they depend on."""
     places = len(first)
     reach = first[-1] + count[-1] - first[0]
@@ -162,9 +162,9 @@ def rows_first(pixels, along_rows, along_columns, top, bottom, out):
     new_width, taps, factors = len(along_rows[0]), weights.shape[1], weights.reshape(-1)
     lanes = _VECTOR // weights.itemsize
     side = lanes // 4
-    piece, window = _piece(along_rows[0], along_rows[1])
+    piece, window = _size_of_piece(along_rows[0], along_rows[1])
     turned = np.zeros(piece * side, np.uint32)
-    step = _whole_lines(new_width)
+    step = _round_up_to_64(new_width)
     room = count.max() + _GROUPS * side
     between = np.zeros(room * 3 * step, np.uint8)
     lines = np.zeros(max(window, room) * lanes, weights.dtype)
@@ -200,16 +200,16 @@ def rows_first(pixels, along_rows, along_columns, top, bottom, out):
                     for row in range(lowest, highest):
                         place = (3 * row + plane) * step + x
                         widen(between, place, lines, (row - lowest) * lanes)
-                    inside = _place(shape, plane, top, x)[1] >= lanes
+                    inside = _place_in_tiles(shape, plane, top, x)[1] >= lanes
                     for y in range(top, ready):
                         line = (first[y] - skipped - begin - lowest) * lanes
                         place, number = y * taps, count[y]
                         if inside:
-                            to = _place(shape, plane, y, x)[0]
+                            to = _place_in_tiles(shape, plane, y, x)[0]
                             weigh(lines, line, lanes, factors, place, number, tiles, to)
                         else:
                             weigh(lines, line, lanes, factors, place, number, edge, 0)
-                            _put(
+                            _write_to_tiles(
                                 edge,
                                 0,
                                 min(lanes, new_width - x),
@@ -223,12 +223,12 @@ def rows_first(pixels, along_rows, along_columns, top, bottom, out):
 
 
 @_compiled
-def _whole_lines(width):
+def _round_up_to_64(width):
     return (width + 63) // 64 * 64
 
 
 @_compiled
-def _place(shape, plane, row, x):
+def _place_in_tiles(shape, plane, row, x):
     """Where a value of the result is in the tiles, as a position and what is left of
     the tile's row."""
     _, columns, _, part_height, part_width = shape
@@ -239,11 +239,11 @@ def _place(shape, plane, row, x):
 
 
 @_compiled
-def _put(levels, place, length, tiles, shape, plane, row, x):
+def _write_to_tiles(levels, place, length, tiles, shape, plane, row, x):
     """Write a part of a row of the result to its tiles."""
     done = 0
     while done < length:
-        to, room = _place(shape, plane, row, x + done)
+        to, room = _place_in_tiles(shape, plane, row, x + done)
         step = min(length - done, room)
         tiles[to : to + step] = levels[place + done : place + done + step]
         done += step
@@ -258,9 +258,9 @@ def columns_first(pixels, along_rows, along_columns, top, bottom, out):
     new_width, taps, factors = len(along_rows[0]), weights.shape[1], weights.reshape(-1)
     lanes = _VECTOR // weights.itemsize
     side = lanes // 4
-    piece, window = _piece(along_rows[0], along_rows[1])
+    piece, window = _size_of_piece(along_rows[0], along_rows[1])
     turned = np.zeros(piece * side, np.uint32)
-    step = _whole_lines(new_width)
+    step = _round_up_to_64(new_width)
     most = 0
     for y in range(top, bottom):
         end = min(y + _HIGH, bottom) - 1
@@ -290,7 +290,9 @@ def columns_first(pixels, along_rows, along_columns, top, bottom, out):
             for y in range(last + 1):
                 for plane in range(3):
                     place = (3 * y + plane) * step
-                    _put(resized, place, new_width, tiles, shape, plane, row + y, 0)
+                    _write_to_tiles(
+                        resized, place, new_width, tiles, shape, plane, row + y, 0
+                    )
 
 
 @_compiled
