@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from functools import partial
 from itertools import chain
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -29,7 +29,6 @@ from vllm.model_executor.models.interfaces import (
     SupportsPP,
     SupportsQuant,
 )
-from vllm.model_executor.models.internvl import InternVLImagePixelInputs
 from vllm.model_executor.models.utils import AutoWeightsLoader, StageMissingLayer
 from vllm.model_executor.models.vision import (
     is_vit_use_data_parallel,
@@ -38,7 +37,6 @@ from vllm.model_executor.models.vision import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalKwargsItem
 from vllm.tokenizers import cached_tokenizer_from_config
-from vllm.utils.tensor_schema import TensorShape
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from ...config.nemotron_vl import EncoderConfig
@@ -49,7 +47,6 @@ from ...config.nemotron_vl_options import (
     encoder_graphs,
 )
 from ...multimodal.nemotron_vl_embeddings import EMBEDS
-from .nemotron_vl_conditioner import InputConditioner
 from .nemotron_vl_graphs import DIGESTS, EncoderGraphs, check_pixels
 from .nemotron_vl_layout import num_prefix_tokens
 from .nemotron_vl_lora import adapter_mapper
@@ -65,12 +62,13 @@ from .nemotron_vl_precision import (
 )
 from .nemotron_vl_processing import (
     NemotronVLDummyInputsBuilder,
+    NemotronVLImagePixelInputs,
     NemotronVLMultiModalProcessor,
     NemotronVLProcessingInfo,
 )
 from .nemotron_vl_reload import Reload, is_whole
 from .nemotron_vl_reuse import TileReuse
-from .nemotron_vl_tower import NemotronVLRadioModel
+from .nemotron_vl_tower import InputConditioner, NemotronVLRadioModel
 from .nemotron_vl_weights import (
     checked,
     quantised_parameters,
@@ -78,14 +76,6 @@ from .nemotron_vl_weights import (
 )
 
 logger = init_logger("vllm.model_executor.models.nemotron_vl")
-
-
-class NemotronVLImagePixelInputs(InternVLImagePixelInputs):
-    """Dimensions, beside those of InternVL's inputs:
-    - d: Number of bytes of a digest
-    """
-
-    tile_digests: Annotated[torch.Tensor | None, TensorShape("bnp", "d")]
 
 
 @MULTIMODAL_REGISTRY.register_processor(
