@@ -42,7 +42,7 @@ from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
 from nemotron_vl.verify.reference import TOWERS, Reference
 from support.loading import load, make_config
 from vllm_nemotron_vl.config.nemotron_vl_cpu import has_native_products
-from vllm_nemotron_vl.model_executor.models.nemotron_vl_tower import encoder_dtype
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_precision import encoder_dtype
 
 TILE, PATCH, PREFIX = 512, 16, 8
 TOKENS = (TILE // PATCH) ** 2 + PREFIX
@@ -93,7 +93,7 @@ def measure_all(threads: int, plan: Plan) -> dict[str, dict]:
             sides = make_sides(tower, dtype, plan.blocks)
             title = f"{tower}, {plan.blocks} block(s), {name}, {threads} thread(s)"
             figures[title] = measure(title, sides, dtype, plan.counts, plan.rounds)
-            print(f"{'':>10}  ours computes in {str(encoder_dtype(dtype))[6:]}")
+            print(f"{'':>10}  ours computes in {encoder_dtype(dtype)}")
     title = f"decoder, {threads} thread(s)"
     figures[title] = {}
     for rows in (1, 64):
@@ -144,7 +144,7 @@ def make_sides(tower: str, dtype: torch.dtype, blocks: int) -> dict[str, Callabl
             tile_size=TILE,
             cpe_max_size=2048,
         )
-        config = make_config(checkpoint, str(dtype)[6:])
+        config = make_config(checkpoint, str(dtype).removeprefix("torch."))
         model = load(config)
         timm = Reference.load(checkpoint, dtype).tower
         plain = make_plain(config)

@@ -47,8 +47,8 @@ from vllm_nemotron_vl.multimodal.nemotron_vl_loading import CheckedImageIO
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
 )
-from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_threads import (
-    IMAGE_THREADS,
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import (
+    threads as image_threads,
 )
 
 PARTS = (20, 4000, 60_000, 1_000_000)
@@ -76,7 +76,7 @@ class Row:
 
 def main() -> None:
     args = make_parser(__doc__).parse_args()
-    IMAGE_THREADS.set_limit(1)
+    image_threads.IMAGE_THREADS.set_limit(1)
     torch.set_num_threads(1)  # so that a fork can go on
     read(scan_of(50_000))  # warms up
     parts, pixels = (PARTS[:2], PIXELS[:1]) if args.quick else (PARTS, PIXELS)

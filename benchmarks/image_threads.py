@@ -33,8 +33,8 @@ from timing import order
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
 )
-from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_threads import (
-    IMAGE_THREADS,
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import (
+    threads as image_threads,
 )
 
 PAGE = (1700, 2200)
@@ -100,7 +100,7 @@ def compare(call: Callable[[], object], cores: int, rounds: int) -> dict[str, fl
         turn = {}
         for name in order(map(str, took), number):
             limit = int(name)
-            IMAGE_THREADS.set_limit(limit)
+            image_threads.IMAGE_THREADS.set_limit(limit)
             call()  # starts the threads
             turn[limit] = times_of(call)
         if number:
@@ -136,7 +136,7 @@ def memory_speed() -> tuple[float, float]:
 
 def compare_with_memory(size: tuple[int, int], read: float, write: float) -> dict:
     call = processor_call("fast", size)
-    IMAGE_THREADS.set_limit(1)
+    image_threads.IMAGE_THREADS.set_limit(1)
     tiles = call()["pixel_values_flat"]
     reads = 4 * size[0] * size[1] + tiles.nbytes
     memory = reads / read + tiles.nbytes / write

@@ -17,7 +17,7 @@ from pathlib import Path
 os.environ["COLUMNS"] = "80"  # width of the help texts
 
 from nemotron_vl.main import COMMANDS, main
-from vllm_nemotron_vl.config.nemotron_vl import EncoderConfig
+from vllm_nemotron_vl.config.nemotron_vl import EncoderConfig, ImageConfig
 from vllm_nemotron_vl.config.nemotron_vl_video import (
     DEFAULT_FRAMES,
     FRAMES_KEY,
@@ -31,7 +31,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
 )
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
-OF_VLLM = ("image_size", "do_rescale", "do_normalize")
+OF_VLLM = ("image_size", "do_rescale", "do_normalize", "do_convert_rgb")
 HEAD = """# Settings
 
 `tools/settings_reference.py` makes this page from the code.
@@ -100,14 +100,15 @@ def arguments(cls: type) -> dict[str, str]:
     return found
 
 
-def table(cls: type, left_out: tuple[str, ...] = ()) -> str:
+def table(*classes: type, left_out: tuple[str, ...] = ()) -> str:
     lines = ["", "| setting | default | meaning |", "|---|---|---|"]
-    defaults = inspect.signature(cls).parameters
-    for name, meaning in arguments(cls).items():
-        if name not in left_out:
-            default = defaults[name].default
-            shown = f"`{json.dumps(default)}`" if default is not None else "see meaning"
-            lines.append(f"| `{name}` | {shown} | {meaning} |")
+    for cls in classes:
+        defaults = inspect.signature(cls).parameters
+        for name, meaning in arguments(cls).items():
+            if name not in left_out:
+                default = defaults[name].default
+                shown = "see meaning" if default is None else f"`{json.dumps(default)}`"
+                lines.append(f"| `{name}` | {shown} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
@@ -125,13 +126,13 @@ def help_of(*words: str) -> str:
 
 
 def page() -> str:
-    pictures = table(NemotronVLImageProcessor, OF_VLLM)
+    pictures = table(NemotronVLImageProcessor, left_out=OF_VLLM)
     recipes = ", ".join(f'`"{recipe}"`' for recipe in RESIZE_RECIPES)
     pictures = pictures.replace("One of `RESIZE_RECIPES`", f"One of {recipes}")
     commands = "".join(
         f"\n### {command}\n{help_of(command)}" for command in sorted(COMMANDS)
     )
-    encoder = ENCODER + table(EncoderConfig)
+    encoder = ENCODER + table(EncoderConfig, ImageConfig)
     return HEAD + pictures + RECIPES + encoder + VIDEO + COMMAND + commands
 
 

@@ -12,6 +12,7 @@ from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
     Shape,
     is_quantised,
     quantised_weight,
+    tensor_problem,
 )
 
 from .files import Header
@@ -46,24 +47,26 @@ def compare(
     there = {*headers, *part_of.values()}
     if missing := [name for name in required if name not in there]:
         problems.append(f"{len(missing)} tensors are missing: {_some(missing)}.")
-    unknown = [
-        name
-        for name in headers
-        if name not in known
-        and name not in part_of
-        and not name.endswith(IGNORED_SUFFIXES)
-    ]
-    if unknown:
+    found = {
+        name: tensor_problem(
+            name, header.shape, _is_floating_point(header), known, quantised
+        )
+        for name, header in headers.items()
+    }
+    if unknown := [name for name in found if found[name] == "unknown"]:
         problems.append(f"{len(unknown)} tensors are not known: {_some(unknown)}.")
-    for name, header in headers.items():
-        if quantised and header.dtype not in FLOATS:
-            continue
-        if name in known and math.prod(header.shape) != math.prod(known[name]):
-            problems.append(
-                f"{name} has the shape {header.shape}, config.json implies "
-                f"{known[name]}."
-            )
+    problems += [
+        f"{name} has the shape {headers[name].shape}, config.json implies "
+        f"{known[name]}."
+        for name in found
+        if found[name] == "misshapen"
+    ]
     return problems
+
+
+def _is_floating_point(header: Header) -> bool:
+    """Whether the values are floating-point numbers, also those of 8 bits."""
+    return header.dtype in FLOATS or header.dtype.startswith("F8")
 
 
 def measure(

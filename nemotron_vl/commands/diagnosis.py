@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vllm_nemotron_vl.config.nemotron_vl_cpu import slow_dtype
+from vllm_nemotron_vl.config.nemotron_vl_cpu import INT4_KERNEL, slow_dtype
 from vllm_nemotron_vl.config.nemotron_vl_names import (
     ARCHITECTURE,
     is_tested,
@@ -31,7 +31,7 @@ _SECONDS = 300
 # Operators of vLLM's CPU build, and what does not run without them. The build for
 # this processor may lack some.
 _NEEDED_KERNEL = "cpu_attention_with_kv_cache"
-_KERNELS = {_NEEDED_KERNEL: "anything", "cpu_gemm_wna16": "GPTQ and AWQ"}
+_KERNELS = {_NEEDED_KERNEL: "anything", INT4_KERNEL: "GPTQ and AWQ"}
 
 # Run in a separate process, because a broken installation may end it.
 _LOOK = """
@@ -279,11 +279,13 @@ def _pixels() -> Finding:
     from PIL import __version__ as pillow
 
     try:
-        from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_resample
+        from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import (  # noqa: E501
+            resample,
+        )
     except ImportError as error:
         mend = "pip install --force-reinstall --no-deps vllm-nemotron-vl numba"
         return Finding("resampling", PROBLEM, str(error), mend)
-    if nemotron_vl_resample.agrees_with_pillow():
+    if resample.agrees_with_pillow():
         return Finding("resampling", OK, f"compiled, equal to Pillow {pillow}")
     found = f"Pillow {pillow} rounds differently, so Pillow resamples, which is slower"
     return Finding("resampling", WARNING, found, 'pip install "pillow>=13,<14"')

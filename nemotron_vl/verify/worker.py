@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import nn
 from vllm.platforms import current_platform
 
-from vllm_nemotron_vl.model_executor.models import nemotron_vl_conditioner
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_reuse import OUTCOMES
 
 from .errors import relative_error
@@ -83,8 +82,10 @@ def _errors(model: Any, expected: dict[str, torch.Tensor]) -> dict[str, float]:
         "connector": relative_error(features, expected["features"]),
     }
     if current_platform.is_cuda_alike():
+        from vllm_nemotron_vl.model_executor.models import nemotron_vl_tower
+
         fused = "fused_mm_input_norm_triton"
-        with mock.patch.object(nemotron_vl_conditioner, fused, None):
+        with mock.patch.object(nemotron_vl_tower, fused, None):
             errors["normalised pixels, no fused kernel"] = relative_error(
                 conditioner(pixels), expected["conditioned"]
             )

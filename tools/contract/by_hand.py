@@ -82,11 +82,13 @@ ATTRIBUTES = {
         f"{_RADIO}.ViTPatchGenerator.num_skip",
         f"{_RADIO}.ViTPatchGenerator.num_rows",
     ],
-    "model_executor/models/nemotron_vl_layer_names.py": [
+    "model_executor/models/nemotron_vl_precision.py": [
         "vllm.config.quantization.QuantizationConfigArgs.targets",
         f"{_QUANTISATION}.online.base.OnlineQuantizationConfig.args",
         f"{_QUANTISATION}.online.base.OnlineQuantizationConfig.ignored_layers",
         f"{_QUANTISATION}.base_config.QuantizationConfig.online_quantization_config",
+    ],
+    "model_executor/models/nemotron_vl_names.py": [
         f"{_QUANTISATION}.compressed_tensors.compressed_tensors"
         ".CompressedTensorsConfig.ignore",
         f"{_QUANTISATION}.compressed_tensors.compressed_tensors"

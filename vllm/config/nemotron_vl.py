@@ -3,10 +3,11 @@
 ``additional_config``."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 
@@ -22,9 +23,35 @@ def _whole(least: int, default: int | None) -> Any:
     return Field(default, ge=least, description=f"a whole number of at least {least}")
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
-class EncoderConfig:
-    """``--additional-config '{"nemotron_vl": {...}}'``.
+class _Settings:
+    """A part of ``--additional-config '{"nemotron_vl": {...}}'``."""
+
+    @classmethod
+    def from_vllm_config(cls, vllm_config: VllmConfig) -> Self:
+        """Read these settings of an engine.
+
+        Raises:
+            ValueError: A setting is unknown, of a wrong type or out of range.
+        """
+        fields = _fields(cls)
+        given = _given(vllm_config)
+        try:
+            return cls(**{name: given[name] for name in given.keys() & fields.keys()})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            raise ValueError(
+                f"additional_config: {KEY}.{name} must be "
+                f"{fields[name].description}, but is {first['input']!r}."
+            ) from None
+
+
+_STRICT = ConfigDict(strict=True, extra="forbid")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EncoderConfig(_Settings):
+    """Settings of the vision encoder, which workers have.
 
     Args:
         tile_cache_mb: Megabytes (10^6 bytes) in each worker for embeddings of
@@ -32,6 +59,26 @@ class EncoderConfig:
         max_encoder_tiles: Largest number of tiles that go through the tower at
             once. It bounds the memory of the activations. The default is 16, on
             CPUs 1: the activations of one tile fit into a CPU's cache.
+
+    Raises:
+        pydantic.ValidationError: A setting is unknown, of a wrong type or out of
+            range. `from_vllm_config` makes it a message for users.
+    """
+
+    tile_cache_mb: int = _whole(0, default=0)
+    max_encoder_tiles: int | None = _whole(1, default=None)
+
+    def __post_init__(self) -> None:
+        if self.max_encoder_tiles is None:
+            most = 1 if current_platform.is_cpu() else 16
+            object.__setattr__(self, "max_encoder_tiles", most)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ImageConfig(_Settings):
+    """Settings of the reading of images, which API servers do.
+
+    Args:
         more_image_formats: Formats that are read besides PNG, JPEG, WebP, GIF, TIFF
             and BMP: any of AVIF, ICNS, ICO, JPEG2000, PCX, PPM, PSD, QOI, SGI and TGA.
         image_threads: Most threads that resample one image and compute its digests,
@@ -44,48 +91,42 @@ class EncoderConfig:
             but your router sends requests.
 
     Raises:
-        pydantic.ValidationError: A setting is unknown, of a wrong type or out of
-            range. `from_vllm_config` makes it a message for users.
+        pydantic.ValidationError: As of `EncoderConfig`.
     """
 
-    tile_cache_mb: int = _whole(0, default=0)
-    max_encoder_tiles: int | None = _whole(1, default=None)
     image_threads: int | None = _whole(1, default=None)
     more_image_formats: Sequence[MoreFormats] = Field(
         default=(), description=f"a list of {', '.join(get_args(MoreFormats))}"
     )
     trusted_uuids: bool = Field(default=False, description="true or false")
 
-    def __post_init__(self) -> None:
-        if self.max_encoder_tiles is None:
-            most = 1 if current_platform.is_cpu() else 16
-            object.__setattr__(self, "max_encoder_tiles", most)
 
-    @classmethod
-    def from_vllm_config(cls, vllm_config: VllmConfig) -> "EncoderConfig":
-        """Read the settings of an engine.
+def check_settings(vllm_config: VllmConfig) -> None:
+    """Read all settings of an engine.
 
-        Raises:
-            ValueError: A setting is unknown, of a wrong type or out of range.
-        """
-        additional = vllm_config.additional_config
-        given = additional.get(KEY, {}) if isinstance(additional, dict) else {}
-        fields = cls.__pydantic_fields__  # type: ignore[attr-defined]
-        if not isinstance(given, dict):
-            raise ValueError(
-                f"additional_config: {KEY} must be an object, but is {given!r}."
-            )
-        if unknown := given.keys() - fields.keys():
-            raise ValueError(
-                f"additional_config: unknown {KEY} settings {sorted(unknown)}; "
-                f"known are {[*fields]}."
-            )
-        try:
-            return cls(**given)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = str(first["loc"][0])
-            raise ValueError(
-                f"additional_config: {KEY}.{name} must be "
-                f"{fields[name].description}, but is {first['input']!r}."
-            ) from None
+    Raises:
+        ValueError: A setting is unknown, of a wrong type or out of range.
+    """
+    for part in (EncoderConfig, ImageConfig):
+        part.from_vllm_config(vllm_config)
+
+
+def _fields(part: type) -> dict[str, FieldInfo]:
+    return part.__pydantic_fields__  # type: ignore[attr-defined]
+
+
+def _given(vllm_config: VllmConfig) -> dict[str, Any]:
+    """What a user has set, with known names."""
+    additional = vllm_config.additional_config
+    given = additional.get(KEY, {}) if isinstance(additional, dict) else {}
+    known = [*_fields(EncoderConfig), *_fields(ImageConfig)]
+    if not isinstance(given, dict):
+        raise ValueError(
+            f"additional_config: {KEY} must be an object, but is {given!r}."
+        )
+    if unknown := given.keys() - known:
+        raise ValueError(
+            f"additional_config: unknown {KEY} settings {sorted(unknown)}; "
+            f"known are {known}."
+        )
+    return given

@@ -15,6 +15,9 @@ _INSTRUCTIONS = {
     "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
 }
 
+# vLLM's kernel for products with 4-bit weights on CPUs. The AVX2 build lacks it.
+INT4_KERNEL = "cpu_gemm_wna16"
+
 
 @cache
 def processor_flags() -> frozenset[str]:

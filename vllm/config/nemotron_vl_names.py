@@ -14,6 +14,10 @@ IMAGES_ONLY = (
     f"{ARCHITECTURE} reads images only. To send videos, start vLLM with {VIDEO_SWITCH}."
 )
 
+# Special tokens of a prompt. The second is the placeholder of an image, and stands for
+# each of its embeddings, between the other two.
+IMAGE_START, IMAGE_TOKEN, IMAGE_END = "<img>", "<image>", "</img>"
+
 # vLLM's --tokenizer-mode that selects our renderer. The tokenizer is that of "hf".
 TOKENIZER_MODE = "nemotron_vl"
 VIDEO_TOKENIZER_MODE = "nemotron_vl_video"

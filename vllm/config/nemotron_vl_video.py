@@ -4,14 +4,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+from .nemotron_vl_names import IMAGE_END, IMAGE_START
+
 # Name of our loader among vLLM's video loaders.
 LOADER = "nemotron_vl"
 
 # The place of a video in a prompt: two special tokens that no picture has side by
 # side. `<video>` is no token of this tokenizer, and documents may contain it.
-VIDEO_PLACEHOLDER = "<img></img>"
+VIDEO_PLACEHOLDER = IMAGE_START + IMAGE_END
 
-_BRACKETS = 2  # tokens of a video besides those of its frames: <img> and </img>
+_BRACKETS = 2  # tokens of a video besides those of its frames
 
 # vLLM's default for videos. No published source names a number for this model.
 DEFAULT_FRAMES = 32

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 from vllm import envs
-from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import MediaWithBytes
 from vllm.multimodal.parse import ModalityDataItems, MultiModalDataParser
@@ -20,7 +19,6 @@ try:
 except ImportError:  # vLLM < 0.32: its loader opens whatever Pillow opens
     from PIL.Image import open as open_image
 
-from ..config.nemotron_vl_options import encoder_adapters
 from .nemotron_vl_embeddings import (
     EMBEDDING_FIELDS,
     EMBEDS,
@@ -186,29 +184,6 @@ class NemotronVLDataParser(MultiModalDataParser):
         if isinstance(data, Mapping):
             return count_embedded(data)
         return len(data if self.is_embeddings(data) else _as_pictures(data))
-
-
-def check_adapters(prompt: Mapping[str, Any], config: VllmConfig) -> None:
-    """Refuse embeddings of images where adapters apply to the encoder.
-
-    vLLM would count the tiles of such an image, which are not encoded, and so assign
-    the adapters of the next ones wrongly. The option that allows embeddings is refused
-    at start, but vLLM sets it by itself in readers of a connector.
-
-    Raises:
-        VLLMValidationError: The prompt has embeddings.
-    """
-    if not encoder_adapters(config):
-        return
-    data = (prompt.get("multi_modal_data") or {}).get("image")
-    if isinstance(data, Mapping):
-        data = data.get(EMBEDS)
-    if NemotronVLDataParser.is_embeddings(data):
-        raise VLLMValidationError(
-            f"{EMBEDS} in a request do not work with --enable-tower-connector-lora: "
-            "vLLM would apply adapters to the wrong tiles. Send the image.",
-            parameter="image",
-        )
 
 
 def _as_pictures(data: Any) -> Sequence[Any]:

@@ -16,6 +16,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.inputs import MultiModalInput, TokensInput, TokensPrompt
 from vllm.renderers.params import ChatParams
 
+from ..config.nemotron_vl_names import IMAGE_END, IMAGE_START
 from ..config.nemotron_vl_video import (
     FRAMES_KEY,
     VIDEO_PLACEHOLDER,
@@ -118,6 +119,6 @@ class NemotronVLVideoRenderer(NemotronVLRenderer):
         if self.tokenizer is None:  # --skip-tokenizer-init
             return
         vocabulary = self.tokenizer.get_vocab()
-        pair = vocabulary.get("<img>", -1), vocabulary.get("</img>", -1)
+        pair = vocabulary.get(IMAGE_START, -1), vocabulary.get(IMAGE_END, -1)
         written = sum(found == pair for found in pairwise(prompt["prompt_token_ids"]))
         self._compare(prompt, "video", VIDEO_PLACEHOLDER, written)

@@ -4,6 +4,7 @@ The tests of the model and of two ranks compare its report with what is loaded.
 """
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from nemotron_vl.checkpoints.inspection import PARTS, inspect
 from nemotron_vl.main import main
 from vllm_nemotron_vl.config import nemotron_vl_cpu
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_weights import checked
+from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl import NemotronVLConfig
 
 
 def test_stored_sizes_are_those_of_the_file(tiny):
@@ -72,6 +75,31 @@ def test_a_broken_checkpoint_is_described(broken, capsys):
     assert "Problem: 1 tensors are missing: mlp1.3.bias." in printed
     assert "Problem: 1 tensors are not known: mlp1.5.bias." in printed
     assert "mlp1.1.bias has the shape (7,), config.json implies (256,)" in printed
+
+
+CHANGED_SHAPES = {
+    "transposed": ("mlp1.1.weight", lambda tensor: tensor.T.contiguous()),
+    "flat": ("vision_model.radio_model.model.patch_generator.pos_embed", torch.flatten),
+    "statistics": (
+        "vision_model.radio_model.input_conditioner.norm_mean",
+        lambda _: torch.full((3,), 0.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED_SHAPES)
+def test_a_shape_that_loading_refuses_is_a_problem(checkpoint, tmp_path, change):
+    """Also one of as many values."""
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    name, change_shape = CHANGED_SHAPES[change]
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors[name] = change_shape(tensors.get(name))
+    save_file(tensors, tmp_path / "model.safetensors")
+    (problem,) = inspect(str(tmp_path))["problems"]
+    assert f"{name} has the shape {tuple(tensors[name].shape)}" in problem
+    config = NemotronVLConfig.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"'{name}' of the checkpoint has the shape"):
+        list(checked(tensors.items(), config, True, False, {}))
 
 
 def test_sizes_that_ranks_cannot_share_are_named(checkpoint, capsys):

@@ -36,7 +36,7 @@ from support.tiny import BLOCKS, LAYERS, TILE, TILE_TOKENS, WIDTH
 from typefaces import PILLOW_FONT
 from vllm_nemotron_vl.config.nemotron_vl_cpu import has_amx
 from vllm_nemotron_vl.model_executor.models import config as model_config
-from vllm_nemotron_vl.model_executor.models import nemotron_vl_tower
+from vllm_nemotron_vl.model_executor.models import nemotron_vl_precision
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_weights import (
     checked,
     quantised_parameters,
@@ -214,7 +214,7 @@ def test_int8_layers_of_the_encoder_get_rows_with_amx(quantised, monkeypatch):
         shapes.append(x.shape)
         return x.new_zeros(*x.shape[:-1], layer.output_size_per_partition)
 
-    monkeypatch.setattr(nemotron_vl_tower, "has_amx", lambda: True)
+    monkeypatch.setattr(nemotron_vl_precision, "has_amx", lambda: True)
     monkeypatch.setattr(CompressedTensorsLinearMethod, "apply", apply)
     model = build(quantised("int8 everywhere"))
     features = model.extract_feature(torch.zeros(1, 3, TILE, TILE, device="meta"))

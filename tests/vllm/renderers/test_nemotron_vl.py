@@ -20,19 +20,22 @@ from vllm.renderers.hf import HfRenderer
 
 from support.clips import encoded, noise
 from vllm_nemotron_vl.config.nemotron_vl_video import LOADER
-from vllm_nemotron_vl.multimodal.nemotron_vl import check_adapters
 from vllm_nemotron_vl.multimodal.nemotron_vl_decoding import DecoderUnavailable
 from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import (
-    check_engine,
-    check_names,
     count_embedded,
     images_encoded_elsewhere,
 )
 from vllm_nemotron_vl.renderers import nemotron_vl as renderer
+from vllm_nemotron_vl.renderers import nemotron_vl_media_errors as media_errors
+from vllm_nemotron_vl.renderers.nemotron_vl_embeddings import (
+    check_encoder,
+    check_images_without_pixels,
+    check_no_embeddings,
+)
 from vllm_nemotron_vl.renderers.nemotron_vl_video import NemotronVLVideoRenderer
-from vllm_nemotron_vl.transformers_utils.processors import (
-    nemotron_vl_threads,
-    nemotron_vl_video,
+from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_video
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import (
+    threads as image_threads,
 )
 
 VIDEO_IO = {"video_backend": LOADER, "tile_size": 64, "resize": "fast"}
@@ -50,7 +53,7 @@ def load(monkeypatch):
         monkeypatch.setattr(Image, "open", fail)
         file = io.BytesIO()
         Image.new("RGB", (4, 4)).save(file, "PNG")
-        with renderer._media_errors_are_the_clients((MemoryError,)):
+        with media_errors.media_errors_are_the_clients((MemoryError,)):
             ImageMediaIO().load_bytes(file.getvalue())
 
     return run
@@ -94,7 +97,9 @@ def test_errors_of_the_decoder_of_videos_stay_the_servers(error, monkeypatch):
     monkeypatch.setattr(nemotron_vl_video, "decode", fail)
     with (
         pytest.raises(type(error)) as raised,
-        renderer._media_errors_are_the_clients(NemotronVLVideoRenderer.servers_errors),
+        media_errors.media_errors_are_the_clients(
+            NemotronVLVideoRenderer.servers_errors
+        ),
     ):
         VideoMediaIO(ImageMediaIO(), **VIDEO_IO).load_bytes(encoded(noise(1)))
     assert raised.value is error
@@ -103,7 +108,7 @@ def test_errors_of_the_decoder_of_videos_stay_the_servers(error, monkeypatch):
 def test_errors_of_a_video_name_it():
     with (
         pytest.raises(VLLMValidationError, match="video cannot be read") as error,
-        renderer._media_errors_are_the_clients(()),
+        media_errors.media_errors_are_the_clients(()),
     ):
         MediaConnector(media_io_kwargs={"video": VIDEO_IO}).fetch_video(
             "data:video/mp4;base64,%%%"
@@ -120,7 +125,7 @@ def test_words_of_others_are_no_error_of_the_server(load):
 def test_no_secret_is_logged(load, monkeypatch):
     lines: list[str] = []
     monkeypatch.setattr(
-        renderer.logger, "info", lambda text, *values: lines.append(text % values)
+        media_errors.logger, "info", lambda text, *values: lines.append(text % values)
     )
     with pytest.raises(VLLMValidationError):
         load(OSError(f"404, url='{SECRET}' of the scan"))
@@ -139,9 +144,9 @@ def test_the_threads_for_images_are_this_servers_share(
 ):
     monkeypatch.setattr(HfRenderer, "__init__", lambda *args: None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
-    monkeypatch.setattr(nemotron_vl_threads, "_quota", lambda: math.inf)
-    pool = nemotron_vl_threads.Threads()
-    monkeypatch.setattr(renderer, "IMAGE_THREADS", pool)
+    monkeypatch.setattr(image_threads, "_quota", lambda: math.inf)
+    pool = image_threads.Threads()
+    monkeypatch.setattr(image_threads, "IMAGE_THREADS", pool)
     config = VllmConfig(additional_config={"nemotron_vl": given})
     config.parallel_config._api_process_count = servers
     renderer.NemotronVLRenderer(config, None)
@@ -173,17 +178,17 @@ def test_only_consumers_of_embeddings_take_names(role):
     elif role != "none":
         config.ec_transfer_config = ec_config(role)
     if role == "ec_consumer":
-        check_names(TILES_ONLY, config)
+        check_images_without_pixels(TILES_ONLY, config)
     else:
         with pytest.raises(VLLMValidationError, match="makes it a consumer"):
-            check_names(TILES_ONLY, config)
+            check_images_without_pixels(TILES_ONLY, config)
 
 
 def test_a_consumer_takes_names_only_if_it_trusts_them():
     config = VllmConfig()
     config.ec_transfer_config = ec_config("ec_consumer")
     with pytest.raises(VLLMValidationError, match="trusted_uuids"):
-        check_names(TILES_ONLY, config)
+        check_images_without_pixels(TILES_ONLY, config)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +204,7 @@ def test_names_take_no_settings(settings):
     config = VllmConfig(additional_config=TRUSTED)
     config.ec_transfer_config = ec_config("ec_consumer")
     with pytest.raises(VLLMValidationError, match=next(iter(settings))):
-        check_names({**TILES_ONLY, **settings}, config)
+        check_images_without_pixels({**TILES_ONLY, **settings}, config)
 
 
 @pytest.mark.parametrize(
@@ -222,9 +227,9 @@ def test_an_encoder_must_name_embeddings_by_content(
     )
     if refused:
         with pytest.raises(ValueError, match="--mm-processor-cache-gb 0"):
-            check_engine(config)
+            check_encoder(config)
     else:
-        check_engine(config)
+        check_encoder(config)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +263,7 @@ def test_embeddings_are_tensors(embeddings):
     """Else they would hide an image without a name."""
     prompt = {"multi_modal_data": {"image": {"image_embeds": embeddings}}}
     with pytest.raises(VLLMValidationError, match="must be a tensor"):
-        check_names(prompt, VllmConfig())
+        check_images_without_pixels(prompt, VllmConfig())
 
 
 @pytest.mark.parametrize(
@@ -283,6 +288,6 @@ def test_embeddings_are_refused_beside_adapters_on_the_encoder(image, refused):
         config = SimpleNamespace(lora_config=None if adapters is None else lora)
         if refused and adapters:
             with pytest.raises(VLLMValidationError, match="Send the image"):
-                check_adapters(prompt, config)
+                check_no_embeddings(prompt, config)
         else:
-            check_adapters(prompt, config)
+            check_no_embeddings(prompt, config)

@@ -11,8 +11,8 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
-from ...config.nemotron_vl import EncoderConfig
-from ...config.nemotron_vl_cpu import has_amx, slow_dtype
+from ...config.nemotron_vl import check_settings
+from ...config.nemotron_vl_cpu import INT4_KERNEL, has_amx, slow_dtype
 from ...config.nemotron_vl_names import (
     IMAGES_ONLY,
     TOKENIZER_MODE,
@@ -31,9 +31,6 @@ from ...transformers_utils.configs.nemotron_vl_checks import (
 )
 
 logger = init_logger("vllm.model_executor.models.config")
-
-# vLLM's kernel for products with 4-bit weights on CPUs. The AVX2 build lacks it.
-INT4_KERNEL = "cpu_gemm_wna16"
 
 
 def has_int4_kernel() -> bool:
@@ -94,7 +91,7 @@ def _integers(kind: dict) -> int | None:
     return kind.get("num_bits") if kind.get("type", "int") == "int" else None
 
 
-def _check_model(model_config: ModelConfig, renderer: str) -> None:
+def _check_model(model_config: ModelConfig) -> None:
     if envs.VLLM_USE_RUST_FRONTEND:
         raise ValueError(
             "VLLM_USE_RUST_FRONTEND replaces the API server in Python, so this model's "
@@ -103,6 +100,10 @@ def _check_model(model_config: ModelConfig, renderer: str) -> None:
     check_servable(model_config.hf_config, model_config.hf_image_processor_config)
     if "ps_version" not in vars(model_config.hf_config):
         logger.warning_once(PS_VERSION_ASSUMED)
+
+
+def _select_renderer(model_config: ModelConfig, renderer: str) -> None:
+    """Use a renderer of ours, which vLLM knows by a tokenizer mode."""
     if model_config.tokenizer_mode in ("auto", "hf"):
         model_config.tokenizer_mode = renderer
 
@@ -157,7 +158,8 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
         Raises:
             ValueError: Names the key of the checkpoint's configuration.
         """
-        _check_model(model_config, TOKENIZER_MODE)
+        _check_model(model_config)
+        _select_renderer(model_config, TOKENIZER_MODE)
         limits = model_config.get_multimodal_config().limit_per_prompt
         if (videos := limits.get("video")) and videos.count:
             raise ValueError(f"limit_mm_per_prompt has videos, but {IMAGES_ONLY}")
@@ -175,7 +177,7 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
         # Not needed in processes that only register the model.
         from .nemotron_vl_layout import tensor_parallel_problems
 
-        EncoderConfig.from_vllm_config(vllm_config)
+        check_settings(vllm_config)
         _complete_graphs(vllm_config)
         check_adapters(vllm_config)
         check_encoder_attention(vllm_config)
@@ -209,7 +211,8 @@ class NemotronVLVideoModelConfig(NemotronVLModelConfig):
         from ...config.nemotron_vl_video import check_options, loader_settings
         from ...transformers_utils.processors.nemotron_vl_tiling import RESIZE_RECIPES
 
-        _check_model(model_config, VIDEO_TOKENIZER_MODE)
+        _check_model(model_config)
+        _select_renderer(model_config, VIDEO_TOKENIZER_MODE)
         options = model_config.get_multimodal_config()
         check_options(options)
         options.media_io_kwargs["video"] = loader_settings(

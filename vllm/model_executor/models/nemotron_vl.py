@@ -40,35 +40,35 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from ...config.nemotron_vl import EncoderConfig
+from ...config.nemotron_vl_names import IMAGE_TOKEN
 from ...config.nemotron_vl_options import (
     encoder_adapters,
     encoder_data_parallel,
     encoder_graphs,
 )
 from ...multimodal.nemotron_vl_embeddings import EMBEDS
-from .nemotron_vl_conditioner import InputConditioner
 from .nemotron_vl_graphs import DIGESTS, EncoderGraphs, check_pixels
-from .nemotron_vl_layer_names import (
+from .nemotron_vl_layout import num_prefix_tokens
+from .nemotron_vl_lora import adapter_mapper
+from .nemotron_vl_names import (
     HF_TO_VLLM,
-    adapter_mapper,
-    keep_encoder_precision,
-    quantises,
     resolve_patterns,
+    tower_layers,
 )
-from .nemotron_vl_layout import (
-    TOWER_LINEAR,
-    is_quantised,
-    num_prefix_tokens,
-    tower_tensors,
+from .nemotron_vl_precision import (
+    encoder_precision,
+    flatten_quantised_inputs,
+    keep_encoder_precision,
 )
 from .nemotron_vl_processing import (
     NemotronVLDummyInputsBuilder,
+    NemotronVLImagePixelInputs,
     NemotronVLMultiModalProcessor,
     NemotronVLProcessingInfo,
 )
 from .nemotron_vl_reload import Reload, is_whole
 from .nemotron_vl_reuse import TileReuse
-from .nemotron_vl_tower import NemotronVLRadioModel, encoder_dtype, feed_rows
+from .nemotron_vl_tower import InputConditioner, NemotronVLRadioModel
 from .nemotron_vl_weights import (
     checked,
     quantised_parameters,
@@ -101,6 +101,8 @@ class LlamaNemotronVLChatModel(
     supports_mm_device_do_normalize = True
     supports_tower_connector_lora = True
 
+    tower_modalities = {"image"}  # the tower is built where one of them is read
+
     hf_to_vllm_mapper = HF_TO_VLLM
     packed_modules_mapping = {
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
@@ -111,7 +113,7 @@ class LlamaNemotronVLChatModel(
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
         if modality.startswith("image"):
-            return "<image>"
+            return IMAGE_TOKEN
         raise ValueError(f"This model reads images only, not {modality}.")
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -126,7 +128,7 @@ class LlamaNemotronVLChatModel(
             self.encoder_dtype,
             persistent=self._load_format != "dummy",
         )
-        feed_rows(self.vision_model, self.mlp1)
+        flatten_quantised_inputs(self.vision_model, self.mlp1)
         self._reload = Reload(self, vllm_config)
         encoder_config = EncoderConfig.from_vllm_config(vllm_config)
         if vllm_config.lora_config is not None:
@@ -147,11 +149,7 @@ class LlamaNemotronVLChatModel(
             # vLLM assigns adapters for one forward with all tiles of a batch, so
             # tiles may be neither left out nor split.
             self.max_encoder_tiles = sys.maxsize
-            default = EncoderConfig()
-            if any(
-                getattr(encoder_config, name) != getattr(default, name)
-                for name in ("tile_cache_mb", "max_encoder_tiles")
-            ):
+            if encoder_config != EncoderConfig():
                 logger.warning_once(
                     "The settings of the encoder in additional_config have no "
                     "effect with --enable-tower-connector-lora."
@@ -159,35 +157,24 @@ class LlamaNemotronVLChatModel(
         if vllm_config.speculative_config is not None:
             # A multimodal draft model reads the token's id from the configuration.
             tokenizer = cached_tokenizer_from_config(model_config)
-            self.config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
+            self.config.image_token_index = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
     def _mark_tower_model(self, vllm_config: VllmConfig, modalities, **kwargs):
         # InternVL marks the tower for images and videos. With images switched off,
         # the tower would stay in memory for the videos.
-        return super()._mark_tower_model(vllm_config, "image", **kwargs)
+        return super()._mark_tower_model(vllm_config, self.tower_modalities, **kwargs)
 
     def _patch_quant_config(
         self, config: PreTrainedConfig, quant_config: QuantizationConfig | None
     ) -> None:
         # InternVL calls this before it builds the parts.
         super()._patch_quant_config(config, quant_config)
-        self.encoder_quant_config = quant_config
-        if is_quantised(config.text_config) and not is_quantised(config):
-            self.encoder_quant_config = None  # only the language model is quantised
-        names = [name.rpartition(".")[0] for name in tower_tensors(config)]
-        renamed = self.hf_to_vllm_mapper.apply_list(names)
         if quant_config is not None:
             keep_encoder_precision(quant_config)
-            resolve_patterns(quant_config, dict(zip(names, renamed, strict=True)))
-        linear = [name for name in renamed if name.endswith(TOWER_LINEAR)]
-        # vLLM chooses the kernels of quantised layers for the engine's dtype, so a
-        # quantised encoder keeps it.
-        self.encoder_dtype = torch.get_default_dtype()
-        faster = encoder_dtype(self.encoder_dtype)
-        if faster != self.encoder_dtype and not quantises(
-            self.encoder_quant_config, [*linear, "mlp1.1", "mlp1.3"]
-        ):
-            self.encoder_dtype = faster
+            resolve_patterns(quant_config, tower_layers(config))
+        self.encoder_quant_config, self.encoder_dtype = encoder_precision(
+            config, quant_config, torch.get_default_dtype()
+        )
 
     def _init_vision_model(
         self,
@@ -271,9 +258,23 @@ class LlamaNemotronVLChatModel(
         images = self._parse_and_validate_image_input(**kwargs)
         if images is None:
             return []
-        pixels, digests = images["pixel_values_flat"], kwargs.get(DIGESTS)
-        features = self._embed_tiles(self.extract_feature, pixels, digests)
+        features = self._embed_tiles(
+            self.extract_feature, images["pixel_values_flat"], images["tile_digests"]
+        )
         return [x.flatten(0, 1) for x in features.split(images["num_patches"].tolist())]
+
+    def _parse_and_validate_image_input(  # type: ignore[override]
+        self, **kwargs: object
+    ) -> NemotronVLImagePixelInputs | None:
+        images = super()._parse_and_validate_image_input(**kwargs)
+        if images is None:
+            return None
+        return NemotronVLImagePixelInputs(
+            type="pixel_values",
+            pixel_values_flat=images["pixel_values_flat"],
+            num_patches=images["num_patches"],
+            tile_digests=kwargs.get(DIGESTS),
+        )
 
     def extract_feature(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Image features of tiles.

@@ -51,16 +51,16 @@ class EncoderGraphs(InternVLChatModel):
         self,
         encode: Callable[[torch.Tensor], torch.Tensor],
         pixels: torch.Tensor,
-        digests: object,
+        digests: torch.Tensor | None,
     ) -> torch.Tensor:
         """Features of tiles, of which equal ones are encoded once.
 
         Args:
             encode: As of `TileReuse`.
             pixels: ``(tiles, 3, size, size)``.
-            digests: Those of the tiles; without them, all tiles are encoded.
+            digests: As of `TileReuse`; without them, all tiles are encoded.
         """
-        if self.tile_reuse is None or not isinstance(digests, torch.Tensor):
+        if self.tile_reuse is None or digests is None:
             return encode(pixels)
         return self.tile_reuse(encode, pixels, digests)
 

@@ -6,7 +6,7 @@ nor vLLM.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 Shape = tuple[int, ...]
 
@@ -45,7 +45,8 @@ def num_prefix_tokens(vision_config: Config) -> int:
 
     Register tokens fill the number up to the next larger multiple of
     ``register_multiple``. If there are already 8 class tokens, for example, and the
-    multiple is 8, then 8 register tokens are added (C-RADIO's rule).
+    multiple is 8, then 8 register tokens are added, as in C-RADIO's code
+    (https://github.com/NVlabs/RADIO/blob/b0f47ac/radio/cls_token.py, 2025-05-26).
     """
     tokens = num_class_tokens(vision_config)
     multiple = vision_config.register_multiple
@@ -192,6 +193,33 @@ def quantised_weight(name: str, known: Mapping[str, Shape]) -> str | None:
     if kind in _KV_CACHE_SCALES:
         return ""
     return f"{layer}.weight" if f"{layer}.weight" in known else None
+
+
+def tensor_problem(
+    name: str,
+    shape: Shape,
+    is_floating_point: bool,
+    known: Mapping[str, Shape],
+    quantised: bool,
+) -> Literal["unknown", "misshapen"] | None:
+    """What is wrong with a tensor of a checkpoint, if anything.
+
+    The shapes of a quantised layer's tensors depend on its method, and are not judged.
+
+    Args:
+        name: Name of the tensor in the checkpoint.
+        shape: Its shape.
+        is_floating_point: Whether its values are floating-point numbers. A quantised
+            checkpoint may have packed integers in the place of a weight.
+        known: The tensors of the unquantised checkpoint.
+        quantised: Whether a part of the checkpoint is quantised.
+    """
+    if quantised and quantised_weight(name, known) is not None:
+        return None
+    if name not in known:
+        return None if name.endswith(IGNORED_SUFFIXES) else "unknown"
+    is_packed = quantised and not is_floating_point
+    return None if is_packed or tuple(shape) == known[name] else "misshapen"
 
 
 def _linear(

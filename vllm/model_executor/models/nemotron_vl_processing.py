@@ -6,7 +6,7 @@ Built on the image-only classes of vLLM's InternVL model.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from PIL import Image
@@ -16,6 +16,7 @@ from vllm.model_executor.models.internvl import (
     BaseInternVLDummyInputsBuilder,
     BaseInternVLMultiModalProcessor,
     BaseInternVLProcessingInfo,
+    InternVLImagePixelInputs,
 )
 from vllm.multimodal.inputs import BatchedTensorInputs, MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, MultiModalDataItems
@@ -25,6 +26,7 @@ from vllm.multimodal.processing.processor import (
     PlaceholderFeaturesInfo,
 )
 from vllm.tokenizers.hf import HfTokenizer
+from vllm.utils.tensor_schema import TensorShape
 
 from ...config.nemotron_vl_names import IMAGES_ONLY
 from ...multimodal.nemotron_vl import NemotronVLDataParser
@@ -37,6 +39,16 @@ from ...transformers_utils.processors.nemotron_vl import (
 )
 from ...transformers_utils.processors.nemotron_vl_digest import NO_REUSE
 from ...transformers_utils.processors.nemotron_vl_tiling import image_settings
+
+
+class NemotronVLImagePixelInputs(InternVLImagePixelInputs):
+    """The model's inputs for images.
+
+    Dimensions, beside those of InternVL's inputs:
+    - d: Number of bytes of a digest
+    """
+
+    tile_digests: Annotated[torch.Tensor | None, TensorShape("bnp", "d")]
 
 
 class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
@@ -60,7 +72,8 @@ class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
             self.ctx.get_hf_image_processor_config(), vars(config)
         )
         checkpoint["image_size"] = config.force_image_size
-        return NemotronVLImageProcessor(**{**checkpoint, **given})
+        settings = {**checkpoint, **given}
+        return NemotronVLImageProcessor(**settings, do_convert_rgb=False)
 
     def get_hf_config(self) -> NemotronVLConfig:
         return self.ctx.get_hf_config(NemotronVLConfig)

@@ -11,6 +11,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache, cached_property
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from vllm.logger import init_logger
@@ -23,6 +24,25 @@ _LOG_SECONDS = 10.0
 # A tile was encoded by the tower, or it was equal to another tile of the same
 # forward, or its embedding was in the cache.
 OUTCOMES = ("encoded", "repeated", "cached")
+
+
+class ReusePlan(NamedTuple):
+    """Where the embeddings of a forward's tiles come from.
+
+    Tiles are numbered in the forward. An encoded tile has a row in the encoder's
+    output, a cached one a slot of the cache.
+
+    Attributes:
+        encode: Tile of each row, ``(rows)``.
+        row_of: Row of each tile that is encoded, or is equal to one.
+        slot_of: Slot of each other tile.
+        new: Row of each digest that the cache does not have yet.
+    """
+
+    encode: list[int]
+    row_of: dict[int, int]
+    slot_of: dict[int, int]
+    new: dict[bytes, int]
 
 
 class TileReuse:
@@ -45,7 +65,7 @@ class TileReuse:
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._cache = cache
-        self._slots: OrderedDict[bytes | int, int] = OrderedDict()  # oldest first
+        self._slot_of: OrderedDict[bytes, int] = OrderedDict()  # oldest first
         self._weights, self._version = weights, 0
         self._quiet = quiet
         self._logged = 0.0
@@ -57,7 +77,7 @@ class TileReuse:
 
     def clear(self) -> None:
         """Empty the cache after a change of the weights."""
-        self._slots.clear()
+        self._slot_of.clear()
 
     @cached_property
     def _versioned(self) -> list[torch.Tensor]:
@@ -91,45 +111,71 @@ class TileReuse:
         """
         if self.slots:
             self._clear_if_changed()
-        new: dict[bytes | int, int] = {}  # index among the tiles to encode
-        fresh: list[int] = []
-        encoded, places, cached, slots = [], [], [], []
-        for tile, digest in enumerate(map(bytes, digests.numpy())):
-            key = digest if any(digest) else tile
-            if key in self._slots:
-                self._slots.move_to_end(key)
-                cached.append(tile)
-                slots.append(self._slots[key])
-                continue
-            if key not in new:
-                new[key] = len(fresh)
-                fresh.append(tile)
-            encoded.append(tile)
-            places.append(new[key])
+        plan = self.plan(digests)
         self._count(
-            encoded=len(fresh),
-            repeated=len(encoded) - len(fresh),
-            cached=len(cached),
+            encoded=len(plan.encode),
+            repeated=len(plan.row_of) - len(plan.encode),
+            cached=len(plan.slot_of),
         )
-        if len(fresh) == len(pixels):
-            features = embeddings = encode(pixels)
+        if len(plan.encode) == len(pixels):
+            features = rows = encode(pixels)
         else:
-            features = self._cache.new_empty((len(pixels), *self._cache.shape[1:]))
-            rows = self._to_device(fresh, encoded, places, cached, slots)
-            if fresh:
-                embeddings = encode(pixels.index_select(0, rows[0]))
-                features.index_copy_(0, rows[1], embeddings.index_select(0, rows[2]))
-            if cached:
-                features.index_copy_(0, rows[3], self._cache.index_select(0, rows[4]))
-        # If there are more new tiles than slots, the last tile of a slot stays.
-        kept: dict[int, int] = {}
-        for key, place in new.items():
-            if isinstance(key, bytes) and self.slots:
-                kept[self._slot_for(key)] = place
-        if kept:
-            rows = self._to_device(kept, kept.values())
-            self._cache.index_copy_(0, rows[0], embeddings.index_select(0, rows[1]))
+            features, rows = self._gather(encode, pixels, plan)
+        self._keep(plan.new, rows)
         return features
+
+    def plan(self, digests: torch.Tensor) -> ReusePlan:
+        """Where the embeddings of tiles come from.
+
+        Args:
+            digests: As of `__call__`.
+        """
+        plan = ReusePlan([], {}, {}, {})
+        for tile, digest in enumerate(map(bytes, digests.numpy())):
+            if digest in self._slot_of:
+                self._slot_of.move_to_end(digest)
+                plan.slot_of[tile] = self._slot_of[digest]
+            elif digest in plan.new:
+                plan.row_of[tile] = plan.new[digest]
+            else:
+                plan.row_of[tile] = len(plan.encode)
+                if any(digest):
+                    plan.new[digest] = len(plan.encode)
+                plan.encode.append(tile)
+        return plan
+
+    def _gather(
+        self,
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        pixels: torch.Tensor,
+        plan: ReusePlan,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of all tiles, and those of the encoded ones."""
+        features = self._cache.new_empty((len(pixels), *self._cache.shape[1:]))
+        rows = features[:0]
+        to_encode, encoded, row, cached, slot = self._to_device(
+            plan.encode,
+            plan.row_of,
+            plan.row_of.values(),
+            plan.slot_of,
+            plan.slot_of.values(),
+        )
+        if plan.encode:
+            rows = encode(pixels.index_select(0, to_encode))
+            features.index_copy_(0, encoded, rows.index_select(0, row))
+        if plan.slot_of:
+            features.index_copy_(0, cached, self._cache.index_select(0, slot))
+        return features, rows
+
+    def _keep(self, new: dict[bytes, int], rows: torch.Tensor) -> None:
+        """Copy the embeddings of new tiles into the cache."""
+        if not self.slots:
+            return
+        # If there are more new tiles than slots, the last tile of a slot stays.
+        row_of = {self._slot_for(digest): row for digest, row in new.items()}
+        if row_of:
+            slots, kept = self._to_device(row_of, row_of.values())
+            self._cache.index_copy_(0, slots, rows.index_select(0, kept))
 
     def _to_device(self, *indices: Collection[int]) -> Sequence[torch.Tensor]:
         """One copy for all, from pinned memory, for which the host does not wait."""
@@ -138,13 +184,13 @@ class TileReuse:
         )
         return together.split([len(part) for part in indices])
 
-    def _slot_for(self, key: bytes) -> int:
+    def _slot_for(self, digest: bytes) -> int:
         """A free slot, or that of the least recently used tile."""
-        if len(self._slots) < self.slots:
-            slot = len(self._slots)
+        if len(self._slot_of) < self.slots:
+            slot = len(self._slot_of)
         else:
-            _, slot = self._slots.popitem(last=False)
-        self._slots[key] = slot
+            _, slot = self._slot_of.popitem(last=False)
+        self._slot_of[digest] = slot
         return slot
 
     def _count(self, **tiles: int) -> None:

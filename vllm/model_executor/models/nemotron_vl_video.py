@@ -28,6 +28,7 @@ from vllm.multimodal.processing import (
     TimingContext,
 )
 
+from ...config.nemotron_vl_names import IMAGE_TOKEN
 from ...config.nemotron_vl_video import (
     FRAMES_KEY,
     VIDEO_PLACEHOLDER,
@@ -44,7 +45,7 @@ from ...transformers_utils.processors.nemotron_vl_video import (
     NemotronVLVideoLoader,
 )
 from .nemotron_vl import LlamaNemotronVLChatModel
-from .nemotron_vl_layer_names import HF_TO_VLLM
+from .nemotron_vl_names import HF_TO_VLLM
 from .nemotron_vl_processing import (
     NemotronVLDummyInputsBuilder,
     NemotronVLMultiModalProcessor,
@@ -60,7 +61,7 @@ class NemotronVLVideoProcessingInfo(NemotronVLProcessingInfo, InternVLProcessing
 
     processor_class = NemotronVLProcessorWithVideo
     # The embeddings of a video's frames take the place of image tokens.
-    ctx_video_token = "<image>"
+    ctx_video_token = IMAGE_TOKEN
 
     @property
     def video_settings(self) -> dict[str, Any]:
@@ -144,7 +145,9 @@ class NemotronVLVideoMultiModalProcessor(
                 or an image has a uuid that could be the name of a video.
         """
         self._check_recipe(inputs)
-        inputs = replace(inputs, mm_uuid_items=_distinct(inputs.mm_uuid_items or {}))
+        inputs = replace(
+            inputs, mm_uuid_items=_distinct_uuids(inputs.mm_uuid_items or {})
+        )
         return super().apply(inputs, timing_ctx)
 
     def _check_recipe(self, inputs: ProcessorInputs) -> None:
@@ -173,7 +176,7 @@ class NemotronVLVideoMultiModalProcessor(
         return replace(update, target=hf_processor.video_placeholder_ids)
 
 
-def _distinct(
+def _distinct_uuids(
     uuids: Mapping[str, Sequence[str | None]],
 ) -> dict[str, Sequence[str | None]]:
     """Uuids under which vLLM's caches tell videos from images.
@@ -211,6 +214,8 @@ class LlamaNemotronVLVideoChatModel(LlamaNemotronVLChatModel):
     supports_mm_device_do_normalize = True
     supports_tower_connector_lora = True
 
+    tower_modalities = {"image", "video"}
+
     hf_to_vllm_mapper = HF_TO_VLLM
 
     @classmethod
@@ -223,11 +228,6 @@ class LlamaNemotronVLVideoChatModel(LlamaNemotronVLChatModel):
                 parameter=modality,
             )
         return super().get_placeholder_str(modality, i)
-
-    def _mark_tower_model(self, vllm_config, modalities, **kwargs):
-        # Without the restriction to images: videos need the tower, too.
-        mark = super(LlamaNemotronVLChatModel, self)._mark_tower_model
-        return mark(vllm_config, modalities, **kwargs)
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
         """Embeddings of images or videos, ``(tokens, hidden_size)`` for each.

@@ -14,16 +14,16 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
 )
 
-from .nemotron_vl_layer_names import HF_TO_VLLM
 from .nemotron_vl_layout import (
     CONDITIONER_TENSORS,
-    IGNORED_SUFFIXES,
     LANGUAGE_MODEL,
     Config,
     checkpoint_tensors,
     is_quantised,
     quantised_weight,
+    tensor_problem,
 )
+from .nemotron_vl_names import HF_TO_VLLM
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 Check = Callable[[Weights], Weights]
@@ -73,17 +73,17 @@ def checked(
     is_any_quantised = is_quantised(config) or is_quantised(config.llm_config)
     for name, tensor in weights:
         part_of = quantised_weight(name, known) if is_any_quantised else None
-        if part_of is not None:
-            if part_of.removesuffix(".weight") not in quantised:
-                missing.discard(part_of)  # a layer of another pipeline stage
-        elif name in known:
-            packed = is_any_quantised and not tensor.is_floating_point()
-            if tensor.shape != known[name] and not packed:
-                raise ValueError(
-                    f"Tensor {name!r} of the checkpoint has the shape "
-                    f"{tuple(tensor.shape)}, but config.json implies {known[name]}."
-                )
-        elif not name.endswith(IGNORED_SUFFIXES):
+        if part_of and part_of.removesuffix(".weight") not in quantised:
+            missing.discard(part_of)  # a layer of another pipeline stage
+        problem = tensor_problem(
+            name, tensor.shape, tensor.is_floating_point(), known, is_any_quantised
+        )
+        if problem == "misshapen":
+            raise ValueError(
+                f"Tensor {name!r} of the checkpoint has the shape "
+                f"{tuple(tensor.shape)}, but config.json implies {known[name]}."
+            )
+        if problem == "unknown":
             raise ValueError(
                 f"Tensor {name!r} of the checkpoint is not part of the model "
                 "that config.json describes."

@@ -8,6 +8,7 @@ PyTorch, transformers or vLLM, which takes seconds.
 from collections.abc import Mapping
 from typing import Any
 
+from ...config.nemotron_vl_names import IMAGE_END, IMAGE_START, IMAGE_TOKEN
 from .nemotron_vl_schema import check_sizes
 from .nemotron_vl_towers import TOWER_DIMS
 
@@ -20,7 +21,7 @@ PS_VERSION_ASSUMED = (
     'the configuration, but the model was trained with "v2". If answers are wrong, '
     """set --hf-overrides '{"ps_version": "v2"}'."""
 )
-_IMAGE_TOKENS = ("<img>", "<image>", "</img>")
+_IMAGE_TOKENS = (IMAGE_START, IMAGE_TOKEN, IMAGE_END)
 
 
 def check_shape(config: Any) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image processor and processor of ``Llama_Nemotron_Nano_VL``.
 
-The prompt format is that of the checkpoint's model card and of vLLM's in-tree
-model. Pixels stay uint8 until the model conditions them.
+The prompt format is that of NVIDIA's example of the model
+(https://github.com/NVIDIA/Megatron-LM/tree/db8cd9aa3b/examples/multimodal, 2025-06-13)
+and of vLLM's in-tree model. Pixels stay uint8 until the model conditions them.
 """
 
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.processing import PromptUpdateDetails
 from vllm.tokenizers.hf import HfTokenizer
 
+from ...config.nemotron_vl_names import IMAGE_TOKEN
 from ...multimodal.nemotron_vl import to_rgb
 from ..configs.nemotron_vl import NemotronVLConfig
 from ..configs.nemotron_vl_checks import image_token_ids
@@ -57,6 +59,8 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
             switches it off, and the model conditions the pixels on its device.
         do_normalize: Accepted because vLLM sets it, without effect. The model
             applies the checkpoint's mean and standard deviation.
+        do_convert_rgb: Convert images with `to_rgb`. In an engine the parser of its
+            inputs has done so already.
 
     Raises:
         VLLMValidationError: A setting is of the wrong type or out of range.
@@ -73,6 +77,7 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         resize: str = RESIZE_RECIPES[0],
         do_rescale: bool = True,
         do_normalize: bool = True,
+        do_convert_rgb: bool = True,
     ) -> None:
         super().__init__(
             image_size,
@@ -84,6 +89,7 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         self.resize = resize
         self.do_rescale = do_rescale
         self.do_normalize = do_normalize
+        self.do_convert_rgb = do_convert_rgb
         for name in ("dynamic_image_size", "use_thumbnail", "do_rescale"):
             _check_bool(name, getattr(self, name))
         if resize not in RESIZE_RECIPES:
@@ -197,7 +203,7 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         """
         images = images if isinstance(images, list) else [images]
         tiles = []
-        for image in map(to_rgb, images):
+        for image in map(to_rgb, images) if self.do_convert_rgb else images:
             grid = self.grid_for(
                 *image.size,
                 min_dynamic_patch=min_dynamic_patch,
@@ -237,7 +243,7 @@ class NemotronVLProcessor(InternVLChatProcessor):
             image_processor,
             tokenizer,
             image_seq_length=image_seq_length,
-            ctx_image_token="<image>",
+            ctx_image_token=IMAGE_TOKEN,
         )
         self._image_token_ids = image_token_ids(tokenizer.get_vocab())
 

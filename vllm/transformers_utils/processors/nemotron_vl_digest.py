@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from blake3 import blake3
 
-from .nemotron_vl_threads import IMAGE_THREADS
+from .nemotron_vl_resampling.threads import IMAGE_THREADS
 
 DIGEST_BYTES = 16
 _KEY = os.urandom(32)

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .nemotron_vl_memory import rgbx_pixels
-from .nemotron_vl_resample import Precision, bands, cut, doubled_bands
-from .nemotron_vl_threads import IMAGE_THREADS
+from .nemotron_vl_resampling.memory import rgbx_pixels
+from .nemotron_vl_resampling.resample import Precision, bands, cut, doubled_bands
+from .nemotron_vl_resampling.threads import IMAGE_THREADS
 
 # Bands of the largest size for each thread, so that no thread waits long for another.
 _PARTS = 2

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """How ``Llama_Nemotron_Nano_VL`` cuts an image, from its size and the settings.
 
-The tiling rule is that of the checkpoint's model card and of vLLM's in-tree
-model. Nothing here imports PyTorch or vLLM, which takes seconds.
+The tiling rule is that of the model's training, in NVIDIA's example
+(https://github.com/NVIDIA/Megatron-LM/blob/db8cd9aa3b/examples/multimodal/image_processing.py,
+2025-06-13), and of vLLM's in-tree model. Nothing here imports PyTorch or vLLM, which
+takes seconds.
 """
 
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-# Share of the image's area above which a grid's score does not rise any more (the
-# model card's tiling rule).
+# Share of the image's area above which a grid's score does not rise any more.
 _ENOUGH_AREA = 0.6
 
 # Of a grid. It bounds the time to choose one; the model card's own limit is 12.

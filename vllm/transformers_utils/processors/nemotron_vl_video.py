@@ -3,7 +3,8 @@
 
 A video is read as a picture of as many tiles as it has frames: one ``<img>``, the
 image tokens of all frames, one ``</img>``. Each frame is squashed to one tile. So does
-NVIDIA's example for this model in Megatron-LM, for VideoMME and in training.
+NVIDIA's example of the model, for VideoMME and in training
+(https://github.com/NVIDIA/Megatron-LM/tree/db8cd9aa3b/examples/multimodal, 2025-06-13).
 """
 
 import threading

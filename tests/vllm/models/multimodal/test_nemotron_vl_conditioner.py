@@ -11,7 +11,7 @@ from vllm.platforms import current_platform
 from vllm.triton_utils import HAS_TRITON
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from vllm_nemotron_vl.model_executor.models.nemotron_vl_conditioner import (
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_tower import (
     InputConditioner,
 )
 

@@ -13,7 +13,7 @@ from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vllm_nemotron_vl.config.nemotron_vl import EncoderConfig
+from vllm_nemotron_vl.config.nemotron_vl import EncoderConfig, ImageConfig
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_reuse import TileReuse
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
@@ -132,6 +132,15 @@ def test_digests_not_pixels_decide_what_is_equal(plain):
     fields["tile_digests"][1] = fields["tile_digests"][0]
     (found,) = plain.embed_multimodal(**fields)
     assert_equal(found, encode_all(plain, 1, 1))
+
+
+def test_each_tile_needs_its_digest(plain):
+    fields = picture(1, 2)
+    fields["tile_digests"] = fields["tile_digests"][:1]
+    with pytest.raises(
+        ValueError, match=r"tile_digests dim\[0\] expected 'bnp'=2, got 1"
+    ):
+        plain.embed_multimodal(**fields)
 
 
 def test_tiles_of_earlier_requests_come_from_the_cache(caching):
@@ -261,6 +270,7 @@ def test_wrong_settings_are_named_at_start(checkpoint, given, message):
 def test_settings_of_other_plugins_are_left_alone():
     config = VllmConfig(additional_config={"another": {"a": 1}})
     assert EncoderConfig.from_vllm_config(config) == EncoderConfig()
+    assert ImageConfig.from_vllm_config(config) == ImageConfig()
 
 
 def process(picture: Image.Image) -> list[bytes]:
@@ -364,6 +374,30 @@ def test_counts_are_logged_at_intervals(monkeypatch):
     monkeypatch.setattr(nemotron_vl_reuse, "_LOG_SECONDS", 0.0)
     reuse(means, tiles(1, 1), digests(tiles(1, 1)))
     assert lines[1] == "Tiles: 8 received, 4 encoded, 4 repeated, 0 cached."
+
+
+def test_a_plan_says_where_each_embedding_comes_from():
+    reuse = TileReuse(torch.empty(2, 64, 64))
+    reuse(means, tiles(1, 2), digests(tiles(1, 2)))
+    wanted = digests(tiles(3, 1, 3, 4, 4, 2))
+    wanted[3:5] = 0  # never shared
+    plan = reuse.plan(wanted)
+    assert plan.encode == [0, 3, 4]
+    assert plan.row_of == {0: 0, 2: 0, 3: 1, 4: 2}
+    assert plan.slot_of == {1: 0, 5: 1}
+    assert plan.new == {bytes(wanted[0].tolist()): 0}
+
+
+def test_a_tile_whose_encoding_failed_is_not_cached():
+    reuse = TileReuse(torch.empty(2, 64, 64))
+    pixels = tiles(1)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        reuse(
+            lambda x: (_ for _ in ()).throw(RuntimeError("out of memory")),
+            pixels,
+            digests(pixels),
+        )
+    assert torch.equal(reuse(means, pixels, digests(pixels)), means(pixels))
 
 
 def test_only_the_first_rank_counts():

@@ -24,7 +24,11 @@ from vllm.transformers_utils.processors.nemotron_vl import (
     image_to_pixel_values_nemotron_vl,
 )
 
+from vllm_nemotron_vl.multimodal import nemotron_vl as nemotron_vl_reading
 from vllm_nemotron_vl.multimodal.nemotron_vl import to_rgb
+from vllm_nemotron_vl.transformers_utils.processors import (
+    nemotron_vl as nemotron_vl_processors,
+)
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
     NemotronVLProcessor,
@@ -69,6 +73,20 @@ def processor(make_processor):
 def process(processor, prompt, images, cache=None, **kwargs):
     items = processor.info.parse_mm_data({"image": images})
     return processor(prompt, items, hf_processor_mm_kwargs=kwargs, cache=cache)
+
+
+def test_an_image_is_converted_once(processor, monkeypatch):
+    """By the parser, or in vLLM's loader; not again when it is cut into tiles."""
+    converted = []
+
+    def count(image: Image.Image) -> Image.Image:
+        converted.append(image)
+        return to_rgb(image)
+
+    monkeypatch.setattr(nemotron_vl_reading, "to_rgb", count)
+    monkeypatch.setattr(nemotron_vl_processors, "to_rgb", count)
+    process(processor, "<image>", [Image.new("LA", (64, 64))])
+    assert len(converted) == 1
 
 
 def pixels(result) -> torch.Tensor:
@@ -306,18 +324,20 @@ def test_wrong_settings_are_named(processor, settings, message):
 def test_warming_up_compiles_the_resampling(make_processor, monkeypatch, recipe, most):
     """vLLM builds dummy inputs at startup, so the first request does not wait for
     the compiler."""
-    from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_resample
+    from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import (
+        resample,
+    )
 
     called = set()
     for name in ("rows_first", "columns_first"):
-        compiled = getattr(nemotron_vl_resample, name)
+        compiled = getattr(resample, name)
 
         def watched(pixels, along_rows, *args, name=name, compiled=compiled):
             called.add((name, along_rows[2].dtype))
             compiled(pixels, along_rows, *args)
 
-        monkeypatch.setattr(nemotron_vl_resample, name, watched)
-    nemotron_vl_resample.agrees_with_pillow.cache_clear()
+        monkeypatch.setattr(resample, name, watched)
+    resample.agrees_with_pillow.cache_clear()
     settings = {"resize": recipe, "max_dynamic_patch": most}
     processor = make_processor(mm_processor_kwargs=settings)
     (item,) = processor.get_dummy_mm_inputs({"image": 1})["mm_kwargs"]["image"]

@@ -3,19 +3,22 @@
 import errno
 import gc
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from pickle import UnpicklingError
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vllm_nemotron_vl.transformers_utils.processors import (
-    nemotron_vl_resample as resampling,
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import (
+    memory,
+    passes,
 )
-from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_memory import (
-    rgbx_pixels,
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import (
+    resample as resampling,
 )
 
 # Size of the image; columns and rows of the tiles; side of a tile.
@@ -88,7 +91,7 @@ def test_doubled_values_equal_pillows(size):
 
 @pytest.mark.parametrize("size", [(30, 20), (2600, 2500)])
 def test_pixels_outlive_their_image(size):
-    pixels = rgbx_pixels(noise(size))
+    pixels = memory.rgbx_pixels(noise(size))
     gc.collect()
     other = [noise(size, 1) for _ in range(3)]  # would reuse freed memory
     assert np.array_equal(pixels[..., :3], np.asarray(noise(size)))
@@ -114,8 +117,8 @@ def test_pillow_is_used_if_the_loops_cannot_be_loaded(monkeypatch, error):
     def fail(*_) -> None:
         raise error
 
-    for passes in ("rows_first", "columns_first"):
-        monkeypatch.setattr(resampling, passes, fail)
+    for name in ("rows_first", "columns_first"):
+        monkeypatch.setattr(resampling, name, fail)
     fresh = resampling.agrees_with_pillow.__wrapped__
     monkeypatch.setattr(resampling, "agrees_with_pillow", fresh)
     picture = noise((300, 200))
@@ -129,20 +132,28 @@ def test_pillow_is_used_if_the_loops_cannot_be_loaded(monkeypatch, error):
 
 
 def test_the_loops_are_kept_for_other_processes(tmp_path):
-    """With the code of this processor; it is in the folder that users choose."""
+    """With the code of this processor, until their source changes."""
+    folder = tmp_path / "copied"  # it needs nothing else of the package
+    shutil.copytree(Path(passes.__file__).parent, folder)
     code = (
-        "from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_passes "
-        "import interleaved as f; import numpy as np; "
+        "from copied.passes import planes_to_pixels as f; import numpy as np; "
         "f(np.zeros((3, 2, 2), np.uint8)); "
         "print(sum(f.stats.cache_hits.values()), sum(f.stats.cache_misses.values()))"
     )
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    for expected in ("0 1", "1 0"):
-        said = subprocess.check_output(
-            [sys.executable, "-c", code], env=environment, text=True
-        )
-        assert said.split("\n")[-2] == expected
-    assert [*tmp_path.rglob("*.nbi")]
+    # The folder that users choose.
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def hits_and_misses() -> str:
+        command = [sys.executable, "-c", code]
+        return subprocess.check_output(
+            command, env=environment, text=True, cwd=tmp_path
+        ).strip()
+
+    assert [hits_and_misses(), hits_and_misses()] == ["0 1", "1 0"]
+    assert [*(tmp_path / "cache").rglob("*.nbi")]
+    with (folder / "vectors.py").open("a") as sibling:
+        sibling.write("# another version\n")
+    assert [hits_and_misses(), hits_and_misses()] == ["0 1", "1 0"]
 
 
 def test_float32_is_within_two_levels_at_random_sizes():

@@ -11,14 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_threads
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
 )
-from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_threads import (
-    IMAGE_THREADS,
-    Threads,
-    share_of_cores,
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import (
+    threads as image_threads,
 )
 
 SIZES = [(1700, 2200), (1920, 1080), (641, 479), (512, 512), (9, 7), (2600, 2500)]
@@ -33,9 +30,9 @@ def noise(size: tuple[int, int]) -> Image.Image:
 @pytest.fixture
 def limit():
     """Sets the limit; afterwards it is what it was."""
-    before = IMAGE_THREADS.limit
-    yield IMAGE_THREADS.set_limit
-    IMAGE_THREADS.set_limit(before)
+    before = image_threads.IMAGE_THREADS.limit
+    yield image_threads.IMAGE_THREADS.set_limit
+    image_threads.IMAGE_THREADS.set_limit(before)
 
 
 def process(recipe: str, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,7 +67,7 @@ def test_callers_at_once_get_the_same(recipe, limit):
 
 
 def test_threads_work_at_the_same_time_and_no_more_than_the_limit():
-    threads = Threads(3)
+    threads = image_threads.Threads(3)
     together = threading.Barrier(3, timeout=20)
     threads.run([together.wait] * 3)  # would break with fewer threads
     inside, most = set(), []
@@ -87,7 +84,7 @@ def test_threads_work_at_the_same_time_and_no_more_than_the_limit():
 
 
 def test_a_call_does_not_wait_for_threads_that_work_for_another():
-    threads = Threads(2)
+    threads = image_threads.Threads(2)
     release, begun = threading.Event(), threading.Barrier(3, timeout=20)
 
     def hold() -> None:
@@ -108,7 +105,7 @@ def test_a_call_does_not_wait_for_threads_that_work_for_another():
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_an_error_reaches_the_caller_and_ends_the_work(limit):
-    threads = Threads(limit)
+    threads = image_threads.Threads(limit)
     done = []
 
     def fail() -> None:
@@ -135,7 +132,7 @@ def test_without_another_thread_the_caller_works_alone(monkeypatch):
             raise RuntimeError("can't start new thread")
         starts.pop()(thread)
 
-    threads = Threads(3)
+    threads = image_threads.Threads(3)
     ran_on = []
     tasks = [lambda: ran_on.append(threading.get_ident())] * 20
     with monkeypatch.context() as patch:
@@ -148,7 +145,7 @@ def test_without_another_thread_the_caller_works_alone(monkeypatch):
 
 def test_a_pool_that_has_ended_helps_nobody():
     """As at the end of Python."""
-    threads = Threads(2)
+    threads = image_threads.Threads(2)
     threads.run([lambda: None] * 2)
     threads._pool.shutdown()
     ran_on = []
@@ -157,7 +154,7 @@ def test_a_pool_that_has_ended_helps_nobody():
 
 
 def test_an_error_of_a_helper_reaches_the_caller():
-    threads = Threads(2)
+    threads = image_threads.Threads(2)
     both = threading.Barrier(2, timeout=20)
     main = threading.get_ident()
 
@@ -179,7 +176,7 @@ def test_a_forked_process_has_threads_of_its_own(limit):
     limit(3)
     image = noise((1700, 2200))
     expected = process("fast", image)[0].numpy().tobytes()
-    assert IMAGE_THREADS._pool is not None
+    assert image_threads.IMAGE_THREADS._pool is not None
     receiver, sender = multiprocessing.Pipe(duplex=False)
     context = multiprocessing.get_context("fork")
     child = context.Process(target=digest_of_child, args=(image, sender))
@@ -223,7 +220,7 @@ def test_quota_of_the_control_group(tmp_path, own, files, cores):
         for file, content in contents.items():
             (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / file).write_text(content + "\n")
-    assert nemotron_vl_threads._quota(tmp_path, tmp_path / "own") == cores
+    assert image_threads._quota(tmp_path, tmp_path / "own") == cores
 
 
 @pytest.mark.parametrize(
@@ -235,5 +232,5 @@ def test_quota_of_the_control_group(tmp_path, own, files, cores):
 )
 def test_the_share_of_an_api_server(monkeypatch, affinity, quota, servers, share):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)))
-    monkeypatch.setattr(nemotron_vl_threads, "_quota", lambda: quota)
-    assert share_of_cores(servers) == share
+    monkeypatch.setattr(image_threads, "_quota", lambda: quota)
+    assert image_threads.share_of_cores(servers) == share

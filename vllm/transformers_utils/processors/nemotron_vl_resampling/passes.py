@@ -1,6 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two passes of resampling over a band of rows, as compiled loops.
 
+::
+
+    rows_first                              columns_first
+
+    rows of the source, R G B x R G B x     rows of the source, R G B x R G B x
+      | turn: columns of some rows            | widen: a piece of the rows
+      | weigh: resize along rows              | weigh: resize along columns
+      v turn_back: separate the channels      v
+    between: planes R, G, B of some rows    between: R G B x R G B x of `_HIGH` rows
+      | widen: a piece of the rows            | turn: columns of some rows
+      | weigh: resize along columns           | weigh: resize along rows
+      v                                       v turn_back: separate the channels
+    tiles                                   tiles
+
 Pixels are read as uint32, so that one move takes a pixel's four bytes. Between the
 passes they are bytes again, as in Pillow. What a loop works on stays in the processor's
 caches: a group of rows, a piece of each row.
@@ -11,11 +25,17 @@ pixels that it depends on, their number (both int64), and their weights.
 """
 
 from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from .nemotron_vl_vectors import turn, turn_back, weigh, widen
+from . import vectors
+from .vectors import turn, turn_back, weigh, widen
+
+_VECTORS_DIGEST = sha256(Path(vectors.__file__).read_bytes()).hexdigest()[:16]
 
 # Bytes of a vector of floats.
 _VECTOR = 256
@@ -30,12 +50,45 @@ _HIGH = 32
 _GROUPS = 2
 
 
+class _Workspace(NamedTuple):
+    """Memory for the pass along rows, and how much it holds.
+
+    Attributes:
+        piece: Places of a row that are computed together.
+        lines: Floats, room for the pixels that they depend on.
+        turned: uint32, room for their values.
+    """
+
+    piece: int
+    lines: np.ndarray
+    turned: np.ndarray
+
+
+class _Rows(NamedTuple):
+    """A group of rows, as high as a vector has pixels.
+
+    Attributes:
+        pixels: uint32, rows of ``width`` pixels one after the other.
+        width: Pixels of a row.
+        top: The first row.
+        last: The last row, counted from ``top``. It is repeated for those after it.
+    """
+
+    pixels: np.ndarray
+    width: int
+    top: int
+    last: int
+
+
 def _compiled(function: Callable) -> Callable:
     """Compile at the first call; the compiled code releases Python's lock.
 
     numba keeps it for other processes: beside this file, or in the folder that it finds
-    for the user. After a change of ``nemotron_vl_vectors.py``, touch this file.
+    for the user. It compiles anew after a change of this file. The functions of
+    ``vectors.py`` are parts of the compiled code, so their digest is a part of each
+    name here, by which numba calls its files.
     """
+    function.__qualname__ = f"{function.__name__}_{_VECTORS_DIGEST}"
     options = {"nogil": True, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(function)
@@ -44,7 +97,7 @@ def _compiled(function: Callable) -> Callable:
 
 
 @_compiled
-def _piece(first, count):
+def _size_of_piece(first, count):
     """Places that are computed together, and the most pixels that they depend on."""
     places = len(first)
     reach = first[-1] + count[-1] - first[0]
@@ -59,18 +112,19 @@ def _piece(first, count):
 
 
 @_compiled
-def _along_rows(source, width, top, last, along, piece, lines, turned, out, at, step):
-    """Resize a group of rows: those of ``source`` from ``top`` to ``out[at:]``.
+def _along_rows(rows, along, workspace, out, at, step):
+    """Resize a group of rows.
 
     Args:
-        source: uint32, rows of ``width`` pixels. Row ``last`` of the group is repeated
-            for those after it.
+        rows: `_Rows`.
         along: The weights.
-        piece: Places that are computed together.
-        lines: Floats, room for the pixels of a piece.
-        turned: uint32, room for a piece of the result.
-        out: uint8, for each row three planes of ``step`` values.
+        workspace: `_Workspace`.
+        out: uint8, from ``at`` on three planes of ``step`` values for each row.
+        at: Position in ``out``.
+        step: Values from one plane to the next.
     """
+    source, width, top, last = rows
+    piece, lines, turned = workspace
     first, count, weights = along
     taps, factors = weights.shape[1], weights.reshape(-1)
     lanes = _VECTOR // lines.itemsize
@@ -108,12 +162,13 @@ def rows_first(pixels, along_rows, along_columns, top, bottom, out):
     new_width, taps, factors = len(along_rows[0]), weights.shape[1], weights.reshape(-1)
     lanes = _VECTOR // weights.itemsize
     side = lanes // 4
-    piece, window = _piece(along_rows[0], along_rows[1])
+    piece, window = _size_of_piece(along_rows[0], along_rows[1])
     turned = np.zeros(piece * side, np.uint32)
-    step = _whole_lines(new_width)
+    step = _round_up_to_64(new_width)
     room = count.max() + _GROUPS * side
     between = np.zeros(room * 3 * step, np.uint8)
     lines = np.zeros(max(window, room) * lanes, weights.dtype)
+    workspace = _Workspace(piece, lines, turned)
     edge = np.zeros(lanes, np.uint8)
     tiles, shape = out.reshape(-1), out.shape
     source = pixels.reshape(-1)
@@ -129,10 +184,8 @@ def rows_first(pixels, along_rows, along_columns, top, bottom, out):
         for row in range(group, stop, side):
             last = min(side, height - row) - 1
             at = (row - begin) * 3 * step
-            _along_rows(
-                source, width, row, last, along_rows, piece, lines, turned,
-                between, at, step,
-            )  # fmt: skip
+            rows = _Rows(source, width, row, last)
+            _along_rows(rows, along_rows, workspace, between, at, step)
         held = stop - begin
         while True:
             ready, most = top, min(bottom, top + _HIGH)
@@ -147,16 +200,16 @@ def rows_first(pixels, along_rows, along_columns, top, bottom, out):
                     for row in range(lowest, highest):
                         place = (3 * row + plane) * step + x
                         widen(between, place, lines, (row - lowest) * lanes)
-                    inside = _place(shape, plane, top, x)[1] >= lanes
+                    inside = _place_in_tiles(shape, plane, top, x)[1] >= lanes
                     for y in range(top, ready):
                         line = (first[y] - skipped - begin - lowest) * lanes
                         place, number = y * taps, count[y]
                         if inside:
-                            to = _place(shape, plane, y, x)[0]
+                            to = _place_in_tiles(shape, plane, y, x)[0]
                             weigh(lines, line, lanes, factors, place, number, tiles, to)
                         else:
                             weigh(lines, line, lanes, factors, place, number, edge, 0)
-                            _put(
+                            _write_to_tiles(
                                 edge,
                                 0,
                                 min(lanes, new_width - x),
@@ -170,12 +223,12 @@ def rows_first(pixels, along_rows, along_columns, top, bottom, out):
 
 
 @_compiled
-def _whole_lines(width):
+def _round_up_to_64(width):
     return (width + 63) // 64 * 64
 
 
 @_compiled
-def _place(shape, plane, row, x):
+def _place_in_tiles(shape, plane, row, x):
     """Where a value of the result is in the tiles, as a position and what is left of
     the tile's row."""
     _, columns, _, part_height, part_width = shape
@@ -186,11 +239,11 @@ def _place(shape, plane, row, x):
 
 
 @_compiled
-def _put(levels, place, length, tiles, shape, plane, row, x):
+def _write_to_tiles(levels, place, length, tiles, shape, plane, row, x):
     """Write a part of a row of the result to its tiles."""
     done = 0
     while done < length:
-        to, room = _place(shape, plane, row, x + done)
+        to, room = _place_in_tiles(shape, plane, row, x + done)
         step = min(length - done, room)
         tiles[to : to + step] = levels[place + done : place + done + step]
         done += step
@@ -205,14 +258,15 @@ def columns_first(pixels, along_rows, along_columns, top, bottom, out):
     new_width, taps, factors = len(along_rows[0]), weights.shape[1], weights.reshape(-1)
     lanes = _VECTOR // weights.itemsize
     side = lanes // 4
-    piece, window = _piece(along_rows[0], along_rows[1])
+    piece, window = _size_of_piece(along_rows[0], along_rows[1])
     turned = np.zeros(piece * side, np.uint32)
-    step = _whole_lines(new_width)
+    step = _round_up_to_64(new_width)
     most = 0
     for y in range(top, bottom):
         end = min(y + _HIGH, bottom) - 1
         most = max(most, first[end] + count[end] - first[y])
     lines = np.zeros(max(window, most) * lanes, weights.dtype)
+    workspace = _Workspace(piece, lines, turned)
     between = np.zeros(_HIGH * width, np.uint32)
     resized = np.zeros(side * 3 * step, np.uint8)
     source, levels = pixels.reshape(-1).view(np.uint8), between.view(np.uint8)
@@ -231,18 +285,18 @@ def columns_first(pixels, along_rows, along_columns, top, bottom, out):
                 weigh(lines, line, lanes, factors, y * taps, count[y], levels, place)
         for row in range(group, stop, side):
             last = min(side, stop - row) - 1
-            _along_rows(
-                between, width, row - group, last, along_rows, piece, lines, turned,
-                resized, 0, step,
-            )  # fmt: skip
+            rows = _Rows(between, width, row - group, last)
+            _along_rows(rows, along_rows, workspace, resized, 0, step)
             for y in range(last + 1):
                 for plane in range(3):
                     place = (3 * y + plane) * step
-                    _put(resized, place, new_width, tiles, shape, plane, row + y, 0)
+                    _write_to_tiles(
+                        resized, place, new_width, tiles, shape, plane, row + y, 0
+                    )
 
 
 @_compiled
-def interleaved(planes):
+def planes_to_pixels(planes):
     """Three planes of a band, ``(3, height, width)``, as ``(height, width, 3)``."""
     _, height, width = planes.shape
     pixels = np.empty((height, width, 3), np.uint8)

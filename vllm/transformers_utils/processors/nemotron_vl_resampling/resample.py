@@ -3,7 +3,7 @@
 
 Pillow resizes in two passes, along rows and along columns. Weights are integers with 22
 fractional bits, and each pass rounds and clips to 8 bits. `Precision` says how the
-compiled loops of ``nemotron_vl_passes.py`` add the products up:
+compiled loops of ``passes.py`` add the products up:
 
 - float64 holds each product and each sum as it is: an integer of less than 2^53 times
   2^-22. The values are Pillow's.
@@ -31,8 +31,8 @@ from cachetools import LRUCache, cached
 from numba.core.errors import NumbaError
 from PIL import Image
 
-from .nemotron_vl_memory import is_contiguous, rows_of
-from .nemotron_vl_passes import columns_first, interleaved, rows_first
+from .memory import is_contiguous, rows_of
+from .passes import columns_first, planes_to_pixels, rows_first
 
 logger = logging.getLogger("vllm.transformers_utils.processors.nemotron_vl")
 
@@ -219,7 +219,7 @@ def doubled_bands(
             bottom - top,
             planes,
         )
-        yield top, interleaved(planes[0, 0])
+        yield top, planes_to_pixels(planes[0, 0])
 
 
 def pillow_resizes_columns_first(image: Image.Image, width: int, height: int) -> bool:

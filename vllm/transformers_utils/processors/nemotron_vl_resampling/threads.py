@@ -150,4 +150,17 @@ def _quota_of(group: Path) -> float:
     return cores if cores > 0 else math.inf
 
 
+# Of this process. vLLM makes a processor of images for each request and gives it no
+# settings of the engine, so the threads are no part of a processor.
 IMAGE_THREADS = Threads()
+
+
+def set_image_threads(limit: int | None, processes: int) -> None:
+    """Set the most threads for one image in this process.
+
+    Args:
+        limit: The setting of a user. The default is the share of the cores that one
+            process has, at most `MOST_THREADS`.
+        processes: How many processes share the cores.
+    """
+    IMAGE_THREADS.set_limit(limit or min(share_of_cores(processes), MOST_THREADS))
