@@ -82,7 +82,7 @@ def jpeg_exif_entries(parts: int, pixels: int) -> bytes:
     return _jpeg_with(_segment(0xE1, b"Exif\0\0" + exif[:65000]), 1, pixels)
 
 
-def jpeg_several_pictures(parts: int, pixels: int) -> bytes:
+def jpeg_several_images(parts: int, pixels: int) -> bytes:
     exif = _directory([(274, 3, 1, 6)] * 1000)
     return _jpeg_with(_segment(0xE2, b"MPF\0" + exif), min(parts, 1000), pixels)
 
@@ -513,7 +513,7 @@ KINDS: dict[str, Callable[[int, int], bytes]] = {
         ),
         *(jpeg_photoshop, jpeg_tables, jpeg_exif_entries, jpeg_exif_rationals),
         *(
-            jpeg_several_pictures,
+            jpeg_several_images,
             jpeg_after_end,
             jpeg_behind_markers,
             jpeg_frames,

@@ -66,12 +66,12 @@ def questions(plain):
 
 
 def answer_of(reference: Reference, question) -> list[int]:
-    return reference.answer(question.prompt(), question.pictures, TOKENS)[1]
+    return reference.answer(question.prompt(), question.images, TOKENS)[1]
 
 
 def generate(llm, question, requests) -> list[list[int]]:
     """Answers to one question in one batch, each with its own LoRA request."""
-    asked = [(question.prompt(), question.pictures)] * len(requests)
+    asked = [(question.prompt(), question.images)] * len(requests)
     sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
     return answers(llm, asked, sampling, lora_request=requests)
 
@@ -173,7 +173,7 @@ def test_vllms_caches_know_the_adapter(llm, plain, trained, questions):
         sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
         prompt = {
             "prompt": question.prompt(),
-            "multi_modal_data": {"image": question.pictures},
+            "multi_modal_data": {"image": question.images},
         }
         (output,) = llm.generate(
             prompt, sampling, lora_request=request or None, use_tqdm=False

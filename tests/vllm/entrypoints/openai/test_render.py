@@ -13,7 +13,7 @@ import pytest
 from nemotron_vl.images.drawn import draw_text
 from nemotron_vl.server import free_port, running, serving
 from support.bad_requests import CASES
-from support.chat import ONE_WORKER, SERVER_OPTIONS, content, picture_part, text_part
+from support.chat import ONE_WORKER, SERVER_OPTIONS, content, png_part, text_part
 from support.servers import forked_servers
 
 READ = text_part("Read the text.")
@@ -72,7 +72,7 @@ QUESTIONS = {
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_the_engine_answers_a_rendered_request_as_a_chat(renderer, engine, name):
     texts, question = QUESTIONS[name]
-    body = chat(*(picture_part(draw_text(text)) for text in texts), question)
+    body = chat(*(png_part(draw_text(text)) for text in texts), question)
     expected = content(post(f"{engine}/v1/chat/completions", body))
     if len(texts) == 1:
         assert expected == texts[0]
@@ -86,10 +86,10 @@ def test_the_engine_answers_a_rendered_request_as_a_chat(renderer, engine, name)
     assert answer.json()["choices"][0]["text"] == expected
 
 
-def test_a_rendered_picture_costs_a_third_more_than_its_tiles(renderer):
+def test_a_rendered_image_costs_a_third_more_than_its_tiles(renderer):
     """It is the tiles as uint8 in base64, and less than 2 kB beside them."""
-    picture = picture_part(draw_text("640-27"))
-    found = rendered(renderer, chat(picture, READ)).json()
+    image = png_part(draw_text("640-27"))
+    found = rendered(renderer, chat(image, READ)).json()
     (place,) = found["features"]["mm_placeholders"]["image"]
     (item,) = found["features"]["kwargs_data"]["image"]
     least = place["length"] * TOKEN_BYTES * 4 / 3

@@ -23,7 +23,7 @@ from support.chat import (
     ONE_WORKER,
     SERVER_OPTIONS,
     content,
-    picture_part,
+    png_part,
     text_part,
 )
 from support.clips import VIDEO_SWITCH, encoded, numbers, video_part
@@ -94,8 +94,8 @@ def new(service, reference):
         text = f"{next(_numbers)}-{next(_numbers) % 90}"
         given: dict[str, Any]
         if service.modality == "image":
-            picture = draw_text(text)
-            part, place, given = picture_part(picture), "<image>", {"images": [picture]}
+            image = draw_text(text)
+            part, place, given = png_part(image), "<image>", {"images": [image]}
         else:
             frames = numbers(text, text[:3])
             part, place = video_part(encoded(frames)), "<img></img>"
