@@ -92,7 +92,7 @@ def test_another_norm_is_named(llm, wrong, stage):
         model.tile_reuse.clear()
         model.handle = model.get_submodule(name).register_forward_hook(change)
 
-    def mend(model) -> None:
+    def fix(model) -> None:
         model.tile_reuse.clear()
         model.handle.remove()
 
@@ -100,7 +100,7 @@ def test_another_norm_is_named(llm, wrong, stage):
     try:
         assert wrong_stages(wrong()) == [stage]
     finally:
-        llm.apply_model(mend)
+        llm.apply_model(fix)
 
 
 def test_swapped_tiles_are_named(wrong, monkeypatch):
@@ -129,7 +129,7 @@ def test_a_damaged_tile_cache_is_seen_where_it_is_used(llm, wrong):
             type(reuse)._count(reuse, **tiles),
         )
 
-    def mend(model) -> None:
+    def fix(model) -> None:
         del model.tile_reuse._count
         model.tile_reuse.clear()
 
@@ -138,7 +138,7 @@ def test_a_damaged_tile_cache_is_seen_where_it_is_used(llm, wrong):
     try:
         rows = wrong()
     finally:
-        llm.apply_model(mend)
+        llm.apply_model(fix)
     assert wrong_stages(rows)[0] == "first token"
     assert {row.engine for row in rows if not row.ok} == {"eager, tiles from the cache"}
 
@@ -151,7 +151,7 @@ def test_passes_that_reuse_other_tiles_than_their_name_says_are_not_compared(
         reuse.clear()
         model.whole, reuse._cache = reuse._cache, reuse._cache[:2]
 
-    def mend(model) -> None:
+    def fix(model) -> None:
         model.tile_reuse.clear()
         model.tile_reuse._cache = model.whole
 
@@ -161,7 +161,7 @@ def test_passes_that_reuse_other_tiles_than_their_name_says_are_not_compared(
     try:
         rows = [*compare(llm, "float32", "eager", images, expected, not_run)]
     finally:
-        llm.apply_model(mend)
+        llm.apply_model(fix)
     assert {row.engine for row in rows} == {"eager"}
     cached, fresh = not_run
     assert re.fullmatch(
