@@ -15,7 +15,9 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
+from nemotron_vl.verify.errors import relative_error
 from nemotron_vl.verify.reference import RadioTower, Reference
+from support.noise import tiles
 
 TOWER_BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -57,17 +59,6 @@ def images(photo, page) -> list[Image.Image]:
     sizes = [(64, 64), (63, 65), (200, 64), (64, 500), (1, 1), (333, 111), (900, 700)]
     noise = [rng.integers(0, 256, (h, w, 3), np.uint8) for w, h in sizes]
     return [photo, page.convert("RGB"), *map(Image.fromarray, noise)]
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    difference = found.double() - expected.double()
-    return (difference.norm() / expected.double().norm()).item()
-
-
-def tiles(count: int, size: int = 64) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(count)
-    shape = (count, 3, size, size)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
 def check_pixels(processor, reference, images) -> None:

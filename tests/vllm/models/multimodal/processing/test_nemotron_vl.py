@@ -24,6 +24,7 @@ from vllm.transformers_utils.processors.nemotron_vl import (
     image_to_pixel_values_nemotron_vl,
 )
 
+from support.noise import noise
 from vllm_nemotron_vl.multimodal import nemotron_vl as nemotron_vl_reading
 from vllm_nemotron_vl.multimodal.nemotron_vl import to_rgb
 from vllm_nemotron_vl.transformers_utils.processors import (
@@ -98,11 +99,6 @@ def pixels(result) -> torch.Tensor:
 def count_image_tokens(result, processor) -> int:
     placeholder = processor.info.get_tokenizer().convert_tokens_to_ids("<image>")
     return result["prompt_token_ids"].count(placeholder)
-
-
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    return Image.fromarray(levels)
 
 
 def grid_by_the_rule(width, height, tile, fewest, most) -> tuple[int, int]:

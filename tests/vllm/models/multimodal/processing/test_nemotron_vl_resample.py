@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.noise import noise
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import (
     memory,
     passes,
@@ -37,11 +38,6 @@ CASES = [
 PHOTOGRAPHS = ["astronaut", "coffee", "chelsea", "rocket", "page", "text", "camera"]
 
 
-def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    shape = (size[1], size[0], 3)
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, "uint8"))
-
-
 def resample_into(parts: np.ndarray, image: Image.Image, precision="float64"):
     for band in resampling.bands(image, [parts], precision):
         band()
@@ -64,7 +60,7 @@ def cut(image: Image.Image, grid: tuple[int, int], side: int) -> np.ndarray:
 @pytest.mark.parametrize(("size", "grid", "side"), CASES, ids=str)
 def test_values_equal_pillows(size, grid, side):
     assert resampling.agrees_with_pillow()
-    image = noise(size)
+    image = noise(*size)
     assert np.array_equal(resample(image, grid, side), cut(image, grid, side))
 
 
@@ -74,14 +70,14 @@ def test_values_equal_pillows_at_random_sizes():
         size = tuple(rng.integers(1, 300, 2).tolist())
         grid = tuple(rng.integers(1, 5, 2).tolist())
         side = int(rng.integers(1, 80))
-        image = noise(size, number)
+        image = noise(*size, number)
         ours, theirs = (f(image, grid, side) for f in (resample, cut))
         assert np.array_equal(ours, theirs), (size, grid, side)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (301, 77), (2600, 2500)])
 def test_doubled_values_equal_pillows(size):
-    image = noise(size)
+    image = noise(*size)
     twice = (2 * image.width, 2 * image.height)
     expected = np.asarray(image.resize(twice, Image.Resampling.BILINEAR))
     bands = dict(resampling.doubled_bands(image))
@@ -91,10 +87,10 @@ def test_doubled_values_equal_pillows(size):
 
 @pytest.mark.parametrize("size", [(30, 20), (2600, 2500)])
 def test_pixels_outlive_their_image(size):
-    pixels = memory.rgbx_pixels(noise(size))
+    pixels = memory.rgbx_pixels(noise(*size))
     gc.collect()
-    other = [noise(size, 1) for _ in range(3)]  # would reuse freed memory
-    assert np.array_equal(pixels[..., :3], np.asarray(noise(size)))
+    other = [noise(*size, 1) for _ in range(3)]  # would reuse freed memory
+    assert np.array_equal(pixels[..., :3], np.asarray(noise(*size)))
     del other
 
 
@@ -104,7 +100,7 @@ def test_pillow_is_used_if_the_values_differ(monkeypatch):
     fresh = resampling.agrees_with_pillow.__wrapped__
     assert not fresh()
     monkeypatch.setattr(resampling, "agrees_with_pillow", fresh)
-    image = noise((1920, 1080))
+    image = noise(1920, 1080)
     assert np.array_equal(resample(image, (4, 2), 64), cut(image, (4, 2), 64))
 
 
@@ -121,7 +117,7 @@ def test_pillow_is_used_if_the_loops_cannot_be_loaded(monkeypatch, error):
         monkeypatch.setattr(resampling, name, fail)
     fresh = resampling.agrees_with_pillow.__wrapped__
     monkeypatch.setattr(resampling, "agrees_with_pillow", fresh)
-    image = noise((300, 200))
+    image = noise(300, 200)
     warned = []
     monkeypatch.setattr(resampling.logger, "warning", lambda *said: warned.append(said))
     assert np.array_equal(resample(image, (2, 2), 64), cut(image, (2, 2), 64))
@@ -164,7 +160,7 @@ def test_float32_is_within_two_levels_at_random_sizes():
         size = tuple(rng.integers(1, 300, 2).tolist())
         grid = tuple(rng.integers(1, 5, 2).tolist())
         side = int(rng.integers(1, 80))
-        image = noise(size, number)
+        image = noise(*size, number)
         fast = np.empty((grid[1], grid[0], 3, side, side), np.uint8)
         resample_into(fast, image, "float32")
         exact = resample(image, grid, side).astype(int)
@@ -206,7 +202,7 @@ def test_the_bound_of_the_weights_holds(new_size):
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize(("size", "grid", "side"), CASES, ids=str)
 def test_bands_give_the_values_of_the_whole(size, grid, side, precision):
-    image = noise(size)
+    image = noise(*size)
     whole, parts = np.zeros((2, grid[1], grid[0], 3, side, side), np.uint8)
     resample_into(whole, image, precision)
     bands = resampling.bands(image, [parts], precision, 5)
