@@ -25,10 +25,10 @@ def installed(package: str) -> Path:
 
 
 SOURCES = {
-    "this package": ROOT / "vllm",
-    "vLLM": installed("vllm"),
-    "httpcore": installed("httpcore"),
-    "Python": Path(sysconfig.get_path("stdlib"), "importlib"),
+    "this package": [ROOT / "vllm", ROOT / "nemotron_vl"],
+    "vLLM": [installed("vllm")],
+    "httpcore": [installed("httpcore")],
+    "Python": [Path(sysconfig.get_path("stdlib"), "importlib")],
 }
 # Printed by programs that are not written in Python.
 OF_THE_SYSTEM = {"fatal error: Python.h", "libnuma.so.1", "Connection reset by peer"}
@@ -83,14 +83,15 @@ def contents(source: Path) -> list[str]:
     return [file.read_text(errors="replace") for file in source.rglob("*.py")]
 
 
-def is_printed(message: str, source: Path) -> bool:
-    """Whether a text in a source folder has the parts of a message in their order."""
+def is_printed(message: str, sources: list[Path]) -> bool:
+    """Whether a text in one of the source folders has the parts of a message in their order."""
     parts = [part.strip() for part in message.split("...")]
     pattern = re.compile(".*".join(map(re.escape, parts)), re.DOTALL)
     # Parsing all files would take minutes.
     words = re.findall(r"[A-Za-z]{4,}", message)
     return any(
         pattern.search(text)
+        for source in sources
         for content in contents(source)
         if all(word in content for word in words)
         for text in templates(ast.parse(content))
