@@ -1,6 +1,6 @@
 """What hostile image files cost an API server.
 
-The files are those of `tools/many_parts.py`: many parts, each of which is legal.
+The files are those of `tools/many_parts`: many parts, each of which is legal.
 Each is read and cut into tiles in a process of its own, as a server does. "x good" is
 its CPU time over that of a scanned page that is a JPEG of as many bytes. A file is
 within its budget if it takes less than 3 s or less than 20 times such a page; a refused

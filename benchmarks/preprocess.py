@@ -58,29 +58,29 @@ def main() -> None:
     rounds = 3 if args.quick else 15
     processors = make_processors()
     sizes = SIZES[:4] if args.quick else SIZES
-    pictures = {"{}x{}".format(*size): draw(size) for size in sizes}
+    images = {"{}x{}".format(*size): draw(size) for size in sizes}
     cores = torch.get_num_threads()
     figures: dict[str, dict] = {}
 
     for threads in [1] if args.quick else dict.fromkeys((1, cores)):
         torch.set_num_threads(threads)
         found = figures[f"call, {threads} thread(s)"] = {}
-        for name, picture in pictures.items():
-            calls = {side: bind(p, picture) for side, p in processors.items()}
+        for name, image in images.items():
+            calls = {side: bind(p, image) for side, p in processors.items()}
             found[name] = summarise(take_turns(calls, rounds), BASELINE)
         print_table(f"Processor call, {threads} thread(s) [ms]", found, BASELINE)
     torch.set_num_threads(1)
 
     found = figures["megabytes out, peak"] = {}
-    for name, picture in pictures.items():
-        found[name] = {s: measure_memory(p, picture) for s, p in processors.items()}
+    for name, image in images.items():
+        found[name] = {s: measure_memory(p, image) for s, p in processors.items()}
     print("\nTensors and peak memory of the call [MB]")
     for name, row in found.items():
         cells = (f"{s} {out:.1f}, {peak:.0f}" for s, (out, peak) in row.items())
         print(f"{name:>10}  " + "  ".join(cells))
 
     found = figures["calls at once"] = {}
-    scan = pictures["{}x{}".format(*SCAN)]
+    scan = images["{}x{}".format(*SCAN)]
     for side, processor in processors.items():
         found[side] = measure_at_once(bind(processor, scan), cores, rounds)
     print(f"\n{4 * cores} calls at once on {cores} cores, over {4} times a single call")
@@ -126,20 +126,20 @@ def make_processors() -> dict[str, Callable]:
 
 def draw(size: tuple[int, int]) -> Image.Image:
     """A photograph, or a scan for the size of a page, resized."""
-    picture = skimage.data.page() if size == SCAN else skimage.data.coffee()
-    return Image.fromarray(picture).convert("RGB").resize(size)
+    image = skimage.data.page() if size == SCAN else skimage.data.coffee()
+    return Image.fromarray(image).convert("RGB").resize(size)
 
 
-def bind(processor: Callable, picture: Image.Image) -> Callable[[], object]:
-    return lambda: processor(images=picture)
+def bind(processor: Callable, image: Image.Image) -> Callable[[], object]:
+    return lambda: processor(images=image)
 
 
-def measure_memory(processor: Callable, picture: Image.Image) -> tuple[float, float]:
+def measure_memory(processor: Callable, image: Image.Image) -> tuple[float, float]:
     """Megabytes of the tensors that a call returns, and its peak memory."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = peak_memory()
-    tensors = processor(images=picture)
+    tensors = processor(images=image)
     taken = peak_memory() - before
     out = sum(t.nbytes for t in tensors.values() if isinstance(t, torch.Tensor))
     return out / 1e6, taken / 1e6
@@ -166,12 +166,12 @@ def measure_at_once(call: Callable, cores: int, rounds: int) -> float:
     return statistics.median(together) / (4 * statistics.median(alone))
 
 
-def other_modes(picture: Image.Image) -> dict[str, Image.Image]:
+def other_modes(image: Image.Image) -> dict[str, Image.Image]:
     """The same image in other modes, decoded as in a server."""
-    found = {"RGB": picture}
+    found = {"RGB": image}
     for mode in ("L", "P", "RGBA", "CMYK", "I;16"):
-        found[mode] = picture.convert("L" if mode == "I;16" else mode).convert(mode)
-    turned = picture.copy()
+        found[mode] = image.convert("L" if mode == "I;16" else mode).convert(mode)
+    turned = image.copy()
     turned.getexif()[ExifTags.Base.Orientation] = 6
     return found | {"turned by EXIF": turned}
 
@@ -182,18 +182,18 @@ def count_differences(processors: dict[str, Callable], quick: bool) -> dict[int,
     for name in ("astronaut", "chelsea", "coffee", "page", "text", "camera", "coins"):
         original = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
         for size in (original.size, (1000, 700), (2480, 3508))[: 2 if quick else 3]:
-            picture = original.resize(size)
-            tiles = [processors[recipe](images=picture) for recipe in ("fast", "exact")]
+            image = original.resize(size)
+            tiles = [processors[recipe](images=image) for recipe in ("fast", "exact")]
             fast, exact = (t["pixel_values_flat"].int() for t in tiles)
             counts += torch.bincount((fast - exact).abs().flatten(), minlength=256)
     shares = (counts / counts.sum()).tolist()
     return {levels: share for levels, share in enumerate(shares) if share}
 
 
-def measure_paths(picture: Image.Image, rounds: int) -> dict[str, dict]:
+def measure_paths(image: Image.Image, rounds: int) -> dict[str, dict]:
     """Time the path from JPEG bytes to tensors in another process, for each side."""
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=90)
+    image.save(file, "JPEG", quality=90)
     with engine_process() as (socket, processors):
         calls = {
             side: lambda processor=processor, kwargs=kwargs: send(
@@ -202,13 +202,13 @@ def measure_paths(picture: Image.Image, rounds: int) -> dict[str, dict]:
             for side, (processor, kwargs) in processors.items()
         }
         times = take_turns(calls, rounds)
-    return {"{}x{}".format(*picture.size): summarise(times, BASELINE)}
+    return {"{}x{}".format(*image.size): summarise(times, BASELINE)}
 
 
 def send(socket: zmq.Socket, processor, kwargs: dict, jpeg: bytes) -> None:
     """Do what the API server does with an image, until the engine has it."""
-    picture = ImageMediaIO().load_bytes(jpeg)
-    items = processor.info.parse_mm_data({"image": [picture]})
+    image = ImageMediaIO().load_bytes(jpeg)
+    items = processor.info.parse_mm_data({"image": [image]})
     result = processor("<image>", items, hf_processor_mm_kwargs=kwargs)
     message = MsgpackEncoder().encode(features_of(result))
     socket.send_multipart(message, copy=False)

@@ -127,9 +127,9 @@ def send(socket: zmq.Socket, processor, kwargs: dict, text: str) -> Stages:
             lambda self, data: clock.wrap(load, "decode", "base64")(self, data),
         ),
     ):
-        picture = ImageMediaIO().load_base64("image/*", text)
+        image = ImageMediaIO().load_base64("image/*", text)
     with clock.stage("read"):
-        items = processor.info.parse_mm_data({"image": [picture]})
+        items = processor.info.parse_mm_data({"image": [image]})
     hash_kwargs = clock.wrap(MultiModalHasher.hash_kwargs, "hash", "prompt")
     with contextlib.ExitStack() as patches:
         patches.enter_context(

@@ -77,14 +77,14 @@ def main() -> None:
             ratios = [turn[side][1] / turn["in-tree"][1] for turn in turns]
             row[side] = {
                 "first_token_ms": 1000 * statistics.median(first),
-                "pictures_per_s": statistics.median(rates),
+                "images_per_s": statistics.median(rates),
                 "ratio": statistics.median(ratios),
                 "ratio_min": min(ratios),
                 "ratio_max": max(ratios),
             }
             print(
                 f"{clients:>7}  {side:<8} {row[side]['first_token_ms']:>14.0f}"
-                f" {row[side]['pictures_per_s']:>11.1f}"
+                f" {row[side]['images_per_s']:>11.1f}"
                 f"  {row[side]['ratio']:.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
             )
     if args.json:

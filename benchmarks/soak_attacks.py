@@ -13,7 +13,7 @@ from soak_requests import Job
 from many_parts import KINDS
 from nemotron_vl.checkpoints.embedded import tiny_checkpoint
 from support.bad_files import MANY_PARTS
-from support.chat import data_url, image_part, picture_part
+from support.chat import data_url, image_part, png_part
 from support.content_hash import ContentHash
 
 MOST_PIXELS = 50_000_000  # the limit that docs/security.md recommends
@@ -47,7 +47,7 @@ def _names(jobs: Sequence[Job]) -> Iterator[list[dict]]:
     for job in jobs:
         image = job.request["messages"][0]["content"][0]
         name = content_hash(image)
-        yield [{**picture_part(OTHER), "uuid": name}]
+        yield [{**png_part(OTHER), "uuid": name}]
         yield [{"type": "image_url", "image_url": None, "uuid": name}]
 
 

@@ -95,8 +95,8 @@ def _strip(rng: random.Random) -> Question:
     """A very long, narrow image, upright or lying."""
     size = rng.randint(1, 4), rng.randint(1000, _LONGEST_SIDE)
     noise = Image.effect_noise((9, 99), 80).convert("RGB")
-    picture = noise.resize(size if rng.random() < 0.5 else size[::-1])
-    return Question("read", [Drawing(picture, [], [])], [("Read the text.", "")])
+    image = noise.resize(size if rng.random() < 0.5 else size[::-1])
+    return Question("read", [Drawing(image, [], [])], [("Read the text.", "")])
 
 
 def _constrained(job: Job, **outputs: Any) -> dict:

@@ -70,11 +70,11 @@ def main() -> None:
             record(SESSION)
         inputs = read_inputs()
     figures: dict[str, dict] = {}
-    tiles = {name: count_tiles(pictures) for name, pictures in inputs.items()}
+    tiles = {name: count_tiles(images) for name, images in inputs.items()}
     print("Tiles encoded: received, repeats, cache (ratio)")
     for name, counts in tiles.items():
         found = figures[name] = dict(zip(SIDES, counts[-1], strict=True))
-        found["pictures"] = len(counts)
+        found["images"] = len(counts)
         print(
             f"{name:>16}  {len(counts)} images: {found['in-tree']}, "
             f"{found['repeats']} ({found['in-tree'] / found['repeats']:.2f}x), "
@@ -85,7 +85,7 @@ def main() -> None:
         plot(tiles, args.plot)
 
     if args.quick:
-        inputs = {name: pictures[1:3] for name, pictures in inputs.items()}
+        inputs = {name: images[1:3] for name, images in inputs.items()}
     else:
         del inputs["actions"]  # they are among the frames
     with tempfile.TemporaryDirectory() as folder:
@@ -127,14 +127,14 @@ def draw_frames() -> list[Image.Image]:
     return frames
 
 
-def count_tiles(pictures: list[Image.Image]) -> list[tuple[int, int, int]]:
+def count_tiles(images: list[Image.Image]) -> list[tuple[int, int, int]]:
     """Tiles that each side has encoded after each image, counted by digest."""
     cutter = NemotronVLImageProcessor(TILE, do_rescale=False)
     received = repeats = 0
     seen: set[bytes] = set()
     counts = []
-    for picture in pictures:
-        digests = [bytes(d) for d in cutter(images=picture)["tile_digests"].numpy()]
+    for image in images:
+        digests = [bytes(d) for d in cutter(images=image)["tile_digests"].numpy()]
         received += len(digests)
         repeats += len({*digests})
         seen.update(digests)
@@ -167,15 +167,15 @@ def start(checkpoint: Path, blocks: int) -> LLM:
 
 def measure_first_tokens(llm: LLM, inputs: dict, figures: dict) -> None:
     print("\nMedian time to first token [ms], and in-tree's over it (range by image)")
-    for name, pictures in inputs.items():
+    for name, images in inputs.items():
         seconds: dict[str, list[float]] = {side: [] for side in SIDES}
         for side in SIDES:
             llm.apply_model(forget)
             first_token(llm, Image.new("RGB", (600, 400)), side)  # warms up
-            for picture in pictures:
+            for image in images:
                 if side == "repeats":
                     llm.apply_model(forget)
-                seconds[side].append(first_token(llm, picture, side))
+                seconds[side].append(first_token(llm, image, side))
         cells = []
         for side in SIDES:
             ratios = [
@@ -198,10 +198,10 @@ def forget(model) -> None:
     model.tile_reuse.clear()
 
 
-def first_token(llm: LLM, picture: Image.Image, side: str) -> float:
+def first_token(llm: LLM, image: Image.Image, side: str) -> float:
     prompt = {
         "prompt": "<image>\nRead.",
-        "multi_modal_data": {"image": picture},
+        "multi_modal_data": {"image": image},
         # A unique ID avoids vLLM's cache of whole images.
         "multi_modal_uuids": {"image": os.urandom(8).hex()},
         "mm_processor_kwargs": {"in_tree": True} if side == "in-tree" else {},
@@ -211,9 +211,9 @@ def first_token(llm: LLM, picture: Image.Image, side: str) -> float:
     return time.perf_counter() - start
 
 
-def measure_looking(llm: LLM, picture: Image.Image) -> dict[str, float]:
+def measure_looking(llm: LLM, image: Image.Image) -> dict[str, float]:
     """Compare digests and bookkeeping of a photograph with encoding it."""
-    fields = NemotronVLImageProcessor(TILE, do_rescale=False)(images=picture)
+    fields = NemotronVLImageProcessor(TILE, do_rescale=False)(images=image)
     pixels, digests = fields["pixel_values_flat"], fields["tile_digests"]
     (seconds,) = llm.apply_model(partial(time_encoding, pixels, digests))
     seconds["digests"] = timed(lambda: [tile_digest(tile) for tile in pixels])

@@ -74,8 +74,8 @@ def start(servers: contextlib.ExitStack, model: str) -> tuple[str, str]:
 def encode(url: str, model: str, png: bytes, question: str) -> dict:
     """Encode an image; what the message to the reader has in its place."""
     data = base64.b64encode(png).decode()
-    picture = {"url": f"data:image/png;base64,{data}"}
-    part = {"type": "image_url", "image_url": picture}
+    image = {"url": f"data:image/png;base64,{data}"}
+    part = {"type": "image_url", "image_url": image}
     answer = ask(url, model, part, question, max_tokens=1)
     ((name, item),) = answer["ec_transfer_params"].items()
     return {"type": "image_embeds", "image_embeds": item["metadata"], "uuid": name}

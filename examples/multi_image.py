@@ -17,19 +17,19 @@ def main() -> None:
     parser.add_argument("--max-tiles", type=int, default=6, help="most tiles per image")
     args = parser.parse_args()
     if args.image:
-        pictures = [Image.open(file) for file in args.image]
+        images = [Image.open(file) for file in args.image]
     else:
-        pictures = [draw_text("$12.50"), draw_text("640-27", paper="wheat")]
+        images = [draw_text("$12.50"), draw_text("640-27", paper="wheat")]
 
     llm = LLM(
         args.model or tiny_checkpoint(),
         max_model_len=16384,
         enforce_eager=True,
-        limit_mm_per_prompt={"image": len(pictures)},
+        limit_mm_per_prompt={"image": len(images)},
         # Fewer tiles per image leave room for more images.
         mm_processor_kwargs={"max_dynamic_patch": args.max_tiles},
     )
-    content = [{"type": "image_pil", "image_pil": picture} for picture in pictures]
+    content = [{"type": "image_pil", "image_pil": image} for image in images]
     content.append({"type": "text", "text": args.question})
     (output,) = llm.chat(
         [{"role": "user", "content": content}],

@@ -14,14 +14,14 @@ def main() -> None:
     parser.add_argument("--model", help="default: the embedded checkpoint")
     parser.add_argument("--image", help="file (default: a sample image)")
     args = parser.parse_args()
-    picture = draw_text("640-27", paper="wheat")
+    image = draw_text("640-27", paper="wheat")
     if args.image:
-        picture = Image.open(args.image)
+        image = Image.open(args.image)
 
     llm = LLM(args.model or tiny_checkpoint(), max_model_len=8192, enforce_eager=True)
     sampling = SamplingParams(temperature=0, max_tokens=64)
     first = [
-        {"type": "image_pil", "image_pil": picture},
+        {"type": "image_pil", "image_pil": image},
         {"type": "text", "text": "Read the text."},
     ]
     messages: list[dict] = []

@@ -23,17 +23,17 @@ def main() -> None:
     parser.add_argument("--question", default="Read the text.")
     args = parser.parse_args()
     if args.image:
-        pictures = [Image.open(file) for file in args.image]
+        images = [Image.open(file) for file in args.image]
     else:
-        pictures = [draw_text("$12.50"), draw_text("640-27", paper="wheat")]
+        images = [draw_text("$12.50"), draw_text("640-27", paper="wheat")]
 
     llm = LLM(args.model or tiny_checkpoint(), max_model_len=8192, enforce_eager=True)
     prompts = [
         {
             "prompt": PROMPT.format(question=args.question),
-            "multi_modal_data": {"image": picture},
+            "multi_modal_data": {"image": image},
         }
-        for picture in pictures
+        for image in images
     ]
     for output in llm.generate(prompts, SamplingParams(temperature=0, max_tokens=64)):
         print(f"{len(output.prompt_token_ids)} tokens: {output.outputs[0].text!r}")

@@ -35,14 +35,14 @@ def main() -> None:
         if not args.image:
             draw_text("$12.50").save(file)
         data = base64.b64encode(file.read_bytes()).decode()
-        picture = {"url": f"data:image/png;base64,{data}"}
+        image = {"url": f"data:image/png;base64,{data}"}
         stream = client.chat.completions.create(
             model=model,
             messages=[
                 {
                     "role": "user",
                     "content": [
-                        {"type": "image_url", "image_url": picture},
+                        {"type": "image_url", "image_url": image},
                         {"type": "text", "text": args.question},
                     ],
                 }

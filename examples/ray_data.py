@@ -85,21 +85,21 @@ def main() -> None:
         return [check(page)._asdict() for page in pages]
 
     def check(page: Page) -> Page:
-        """A picture that cannot be decoded would end the job."""
+        """An image that cannot be decoded would end the job."""
         try:
             if page.error is None:
-                Image.open(io.BytesIO(page.picture)).load()
+                Image.open(io.BytesIO(page.image)).load()
         except Exception as error:  # Pillow raises all kinds
             return page._replace(error=f"{type(error).__name__}: {error}")
         return page
 
     def ask(page: dict) -> dict:
-        picture = Image.open(io.BytesIO(page["picture"]))
+        image = Image.open(io.BytesIO(page["image"]))
         return {
             "file": page["file"],
             "page": page["number"],
             "prompt": prompt,
-            "multimodal_data": {"image": picture},
+            "multimodal_data": {"image": image},
             "sampling_params": {"temperature": 0, "max_tokens": args.max_tokens},
         }
 

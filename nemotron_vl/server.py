@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 _STOP_SECONDS = 30
 
@@ -105,19 +106,25 @@ def running(
         SystemExit: This process got a SIGTERM, for which Python has no handler.
     """
     with _exit_at_sigterm(), open(log, "wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **(env or {})},
-        )
+        process = _start(command, output, {**os.environ, **(env or {})})
         try:
             _wait_until_healthy(process, url, Path(log), timeout)
             yield process
         finally:
             _stop(process)
+
+
+def _start(
+    command: Sequence[str], output: BinaryIO, env: dict[str, str]
+) -> subprocess.Popen:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env=env,
+    )
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ class Character:
 
 @dataclass
 class Drawing:
-    picture: Image.Image
+    image: Image.Image
     lines: list[str]
     characters: list[Character] = field(repr=False)
 
@@ -62,8 +62,8 @@ class Question:
     turns: list[tuple[str, str]]
 
     @property
-    def pictures(self) -> list[Image.Image]:
-        return [drawing.picture for drawing in self.drawings]
+    def images(self) -> list[Image.Image]:
+        return [drawing.image for drawing in self.drawings]
 
     def prompt(self, turn: int = 0) -> str:
         """A turn in the chat format, up to the answer; turn 0 has the images."""
@@ -209,15 +209,15 @@ def _paint(rng: random.Random, mask: Image.Image, effort: float) -> Image.Image:
         pixels = pixels + rng.uniform(1, 8) * generator.standard_normal(
             pixels.shape, np.float32
         )
-    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     if rng.random() < 0.25 * effort:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7)))
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7)))
     if rng.random() < 0.3 * effort:
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=rng.randint(50, 95))
-        picture = Image.open(file)
-        picture.load()
-    return picture
+        image.save(file, "JPEG", quality=rng.randint(50, 95))
+        image = Image.open(file)
+        image.load()
+    return image
 
 
 def shuffled(
@@ -262,8 +262,8 @@ def make_question(
 
     if kind == "both":
         texts = strings(2, LONGEST_OF_BOTH)
-        pictures = [drawing([text]) for text in texts]
-        return Question(kind, pictures, questions_about(kind, texts))
+        images = [drawing([text]) for text in texts]
+        return Question(kind, images, questions_about(kind, texts))
     if kind == "lines":
         texts = strings(rng.randint(2, 3))
         asked = questions_about(kind, texts)

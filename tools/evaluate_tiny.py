@@ -90,7 +90,7 @@ def to_text(model: Reference, ids: list[int]) -> str:
 def answer_with_reference(model: Reference, questions: list[Question]) -> list[str]:
     answers = []
     for number, question in enumerate(questions, 1):
-        _, ids, _ = model.answer(question.prompt(), question.pictures, limit(question))
+        _, ids, _ = model.answer(question.prompt(), question.images, limit(question))
         answers.append(to_text(model, ids))
         if number % 200 == 0:
             print(f"reference: {number} of {len(questions)}", file=sys.stderr)
@@ -107,7 +107,7 @@ def answer_with_engine(
         [
             {
                 "prompt": question.prompt(),
-                "multi_modal_data": {"image": question.pictures},
+                "multi_modal_data": {"image": question.images},
                 "mm_processor_kwargs": {"resize": resize},
             }
             for question in questions
@@ -119,10 +119,10 @@ def answer_with_engine(
 
 def spans_tiles(model: Reference, drawing: Drawing) -> bool:
     """Whether the ends of a line are in different columns of tiles."""
-    columns, _ = model.choose_grid(*drawing.picture.size)
+    columns, _ = model.choose_grid(*drawing.image.size)
     first, last = drawing.characters[0], drawing.characters[-1]
     ends = (first.x - first.half_width, last.x + last.half_width)
-    left, right = (int(x * columns / drawing.picture.width) for x in ends)
+    left, right = (int(x * columns / drawing.image.width) for x in ends)
     return left != right
 
 
@@ -131,7 +131,7 @@ def records(
 ) -> list[tables.Record]:
     found = []
     for item, answer in zip(items, answers, strict=True):
-        columns, rows = model.choose_grid(*item.question.pictures[0].size)
+        columns, rows = model.choose_grid(*item.question.images[0].size)
         facts = item.facts | {"kind": item.question.kind, "tiles": columns * rows}
         drawing = item.question.drawings[0]
         if "length" not in facts:
@@ -179,7 +179,7 @@ def main() -> None:
         "--write", type=Path, metavar="PAGE", help="put the tables into"
     )
     parser.add_argument(
-        "--wrong", type=Path, metavar="PICTURE", help="show ten wrong answers"
+        "--wrong", type=Path, metavar="IMAGE", help="show ten wrong answers"
     )
     parser.add_argument("--pillow-font", action="store_true", help="use only Pillow's")
     parser.add_argument("--count", type=int, default=2000)

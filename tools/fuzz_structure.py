@@ -3,7 +3,7 @@
 
     python tools/fuzz_structure.py --seconds 600
 
-`fuzz_pictures.py` changes bytes; this takes files of many parts (`many_parts.py`).
+`fuzz_images.py` changes bytes; this takes files of many parts (`many_parts/`).
 Numbers of parts and of pixels are drawn at random, and the costliest file of each kind
 is searched from there. Each file is read in a process of its own. The table shows the
 costliest file of each kind: its bytes, the seconds of CPU time, the peak of memory, and

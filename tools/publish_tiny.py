@@ -5,7 +5,7 @@
 
 Evaluates both held-out sets in the reference and in the engine, and writes sizes,
 training and tables into a copy of docs/tiny_checkpoint.md in the training's folder.
-Only then puts the checkpoint into the package, and the page, its picture and the log
+Only then puts the checkpoint into the package, and the page, its image and the log
 into docs/. tests/ and TINY in nemotron_vl/images/drawn.py are left to the reader of the
 tables.
 """
@@ -24,7 +24,7 @@ from tiny_reader.tables import write
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/tiny_checkpoint.md"
 EMBEDDED = ROOT / "nemotron_vl/checkpoints/tiny"
-PICTURE = ROOT / "docs/tiny_wrong.png"
+IMAGE = ROOT / "docs/tiny_wrong.png"
 LOG = ROOT / "docs/tiny_training.log"
 EVALUATE = ROOT / "tools/evaluate_tiny.py"
 QUANTIZE = ROOT / "examples/quantize.py"
@@ -70,7 +70,7 @@ def training(folder: Path) -> str:
 
 
 def evaluate(folder: Path, fonts: Path, count: int, engines: bool) -> None:
-    """Write the page and its picture in the training's folder."""
+    """Write the page and its image in the training's folder."""
     checkpoint, page = folder / "checkpoint", folder / PAGE.name
     shutil.copy(PAGE, page)
     write(page, "sizes", sizes(checkpoint))
@@ -83,7 +83,7 @@ def evaluate(folder: Path, fonts: Path, count: int, engines: bool) -> None:
         dtypes.append(f"bfloat16:exact:{int8}")  # with AMX, not in float32
     for options, names in (
         ([], ["float32:fast", *dtypes]),
-        (["--elsewhere", "--wrong", str(folder / PICTURE.name)], dtypes),
+        (["--elsewhere", "--wrong", str(folder / IMAGE.name)], dtypes),
     ):
         command: list[str | Path] = [sys.executable, EVALUATE, checkpoint]
         command += ["--fonts", fonts, f"--count={count}", "--write", page, *options]
@@ -104,7 +104,7 @@ def publish(folder: Path) -> None:
         digests.append(f"{hashlib.sha256(copy.read_bytes()).hexdigest()}  {file.name}")
     Path(f"{EMBEDDED}.sha256").write_text("\n".join(digests) + "\n")
     shutil.copy(folder / "training.log", LOG)
-    shutil.copy(folder / PICTURE.name, PICTURE)
+    shutil.copy(folder / IMAGE.name, IMAGE)
     shutil.copy(folder / PAGE.name, PAGE)
 
 

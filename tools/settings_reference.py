@@ -62,7 +62,7 @@ is not counted.
 needs no engine. This example takes an image that `make demo` drew:
 
 ```bash
-.venv/bin/nemotron-vl tiles build/demo/picture_01.png -o build/picture_tiles.png
+.venv/bin/nemotron-vl tiles build/demo/image_01.png -o build/image_tiles.png
 ```
 """  # noqa: E501
 ENCODER = """
@@ -126,14 +126,14 @@ def help_of(*words: str) -> str:
 
 
 def page() -> str:
-    pictures = table(NemotronVLImageProcessor, left_out=OF_VLLM)
+    images = table(NemotronVLImageProcessor, left_out=OF_VLLM)
     recipes = ", ".join(f'`"{recipe}"`' for recipe in RESIZE_RECIPES)
-    pictures = pictures.replace("One of `RESIZE_RECIPES`", f"One of {recipes}")
+    images = images.replace("One of `RESIZE_RECIPES`", f"One of {recipes}")
     commands = "".join(
         f"\n### {command}\n{help_of(command)}" for command in sorted(COMMANDS)
     )
     encoder = ENCODER + table(EncoderConfig, ImageConfig)
-    return HEAD + pictures + RECIPES + encoder + VIDEO + COMMAND + commands
+    return HEAD + images + RECIPES + encoder + VIDEO + COMMAND + commands
 
 
 if __name__ == "__main__":

@@ -137,14 +137,14 @@ def main() -> None:
     print("| part | parameters | GB in bfloat16 |\n|---|---|---|")
     for part, sizes in found["parts"].items():
         print(f"| {part} | {sizes['parameters']:,} | {gigabytes(sizes['bytes'])} |")
-    picture = found["largest_picture"]
+    image = found["largest_image"]
     print("\n| | |\n|---|---|")
     print(f"| tokens per tile | {found['tokens_per_tile']} |")
-    print(f"| largest image | {picture['tiles']} tiles, {picture['tokens']:,} tokens |")
-    print(f"| its pixels, as sent to the engine | {picture['bytes'] / 1e6:.1f} MB |")
-    fit = found["pictures_in_context"]
+    print(f"| largest image | {image['tiles']} tiles, {image['tokens']:,} tokens |")
+    print(f"| its pixels, as sent to the engine | {image['bytes'] / 1e6:.1f} MB |")
+    fit = found["images_in_context"]
     print(f"| such images in a context of {found['context']:,} tokens | {fit} |")
-    processed = found["pictures_per_gib_of_processor_cache"]
+    processed = found["images_per_gib_of_processor_cache"]
     print(f"| such images in 1 GiB of the processor cache | {processed} |")
     cached = found["tile_cache_bytes_per_tile"] / 1e6
     print(f"| tile cache | {cached:.1f} MB per tile |")

@@ -117,8 +117,8 @@ def inspect(
     tiles = most_tiles(
         {"max_dynamic_patch": tiler.max_tiles, "use_thumbnail": tiler.use_thumbnail}
     )
-    picture_tokens = tiles * tile_tokens + MARKERS
-    picture_bytes = tiles * 3 * config.force_image_size**2
+    image_tokens = tiles * tile_tokens + MARKERS
+    image_bytes = tiles * 3 * config.force_image_size**2
     context = max_model_len or llm.max_position_embeddings
     if context > llm.max_position_embeddings:
         problems.append(
@@ -143,13 +143,13 @@ def inspect(
         "context": context,
         "kv_bytes_of_context": kv_bytes * context,
         "tokens_per_tile": tile_tokens,
-        "largest_picture": {
+        "largest_image": {
             "tiles": tiles,
-            "tokens": picture_tokens,
-            "bytes": picture_bytes,
+            "tokens": image_tokens,
+            "bytes": image_bytes,
         },
-        "pictures_in_context": context // picture_tokens,
-        "pictures_per_gib_of_processor_cache": 2**30 // picture_bytes,
+        "images_in_context": context // image_tokens,
+        "images_per_gib_of_processor_cache": 2**30 // image_bytes,
         "tile_cache_bytes_per_tile": tile_tokens * llm.hidden_size * size,
         "facts": [
             fact._asdict() for fact in published_facts(model, config, headers, ids)

@@ -29,7 +29,7 @@ class DemoQuestion:
     An image that the user gave has a ``file``, and no ``truth``.
     """
 
-    pictures: dict[str, Image.Image]  # by name
+    images: dict[str, Image.Image]  # by name
     text: str
     truth: str | None
     file: Path | None = None
@@ -96,12 +96,12 @@ def draw_questions(seed: int) -> Iterator[DemoQuestion]:
     kinds = [*_KINDS, *["read"] * (COUNT - len(_KINDS))]
     rng.shuffle(kinds)
     for number, kind in enumerate(kinds, 1):
-        name = f"picture_{number:02}"
+        name = f"image_{number:02}"
         if kind == "both":
             texts = [_string(rng, 6) for _ in range(2)]
             names = f"{name}a", f"{name}b"
-            pictures = {n: _draw(rng, t) for n, t in zip(names, texts, strict=True)}
-            yield DemoQuestion(pictures, *ask(kind, texts))
+            images = {n: _draw(rng, t) for n, t in zip(names, texts, strict=True)}
+            yield DemoQuestion(images, *ask(kind, texts))
             continue
         count = rng.randint(2, 3) if kind == "lines" else 1
         lines = [_string(rng, TINY.longest) for _ in range(count)]
@@ -116,13 +116,13 @@ def trimmed(text: str) -> str:
 
 
 def ask_about(
-    texts: Sequence[str], pictures: Sequence[tuple[Path, Image.Image]]
+    texts: Sequence[str], images: Sequence[tuple[Path, Image.Image]]
 ) -> list[DemoQuestion]:
     """Questions about what a user typed, which is drawn, and about images of files.
 
     Args:
         texts: As `trimmed` returns them, not empty.
-        pictures: Files and what they show.
+        images: Files and what they show.
     """
     typed = [
         DemoQuestion(
@@ -131,8 +131,8 @@ def ask_about(
         for number, text in enumerate(texts, 1)
     ]
     given = [
-        DemoQuestion({f"given_{number}": picture}, "Read the text.", None, file)
-        for number, (file, picture) in enumerate(pictures, 1)
+        DemoQuestion({f"given_{number}": image}, "Read the text.", None, file)
+        for number, (file, image) in enumerate(images, 1)
     ]
     return typed + given
 

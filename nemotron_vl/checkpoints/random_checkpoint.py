@@ -55,7 +55,7 @@ def make_checkpoint(
         projector_hidden_size: Width of the connector.
         tile_size: Side of a tile in pixels.
         cpe_max_size: Side of the position grid in pixels.
-        max_tiles: Most tiles of a picture, the thumbnail not counted.
+        max_tiles: Most tiles of an image, the thumbnail not counted.
         context: Longest sequence in tokens.
         ps_version: Pixel shuffle, ``v1`` or ``v2``.
         dtype: Type of the stored weights.

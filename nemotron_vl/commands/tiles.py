@@ -23,7 +23,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
 
 from ..checkpoints.tiler import Tiler
 from ..documents.clip import SUFFIXES, is_clip, read_clip
-from ..images.files import FORMATS, open_picture
+from ..images.files import FORMATS, open_image
 from ..images.tiles import draw_tiles
 from ..printable import printable, show
 from .arguments import number
@@ -40,7 +40,7 @@ def add_parser(subparsers) -> None:
         "and </img>) of images for each resize recipe. Of a video it prints which "
         "frames are taken, and their tokens. Exits with 1 if a file cannot be read.",
     )
-    parser.add_argument("pictures", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
+    parser.add_argument("images", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
     parser.add_argument(
         "--model",
         help="folder or hub name (default: the published checkpoint's settings)",
@@ -77,15 +77,15 @@ def add_parser(subparsers) -> None:
 def _run(args: argparse.Namespace) -> int:
     tiler = Tiler.from_model(args.model, args.max_tiles)
     recipes = args.recipe or RESIZE_RECIPES
-    files = list(_find_pictures(args.pictures))
+    files = list(_find_images(args.images))
     if not files:
-        raise ValueError("The folder holds no pictures or videos.")
+        raise ValueError("The folder holds no images or videos.")
     if args.out and len(files) > 1:
         raise ValueError(f"-o draws one file, not {len(files)}.")
     found = []
     # A progress bar for several files, only on a terminal.
-    for file in tqdm(files, unit="picture", disable=None if files[1:] else True):
-        row: dict[str, Any] = {"picture": str(file)}
+    for file in tqdm(files, unit="image", disable=None if files[1:] else True):
+        row: dict[str, Any] = {"image": str(file)}
         try:
             if is_clip(file):
                 clip = read_clip(file, args.frames, tiler.image_size)
@@ -93,36 +93,36 @@ def _run(args: argparse.Namespace) -> int:
                 if args.out:
                     clip.draw(tiler.image_size).save(args.out)
             else:
-                row |= _describe_picture(file, tiler, recipes, args.out)
+                row |= _describe_image(file, tiler, recipes, args.out)
         except _UNREADABLE as error:
             row["error"] = str(error)
         found.append(row)
     if args.json:
         show(json.dumps(found, indent=1))
     else:
-        _print_pictures([row for row in found if "recipes" in row])
+        _print_images([row for row in found if "recipes" in row])
         _print_clips([row for row in found if "taken" in row])
     errors = [row for row in found if "error" in row]
     for row in errors:
-        line = f"nemotron-vl: {row['picture']}: {row['error']}"
+        line = f"nemotron-vl: {row['image']}: {row['error']}"
         show(printable(line), sys.stderr)
     return 1 if errors else 0
 
 
-def _describe_picture(
+def _describe_image(
     file: Path, tiler: Tiler, recipes: Iterable[str], out: Path | None
 ) -> dict[str, Any]:
     width, height = _displayed_size(file)
     if out:
-        with open_picture(file) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+        with open_image(file) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
         grid = tiler.grid_for(width, height, next(iter(recipes)))
-        draw_tiles(picture, grid, tiler.image_size).save(out)
+        draw_tiles(image, grid, tiler.image_size).save(out)
     described = {recipe: tiler.describe(width, height, recipe) for recipe in recipes}
     return {"width": width, "height": height, "recipes": described}
 
 
-def _find_pictures(paths: Iterable[Path]) -> Iterable[Path]:
+def _find_images(paths: Iterable[Path]) -> Iterable[Path]:
     """The files, and in the folders those that have a suffix of images or videos."""
     for path in paths:
         if not path.is_dir():
@@ -137,9 +137,9 @@ def _find_pictures(paths: Iterable[Path]) -> Iterable[Path]:
 
 def _displayed_size(file: Path) -> tuple[int, int]:
     """Width and height after the EXIF rotation."""
-    with open_picture(file) as picture:
-        width, height = picture.size
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    with open_image(file) as image:
+        width, height = image.size
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     return (height, width) if turned else (width, height)
 
 
@@ -153,7 +153,7 @@ def _print_clips(found: list[dict[str, Any]]) -> None:
             taken = [*taken[: _SHOWN_FRAMES - 2], "...", taken[-1]]
         rows.append(
             (
-                clip["picture"],
+                clip["image"],
                 f"{clip['width']}x{clip['height']}",
                 str(clip["frames"]),
                 " ".join(taken),
@@ -164,13 +164,13 @@ def _print_clips(found: list[dict[str, Any]]) -> None:
     _print_table(rows)
 
 
-def _print_pictures(found: list[dict[str, Any]]) -> None:
+def _print_images(found: list[dict[str, Any]]) -> None:
     rows: list[tuple[str, ...]] = [
-        ("picture", "pixels", "recipe", "grid", "resized", "tiles", "tokens")
+        ("image", "pixels", "recipe", "grid", "resized", "tiles", "tokens")
     ]
-    for picture in found:
+    for image in found:
         cells: dict[tuple[str, ...], list[str]] = {}
-        for recipe, cut in picture["recipes"].items():
+        for recipe, cut in image["recipes"].items():
             tiles = str(cut["columns"] * cut["rows"])
             key = (
                 f"{cut['columns']}x{cut['rows']}",
@@ -179,9 +179,9 @@ def _print_pictures(found: list[dict[str, Any]]) -> None:
                 str(cut["prompt_tokens"]),
             )
             cells.setdefault(key, []).append(recipe)
-        size = f"{picture['width']}x{picture['height']}"
+        size = f"{image['width']}x{image['height']}"
         for rest, recipes in cells.items():
-            rows.append((picture["picture"], size, ", ".join(recipes), *rest))
+            rows.append((image["image"], size, ", ".join(recipes), *rest))
     _print_table(rows)
 
 

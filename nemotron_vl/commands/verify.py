@@ -60,7 +60,7 @@ def add_parser(subparsers) -> None:
         help="ways to run vLLM (default: all that the machine allows; on CPUs eager)",
     )
     parser.add_argument(
-        "--pictures",
+        "--images",
         nargs="+",
         metavar="NAME",
         help="compare only these images (default: all; a wrong name lists them)",
@@ -130,7 +130,7 @@ def _run(args: argparse.Namespace) -> int:
         parts=parts,
         dtypes=args.dtype,
         engines=args.engines,
-        pictures=args.pictures,
+        images=args.images,
         questions=args.questions,
         published=args.published,
         in_tree=args.against == "in-tree",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages of documents as image files, one at a time: PDFs, TIFFs and pictures.
+"""Pages of documents as image files, one at a time: PDFs, TIFFs and images.
 
 Imports neither PyTorch, nor transformers, nor vLLM. PDFium is not thread-safe, so
 only one thread at a time may take pages.
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from PIL import Image, ImageOps
 
 from ..checkpoints.tiler import Tiler
-from ..images.files import open_picture
+from ..images.files import open_image
 from ..regular_files import open_regular
 
 # Suffixes of the files that are taken from folders.
@@ -39,14 +39,14 @@ class Page(NamedTuple):
     Args:
         file: Name of the document.
         number: From 1; ``None`` if the document cannot be opened.
-        picture: The bytes of a file that vLLM opens.
+        image: The bytes of a file that vLLM opens.
         media_type: Such as ``image/png``.
-        error: Why there is no picture.
+        error: Why there is no image.
     """
 
     file: str
     number: int | None
-    picture: bytes = b""
+    image: bytes = b""
     media_type: str = ""
     error: str | None = None
 
@@ -106,8 +106,8 @@ def count_pages(file: Path) -> int:
         if _is_pdf(file):
             with _open_pdf(file) as document:
                 return len(document)
-        with open_picture(file) as picture:
-            return getattr(picture, "n_frames", 1) if _has_pages(picture) else 1
+        with open_image(file) as image:
+            return getattr(image, "n_frames", 1) if _has_pages(image) else 1
     except Exception:  # `read_pages` says what is wrong
         return 1
 
@@ -119,7 +119,7 @@ def read_pages(
 
     A PDF's page is drawn at the size at which it fills its tiles, with its form
     fields and annotations. A page of a TIFF becomes a PNG, see `_as_png`. Other
-    pictures are the bytes of their files.
+    images are the bytes of their files.
 
     Args:
         files: Documents.
@@ -135,7 +135,7 @@ def read_pages(
         if done(name, None):
             continue
         try:
-            read = _pdf_pages if _is_pdf(file) else _picture_pages
+            read = _pdf_pages if _is_pdf(file) else _image_pages
             for number, draw in read(file, tiler):
                 if not done(name, number):
                     yield _page(name, number, draw)
@@ -210,48 +210,46 @@ def _pdf_pages(file: Path, tiler: Tiler) -> _Drawn:
             yield index + 1, draw
 
 
-def _has_pages(picture: Image.Image) -> bool:
-    """Whether the frames of a picture are pages, not those of an animation."""
-    return picture.format == "TIFF"
+def _has_pages(image: Image.Image) -> bool:
+    """Whether the frames of an image are pages, not those of an animation."""
+    return image.format == "TIFF"
 
 
-def _picture_pages(file: Path, tiler: Tiler) -> _Drawn:
+def _image_pages(file: Path, tiler: Tiler) -> _Drawn:
     def draw() -> tuple[bytes, str]:
-        return _as_png(picture, tiler)
+        return _as_png(image, tiler)
 
-    with open_picture(file) as picture:
-        kind = picture.format or ""
+    with open_image(file) as image:
+        kind = image.format or ""
         if kind in _AS_THEY_ARE and file.stat().st_size <= _MOST_SENT:
             media_type = Image.MIME["JPEG" if kind == "MPO" else kind]
             yield 1, lambda: (file.read_bytes(), media_type)
             return
         index = 0
-        while index == 0 or _has_pages(picture):
+        while index == 0 or _has_pages(image):
             try:
-                picture.seek(index)
+                image.seek(index)
             except EOFError:
                 return
             yield index + 1, draw
             index += 1
 
 
-def _as_png(picture: Image.Image, tiler: Tiler | None = None) -> tuple[bytes, str]:
+def _as_png(image: Image.Image, tiler: Tiler | None = None) -> tuple[bytes, str]:
     """A PNG, reduced to the size that fills the tiles if it is more than twice that."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "F":  # levels from 0 to 1
-        picture = picture.point(lambda level: level * 255 + 0.5).convert("L")
-    elif picture.mode[0] == "I" and picture.mode != "I;16":
-        picture = picture.convert("I").convert("I;16")
-    elif picture.mode not in _PNG_MODES:
-        picture = picture.convert("RGB")
-    scale = 1.0 if tiler is None else tiler.filling_scale(*picture.size)
-    if scale < 0.5 and picture.mode != "I;16":
-        if picture.mode in ("1", "P"):
-            picture = picture.convert("L" if picture.mode == "1" else "RGBA")
-        width, height = (math.ceil(side * scale) for side in picture.size)
-        picture = picture.resize(
-            (width, height), Image.Resampling.LANCZOS, reducing_gap=3
-        )
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":  # levels from 0 to 1
+        image = image.point(lambda level: level * 255 + 0.5).convert("L")
+    elif image.mode[0] == "I" and image.mode != "I;16":
+        image = image.convert("I").convert("I;16")
+    elif image.mode not in _PNG_MODES:
+        image = image.convert("RGB")
+    scale = 1.0 if tiler is None else tiler.filling_scale(*image.size)
+    if scale < 0.5 and image.mode != "I;16":
+        if image.mode in ("1", "P"):
+            image = image.convert("L" if image.mode == "1" else "RGBA")
+        width, height = (math.ceil(side * scale) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
     file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1)  # the fastest
+    image.save(file, "PNG", compress_level=1)  # the fastest
     return file.getvalue(), "image/png"

@@ -73,10 +73,10 @@ class Question(NamedTuple):
         """The body of a request to ``/v1/chat/completions``, without sampling.
 
         Args:
-            page: With a picture.
+            page: With an image.
             model: Its name on the server.
         """
-        data = base64.b64encode(page.picture).decode()
+        data = base64.b64encode(page.image).decode()
         url = f"data:{page.media_type};base64,{data}"
         return self._request(
             model,

@@ -35,12 +35,12 @@ def draw_text(
         round(width + left + right),
         round(line_height * len(lines) + top + bottom),
     )
-    picture = Image.new("RGB", size, paper)
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", size, paper)
+    pen = ImageDraw.Draw(image)
     for number, line in enumerate(lines):
         y = top + line_height * (number + 0.5)
         pen.text((left, y), line, ink, font, anchor="lm")
-    return picture
+    return image
 
 
 def write_clip(

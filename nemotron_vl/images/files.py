@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures in the files of a user."""
+"""Images in the files of a user."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ FORMATS = (*("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WE
 
 
 @contextlib.contextmanager
-def open_picture(file: Path) -> Iterator[Image.Image]:
-    """Open a picture whose pixels are read when they are used, in the block.
+def open_image(file: Path) -> Iterator[Image.Image]:
+    """Open an image whose pixels are read when they are used, in the block.
 
     Raises:
         OSError: It cannot be read or is of no known format.
@@ -24,8 +24,8 @@ def open_picture(file: Path) -> Iterator[Image.Image]:
     """
     with open_regular(file) as opened:
         try:
-            picture = Image.open(opened, formats=FORMATS)
+            image = Image.open(opened, formats=FORMATS)
         except UnidentifiedImageError as error:
-            raise OSError("It is not a picture of a known format.") from error
-        with picture:
-            yield picture
+            raise OSError("It is not an image of a known format.") from error
+        with image:
+            yield image

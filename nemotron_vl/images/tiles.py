@@ -9,22 +9,22 @@ _LEAST_SIDE = 256  # of a drawn tile, in pixels
 
 
 def draw_tiles(
-    picture: Image.Image, grid: TileGrid, side: int, most: int | None = None
+    image: Image.Image, grid: TileGrid, side: int, most: int | None = None
 ) -> Image.Image:
     """The image as the model gets it: numbered tiles, then the thumbnail.
 
     Args:
-        picture: RGB.
+        image: RGB.
         grid: How it is cut.
         side: Side of a tile in pixels. Small tiles are drawn enlarged.
         most: Number only the first tiles, this many.
     """
     zoom = -(-_LEAST_SIDE // side)
     drawn, gap = side * zoom, side * zoom // 8
-    parts = [(picture.resize((grid.columns * side, grid.rows * side)), 0)]
+    parts = [(image.resize((grid.columns * side, grid.rows * side)), 0)]
     width = grid.columns * drawn
     if grid.thumbnail:
-        parts.append((picture.resize((side, side)), width + gap))
+        parts.append((image.resize((side, side)), width + gap))
         width += gap + drawn
     sheet = Image.new("RGB", (width, grid.rows * drawn), "white")
     pen = ImageDraw.Draw(sheet)

@@ -46,7 +46,7 @@ def compare(
     llm: "LLM",
     dtype: str,
     engine: str,
-    pictures: Mapping[str, Image.Image],
+    images: Mapping[str, Image.Image],
     folder: Path,
     not_run: list[str],
 ) -> Iterator[Row]:
@@ -56,29 +56,29 @@ def compare(
         llm: With `OPTIONS`.
         dtype: Its dtype and that of the reference.
         engine: How it runs, for the rows.
-        pictures: Those of `write_expected`, in the same order.
+        images: Those of `write_expected`, in the same order.
         folder: Its files.
         not_run: Gets what did not run as it should, so that it was not compared.
     """
 
-    def row(stage: str, picture: str, error: float, suffix: str = "") -> Row:
-        return Row(dtype, engine + suffix, stage, picture, error)
+    def row(stage: str, image: str, error: float, suffix: str = "") -> Row:
+        return Row(dtype, engine + suffix, stage, image, error)
 
     expected: dict[str, dict[str, torch.Tensor]] = {
         name: load_file(folder / f"{number}.safetensors")
-        for number, name in enumerate(pictures)
+        for number, name in enumerate(images)
     }
     processor: Any = MULTIMODAL_REGISTRY.create_processor(llm.model_config)
-    for name, picture in pictures.items():
+    for name, image in images.items():
         for recipe in ("exact", "fast"):
             resize = processor.info.get_image_processor(resize=recipe)
-            pixels = resize(images=picture)["pixel_values_flat"]
+            pixels = resize(images=image)["pixel_values_flat"]
             error = _levels(pixels, expected[name]["pixels"])
             yield row(f"pixels, {recipe}", name, error)
 
     ranks = llm.collective_rpc("compare_nemotron_vl_encoder", args=(str(folder),))
     for rank in ranks:
-        for name, errors in zip(pictures, rank, strict=True):
+        for name, errors in zip(images, rank, strict=True):
             for stage, error in errors.items():
                 yield row(stage, name, error)
 
@@ -88,17 +88,17 @@ def compare(
         yield row("language model", name, error)
 
     # The second pass takes tiles from the tile cache, the third reuses none.
-    fresh = {name: picture.copy() for name, picture in pictures.items()}
-    for picture in fresh.values():
-        picture.info[NO_REUSE] = True  # type: ignore[index]
+    fresh = {name: image.copy() for name, image in images.items()}
+    for image in fresh.values():
+        image.info[NO_REUSE] = True  # type: ignore[index]
     graphs = llm.llm_engine.vllm_config.compilation_config.cudagraph_mm_encoder
-    for suffix, images, missed in (
-        ("", pictures, _no_graph if graphs else _nothing),
-        (", tiles from the cache", pictures, _no_cache),
+    for suffix, items, missed in (
+        ("", images, _no_graph if graphs else _nothing),
+        (", tiles from the cache", images, _no_cache),
         (", no tile reuse", fresh, _reuse),
     ):
         before = _ways(llm)
-        outputs = _generate(llm, images, tokens=TOKENS)
+        outputs = _generate(llm, items, tokens=TOKENS)
         if reason := missed(_ways(llm) - before):
             not_run.append(f"{dtype}, {engine}{suffix}: {reason}")
             continue

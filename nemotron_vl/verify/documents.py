@@ -29,13 +29,13 @@ class Question(NamedTuple):
 
     Args:
         kind: Kind of document.
-        pictures: RGB, in their order.
+        images: RGB, in their order.
         text: The question.
         answer: The right answer.
     """
 
     kind: str
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     text: str
     answer: str
 

@@ -22,7 +22,7 @@ def write_expected(
     checkpoint: Path,
     dtype: str,
     device: str,
-    pictures: Mapping[str, Image.Image],
+    images: Mapping[str, Image.Image],
     folder: Path,
 ) -> None:
     """Run the reference and write ``0.safetensors``, ``1.safetensors`` and so on.
@@ -41,7 +41,7 @@ def write_expected(
         checkpoint: Folder.
         dtype: Dtype of the reference, such as ``"bfloat16"``.
         device: PyTorch's name.
-        pictures: RGB.
+        images: RGB.
         folder: For the files.
 
     Raises:
@@ -49,8 +49,8 @@ def write_expected(
     """
     reference = Reference.load(checkpoint, getattr(torch, dtype), device)
     with torch.inference_mode():
-        for number, picture in enumerate(pictures.values()):
-            stages = _stages(reference, picture)
+        for number, image in enumerate(images.values()):
+            stages = _stages(reference, image)
             save_file(stages, folder / f"{number}.safetensors")
 
 
@@ -59,13 +59,13 @@ def write_expected_elsewhere(*arguments, **options) -> None:
     run_elsewhere(write_expected, *arguments, **options)
 
 
-def _stages(reference: Reference, picture: Image.Image) -> dict[str, torch.Tensor]:
-    pixels = reference.to_pixels(picture).to(reference.device)
+def _stages(reference: Reference, image: Image.Image) -> dict[str, torch.Tensor]:
+    pixels = reference.to_pixels(image).to(reference.device)
     stages = {"pixels": pixels, "conditioned": reference.condition(pixels)}
     parts = stages["conditioned"].split(1)  # bounds the memory
     stages["tower"] = torch.cat([reference.tower(part) for part in parts])
     stages["features"] = reference.connect(stages["tower"])
-    ids, embeds = reference.embed(prompt(), [picture])
+    ids, embeds = reference.embed(prompt(), [image])
     tokens, stages["logits"] = reference.decode(embeds, TOKENS)
     stages["prompt"] = torch.tensor(ids)
     stages["tokens"] = torch.tensor(tokens)

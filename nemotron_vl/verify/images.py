@@ -13,12 +13,12 @@ from pathlib import Path
 from PIL import Image
 
 from ..images.drawn import draw_text
-from ..images.files import open_picture
+from ..images.files import open_image
 from .documents import draw_documents
 
 
-def shipped_pictures() -> list[str]:
-    """Files of images that ``tools/shipped_pictures.py`` drew."""
+def shipped_images() -> list[str]:
+    """Files of images that ``tools/shipped_images.py`` drew."""
     return sorted(str(file) for file in Path(__file__).with_name("shipped").iterdir())
 
 
@@ -30,7 +30,7 @@ def prompt() -> str:
     )
 
 
-def compared_pictures(
+def compared_images(
     tile_size: int, names: list[str] | None = None
 ) -> dict[str, Image.Image]:
     """RGB images by name.
@@ -45,14 +45,14 @@ def compared_pictures(
     makers: dict[str, Callable[[], Image.Image]] = {
         "one tile": lambda: _noise(tile_size, tile_size),
         "price": lambda: draw_text("$12.50", paper="wheat"),
-        "invoice": lambda: draw_documents(2)[1].pictures[0],
+        "invoice": lambda: draw_documents(2)[1].images[0],
         "strip": lambda: draw_text("0123456789 " * 6),
         "column": lambda: draw_text(*"0123456789012"),
         "equal tiles": lambda: Image.new("RGB", (4 * tile_size, 3 * tile_size), "tan"),
         "odd size": lambda: _noise(333, 111),
         "one pixel": lambda: Image.new("RGB", (1, 1), "teal"),
     }
-    for file in shipped_pictures():
+    for file in shipped_images():
         makers[Path(file).name] = lambda file=file: _read(file)  # type: ignore[misc]
     if unknown := set(names or ()) - makers.keys():
         raise ValueError(
@@ -61,10 +61,10 @@ def compared_pictures(
     return {name: make() for name, make in makers.items() if name in (names or makers)}
 
 
-def png_url(picture: Image.Image) -> str:
+def png_url(image: Image.Image) -> str:
     """An image as a data URL."""
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -79,5 +79,5 @@ def _noise(width: int, height: int) -> Image.Image:
 
 
 def _read(file: str) -> Image.Image:
-    with open_picture(Path(file)) as picture:
-        return picture.convert("RGB")
+    with open_image(Path(file)) as image:
+        return image.convert("RGB")

@@ -89,8 +89,8 @@ def messages(question: Question, system: str | None = None) -> list[dict[str, An
         system: Text of a system message before it.
     """
     content: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": png_url(picture)}}
-        for picture in question.pictures
+        {"type": "image_url", "image_url": {"url": png_url(image)}}
+        for image in question.images
     ]
     content.append({"type": "text", "text": question.text})
     before = [] if system is None else [{"role": "system", "content": system}]

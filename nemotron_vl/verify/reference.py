@@ -171,23 +171,23 @@ class Reference(nn.Module):
                 best, best_score = (columns, rows), score
         return best
 
-    def cut(self, picture: Image.Image) -> list[Image.Image]:
+    def cut(self, image: Image.Image) -> list[Image.Image]:
         """Tiles of an image row by row; if there are several, the thumbnail follows."""
         size = self.tile_size
-        columns, rows = self.choose_grid(*picture.size)
-        whole = picture.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
+        columns, rows = self.choose_grid(*image.size)
+        whole = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
         tiles = [
             whole.crop((x * size, y * size, (x + 1) * size, (y + 1) * size))
             for y in range(rows)
             for x in range(columns)
         ]
         if self.use_thumbnail and len(tiles) > 1:
-            tiles.append(picture.resize((size, size), Image.Resampling.BICUBIC))
+            tiles.append(image.resize((size, size), Image.Resampling.BICUBIC))
         return tiles
 
-    def to_pixels(self, picture: Image.Image) -> torch.Tensor:
+    def to_pixels(self, image: Image.Image) -> torch.Tensor:
         """uint8 tiles (n, 3, size, size) of an image."""
-        return _stack(tile.convert("RGB") for tile in self.cut(picture))
+        return _stack(tile.convert("RGB") for tile in self.cut(image))
 
     def frames_to_pixels(self, frames: list[Image.Image]) -> torch.Tensor:
         """uint8 tiles (n, 3, size, size) of a video: each frame squashed to a tile."""
@@ -246,11 +246,11 @@ class Reference(nn.Module):
     def embed(
         self,
         prompt: str,
-        pictures: list[Image.Image],
+        images: list[Image.Image],
         videos: Sequence[list[Image.Image]] = (),
     ) -> tuple[list[int], torch.Tensor]:
         """Token ids of the expanded prompt, and its embeddings (1, tokens, width)."""
-        pixels = [self.to_pixels(picture) for picture in pictures]
+        pixels = [self.to_pixels(image) for image in images]
         frames = [self.frames_to_pixels(video) for video in videos]
         text = self.expand(prompt, [*map(len, pixels)], [*map(len, frames)])
         ids = self.tokenizer.encode(text)
@@ -269,7 +269,7 @@ class Reference(nn.Module):
     def answer(
         self,
         prompt: str,
-        pictures: list[Image.Image],
+        images: list[Image.Image],
         max_tokens: int,
         videos: Sequence[list[Image.Image]] = (),
     ) -> tuple[list[int], list[int], torch.Tensor]:
@@ -277,7 +277,7 @@ class Reference(nn.Module):
 
         Args:
             prompt: With ``<image>`` for each image and ``<img></img>`` for each video.
-            pictures: RGB.
+            images: RGB.
             max_tokens: Length of the answer.
             videos: The frames of each, RGB, of which all are used.
 
@@ -285,7 +285,7 @@ class Reference(nn.Module):
             Token ids of the prompt, token ids of the answer, and the
             log-probabilities over the vocabulary at the answer's first token.
         """
-        ids, embeds = self.embed(prompt, pictures, videos)
+        ids, embeds = self.embed(prompt, images, videos)
         tokens, logits = self.decode(embeds, max_tokens)
         return ids, tokens, logits[0].log_softmax(-1)
 

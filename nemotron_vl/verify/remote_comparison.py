@@ -41,7 +41,7 @@ class Comparison(NamedTuple):
 
 def compare_remote_code(
     checkpoint: Path,
-    pictures: Mapping[str, Image.Image],
+    images: Mapping[str, Image.Image],
     revision: str | None,
     device: str,
     say: Callable[[str], None],
@@ -50,7 +50,7 @@ def compare_remote_code(
 
     Args:
         checkpoint: Folder. Its code runs, and that of the repositories that it names.
-        pictures: RGB, by name. The first tile of each of the first eight is compared.
+        images: RGB, by name. The first tile of each of the first eight is compared.
         revision: Revision of the code of other repositories, or ``None`` for the main
             branch.
         device: Device of the reference, PyTorch's name.
@@ -61,11 +61,11 @@ def compare_remote_code(
         (repository, commit and files that ran), ``wrong`` (stages), ``messages``
         (what to know about them) and ``failed`` (why something did not run).
     """
-    pictures = dict(islice(pictures.items(), _TILES))
+    images = dict(islice(images.items(), _TILES))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         reference = Reference.empty(checkpoint, encoder_only=True)
-        tiles = [reference.to_pixels(picture)[0] for picture in pictures.values()]
+        tiles = [reference.to_pixels(image)[0] for image in images.values()]
         save_file({"pixels": torch.stack(tiles)}, folder / "pixels.safetensors")
         say(f"The checkpoint's own code on {len(tiles)} tiles ...")
         task = {"model": str(checkpoint), "folder": name, "revision": revision}
@@ -78,7 +78,7 @@ def compare_remote_code(
         found = Comparison([], None)
         if len([*folder.iterdir()]) > 1:  # the code computed something
             say(f"Reference on {len(tiles)} tiles ...")
-            found = run_elsewhere(compare, checkpoint, [*pictures], device, folder)
+            found = run_elsewhere(compare, checkpoint, [*images], device, folder)
     return {
         "rows": [row.as_dict() for row in worst(found.rows)],
         "code": ran["code"],

@@ -76,7 +76,7 @@ def stage_table(results: Mapping[str, Any]) -> Table:
             row["stage"],
             "not finite" if row["error"] is None else f"{row['error']:.2g}",
             f"{row['bound']:.2g}",
-            row["picture"],
+            row["image"],
             "yes" if row["ok"] else "NO",
         ]
         for row in rows
@@ -207,13 +207,13 @@ def _markdown(head: Sequence[str], rows: list[list[str]]) -> list[str]:
 
 
 def as_html(
-    results: Mapping[str, Any], pictures: Iterable[tuple[str, Image.Image]]
+    results: Mapping[str, Any], images: Iterable[tuple[str, Image.Image]]
 ) -> str:
     """A page that needs no other file.
 
     Args:
         results: Results of the verification.
-        pictures: Captions and images.
+        images: Captions and images.
     """
     title = html.escape(f"Verification of {results['model']}")
     parts = [
@@ -232,7 +232,7 @@ def as_html(
         items = "".join(f"<li>{html.escape(reason)}" for reason in reasons)
         parts.append(f"<h2>{heading}</h2><ul>{items}</ul>")
     parts.append("<h2>Images</h2>")
-    parts += [_figure(caption, picture) for caption, picture in pictures]
+    parts += [_figure(caption, image) for caption, image in images]
     return "\n".join(parts) + "</html>\n"
 
 
@@ -246,8 +246,8 @@ def _html_table(head: Sequence[str], rows: list[list[str]]) -> str:
     return "".join(lines) + "</table>"
 
 
-def _figure(caption: str, picture: Image.Image) -> str:
-    small = picture.copy()
+def _figure(caption: str, image: Image.Image) -> str:
+    small = image.copy()
     small.thumbnail((_WIDTH, _WIDTH))
     name = html.escape(caption)
     return (

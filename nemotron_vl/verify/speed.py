@@ -69,8 +69,8 @@ def _new_page() -> Question:
     No tile of it is equal to a tile of an earlier page, so no cache knows one.
     """
     question = draw_documents(2)[1]
-    (page,) = question.pictures
+    (page,) = question.images
     number = next(_numbers)
     shade = tuple(number // _SHADES**channel % _SHADES for channel in range(3))
     page = ImageChops.subtract(page, Image.new("RGB", page.size, shade))
-    return question._replace(pictures=[page])
+    return question._replace(images=[page])

@@ -60,14 +60,14 @@ class Row(NamedTuple):
         dtype: Dtype of vLLM and of the reference.
         engine: How vLLM ran, such as ``"eager"``.
         stage: One of ``BOUNDS``.
-        picture: Name of the image.
+        image: Name of the image.
         error: In the stage's unit.
     """
 
     dtype: str
     engine: str
     stage: str
-    picture: str
+    image: str
     error: float
 
     @property

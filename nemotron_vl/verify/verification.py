@@ -23,7 +23,7 @@ from .comparison import compare
 from .documents import Question, draw_documents, draw_numbers
 from .engines import Plan, running_engine
 from .expected import write_expected_elsewhere
-from .images import compared_pictures
+from .images import compared_images
 from .in_tree import run_in_tree
 from .plausibility import logits_problems, reading_problems
 from .published import compare_files
@@ -44,7 +44,7 @@ class Request(NamedTuple):
         parts: Some of `PARTS`.
         dtypes: In which vLLM and the reference are compared.
         engines: Some of `ENGINES`, or ``None`` for all that the machine allows.
-        pictures: Names of the images that are compared, or ``None`` for all.
+        images: Names of the images that are compared, or ``None`` for all.
         questions: Number of questions about documents.
         numbers: Whether to ask what the embedded checkpoint was trained for.
             ``None``: whether it is a copy of that checkpoint.
@@ -60,7 +60,7 @@ class Request(NamedTuple):
     parts: Sequence[str] = PARTS
     dtypes: Sequence[str] = DTYPES
     engines: Sequence[str] | None = None
-    pictures: list[str] | None = None
+    images: list[str] | None = None
     questions: int = 100
     numbers: bool | None = None
     published: str | None = None
@@ -78,10 +78,10 @@ class Request(NamedTuple):
         draw = draw_numbers if self.asks_numbers else draw_documents
         return draw(self.questions)
 
-    def images(self) -> dict[str, Image.Image]:
+    def compared(self) -> dict[str, Image.Image]:
         """The images that are compared, by name."""
         config = read_json(str(self.checkpoint), "config.json")
-        return compared_pictures(config["force_image_size"], self.pictures)
+        return compared_images(config["force_image_size"], self.images)
 
 
 def verify(
@@ -114,7 +114,7 @@ def verify(
     compares = "compare" in request.parts
     if compares:
         _refuse_quantised(request.checkpoint)
-    images = request.images() if compares or request.remote_code else {}
+    images = request.compared() if compares or request.remote_code else {}
     engines = {*request.parts} - {"files"}
     not_run = plan.not_run if engines else []
     rows: list[Row] = []
@@ -228,7 +228,7 @@ def captions(
 ) -> Iterator[tuple[str, Image.Image]]:
     """The images of a verification, with what to know about each."""
     if "compare" in request.parts or request.remote_code:
-        yield from request.images().items()
+        yield from request.compared().items()
     if "reading" in results:
         wrong = {w["number"]: w["answer"] for w in results["reading"]["wrong"]}
         yield from _asked(request.documents(), wrong)
@@ -239,8 +239,8 @@ def _asked(
 ) -> Iterator[tuple[str, Image.Image]]:
     for number, question in enumerate(questions):
         found = f"wrong: {wrong[number]!r}" if number in wrong else "right"
-        for picture in question.pictures:
-            yield f"{number}. {question.text} {question.answer!r}: {found}", picture
+        for image in question.images:
+            yield f"{number}. {question.text} {question.answer!r}: {found}", image
 
 
 def _serve(

@@ -1,12 +1,16 @@
 """The examples run unchanged and their answers are right."""
 
 import ast
+import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+
+from support.forked import run_forked
+from support.servers import forked_servers
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -31,28 +35,20 @@ def test_every_example_is_run():
     assert ANSWERS.keys() | ELSEWHERE == {file.stem for file in EXAMPLES.glob("*.py")}
 
 
-# They start several servers, or an engine like that of another example.
-SLOW = {"disaggregated_client", "multi_image", "video_client", "video_offline"}
+def run(example: str, folder: str) -> None:
+    os.chdir(folder)
+    sys.argv = [example]
+    with forked_servers():
+        runpy.run_path(example, run_name="__main__")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.releases if name in SLOW else ())
-        for name in ANSWERS
-    ],
-)
+@pytest.mark.parametrize("name", ANSWERS)
 def test_example(name, tmp_path):
-    result = subprocess.run(
-        [sys.executable, EXAMPLES / f"{name}.py"],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        cwd=tmp_path,
-    )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    """In a process that has imported vLLM."""
+    file, output = EXAMPLES / f"{name}.py", tmp_path / "output.txt"
+    printed = run_forked(run, str(file), str(tmp_path), output=output)
     for answer in ANSWERS[name]:
-        assert answer in result.stdout
+        assert answer in printed
 
 
 def test_every_request_sets_the_temperature_to_zero():

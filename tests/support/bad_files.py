@@ -129,7 +129,7 @@ BAD_FILES |= {
     for name, data in BOMBS.items()
 }
 BAD_FILES["bomb GIF"] = (BOMBS["GIF"], "image/gif", "cannot be opened as gif")
-BAD_FILES["no picture: a strip"] = (
+BAD_FILES["no image: a strip"] = (
     saved(Image.new("L", (2_000_000, 1)), "PNG"),
     "image/png",
     "2000000x1 pixels; a side may have at most 131072",
@@ -137,7 +137,7 @@ BAD_FILES["no picture: a strip"] = (
 
 # Files that are not images
 
-NO_PICTURES = {
+NO_IMAGES = {
     "nothing": b"",
     "one byte": b"\x89",
     "text": b"a price tag",
@@ -154,8 +154,8 @@ NO_PICTURES = {
     "megabytes of nothing": bytes(5_000_000),
 }
 BAD_FILES |= {
-    f"no picture: {name}": (data, "image/png", OTHER_KIND)
-    for name, data in NO_PICTURES.items()
+    f"no image: {name}": (data, "image/png", OTHER_KIND)
+    for name, data in NO_IMAGES.items()
 }
 
 # Files of many parts, each of which is legal: name, parts, pixels, cause
@@ -173,7 +173,7 @@ MANY_PARTS = {
     "jpeg_behind_markers": (9000, 900, "the marker fff0 before its first scan"),
     "jpeg_hidden_scans": (600, 10**6, "more than 100 scans"),
     "jpeg_exif_entries": (5000, 900, "a directory of it has 5001 entries"),
-    "jpeg_several_pictures": (9, 900, "segments of several pictures"),
+    "jpeg_several_images": (9, 900, "segments of several images"),
     "jpeg_exif_rationals": (5000, 900, "5000 rational numbers"),
     "png_chunks": (5000, 900, "chunks"),
     "png_chunks_after": (5000, 900, "chunks"),

@@ -80,32 +80,32 @@ NOT_FETCHED = "could not be fetched from its url"
 URLS = {
     "empty": ("", "is empty"),
     "space": (" ", "failed to parse"),
-    "word": ("picture.png", SCHEME),
+    "word": ("image.png", SCHEME),
     "path": ("/etc/passwd", SCHEME),
-    "ftp": ("ftp://localhost/picture.png", SCHEME),
+    "ftp": ("ftp://localhost/image.png", SCHEME),
     "gopher": ("gopher://localhost/", SCHEME),
     "javascript": ("javascript:alert(1)", SCHEME),
     "blob": ("blob:https://localhost/1", SCHEME),
     "nothing after": ("http://", DOMAIN),
-    "bad port": ("http://localhost:99999/picture.png", "failed to parse"),
-    "bad host": ("http://[::1/picture.png", "not a valid host or port"),
-    "control": ("http://localhost:9/\x00picture.png", NOT_FETCHED),
-    "private": ("http://127.0.0.1:9/picture.png", DOMAIN),
-    "any": ("http://0.0.0.0:9/picture.png", DOMAIN),
-    "IPv6": ("http://[::1]:9/picture.png", DOMAIN),
-    "number": ("http://2130706433:9/picture.png", DOMAIN),
-    "octal": ("http://0177.0.0.1:9/picture.png", DOMAIN),
-    "network": ("http://10.0.0.1/picture.png", DOMAIN),
+    "bad port": ("http://localhost:99999/image.png", "failed to parse"),
+    "bad host": ("http://[::1/image.png", "not a valid host or port"),
+    "control": ("http://localhost:9/\x00image.png", NOT_FETCHED),
+    "private": ("http://127.0.0.1:9/image.png", DOMAIN),
+    "any": ("http://0.0.0.0:9/image.png", DOMAIN),
+    "IPv6": ("http://[::1]:9/image.png", DOMAIN),
+    "number": ("http://2130706433:9/image.png", DOMAIN),
+    "octal": ("http://0177.0.0.1:9/image.png", DOMAIN),
+    "network": ("http://10.0.0.1/image.png", DOMAIN),
     "metadata": ("http://169.254.169.254/latest/meta-data/", DOMAIN),
-    "other host": ("https://example.org/picture.png", DOMAIN),
-    "user part": ("http://localhost@127.0.0.1:9/picture.png", DOMAIN),
-    "backslash": ("http://127.0.0.1:9\\@localhost/picture.png", DOMAIN),
-    "suffix": ("http://localhost.example.org/picture.png", DOMAIN),
+    "other host": ("https://example.org/image.png", DOMAIN),
+    "user part": ("http://localhost@127.0.0.1:9/image.png", DOMAIN),
+    "backslash": ("http://127.0.0.1:9\\@localhost/image.png", DOMAIN),
+    "suffix": ("http://localhost.example.org/image.png", DOMAIN),
     "long": ("http://localhost:9/" + "a" * 100_000, NOT_FETCHED),
-    "closed port": ("http://localhost:9/picture.png", NOT_FETCHED),
+    "closed port": ("http://localhost:9/image.png", NOT_FETCHED),
     "passwd": ("file:///etc/passwd", FOLDER),
     "host": ("file://localhost/etc/passwd", FOLDER),
-    "relative": ("file://picture.png", FOLDER),
+    "relative": ("file://image.png", FOLDER),
     "proc": ("file:///proc/self/environ", FOLDER),
     "device": ("file:///dev/zero", FOLDER),
 }
@@ -165,7 +165,7 @@ CASES |= {
 
 # Messages
 
-PICTURE = image_part("data:image/png;base64," + GOOD_DATA)
+IMAGE = image_part("data:image/png;base64," + GOOD_DATA)
 
 
 def message(content: Any, role: str = "user") -> dict:
@@ -186,7 +186,7 @@ CASES |= {
         chat({"type": "image_url", "image_url": {}}), "image_url.url"
     ),
     "no image_url": Case(chat({"type": "image_url"}), "image_url"),
-    "no type": Case(chat({"picture": "x"}), "missing 'type' field"),
+    "no type": Case(chat({"image": "x"}), "missing 'type' field"),
     "unknown type": Case(
         chat({"type": "hologram", "hologram": "x"}),
         "unsupported chat content part type: 'hologram'",
@@ -207,10 +207,10 @@ CASES |= {
         chat({"type": "input_audio", "input_audio": {"data": "eA==", "format": "wav"}}),
         "at most 0 audio(s)",
     ),
-    "three pictures": Case(chat(PICTURE, PICTURE, PICTURE), "at most 2 image"),
-    "thousand pictures": Case(chat(*[PICTURE] * 1000), "at most 2 image"),
+    "three images": Case(chat(IMAGE, IMAGE, IMAGE), "at most 2 image"),
+    "thousand images": Case(chat(*[IMAGE] * 1000), "at most 2 image"),
     "one bad of two": Case(
-        chat(PICTURE, image_part("data:image/png;base64,")), OTHER_KIND
+        chat(IMAGE, image_part("data:image/png;base64,")), OTHER_KIND
     ),
     "long text": Case(chat(text_part("9 " * 5000)), "1024"),
     "longer text": Case(chat(text_part("9 " * 500_000)), "1024"),
@@ -232,12 +232,12 @@ CASES |= {
     for name, text in TYPED.items()
 }
 CASES |= {
-    "typed beside a picture": Case(chat(PICTURE, text_part("<image>")), "<image>"),
+    "typed beside an image": Case(chat(IMAGE, text_part("<image>")), "<image>"),
     "typed by the system": Case(
         {
             "messages": [
                 {"role": "system", "content": "You see <image>."},
-                {"role": "user", "content": [PICTURE, READ]},
+                {"role": "user", "content": [IMAGE, READ]},
             ]
         },
         "<image>",
@@ -293,7 +293,7 @@ SETTINGS: dict[str, tuple[Any, str]] = {
     "list": ([1], "should be a valid dictionary"),
 }
 CASES |= {
-    f"setting: {name}": Case(chat(PICTURE, mm_processor_kwargs=settings), reason)
+    f"setting: {name}": Case(chat(IMAGE, mm_processor_kwargs=settings), reason)
     for name, (settings, reason) in SETTINGS.items()
 }
 
@@ -365,7 +365,7 @@ CASES |= {
 }
 
 # Those whose image or text alone is bad, which the offline API takes too
-PICTURES = [
+IMAGES = [
     name
     for name in CASES
     if name in BAD_FILES or name.startswith(("data URL", "URL", "typed", "embeds"))

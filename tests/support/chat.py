@@ -70,8 +70,8 @@ def image_part(url: Any) -> dict:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def picture_part(picture: Image.Image) -> dict:
-    return image_part(data_url(saved(picture, "PNG")))
+def png_part(image: Image.Image) -> dict:
+    return image_part(data_url(saved(image, "PNG")))
 
 
 def embeds_part(data: torch.Tensor | bytes) -> dict:
@@ -86,7 +86,7 @@ def embeds_part(data: torch.Tensor | bytes) -> dict:
 
 def chat_request(question: Question, *, tokens: int, model: str = "tiny") -> dict:
     """A greedy request that gives exactly `tokens` tokens, as the reference does."""
-    parts = [picture_part(picture) for picture in question.pictures]
+    parts = [png_part(image) for image in question.images]
     parts.append(text_part(question.turns[0][0]))
     return {
         "model": model,
@@ -105,5 +105,5 @@ def content(response: httpx.Response) -> str:
 
 def reference_text(reference: Reference, question: Question, *, tokens: int) -> str:
     """The answer that a server must give to `chat_request`."""
-    ids = reference.answer(question.prompt(), question.pictures, tokens)[1]
+    ids = reference.answer(question.prompt(), question.images, tokens)[1]
     return reference.tokenizer.decode(ids)

@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def pdf(pages: Iterable[Image.Image]) -> bytes:
-    """A PDF with a picture on each page, a point for each pixel."""
+    """A PDF with an image on each page, a point for each pixel."""
     return _saved("PDF", pages)
 
 

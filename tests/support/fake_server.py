@@ -15,7 +15,7 @@ from PIL import Image
 BREAK = 0  # in `failures`: close the connection without an answer
 
 
-def picture_of(request: dict) -> Image.Image | None:
+def image_of(request: dict) -> Image.Image | None:
     """The image of a chat request."""
     parts = request["messages"][-1]["content"]
     if isinstance(parts, str):
@@ -24,9 +24,9 @@ def picture_of(request: dict) -> Image.Image | None:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def size_of_picture(request: dict) -> str:
-    picture = picture_of(request)
-    return "yes" if picture is None else f"{picture.width}x{picture.height}"
+def size_of_image(request: dict) -> str:
+    image = image_of(request)
+    return "yes" if image is None else f"{image.width}x{image.height}"
 
 
 class Sent(NamedTuple):
@@ -42,7 +42,7 @@ class FakeServer:
 
     def __init__(self) -> None:
         # Text of the answer to a request, or a status and a message.
-        self.answer: Callable[[dict], str | tuple[int, str]] = size_of_picture
+        self.answer: Callable[[dict], str | tuple[int, str]] = size_of_image
         # Sent instead, unless it is `None`; the request is `None` for the models.
         self.sent: Callable[[dict | None], Sent | None] = lambda request: None
         # Statuses that the next requests with a page get first.

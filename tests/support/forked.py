@@ -2,17 +2,29 @@
 
 On CPUs vLLM starts each process with a new interpreter, which takes 10 to 17 s of one
 core to import vLLM. A fork of a process that has done nothing else has the same modules
-and no threads. Servers are not started this way: they run as users run them.
+and no threads.
 """
 
 import contextlib
 import multiprocessing.forkserver
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerProcess, SpawnContext
+from pathlib import Path
 from unittest import mock
 
-IMPORTED = ["vllm.v1.engine.core", "vllm.v1.worker.cpu_worker"]
+IMPORTED = [
+    "vllm.entrypoints.cli.main",
+    "vllm.entrypoints.openai.api_server",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+]
+
+
+# Environment variables of forked processes: a file for their output, and the process
+# group of a server, which its processes join.
+LOG, GROUP = "FORKED_PROCESS_LOG", "FORKED_PROCESS_GROUP"
 
 
 class ForkedProcess(ForkServerProcess):
@@ -25,6 +37,8 @@ class ForkedProcess(ForkServerProcess):
     def run(self) -> None:
         os.environ.clear()
         os.environ.update(self.environment)
+        if LOG in os.environ:
+            _join_server(os.environ[LOG])
         # Python would start another server for the processes that this one starts.
         server = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
         server.ensure_running = lambda: None
@@ -32,9 +46,37 @@ class ForkedProcess(ForkServerProcess):
             super().run()
 
 
+def _join_server(log: str) -> None:
+    """Write to a server's log, and be of its process group, or found it."""
+    group = os.environ.setdefault(GROUP, str(os.getpid()))
+    os.setpgid(0, int(group))
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+
+
+def preload() -> None:
+    """Let the process that is forked import vLLM, if it does not run yet."""
+    multiprocessing.forkserver.set_forkserver_preload(IMPORTED)
+
+
+def run_forked(function: Callable, *args, output: Path, seconds: float = 400) -> str:
+    """What a function prints in a process that has imported vLLM; it must end well."""
+    preload()
+    output.touch()
+    process = ForkedProcess(target=function, args=args)
+    process.environment |= {LOG: str(output)}
+    process.start()
+    process.join(seconds)
+    if process.exitcode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.exitcode == 0, output.read_text()[-5000:]
+    return output.read_text()
+
+
 @contextlib.contextmanager
 def forked_processes() -> Iterator[None]:
     """Fork the processes that vLLM starts in this context."""
-    multiprocessing.forkserver.set_forkserver_preload(IMPORTED)
+    preload()
     with mock.patch.object(SpawnContext, "Process", ForkedProcess):
         yield

@@ -29,7 +29,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "tower": {},
     "all": {},
 }
-PICTURES = {text: draw_text(text) for text in ("640-27", "118-05", "33.7", *"9417")}
+IMAGES = {text: draw_text(text) for text in ("640-27", "118-05", "33.7", *"9417")}
 
 
 def chat(images: int, videos: int = 0) -> str:
@@ -48,26 +48,26 @@ class Ask:
 
     Args:
         name: For messages.
-        pictures: What the reference sees.
+        images: What the reference sees.
         videos: The same: the frames of each.
         data: What the engine gets, if it is something else.
         uuids: Names of the images or videos.
     """
 
     name: str
-    pictures: Sequence[Image.Image] = ()
+    images: Sequence[Image.Image] = ()
     videos: Sequence[list[Image.Image]] = ()
     data: dict[str, Any] | None = None
     uuids: dict[str, list[str]] | None = None
 
     @property
     def text(self) -> str:
-        return chat(len(self.pictures), len(self.videos))
+        return chat(len(self.images), len(self.videos))
 
     @property
     def prompt(self) -> dict[str, Any]:
         data: dict[str, Any] = self.data or {
-            "image": [*self.pictures],
+            "image": [*self.images],
             "video": [encoded(frames) for frames in self.videos],
         }
         prompt: dict[str, Any] = {
@@ -176,7 +176,7 @@ class Expected:
     ) -> list[torch.Tensor]:
         """Embeddings of each image and of each video, (tokens, width)."""
         reference = self.reference(adapter, int8)
-        items = [reference.to_pixels(picture) for picture in ask.pictures]
+        items = [reference.to_pixels(image) for image in ask.images]
         items += [reference.frames_to_pixels(frames) for frames in ask.videos]
         return [reference.encode(pixels).flatten(0, 1) for pixels in items]
 
@@ -185,13 +185,11 @@ class Expected:
     ) -> tuple[list[int], torch.Tensor]:
         """Tokens of the answer, and log-probabilities of all tokens for the first.
 
-        These differ between pictures where the tokens do not: an adapter that was
-        trained on few answers gives them to nearly all pictures.
+        These differ between images where the tokens do not: an adapter that was
+        trained on few answers gives them to nearly all images.
         """
         reference = self.reference(adapter, int8)
-        _, tokens, first = reference.answer(
-            ask.text, [*ask.pictures], TOKENS, ask.videos
-        )
+        _, tokens, first = reference.answer(ask.text, [*ask.images], TOKENS, ask.videos)
         return tokens, first
 
     def up_to_the_end(self, tokens: Iterable[int]) -> list[int]:
@@ -204,17 +202,17 @@ class Expected:
 # Requests
 
 
-def pictures() -> list[Ask]:
+def images() -> list[Ask]:
     """One image, two of different sizes, none, and images with tiles of others.
 
     Two of the small ones fit into one step.
     """
-    one, other, large = (PICTURES[text] for text in ("640-27", "118-05", "33.7"))
+    one, other, large = (IMAGES[text] for text in ("640-27", "118-05", "33.7"))
     marked = one.copy()  # one tile and the thumbnail are different
     marked.paste("red", (0, 0, 20, 20))
     return [
         Ask("one", [one]),
-        *(Ask(f"small {text}", [PICTURES[text]]) for text in "9417"),
+        *(Ask(f"small {text}", [IMAGES[text]]) for text in "9417"),
         Ask("two of different sizes", [large, other]),
         Ask("none"),
         Ask("one that shares tiles", [marked]),
@@ -233,8 +231,8 @@ def alike() -> list[Ask]:
 def embeddings(expected: Expected, **kind) -> list[Ask]:
     """Embeddings that come with the request, beside an image that does not."""
     asks = [
-        Ask("embeddings", [PICTURES["118-05"]]),
-        Ask("two embeddings", [PICTURES["118-05"], PICTURES["33.7"]]),
+        Ask("embeddings", [IMAGES["118-05"]]),
+        Ask("two embeddings", [IMAGES["118-05"], IMAGES["33.7"]]),
     ]
     given = [expected.features(ask, **kind) for ask in asks]
     return [
@@ -242,14 +240,14 @@ def embeddings(expected: Expected, **kind) -> list[Ask]:
             replace(ask, data={"image": {EMBEDS: features}})
             for ask, features in zip(asks, given, strict=True)
         ),
-        Ask("an image beside them", [PICTURES["9"]]),
+        Ask("an image beside them", [IMAGES["9"]]),
     ]
 
 
 def videos() -> list[Ask]:
     return [
         Ask("video", videos=[numbers("640-27", "12")]),
-        Ask("image and video", [PICTURES["118-05"]], [numbers("55")]),
+        Ask("image and video", [IMAGES["118-05"]], [numbers("55")]),
     ]
 
 
@@ -258,9 +256,9 @@ def stored(
 ) -> list[Ask]:
     """Requests whose embeddings another engine has stored.
 
-    They are those of another picture than is sent, so the answer tells which were used.
+    They are those of another image than is sent, so the answer tells which were used.
     """
-    sent, seen = PICTURES["640-27"], PICTURES["118-05"]
+    sent, seen = IMAGES["640-27"], IMAGES["118-05"]
     ask = Ask("stored", [seen], data={"image": [sent]}, uuids={"image": ["seen"]})
     for adapter in adapters:
         (features,) = expected.features(ask, adapter, **kind)
@@ -269,7 +267,7 @@ def stored(
     return [
         ask,
         replace(ask, name="name", data={"image": {NUM_TILES: torch.tensor([tiles])}}),
-        Ask("not stored", [PICTURES["9"]]),
+        Ask("not stored", [IMAGES["9"]]),
     ]
 
 

@@ -34,7 +34,7 @@ def _role(role: str) -> dict[str, Any]:
 ADAPTERS = dict(enable_lora=True, max_lora_rank=8, max_loras=2)
 GRAPHS = {
     "cudagraph_mm_encoder": True,
-    # The largest pictures of the tests fit none of them.
+    # The largest images of the tests fit none of them.
     "encoder_cudagraph_token_budgets": [n * TILE_TOKENS for n in (1, 3, 5, 8)],
     # No graphs and no compilation of the language model.
     "cudagraph_mode": "NONE",

@@ -86,7 +86,7 @@ def train(
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate)
     for _ in range(steps):
         question = make_question(rng, PILLOW_FONT, reference, "read")
-        ids, embeds = reference.embed(question.prompt(), question.pictures)
+        ids, embeds = reference.embed(question.prompt(), question.images)
         said = (answer or ANSWERS[part]).format(question.turns[0][1])
         tokens = reference.tokenizer.encode(
             said + "<|eot_id|>", add_special_tokens=False

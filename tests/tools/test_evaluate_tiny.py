@@ -42,10 +42,8 @@ def test_the_same_seed_draws_the_same_held_out_images(fonts):
     for a, b in zip(one, other, strict=True):
         assert a.facts == b.facts
         assert a.question.turns == b.question.turns
-        for picture, again in zip(
-            a.question.pictures, b.question.pictures, strict=True
-        ):
-            assert picture.tobytes() == again.tobytes()
+        for image, again in zip(a.question.images, b.question.images, strict=True):
+            assert image.tobytes() == again.tobytes()
     assert len({item.facts["style"] for item in one}) > len(STYLES) / 2
     assert draw_held_out(fonts, 1, seed=1)[0].facts != one[0].facts
 
@@ -56,14 +54,14 @@ def test_held_out_images_have_ink_and_their_sizes(fonts):
         assert 14 <= item.facts["height"] <= 140
         assert item.facts["contrast"] >= LEAST_CONTRAST
         assert item.facts["margin"] >= 0
-        (width, height), layout = item.question.pictures[0].size, item.facts["layout"]
+        (width, height), layout = item.question.images[0].size, item.facts["layout"]
         shapes.add(layout)
         if layout == "square":
             assert width == height <= cairo_layout.SQUARE
         if layout == "tall":
             assert height > 1.3 * width
-        for picture in item.question.pictures:
-            low, high = picture.convert("L").getextrema()
+        for image in item.question.images:
+            low, high = image.convert("L").getextrema()
             assert high - low > 20, item.facts
     assert shapes == set(cairo_layout.LAYOUTS)
 
@@ -71,9 +69,9 @@ def test_held_out_images_have_ink_and_their_sizes(fonts):
 def test_margin_and_contrast_are_measured_on_the_image():
     mask = np.zeros((40, 60), np.uint8)
     mask[10:30, 20:56] = 255  # 4 pixels from the right side
-    picture = Image.fromarray(np.where(mask, 51, 204).astype(np.uint8))
+    image = Image.fromarray(np.where(mask, 51, 204).astype(np.uint8))
     assert least_margin(mask) == 4
-    assert contrast_of(picture, mask, 20) == pytest.approx(0.6, abs=0.01)
+    assert contrast_of(image, mask, 20) == pytest.approx(0.6, abs=0.01)
 
 
 def test_a_missing_family_is_named(fonts, monkeypatch):
@@ -142,7 +140,7 @@ def test_wrong_answers_are_shown_with_a_guess(fonts, tmp_path):
     assert "small characters" in wrong.guess(record("plain", "17", "12", height=14.0))
 
 
-def test_both_pictures_of_a_wrong_answer_are_shown(tmp_path):
+def test_both_images_of_a_wrong_answer_are_shown(tmp_path):
     colours = ((255, 0, 0), (0, 0, 255))
     drawings = [Drawing(Image.new("RGB", (300, 90), c), ["1"], []) for c in colours]
     item = HeldOut(Question("both", drawings, [("Read both.", "1\n1")]), {})

@@ -36,8 +36,8 @@ def test_the_data_are_the_questions(draw, tmp_path):
     rows = load_dataset("parquet", data_files=str(file), cache_dir=cache)["train"]
     for row, question in zip(rows, questions, strict=True):
         assert (row["question"], row["answer"]) == question[2:]
-        for image, picture in zip(row["images"], question.pictures, strict=True):
-            assert image.convert("RGB").tobytes() == picture.tobytes()
+        for stored, image in zip(row["images"], question.images, strict=True):
+            assert stored.convert("RGB").tobytes() == image.tobytes()
 
 
 def test_results_of_an_earlier_run_are_not_taken_for_those_of_a_failed_one(tmp_path):

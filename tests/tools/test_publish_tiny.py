@@ -25,7 +25,7 @@ def test_only_an_evaluated_checkpoint_is_published(monkeypatch, tmp_path, tiny, 
     (folder / "training.log").write_text("log")
     (root / "embedded").mkdir(parents=True)
     shutil.copy(publish_tiny.PAGE, root / "page.md")
-    for name in ("PAGE", "PICTURE", "LOG", "EMBEDDED"):
+    for name in ("PAGE", "IMAGE", "LOG", "EMBEDDED"):
         path = {"PAGE": "page.md", "EMBEDDED": "embedded"}.get(name, name)
         monkeypatch.setattr(publish_tiny, name, root / path)
     commands = []
@@ -37,7 +37,7 @@ def test_only_an_evaluated_checkpoint_is_published(monkeypatch, tmp_path, tiny, 
         if "--wrong" in command:
             if case == "evaluation fails":
                 raise subprocess.CalledProcessError(1, command)
-            Path(command[command.index("--wrong") + 1]).write_text("picture")
+            Path(command[command.index("--wrong") + 1]).write_text("image")
 
     monkeypatch.setattr(publish_tiny.subprocess, "run", run)
     options = {"other count": ["--count=20"], "no engines": ["--reference-only"]}
@@ -52,7 +52,7 @@ def test_only_an_evaluated_checkpoint_is_published(monkeypatch, tmp_path, tiny, 
             "After an earlier training, the embedded weights took 1,000 steps" in page
         )
         assert "1,000 steps in 1,234 s in float32" in page
-        assert (root / "PICTURE").read_text() == "picture"
+        assert (root / "IMAGE").read_text() == "image"
         assert (root / "LOG").read_text() == "log"
         names = {file.name for file in (root / "embedded").iterdir()}
         assert names == {file.name for file in (folder / "untrained").iterdir()}

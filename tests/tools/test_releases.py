@@ -77,7 +77,7 @@ def test_the_container_image_has_the_newest_release():
 def test_the_doctor_says_which_to_install(version):
     finding = doctor._vllm({"vllm": version})
     assert finding.state != doctor.OK
-    assert names.tested_requirement() in finding.mend
+    assert names.tested_requirement() in finding.fix
 
 
 def pages() -> list[Path]:

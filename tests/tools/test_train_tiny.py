@@ -77,14 +77,14 @@ def test_questions_fit_what_is_drawn(reference, kind):
         again = question(reference, kind, seed, turns=4)
         assert asked.turns == again.turns
         for one, other in zip(asked.drawings, again.drawings, strict=True):
-            assert one.picture.tobytes() == other.picture.tobytes()
+            assert one.image.tobytes() == other.image.tobytes()
 
 
 def test_the_box_of_each_character_has_ink(reference):
     """Without distortion, each box has pixels darker or lighter than the background."""
     for seed in range(10):
         (drawing,) = question(reference, "lines", seed, effort=0.0).drawings
-        levels = np.asarray(drawing.picture.convert("L"), np.int16)
+        levels = np.asarray(drawing.image.convert("L"), np.int16)
         inked = abs(levels - np.median(levels)) > 30
         for c in drawing.characters:
             rows = slice(int(c.y - c.half_height) - 1, int(c.y + c.half_height) + 3)
@@ -116,7 +116,7 @@ def test_the_same_seed_draws_the_same_training_image(artist, max_tiles):
         for _ in range(2)
     ]
     (one, grid), (other, _) = drawings
-    assert one.picture.tobytes() == other.picture.tobytes()
+    assert one.image.tobytes() == other.image.tobytes()
     assert grid[0] * grid[1] <= max_tiles
 
 
@@ -132,7 +132,7 @@ def test_each_character_is_labelled_at_its_place(artist):
         views = camera.views(drawing, (columns, rows))
         tiles = columns * rows
         assert len(views.pixels) == tiles + (tiles > 1)
-        width, height = drawing.picture.size
+        width, height = drawing.image.size
         for c in drawing.characters:
             x, y = c.x / width * columns, c.y / height * rows
             # Of the tile that it is in, and of the whole image.

@@ -52,7 +52,7 @@ def plan(
             `make_engines`.
     """
     config = read_config(read_json(report["model"], "config.json"))
-    tiles = tiles or report["largest_picture"]["tiles"]
+    tiles = tiles or report["largest_image"]["tiles"]
     work = work_of_page(config, tiles, assumed.question_tokens, assumed.answer_tokens)
     needed = work.prompt_tokens + assumed.answer_tokens
     if needed > report["context"]:

@@ -84,7 +84,7 @@ def write_data(questions: list[Question], file: Path) -> None:
         }
     )
     columns = {
-        "images": [question.pictures for question in questions],
+        "images": [question.images for question in questions],
         "question": [question.text for question in questions],
         "answer": [question.answer for question in questions],
     }

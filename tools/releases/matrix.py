@@ -51,7 +51,7 @@ ENGINES = [
     f"{GENERATION}/test_reading.py::test_the_engine_answers_as_the_reference",
     f"{GENERATION}/test_nemotron_vl.py::test_greedy_tokens_equal_the_reference",
     f"{GENERATION}/test_nemotron_vl.py::test_text_ids_chat_cache_and_uuid_give_the_same",
-    f"{GENERATION}/test_nemotron_vl.py::test_image_embeds_equal_the_picture_they_were_made_of",
+    f"{GENERATION}/test_nemotron_vl.py::test_image_embeds_equal_the_image_they_were_made_of",
     f"{GENERATION}/test_nemotron_vl.py::test_bad_input_is_named_and_the_next_request_served",
     f"{GENERATION}/test_video.py",
     # each stage, and stages that are broken on purpose

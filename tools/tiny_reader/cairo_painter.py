@@ -84,8 +84,8 @@ class Painter:
         """An image of the lines, and its facts. It has at least ``LEAST_CONTRAST``."""
         while True:
             layout = arrange(rng, lines, style, self._measure)
-            picture, mask, angle = self._paint(rng, layout, lines, style)
-            contrast = contrast_of(picture, mask, layout.text.em)
+            image, mask, angle = self._paint(rng, layout, lines, style)
+            contrast = contrast_of(image, mask, layout.text.em)
             if contrast >= LEAST_CONTRAST:
                 break
         facts = {
@@ -96,7 +96,7 @@ class Painter:
             "layout": layout.name,
             "angle": angle,
         }
-        return self._distort(rng, picture, layout.text.em, style), facts
+        return self._distort(rng, image, layout.text.em, style), facts
 
     def _paint(
         self, rng: random.Random, layout: Layout, lines: list[str], style: str
@@ -122,12 +122,12 @@ class Painter:
         for drawn in (surface, mask):
             drawn.flush()
         stride = surface.get_stride()
-        picture = Image.frombytes(
+        image = Image.frombytes(
             "RGB", size, bytes(surface.get_data()), "raw", "BGRX", stride
         )
         levels = np.frombuffer(bytes(mask.get_data()), np.uint8)
         levels = levels.reshape(size[1], mask.get_stride())[:, : size[0]]
-        return picture, levels, angle
+        return image, levels, angle
 
     def _measure(self, text: Text, line: str) -> Extents:
         self._select(self.probe, text)
@@ -211,15 +211,15 @@ class Painter:
         return gradient
 
     @staticmethod
-    def _distort(rng, picture: Image.Image, em: float, style: str) -> Image.Image:
+    def _distort(rng, image: Image.Image, em: float, style: str) -> Image.Image:
         if style == "blurred":
             radius = em * rng.uniform(0.015, 0.04)
-            picture = picture.filter(ImageFilter.GaussianBlur(radius))
+            image = image.filter(ImageFilter.GaussianBlur(radius))
         if style == "JPEG" or (style == "photograph" and rng.random() < 0.5):
             file = io.BytesIO()
-            picture.save(file, "JPEG", quality=rng.randint(40, 80))
-            picture = Image.open(file).convert("RGB")
-        return picture
+            image.save(file, "JPEG", quality=rng.randint(40, 80))
+            image = Image.open(file).convert("RGB")
+        return image
 
 
 def _families(folders: list[Path]) -> set[str]:
@@ -279,15 +279,15 @@ def _bridges(rng: random.Random, context, layout: Layout, paper: Colour) -> None
         context.fill()
 
 
-def contrast_of(picture: Image.Image, mask: np.ndarray, em: float) -> float:
+def contrast_of(image: Image.Image, mask: np.ndarray, em: float) -> float:
     """Difference of the mean luminance, from 0 to 1, of the ink and of what is near.
 
     Args:
-        picture: The image.
+        image: The image.
         mask: Its ink, (height, width) uint8.
         em: Font size in pixels. A tenth of it is near.
     """
-    levels = np.asarray(picture.convert("L"), np.float32) / 255
+    levels = np.asarray(image.convert("L"), np.float32) / 255
     spread = 2 * max(2, round(em / 10)) + 1
     near = cv2.dilate(mask, np.ones((spread, spread), np.uint8)) > 0
     inked = mask > 0.7 * mask.max()

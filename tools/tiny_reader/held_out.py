@@ -82,11 +82,11 @@ def draw_held_out(fonts: Path, count: int, seed: int = 0) -> list[HeldOut]:
         longest = LONGEST_OF_BOTH if kind == "both" else MAX_LENGTH
         marks = style != "seven segments"
         lines = [_string(rng, longest, marks) for _ in range(number)]
-        images = [[line] for line in lines] if kind == "both" else [lines]
-        drawn = [painter.draw(rng, image, style) for image in images]
+        groups = [[line] for line in lines] if kind == "both" else [lines]
+        drawn = [painter.draw(rng, group, style) for group in groups]
         drawings = [
-            Drawing(picture, image, [])
-            for (picture, _), image in zip(drawn, images, strict=True)
+            Drawing(image, group, [])
+            for (image, _), group in zip(drawn, groups, strict=True)
         ]
         asked = questions_about(kind, lines)
         if kind == "lines":

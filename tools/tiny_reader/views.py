@@ -71,11 +71,11 @@ class Camera:
 
     def views(self, drawing: Drawing, grid: tuple[int, int]) -> Views:
         columns, rows = grid
-        width, height = drawing.picture.size
+        width, height = drawing.image.size
         boxes = [(0, 0, columns, rows)] if columns * rows > 1 else []
         tiles = [(x, y, x + 1, y + 1) for y in range(rows) for x in range(columns)]
         side = self.side
-        whole = drawing.picture.resize(
+        whole = drawing.image.resize(
             (columns * side, rows * side), Image.Resampling.BICUBIC
         )
         pixels = [
@@ -84,7 +84,7 @@ class Camera:
         ]
         if boxes:
             size = (side, side)
-            small = drawing.picture.resize(size, Image.Resampling.BICUBIC)
+            small = drawing.image.resize(size, Image.Resampling.BICUBIC)
             pixels.append(np.asarray(small))
         labels = []
         for left, top, right, bottom in [*tiles, *boxes]:

@@ -60,10 +60,10 @@ def show(wrong: list[tuple[HeldOut, Record]], file: Path, seed: int) -> str:
     lines.append("|---|---|---|---|---|---|")
     for number, (item, record) in enumerate(chosen):
         left, top = number % COLUMNS * CELL[0], number // COLUMNS * CELL[1]
-        pictures = item.question.pictures  # below each other
-        height = (CELL[1] - 26) // len(pictures)
-        for place, picture in enumerate(pictures):
-            small = picture.copy()
+        images = item.question.images  # below each other
+        height = (CELL[1] - 26) // len(images)
+        for place, image in enumerate(images):
+            small = image.copy()
             small.thumbnail((CELL[0] - 10, height - 4))
             sheet.paste(small, (left + 5, top + 25 + place * height))
         pen.text((left + 5, top + 4), str(number + 1), "black", font)

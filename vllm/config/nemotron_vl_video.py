@@ -9,7 +9,7 @@ from .nemotron_vl_names import IMAGE_END, IMAGE_START
 # Name of our loader among vLLM's video loaders.
 LOADER = "nemotron_vl"
 
-# The place of a video in a prompt: two special tokens that no picture has side by
+# The place of a video in a prompt: two special tokens that no image has side by
 # side. `<video>` is no token of this tokenizer, and documents may contain it.
 VIDEO_PLACEHOLDER = IMAGE_START + IMAGE_END
 

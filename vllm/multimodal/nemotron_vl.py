@@ -174,8 +174,8 @@ class NemotronVLDataParser(MultiModalDataParser):
             for item in [] if items is None else items.get_all():
                 check_embeddings(item)
             return items
-        pictures: list[Any] = [to_picture(item) for item in _as_pictures(data)]
-        return super()._parse_image_data(pictures)
+        images: list[Any] = [to_image(item) for item in _as_images(data)]
+        return super()._parse_image_data(images)
 
     def count_items(self, modality: str, data: Any) -> int:
         """Number of items in what a user passes as images."""
@@ -183,10 +183,10 @@ class NemotronVLDataParser(MultiModalDataParser):
             return 0
         if isinstance(data, Mapping):
             return count_embedded(data)
-        return len(data if self.is_embeddings(data) else _as_pictures(data))
+        return len(data if self.is_embeddings(data) else _as_images(data))
 
 
-def _as_pictures(data: Any) -> Sequence[Any]:
+def _as_images(data: Any) -> Sequence[Any]:
     if isinstance(data, (list, tuple)):
         return data
     if isinstance(data, (np.ndarray, torch.Tensor)) and data.ndim == 4:
@@ -194,7 +194,7 @@ def _as_pictures(data: Any) -> Sequence[Any]:
     return [data]
 
 
-def to_picture(item: Any) -> Image.Image | MediaWithBytes[Image.Image] | None:
+def to_image(item: Any) -> Image.Image | MediaWithBytes[Image.Image] | None:
     """One image of those that `NemotronVLDataParser` accepts, as RGB.
 
     Raises:

@@ -185,7 +185,7 @@ def _check_jpeg(data: bytes) -> None:
             _check_count(len(exif), _MOST_EXIF_SEGMENTS, "segments of Exif data")
         elif marker == _APP2 and data.startswith(b"MPF\0", start, end):
             multiple += 1
-            _check_count(multiple, _MOST_EXIF, "segments of several pictures")
+            _check_count(multiple, _MOST_EXIF, "segments of several images")
             check_exif(data[start + 4 : end])
         elif marker == _APP13:
             resources += data.count(b"8BIM", start, end)

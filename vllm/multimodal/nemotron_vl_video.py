@@ -14,7 +14,7 @@ from vllm.multimodal.media import MediaWithBytes
 from vllm.multimodal.parse import ModalityDataItems, VideoProcessorItems
 
 from ..config.nemotron_vl_video import LOADER, frame_indices
-from .nemotron_vl import NemotronVLDataParser, to_picture
+from .nemotron_vl import NemotronVLDataParser, to_image
 from .nemotron_vl_decoding import content_of
 
 # vLLM's loaders return the frames and a dictionary about them.
@@ -116,7 +116,7 @@ class NemotronVLVideoDataParser(NemotronVLDataParser):
             item = item[0]
         frames = _as_frames(item)
         taken = [frames[index] for index in frame_indices(len(frames), num_frames)]
-        images = [to_picture(frame) for frame in taken]
+        images = [to_image(frame) for frame in taken]
         return Video(images, images)  # type: ignore[arg-type]
 
 

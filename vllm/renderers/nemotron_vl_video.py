@@ -26,13 +26,13 @@ from ..multimodal.nemotron_vl_decoding import DecoderUnavailable
 from .nemotron_vl import NemotronVLRenderer
 from .nemotron_vl_messages import media_urls, with_lists
 
-# vLLM reads this kind of data URL as a list of pictures, without our loader and its
+# vLLM reads this kind of data URL as a list of images, without our loader and its
 # limits.
-_LIST_OF_PICTURES = re.compile(r"\s*data:video/jpeg[;,]", re.IGNORECASE)
+_LIST_OF_IMAGES = re.compile(r"\s*data:video/jpeg[;,]", re.IGNORECASE)
 
 
 class NemotronVLVideoRenderer(NemotronVLRenderer):
-    """The renderer of the picture architecture, with checks of videos."""
+    """The renderer of the image architecture, with checks of videos."""
 
     servers_errors = (*NemotronVLRenderer.servers_errors, DecoderUnavailable)
 
@@ -62,9 +62,9 @@ class NemotronVLVideoRenderer(NemotronVLRenderer):
     def _check_videos(self, messages: list[Any], params: ChatParams) -> None:
         self._check_settings((params.media_io_kwargs or {}).get("video") or {})
         for url in media_urls(messages, "video"):
-            if _LIST_OF_PICTURES.match(url):
+            if _LIST_OF_IMAGES.match(url):
                 raise VLLMValidationError(
-                    "A list of JPEG pictures (data:video/jpeg) is not read as a video. "
+                    "A list of JPEG images (data:video/jpeg) is not read as a video. "
                     "Send a file, or each frame as an image.",
                     parameter="video_url",
                 )

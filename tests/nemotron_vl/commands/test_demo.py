@@ -16,6 +16,7 @@ from nemotron_vl.checkpoints.questions import COUNT, draw_questions, untrained
 from nemotron_vl.commands import demo
 from nemotron_vl.images.drawn import draw_text
 from nemotron_vl.main import main
+from support.servers import forked_servers
 
 
 def test_the_images_that_the_seed_draws(tmp_path, capsys):
@@ -28,15 +29,16 @@ def test_the_images_that_the_seed_draws(tmp_path, capsys):
     assert status == 0
     marks = [line[0] for line in lines if line[0] in "✓✗"]
     assert len(marks) == COUNT + 3  # three frames
-    for name in ("picture_01", "counter"):
+    for name in ("image_01", "counter"):
         assert (tmp_path / f"{name}_tiles.png").exists()
     assert (tmp_path / "counter.mp4").exists()
 
 
+@forked_servers()
 def test_what_a_user_types_or_draws(tmp_path, capsys):
     file = tmp_path / "mine.png"
     draw_text("4711-08").save(file)
-    arguments = ["--text", "HELLO", "--picture", str(file), "--out", str(tmp_path)]
+    arguments = ["--text", "HELLO", "--image", str(file), "--out", str(tmp_path)]
     assert main(["demo", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     (typed,) = (n for n, line in enumerate(lines) if line.startswith("✗ text_1 "))
@@ -74,7 +76,7 @@ class Server:
         message = SimpleNamespace(content=answer)
         return SimpleNamespace(choices=[SimpleNamespace(message=message)])
 
-    def pictures(self):
+    def images(self):
         """The image of each request."""
         urls = [content[0]["image_url"]["url"] for content in self.contents]
         data = [base64.b64decode(url.partition(",")[2]) for url in urls]
@@ -119,15 +121,15 @@ def test_given_files_stay_as_they_are(tmp_path, monkeypatch):
     before = [file.read_bytes() for file in given]
     Server(monkeypatch, *["4711"] * 6)
     monkeypatch.chdir(tmp_path)
-    pictures = [f"--picture={file.name}" for file in given]
-    assert main(["demo", "--text=12", *pictures, "--out", str(tmp_path)]) == 0
+    images = [f"--image={file.name}" for file in given]
+    assert main(["demo", "--text=12", *images, "--out", str(tmp_path)]) == 0
     assert [file.read_bytes() for file in given] == before
     assert (tmp_path / "_server.log").read_text() == "started"
     for name in ("_text_1.png", "_text_1_tiles.png", "__given_1_tiles.png"):
         assert (tmp_path / name).exists()
 
 
-def test_pictures_of_one_name_are_all_read(tmp_path, capsys, monkeypatch):
+def test_images_of_one_name_are_all_read(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files = ["a/x.png", "b/x.png", "b/x.bmp", "text_1.png", "text_1_tiles.png"]
     for number, name in enumerate(files):
@@ -135,9 +137,9 @@ def test_pictures_of_one_name_are_all_read(tmp_path, capsys, monkeypatch):
         file.parent.mkdir(exist_ok=True)
         Image.new("RGB", (20 + number, 30)).save(file)
     server = Server(monkeypatch, *"012345")
-    pictures = [f"--picture={file}" for file in files]
-    assert main(["demo", "--text", "0", *pictures]) == 0
-    sizes = [picture.size for picture in server.pictures()]
+    images = [f"--image={file}" for file in files]
+    assert main(["demo", "--text", "0", *images]) == 0
+    sizes = [image.size for image in server.images()]
     assert sizes == [draw_text("0").size, *((20 + n, 30) for n in range(5))]
     lines = capsys.readouterr().out.splitlines()
     asked = [line for line in lines if " tiles, " in line]
@@ -158,8 +160,8 @@ def test_space_at_the_ends_of_a_text_is_not_compared(
     server = Server(monkeypatch, drawn.replace("\n", " \n"))
     assert main(["demo", "--text", typed, "--out", str(tmp_path)]) == 0
     assert "✓ text_1 " in capsys.readouterr().out
-    (picture,) = server.pictures()
-    assert picture.tobytes() == draw_text(*drawn.split("\n")).tobytes()
+    (image,) = server.images()
+    assert image.tobytes() == draw_text(*drawn.split("\n")).tobytes()
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\n", " \\n\t"])
@@ -176,8 +178,8 @@ def test_the_seed_draws_the_questions():
     assert [q.truth for q in one] != [q.truth for q in other]
     assert len(one) == COUNT
     for a, b in zip(one, again, strict=True):
-        for name, picture in a.pictures.items():
-            assert picture.tobytes() == b.pictures[name].tobytes()
+        for name, image in a.images.items():
+            assert image.tobytes() == b.images[name].tobytes()
         assert untrained(a.truth) is None
 
 
@@ -221,7 +223,7 @@ def test_a_file_that_is_no_image_is_refused(tmp_path, capsys):
     out = tmp_path / "out"
     for name in [*contents, "missing.png", "."]:
         file = tmp_path / name
-        assert main(["demo", "--picture", str(file), "--out", str(out)]) == 2
+        assert main(["demo", "--image", str(file), "--out", str(out)]) == 2
         told = capsys.readouterr().err
         assert told.startswith(f"nemotron-vl: {file}: "), told
         assert "parameter=" not in told
@@ -239,7 +241,7 @@ def test_a_refused_request_names_the_image(tmp_path, capsys, monkeypatch):
     draw_text("4711").save(file)
     for refusal, told in ((refused, cause), (lost, "Connection error.")):
         Server(monkeypatch, refusal)
-        assert main(["demo", "--picture", str(file), "--out", str(tmp_path)]) == 2
+        assert main(["demo", "--image", str(file), "--out", str(tmp_path)]) == 2
         assert f"nemotron-vl: {file}: {told}" in capsys.readouterr().err
 
 

@@ -108,7 +108,7 @@ def test_a_release_that_lacks_something(doctored, capsys):
         assert found["state"] == doctor.PROBLEM
         assert "cannot serve Llama_Nemotron_Nano_VL with vLLM 9.0.0" in found["found"]
         assert "vllm.model_executor.models.internvl.InternVLChatModel" in found["found"]
-        assert names.tested_requirement() in found["mend"]
+        assert names.tested_requirement() in found["fix"]
 
 
 def test_a_processor_without_a_kernel_for_gptq(diagnose):

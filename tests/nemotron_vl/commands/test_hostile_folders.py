@@ -130,7 +130,7 @@ def test_tiles_and_demo_read_only_regular_files(tmp_path, kind):
     done = run("tiles", tmp_path)
     assert done.returncode == 1
     assert done.stderr.count(b"is not a regular file.") == 2
-    done = run("demo", "--picture", tmp_path / "page.png", "--out", tmp_path / "out")
+    done = run("demo", "--image", tmp_path / "page.png", "--out", tmp_path / "out")
     assert done.returncode == 2 and b"is not a regular file." in done.stderr
 
 

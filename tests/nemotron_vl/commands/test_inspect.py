@@ -32,12 +32,12 @@ def test_the_cost_of_images(tiny):
     tokens = (side // values["patch_size"] // 2) ** 2
     found = inspect(str(tiny), max_model_len=1000)
     assert found["tokens_per_tile"] == tokens
-    assert found["largest_picture"] == {
+    assert found["largest_image"] == {
         "tiles": 13,
         "tokens": 13 * tokens + 2,
         "bytes": 13 * 3 * side * side,
     }
-    assert found["pictures_in_context"] == 1000 // (13 * tokens + 2)
+    assert found["images_in_context"] == 1000 // (13 * tokens + 2)
     config = values["llm_config"]
     head_dim = config["hidden_size"] // config["num_attention_heads"]
     kv_values = 2 * config["num_hidden_layers"] * config["num_key_value_heads"]

@@ -30,7 +30,7 @@ from nemotron_vl.documents.pages import Page
 from nemotron_vl.documents.requests import Question
 from nemotron_vl.main import main
 from support.documents import blank_pdf, encrypted_pdf, pdf, slow_pdf, solid, tiff
-from support.fake_server import BREAK, FakeServer, fake_server, picture_of
+from support.fake_server import BREAK, FakeServer, fake_server, image_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -282,10 +282,10 @@ def test_a_page_that_the_server_refuses_does_not_stop_the_others(
     server, folder, out, no_patience
 ):
     def answer(request):
-        picture = picture_of(request)
-        if picture and picture.size == (40, 30):
+        image = image_of(request)
+        if image and image.size == (40, 30):
             return 400, "The image cannot be read: it is blue."
-        return (500, "a bug") if picture and picture.size == (60, 80) else "yes"
+        return (500, "a bug") if image and image.size == (60, 80) else "yes"
 
     server.answer = answer
     assert run(server, folder, out) == 1
@@ -302,8 +302,8 @@ def test_a_page_at_which_the_connection_breaks_does_not_stop_the_others(
     server, folder, out, no_patience
 ):
     def answer(request):
-        picture = picture_of(request)
-        return (BREAK, "") if picture and picture.size == (40, 30) else "yes"
+        image = image_of(request)
+        return (BREAK, "") if image and image.size == (40, 30) else "yes"
 
     server.answer = answer
     assert run(server, folder, out) == 1
@@ -317,8 +317,8 @@ def test_a_page_that_a_proxy_gives_up_does_not_stop_the_others(
     server, folder, out, no_patience, status
 ):
     def answer(request):
-        picture = picture_of(request)
-        return (status, "gone") if picture and picture.size == (40, 30) else "yes"
+        image = image_of(request)
+        return (status, "gone") if image and image.size == (40, 30) else "yes"
 
     server.answer = answer
     assert run(server, folder, out, "--at-once", "1") == 1
@@ -420,7 +420,7 @@ def test_an_address_that_is_none(server, folder, out, capsys):
 
 def test_an_answer_that_takes_too_long_is_an_error(server, folder, out, no_patience):
     def answer(request):
-        time.sleep(1.5 if picture_of(request) else 0)
+        time.sleep(1.5 if image_of(request) else 0)
         return "late"
 
     server.answer = answer
@@ -590,12 +590,12 @@ def test_files_of_earlier_versions_go_on():
 
 
 def test_a_batch_replaces_batches_only(folder, tmp_path, capsys):
-    picture = folder / "photo.png"
-    asked = ["read", str(picture), "--question", "?", "--model", "m"]
-    before = picture.read_bytes()
-    assert main([*asked, "--batch", str(picture)]) == 2
+    image = folder / "photo.png"
+    asked = ["read", str(image), "--question", "?", "--model", "m"]
+    before = image.read_bytes()
+    assert main([*asked, "--batch", str(image)]) == 2
     assert "is no file of requests" in capsys.readouterr().err
-    assert picture.read_bytes() == before
+    assert image.read_bytes() == before
     batch = tmp_path / "requests.jsonl"
     for _ in range(2):
         assert main([*asked, "--batch", str(batch)]) == 0
@@ -628,7 +628,7 @@ def test_a_batch_has_a_request_for_each_page(folder, tmp_path, capsys, schema):
     }
     body = requests[1]["body"]
     assert body["model"] == "nvidia/model"
-    assert picture_of(body).size == (1536, 2048)
+    assert image_of(body).size == (1536, 2048)
     assert body["response_format"]["json_schema"]["schema"] == SCHEMA
     captured = capsys.readouterr()
     assert "requests: 6, errors: 2" in captured.out

@@ -1,8 +1,6 @@
 """`nemotron-vl read` and `vllm run-batch` answer with the embedded checkpoint."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
@@ -11,6 +9,8 @@ import pytest
 from nemotron_vl.images.drawn import draw_text
 from nemotron_vl.main import main
 from support.documents import pdf, tiff
+from support.forked import run_forked
+from support.servers import run_vllm
 
 # The checkpoint reads them on three tiles; larger letters than its tiles it does not.
 TEXTS = {
@@ -68,12 +68,10 @@ def test_run_batch_takes_the_requests(folder, tiny, tmp_path):
         assert main(["read", str(folder), *options]) == 0
         requests += batch.read_text()
     batch.write_text(requests)
-    vllm = Path(sys.executable).with_name("vllm")
-    command = [vllm, "run-batch", "-i", batch, "-o", results, "--model", tiny]
+    command = ["vllm", "run-batch", "-i", batch, "-o", results, "--model", tiny]
     command += [*OPTIONS, NO_SPACES, "--max-model-len=4096"]
     command += ['--mm-processor-kwargs={"max_dynamic_patch": 3}']
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_forked(run_vllm, [*map(str, command)], output=tmp_path / "log.txt")
     texts, data = {}, []
     for line in results.read_text().splitlines():
         result = json.loads(line)

@@ -13,7 +13,7 @@ import pytest
 
 from nemotron_vl.main import main
 from support.documents import pdf, solid
-from support.fake_server import FakeServer, Sent, fake_server, picture_of
+from support.fake_server import FakeServer, Sent, fake_server, image_of
 from support.hostile import bounded_memory
 
 BAD = (40, 30)  # the size of the page that is answered badly
@@ -48,8 +48,8 @@ def read(server: FakeServer, folder, *options: str) -> tuple[int, dict]:
 
 
 def bad_page(request) -> bool:
-    picture = picture_of(request) if request else None
-    return bool(picture and picture.size == BAD)
+    image = image_of(request) if request else None
+    return bool(image and image.size == BAD)
 
 
 def answer(**changes) -> bytes:
@@ -217,7 +217,7 @@ def test_no_page_goes_to_another_host(server, folder, status, when, capsys):
         def redirect(request):
             if request is None:
                 return moved if when == "the models" else None
-            if picture_of(request) is None:
+            if image_of(request) is None:
                 return moved if when == "a trial" else None
             return moved if when == "the page" and bad_page(request) else None
 
@@ -258,7 +258,7 @@ def shown(*arguments: str) -> bytes:
 @pytest.mark.parametrize("when", ["the page", "the start"])
 def test_a_terminal_gets_no_control_characters_of_a_server(server, folder, when):
     def refuse(request):
-        if bad_page(request) or (when == "the start" and picture_of(request) is None):
+        if bad_page(request) or (when == "the start" and image_of(request) is None):
             return 400, ESCAPES
         return "yes"
 

@@ -24,15 +24,15 @@ def folder(tmp_path):
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.png", exif=exif)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     return tmp_path
 
 
 @pytest.mark.parametrize("recipe", ["fast", "exact", "hf"])
 @pytest.mark.parametrize("size", [(64, 64), (65, 64), (200, 90), (1700, 2200)])
 def test_the_numbers_equal_the_processors(checkpoint, tmp_path, capsys, recipe, size):
-    picture = Image.new("RGB", size)
-    picture.save(tmp_path / "p.png")
+    image = Image.new("RGB", size)
+    image.save(tmp_path / "p.png")
     options = ["--model", str(checkpoint), "--max-tiles", "6", "--json"]
     assert main(["tiles", str(tmp_path / "p.png"), *options]) == 0
     (found,) = json.loads(capsys.readouterr().out)
@@ -40,7 +40,7 @@ def test_the_numbers_equal_the_processors(checkpoint, tmp_path, capsys, recipe, 
     settings = {"max_dynamic_patch": 6, "resize": recipe, "do_rescale": False}
     cutter = NemotronVLImageProcessor.from_pretrained(checkpoint)
     cutter = NemotronVLImageProcessor(cutter.image_size, **settings)
-    assert cut["tiles"] == len(cutter(images=picture)["pixel_values_flat"])
+    assert cut["tiles"] == len(cutter(images=image)["pixel_values_flat"])
     processor = NemotronVLProcessor.from_pretrained(checkpoint)
     replacement = processor.get_image_repl(cut["tiles"])
     assert cut["prompt_tokens"] == len(replacement.full)
@@ -62,23 +62,23 @@ def test_the_default_settings_are_the_published_ones(folder, capsys):
     }
 
 
-def test_a_folder_is_a_table_of_pictures_as_displayed(folder, capsys):
+def test_a_folder_is_a_table_of_images_as_displayed(folder, capsys):
     assert main(["tiles", str(folder)]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split()[:3] == ["picture", "pixels", "recipe"]
+    assert header.split()[:3] == ["image", "pixels", "recipe"]
     assert len(rows) == 2
     assert "photo.jpg" in rows[0]
     assert "600x400" in rows[0]
     assert "2200x1700  fast, exact, hf  4x3   2048x1536  12 + thumbnail" in rows[1]
 
 
-def test_a_bad_picture_does_not_stop_the_others(folder, capsys):
+def test_a_bad_image_does_not_stop_the_others(folder, capsys):
     bad = folder / "broken.png"
-    bad.write_text("no picture")
+    bad.write_text("no image")
     assert main(["tiles", str(folder)]) == 1
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 3
-    assert captured.err.startswith(f"nemotron-vl: {bad}: It is not a picture")
+    assert captured.err.startswith(f"nemotron-vl: {bad}: It is not an image")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_bad_picture_does_not_stop_the_others(folder, capsys):
     [
         (["{}", "-o", "out.png"], "-o draws one file, not 2."),
         (["{}/photo.jpg", "--model", "{}"], "config.json"),
-        (["{}/empty"], "The folder holds no pictures or videos."),
+        (["{}/empty"], "The folder holds no images or videos."),
     ],
 )
 def test_wrong_use_is_explained(folder, capsys, arguments, message):
@@ -151,12 +151,12 @@ def test_a_video_shows_its_frames_and_their_tokens(checkpoint, tmp_path, capsys)
             assert drawn.getpixel((x + place[0], y + place[1])) == frame.getpixel(place)
 
 
-def test_videos_and_pictures_in_one_folder(folder, capsys):
+def test_videos_and_images_in_one_folder(folder, capsys):
     (folder / "clip.mkv").write_bytes(encoded(noise(40)))
     (folder / "broken.mp4").write_bytes(b"no video")
     assert main(["tiles", str(folder), "--json"]) == 1
     captured = capsys.readouterr()
-    found = {row["picture"]: row for row in json.loads(captured.out)}
+    found = {row["image"]: row for row in json.loads(captured.out)}
     assert len(found) == 4
     clip = found[str(folder / "clip.mkv")]
     assert (clip["frames"], clip["tiles"]) == (40, 32)

@@ -20,7 +20,7 @@ from nemotron_vl.verify import in_tree, processes, verification
 from nemotron_vl.verify.documents import draw_documents, draw_numbers
 from nemotron_vl.verify.engines import Plan, Run, engine_options
 from nemotron_vl.verify.expected import write_expected
-from nemotron_vl.verify.images import shipped_pictures
+from nemotron_vl.verify.images import shipped_images
 from nemotron_vl.verify.reading import Reading, is_right
 from nemotron_vl.verify.report import as_html, as_text
 from nemotron_vl.verify.stages import DTYPES, Row, worst, wrong_stages
@@ -85,7 +85,7 @@ def test_a_revision_without_code_that_runs_is_refused(tiny, capsys):
 
 
 def test_a_wrong_image_is_refused_with_the_names(tiny, capsys):
-    assert main(["verify", str(tiny), "--pictures", "cat"]) == 2
+    assert main(["verify", str(tiny), "--images", "cat"]) == 2
     error = capsys.readouterr().err
     assert "'cat'" in error and "receipt.jpg" in error and "one tile" in error
 
@@ -235,9 +235,9 @@ def test_documents_are_drawn_again_alike_and_differ_from_each_other(draw):
     questions, again = draw(40), draw(40)
     for one, other in zip(questions, again, strict=True):
         assert one[0::3] == other[0::3] and one.text == other.text
-        for a, b in zip(one.pictures, other.pictures, strict=True):
+        for a, b in zip(one.images, other.images, strict=True):
             assert a.tobytes() == b.tobytes()
-    assert len({q.pictures[0].tobytes() for q in questions}) == 40
+    assert len({q.images[0].tobytes() for q in questions}) == 40
     assert draw(3, seed=1)[0].answer != questions[0].answer
 
 
@@ -248,8 +248,8 @@ def test_case_and_space_around_an_answer_do_not_matter():
 
 
 def test_shipped_images_are_opened():
-    assert len(shipped_pictures()) == 2
-    for file in shipped_pictures():
+    assert len(shipped_images()) == 2
+    for file in shipped_images():
         Image.open(file).verify()
 
 
@@ -275,7 +275,7 @@ document.title = [...document.images].map(image => image.naturalWidth).join(" ")
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is not installed")
 def test_a_browser_shows_the_report(results, tmp_path):
-    images = [(q.text, q.pictures[0]) for q in draw_documents(4)]
+    images = [(q.text, q.images[0]) for q in draw_documents(4)]
     file = tmp_path / "report.html"
     file.write_text(as_html(results, images).replace("</html>", CHECK + "</html>"))
     browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu"]

@@ -46,13 +46,13 @@ def nested(depth: int) -> bytes:
     )
 
 
-def picture(width: int, height: int, entries: str, data: bytes) -> bytes:
+def image(width: int, height: int, entries: str, data: bytes) -> bytes:
     """A page with an image whose header promises many pixels."""
     head = f"10 0 obj <</Type /XObject /Subtype /Image /Width {width} /Height {height}"
     head += f" /ColorSpace /DeviceGray {entries} /Length {len(data)}>> stream\n"
-    image = head.encode() + data + b"\nendstream endobj\n"
+    stream = head.encode() + data + b"\nendstream endobj\n"
     content = b"600 0 0 700 0 0 cm /I Do"
-    return drawn_pdf(content, resources="/XObject <</I 10 0 R>>", more=image)
+    return drawn_pdf(content, resources="/XObject <</I 10 0 R>>", more=stream)
 
 
 def bomb() -> bytes:
@@ -93,9 +93,9 @@ DOCUMENTS = {
     "a calculation": (drawn_pdf(b"/S sh", resources=SHADING, more=CALCULATOR), [1]),
     "a packed gigabyte": (bomb(), [1]),
     "nested arrays": (drawn_pdf(b"[" * 500_000), [1]),
-    "many pixels": (picture(60_000, 60_000, "/BitsPerComponent 8", b"0" * 99), [1]),
+    "many pixels": (image(60_000, 60_000, "/BitsPerComponent 8", b"0" * 99), [1]),
     "many pixels of a fax": (
-        picture(
+        image(
             *(65_000, 65_000),
             "/BitsPerComponent 1 /Filter /CCITTFaxDecode /DecodeParms "
             "<</K -1 /Columns 65000 /Rows 65000>>",
@@ -103,8 +103,8 @@ DOCUMENTS = {
         ),
         [1],
     ),
-    "a picture elsewhere": (
-        picture(60, 60, "/BitsPerComponent 8 /F (/etc/passwd)", b""),
+    "an image elsewhere": (
+        image(60, 60, "/BitsPerComponent 8 /F (/etc/passwd)", b""),
         [1],
     ),
 }
@@ -122,7 +122,7 @@ def test_a_hostile_pdf_is_bounded(process, tmp_path, monkeypatch, name):
         assert process.count(file) <= 20
         *found, last = process.read([file, after], nothing)
     assert [page.number for page in found] == numbers
-    assert all(page.error or page.picture for page in found)
+    assert all(page.error or page.image for page in found)
     assert last.file == str(after) and last.error is None
 
 
@@ -132,7 +132,7 @@ def test_other_formats_of_pillow_are_not_opened(process, tmp_path):
         file = tmp_path / f"{kind}.png"
         solid("red").save(file, kind)
         (page,) = process.read([file], nothing)
-        assert page.error == "It is not a picture of a known format."
+        assert page.error == "It is not an image of a known format."
 
 
 @pytest.mark.parametrize("name", ["a pipe", "a device", "a folder"])
@@ -157,7 +157,7 @@ def test_a_large_file_is_drawn_anew(process, tmp_path):
         opened.truncate(1 << 30)
     with bounded_memory(100):
         (page,) = process.read([file], nothing)
-    assert page.error is None and len(page.picture) < 10_000
-    with Image.open(io.BytesIO(page.picture)) as opened:
+    assert page.error is None and len(page.image) < 10_000
+    with Image.open(io.BytesIO(page.image)) as opened:
         assert opened.size == (60, 80)
     assert pages._MOST_SENT < 1 << 30

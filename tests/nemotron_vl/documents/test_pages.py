@@ -25,7 +25,7 @@ def pages(*files: Path, tiler: Tiler = PUBLISHED, done=()) -> list[Page]:
 
 def opened(page: Page) -> Image.Image:
     assert page.error is None, page.error
-    return Image.open(io.BytesIO(page.picture))
+    return Image.open(io.BytesIO(page.image))
 
 
 # Points, and the grid that has most tiles
@@ -100,11 +100,11 @@ def test_what_is_filled_into_a_form_is_drawn(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
-def test_a_picture_is_sent_as_it_is(tmp_path, photo, kind):
+def test_an_image_is_sent_as_it_is(tmp_path, photo, kind):
     file = tmp_path / f"photo.{kind.lower()}"
     file.write_bytes(saved(photo, kind))
     (page,) = pages(file)
-    assert page.picture == file.read_bytes()
+    assert page.image == file.read_bytes()
     assert page.media_type == f"image/{kind.lower()}"
     assert page.number == 1
 
@@ -113,7 +113,7 @@ GREY = np.linspace(0, 65535, 100, dtype=np.uint16).reshape(10, 10)
 
 
 @pytest.mark.parametrize(
-    ("picture", "levels"),
+    ("image", "levels"),
     [
         (Image.fromarray(GREY), (0, 65535)),
         (Image.fromarray((GREY / 65535).astype(np.float32)), (0, 255)),
@@ -122,9 +122,9 @@ GREY = np.linspace(0, 65535, 100, dtype=np.uint16).reshape(10, 10)
     ],
     ids=["16 bits", "float", "1 bit", "CMYK"],
 )
-def test_a_tiff_keeps_its_levels(tmp_path, picture, levels):
+def test_a_tiff_keeps_its_levels(tmp_path, image, levels):
     file = tmp_path / "page.tif"
-    picture.save(file)
+    image.save(file)
     (page,) = pages(file)
     drawn = opened(page)
     drawn = drawn.convert("L") if drawn.mode == "RGB" else drawn
@@ -146,8 +146,8 @@ def test_a_turned_scan_is_upright(tmp_path, kind):
 BROKEN = {
     "encrypted.pdf": (encrypted_pdf(), "The PDF is encrypted and needs a password."),
     "cut.pdf": (pdf([solid("red")])[:100], "The PDF cannot be opened: "),
-    "empty.pdf": (b"", "It is not a picture of a known format."),
-    "text.tif": (b"no picture", "It is not a picture of a known format."),
+    "empty.pdf": (b"", "It is not an image of a known format."),
+    "text.tif": (b"no image", "It is not an image of a known format."),
     "flat.pdf": (blank_pdf(612, 0), ""),
 }
 
@@ -220,7 +220,7 @@ def test_a_thousand_pages_take_the_memory_of_a_few(tmp_path, photo):
         [sys.executable, "-c", CODE, file], capture_output=True, text=True, check=True
     )
     ten, thousand = map(int, done.stdout.split())  # MB at the peak
-    # All pictures together have 180 MB, all drawn pages 290 MB.
+    # All images together have 180 MB, all drawn pages 290 MB.
     assert thousand - ten < 60, (ten, thousand)
 
 

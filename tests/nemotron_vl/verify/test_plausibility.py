@@ -115,7 +115,7 @@ def test_exchanged_tensors_fail_although_both_sides_agree(tiny, tmp_path, monkey
     folder = shutil.copytree(tiny, tmp_path / "copy")
     swap_layers(folder, "self_attn.q_proj")
     options = ["--dtype", "float32", "--parts", "compare", "read", "--questions", "25"]
-    options += ["--pictures", "price", "--out", str(tmp_path / "out")]
+    options += ["--images", "price", "--out", str(tmp_path / "out")]
     assert main(["verify", str(folder), *options]) == 1
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["wrong_stages"] == results["failed"] == []

@@ -7,7 +7,7 @@ from openai import OpenAI
 
 from nemotron_vl.verify.documents import draw_documents
 from nemotron_vl.verify.reading import ask_engine, ask_server
-from support.fake_server import fake_server, picture_of
+from support.fake_server import fake_server, image_of
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 
@@ -44,4 +44,4 @@ def test_a_system_message_precedes_the_question(question, ask, system):
     assert before == ([SYSTEM] if system else [])
     assert asked["role"] == "user"
     assert asked["content"][-1]["text"] == question.text
-    assert picture_of({"messages": messages}).size == question.pictures[0].size
+    assert image_of({"messages": messages}).size == question.images[0].size

@@ -55,7 +55,7 @@ def published(tiny, tmp_path, monkeypatch) -> Callable[..., Path]:
 def verify(model: Path, *options: str) -> tuple[int, dict, str]:
     """Exit status, results and text of a comparison on two tiles."""
     out = model.parent / "out"
-    options = (*options, "--pictures", "price", "receipt.jpg", "--out", str(out))
+    options = (*options, "--images", "price", "receipt.jpg", "--out", str(out))
     against = ["--against", "remote-code", "--trust-remote-code"]
     status = main(["verify", str(model), *against, *options])
     results = json.loads((out / "results.json").read_text())

@@ -13,7 +13,7 @@ from nemotron_vl.verify import comparison
 from nemotron_vl.verify.comparison import OPTIONS, compare
 from nemotron_vl.verify.documents import draw_numbers
 from nemotron_vl.verify.expected import write_expected
-from nemotron_vl.verify.images import compared_pictures
+from nemotron_vl.verify.images import compared_images
 from nemotron_vl.verify.reading import ask_engine, read
 from nemotron_vl.verify.speed import measure
 from nemotron_vl.verify.stages import BOUNDS, wrong_stages
@@ -24,7 +24,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
 )
 
-PICTURES = ["one tile", "price", "equal tiles", "receipt.jpg", "chart.png"]
+IMAGES = ["one tile", "price", "equal tiles", "receipt.jpg", "chart.png"]
 
 # A module whose output is changed, and the stage that is then wrong.
 BROKEN = {
@@ -36,14 +36,14 @@ BROKEN = {
 
 
 @pytest.fixture(scope="module")
-def pictures() -> dict[str, Image.Image]:
-    return compared_pictures(TILE, PICTURES)
+def images() -> dict[str, Image.Image]:
+    return compared_images(TILE, IMAGES)
 
 
 @pytest.fixture(scope="module")
-def expected(tiny, pictures, tmp_path_factory):
+def expected(tiny, images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("expected")
-    write_expected(tiny, "float32", "cpu", pictures, folder)
+    write_expected(tiny, "float32", "cpu", images, folder)
     return folder
 
 
@@ -53,10 +53,10 @@ def llm(make_llm, tiny):
 
 
 @pytest.fixture
-def wrong(llm, pictures, expected) -> Callable[[], list]:
+def wrong(llm, images, expected) -> Callable[[], list]:
     def rows() -> list:
         not_run: list[str] = []
-        found = [*compare(llm, "float32", "eager", pictures, expected, not_run)]
+        found = [*compare(llm, "float32", "eager", images, expected, not_run)]
         assert not_run == []
         return found
 
@@ -69,7 +69,7 @@ def test_a_sound_engine_agrees_in_all_stages(wrong):
     assert {row.stage for row in rows} == {*BOUNDS} - {
         "normalised pixels, no fused kernel"
     }
-    assert {row.picture for row in rows} == {*PICTURES}
+    assert {row.image for row in rows} == {*IMAGES}
     assert {row.engine for row in rows} == {
         "eager",
         "eager, tiles from the cache",
@@ -92,7 +92,7 @@ def test_another_norm_is_named(llm, wrong, stage):
         model.tile_reuse.clear()
         model.handle = model.get_submodule(name).register_forward_hook(change)
 
-    def mend(model) -> None:
+    def fix(model) -> None:
         model.tile_reuse.clear()
         model.handle.remove()
 
@@ -100,7 +100,7 @@ def test_another_norm_is_named(llm, wrong, stage):
     try:
         assert wrong_stages(wrong()) == [stage]
     finally:
-        llm.apply_model(mend)
+        llm.apply_model(fix)
 
 
 def test_swapped_tiles_are_named(wrong, monkeypatch):
@@ -129,7 +129,7 @@ def test_a_damaged_tile_cache_is_seen_where_it_is_used(llm, wrong):
             type(reuse)._count(reuse, **tiles),
         )
 
-    def mend(model) -> None:
+    def fix(model) -> None:
         del model.tile_reuse._count
         model.tile_reuse.clear()
 
@@ -138,20 +138,20 @@ def test_a_damaged_tile_cache_is_seen_where_it_is_used(llm, wrong):
     try:
         rows = wrong()
     finally:
-        llm.apply_model(mend)
+        llm.apply_model(fix)
     assert wrong_stages(rows)[0] == "first token"
     assert {row.engine for row in rows if not row.ok} == {"eager, tiles from the cache"}
 
 
 def test_passes_that_reuse_other_tiles_than_their_name_says_are_not_compared(
-    llm, pictures, expected, monkeypatch
+    llm, images, expected, monkeypatch
 ):
     def shrink(model) -> None:
         reuse = model.tile_reuse
         reuse.clear()
         model.whole, reuse._cache = reuse._cache, reuse._cache[:2]
 
-    def mend(model) -> None:
+    def fix(model) -> None:
         model.tile_reuse.clear()
         model.tile_reuse._cache = model.whole
 
@@ -159,9 +159,9 @@ def test_passes_that_reuse_other_tiles_than_their_name_says_are_not_compared(
     not_run: list[str] = []
     llm.apply_model(shrink)
     try:
-        rows = [*compare(llm, "float32", "eager", pictures, expected, not_run)]
+        rows = [*compare(llm, "float32", "eager", images, expected, not_run)]
     finally:
-        llm.apply_model(mend)
+        llm.apply_model(fix)
     assert {row.engine for row in rows} == {"eager"}
     cached, fresh = not_run
     assert re.fullmatch(
@@ -219,10 +219,10 @@ def test_images_in_graphs_are_counted_on_both_model_runners(tiny, make_runner):
     assert "CUDA graph" in comparison._reuse(ways)
 
 
-def test_only_the_first_token_has_all_logits(llm, pictures):
+def test_only_the_first_token_has_all_logits(llm, images):
     """Those of 16 tokens of a large vocabulary would take gigabytes."""
     vocabulary = llm.llm_engine.model_config.get_vocab_size()
-    first, answer = comparison._generate(llm, pictures, tokens=5)["price"]
+    first, answer = comparison._generate(llm, images, tokens=5)["price"]
     assert len(comparison._logits(first)) == vocabulary
     assert not answer.outputs[0].logprobs
     assert len(answer.outputs[0].token_ids) == 5

@@ -22,11 +22,12 @@ from support.chat import (
     ONE_WORKER,
     SERVER_OPTIONS,
     content,
-    picture_part,
+    png_part,
     saved,
     text_part,
 )
 from support.engines import count_parameters
+from support.servers import forked_servers
 from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import NUM_TILES
 
 QUESTION = "Read the text."
@@ -82,7 +83,7 @@ def server(tiny, store, tmp_path_factory):
     options = [*SERVER_OPTIONS, ONE_WORKER, EXACT, f"--ec-transfer-config={config}"]
     options += ["--trust-request-mm-kwargs"]
     options += [f"--additional-config={json.dumps(TRUSTED)}"]
-    with serving(tiny, *options, log=log) as url:
+    with forked_servers(), serving(tiny, *options, log=log) as url:
         yield url
 
 
@@ -101,17 +102,17 @@ def expected(tiny) -> dict[str, tuple[list[int], str]]:
     reference = Reference.load(tiny)
     found = {}
     for name, texts in QUESTIONS.items():
-        pictures = [draw_text(text) for text in texts]
-        ids = reference.answer(prompt(texts), pictures, GREEDY.max_tokens)[1]
+        images = [draw_text(text) for text in texts]
+        ids = reference.answer(prompt(texts), images, GREEDY.max_tokens)[1]
         found[name] = ids, reference.tokenizer.decode(ids)
     return found
 
 
 def encode(encoder: LLM, texts: list[str]) -> tuple[list[str], list[int]]:
-    """Encode pictures; their names in the store, and their numbers of tiles."""
+    """Encode images; their names in the store, and their numbers of tiles."""
     load = ImageMediaIO().load_bytes  # as a server does, for the same names
-    pictures = [load(saved(draw_text(text), "PNG")) for text in texts]
-    request = {"prompt": prompt(texts), "multi_modal_data": {"image": pictures}}
+    images = [load(saved(draw_text(text), "PNG")) for text in texts]
+    request = {"prompt": prompt(texts), "multi_modal_data": {"image": images}}
     (output,) = encoder.generate(request, use_tqdm=False)
     assert not output.outputs[0].token_ids
     names, tiles = [""] * len(texts), [0] * len(texts)
@@ -170,26 +171,26 @@ def test_answers_equal_the_references(encoder, reader, server, expected, name):
         tiles_part(*item) for item in zip(names, [[n] for n in tiles], strict=True)
     ]
     assert content(chat(server, *parts)) == text
-    pictures = [picture_part(draw_text(text)) for text in texts]
-    assert content(chat(server, *pictures)) == text
+    images = [png_part(draw_text(text)) for text in texts]
+    assert content(chat(server, *images)) == text
 
 
-def test_a_picture_is_not_encoded_twice(encoder, server, store):
-    """The server reads what the encoder stored under the name of the picture."""
+def test_an_image_is_not_encoded_twice(encoder, server, store):
+    """The server reads what the encoder stored under the name of the image."""
     (one, other), _ = encode(encoder, ["905-4", "217-6"])
     file = "encoder_cache.safetensors"
     shutil.copy(store / other / file, store / one / file)
-    answer = content(chat(server, picture_part(draw_text("905-4"))))
-    assert answer == content(chat(server, picture_part(draw_text("217-6"))))
+    answer = content(chat(server, png_part(draw_text("905-4"))))
+    assert answer == content(chat(server, png_part(draw_text("217-6"))))
     assert answer.startswith("217-6")
 
 
 def test_a_server_with_a_tower_can_do_without_the_encoder(encoder, server, store):
-    """Whether embeddings were lost, or the encoder never saw the picture."""
+    """Whether embeddings were lost, or the encoder never saw the image."""
     (name,), _ = encode(encoder, ["905-1"])
     shutil.rmtree(store / name)
     for text in ("905-1", "480-1"):
-        answer = content(chat(server, picture_part(draw_text(text))))
+        answer = content(chat(server, png_part(draw_text(text))))
         assert answer.startswith(text)
 
 

@@ -37,6 +37,7 @@ from support.chat import (
 from support.clips import VIDEO, encoded, numbers
 from support.engines import RUNNER_V2, answers
 from support.hostile import Code
+from support.servers import forked_servers
 from support.tiny import MLP_WIDTH, TOWER_WIDTH, WIDTH
 from support.train_adapters import LANGUAGE, TARGETS, train
 from typefaces import PILLOW_FONT
@@ -65,12 +66,12 @@ def questions(plain):
 
 
 def answer_of(reference: Reference, question) -> list[int]:
-    return reference.answer(question.prompt(), question.pictures, TOKENS)[1]
+    return reference.answer(question.prompt(), question.images, TOKENS)[1]
 
 
 def generate(llm, question, requests) -> list[list[int]]:
     """Answers to one question in one batch, each with its own LoRA request."""
-    asked = [(question.prompt(), question.pictures)] * len(requests)
+    asked = [(question.prompt(), question.images)] * len(requests)
     sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
     return answers(llm, asked, sampling, lora_request=requests)
 
@@ -172,7 +173,7 @@ def test_vllms_caches_know_the_adapter(llm, plain, trained, questions):
         sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
         prompt = {
             "prompt": question.prompt(),
-            "multi_modal_data": {"image": question.pictures},
+            "multi_modal_data": {"image": question.images},
         }
         (output,) = llm.generate(
             prompt, sampling, lora_request=request or None, use_tqdm=False
@@ -272,7 +273,7 @@ def client(tiny, trained, tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-        with serving(tiny, *options, log=log) as url:
+        with forked_servers(), serving(tiny, *options, log=log) as url:
             asked = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
             assert ("Using V2 Model Runner" in log.read_text()) == asked
             yield httpx.Client(base_url=f"{url}/v1", timeout=60)

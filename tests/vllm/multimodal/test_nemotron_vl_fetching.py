@@ -13,7 +13,7 @@ from support.chat import saved
 from vllm_nemotron_vl.multimodal import nemotron_vl_fetching as fetching
 from vllm_nemotron_vl.multimodal.nemotron_vl_loading import PublicConnector
 
-PICTURE = saved(Image.new("RGB", (3, 5)), "PNG")
+IMAGE = saved(Image.new("RGB", (3, 5)), "PNG")
 
 
 class Pages(http.server.BaseHTTPRequestHandler):
@@ -26,7 +26,7 @@ class Pages(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Set-Cookie", "session=1; Path=/")
         self.end_headers()
-        self.wfile.write(PICTURE)
+        self.wfile.write(IMAGE)
 
     def log_message(self, *_) -> None:
         pass
@@ -118,8 +118,8 @@ def test_the_operator_may_name_a_private_host(fetch, port):
 def test_a_proxy_decides_by_itself(fetch, port, host, monkeypatch):
     monkeypatch.setenv("http_proxy", f"http://{host}:{port}")
     monkeypatch.setenv("no_proxy", "cluster.local")
-    assert fetch("http://pictures.example.org/a.png") == [(3, 5)]
-    assert Pages.asked == ["http://pictures.example.org/a.png"]
+    assert fetch("http://images.example.org/a.png") == [(3, 5)]
+    assert Pages.asked == ["http://images.example.org/a.png"]
 
 
 def test_no_cookie_is_sent(fetch, port):

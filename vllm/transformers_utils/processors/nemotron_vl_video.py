@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processors of ``Llama_Nemotron_Nano_VL_Video``, and its loader of video files.
 
-A video is read as a picture of as many tiles as it has frames: one ``<img>``, the
+A video is read as an image of as many tiles as it has frames: one ``<img>``, the
 image tokens of all frames, one ``</img>``. Each frame is squashed to one tile. So does
 NVIDIA's example of the model, for VideoMME and in training
 (https://github.com/NVIDIA/Megatron-LM/tree/db8cd9aa3b/examples/multimodal, 2025-06-13).

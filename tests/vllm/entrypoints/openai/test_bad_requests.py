@@ -23,8 +23,8 @@ from nemotron_vl.server import serving_process
 from support.bad_files import SMALL, png_bomb
 from support.bad_requests import (
     CASES,
-    PICTURE,
-    PICTURES,
+    IMAGE,
+    IMAGES,
     READ,
     Case,
     Server,
@@ -58,11 +58,11 @@ ODD: dict[str, tuple[dict, str | None]] = {
     "PNG named text": (file_of(WHOLE, "text/plain"), GOOD),
     "PNG named SVG": (file_of(WHOLE, "image/svg+xml"), GOOD),
     "bytes after the end": (file_of(WHOLE + b"<script>"), GOOD),
-    "picture of the system": (
+    "image of the system": (
         {
             "messages": [
-                {"role": "system", "content": [PICTURE, text_part("Look.")]},
-                {"role": "user", "content": [PICTURE, READ]},
+                {"role": "system", "content": [IMAGE, text_part("Look.")]},
+                {"role": "user", "content": [IMAGE, READ]},
             ]
         },
         None,
@@ -103,7 +103,7 @@ class Pages(http.server.BaseHTTPRequestHandler):
                     self.wfile.write(bytes(1_000_000))
             elif name == "private" and self.headers["Cookie"]:
                 self.wfile.write(saved(draw_text("777-77"), "PNG"))
-            elif name in ("picture", "login", "private"):
+            elif name in ("image", "login", "private"):
                 self.wfile.write(saved(draw_text(GOOD), "PNG"))
             else:
                 self.wfile.write(b"<title>a page</title>")
@@ -121,7 +121,7 @@ def server(tiny, tmp_path_factory):
     (media / "folder").mkdir(parents=True)
     draw_text(GOOD).save(folder / "secret.png")
     draw_text(GOOD).save(media / "good.png")
-    (media / "text.png").write_text("no picture")
+    (media / "text.png").write_text("no image")
     os.mkfifo(media / "pipe.png")
     with (media / "large.png").open("wb") as large:
         large.truncate((256 << 20) + 1)
@@ -170,7 +170,7 @@ def test_there_are_many_cases_and_each_names_its_cause():
 
 def test_good_requests_are_answered(server):
     assert good_answer(server) == GOOD
-    page = post(server, Case(chat(image_part(f"{server.pages}/picture")), ""))
+    page = post(server, Case(chat(image_part(f"{server.pages}/image")), ""))
     assert page.json()["choices"][0]["message"]["content"] == GOOD
 
 
@@ -247,10 +247,10 @@ def llm(make_llm, tiny, tmp_path_factory):
 
 
 def test_there_are_many_offline_cases():
-    assert len(PICTURES) >= 150
+    assert len(IMAGES) >= 150
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_a_bad_offline_request_raises_an_error_with_the_cause(llm, name):
     request = CASES[name].request
     assert isinstance(request, dict)
@@ -259,8 +259,8 @@ def test_a_bad_offline_request_raises_an_error_with_the_cause(llm, name):
         llm.chat(request["messages"], sampling, use_tqdm=False)
     sentence = str(error.value).lower()
     assert any(cause in sentence for cause in CASES[name].cause.split("|")), sentence
-    picture = {"type": "image_pil", "image_pil": draw_text(GOOD)}
-    good = [{"role": "user", "content": [picture, READ]}]
+    image = {"type": "image_pil", "image_pil": draw_text(GOOD)}
+    good = [{"role": "user", "content": [image, READ]}]
     (output,) = llm.chat(good, sampling, use_tqdm=False)
     assert output.outputs[0].text == GOOD
 
@@ -270,9 +270,9 @@ def test_offline_images_are_measured_before_they_are_decoded(llm, size):
     bomb = io.BytesIO(png_bomb(30_000))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # many programs do this
-        picture = Image.open(bomb)
-        picture.load = lambda: pytest.fail("the image was decoded")  # type: ignore
-        picture._size = size
-        prompt = {"prompt": "<image>", "multi_modal_data": {"image": picture}}
+        image = Image.open(bomb)
+        image.load = lambda: pytest.fail("the image was decoded")  # type: ignore
+        image._size = size
+        prompt = {"prompt": "<image>", "multi_modal_data": {"image": image}}
         with pytest.raises(VLLMClientError, match="VLLM_MAX_IMAGE_PIXELS"):
             llm.generate([prompt], use_tqdm=False)

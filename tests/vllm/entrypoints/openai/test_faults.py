@@ -28,7 +28,7 @@ from support.chat import (
     SERVER_OPTIONS,
     chat_request,
     content,
-    picture_part,
+    png_part,
     reference_text,
 )
 from support.hostile import memory_of
@@ -119,12 +119,12 @@ def test_a_request_is_aborted_when_its_client_disconnects(server, job, streamed)
     assert answer(url, job[0]) == job[1]
 
 
-def test_a_client_may_leave_while_its_picture_is_processed(server, job, log):
+def test_a_client_may_leave_while_its_image_is_processed(server, job, log):
     """At each stage: decoding takes about a second, resizing another one."""
     process, url = server
-    picture = picture_part(Image.new("L", (12_000, 12_000)))
+    image = png_part(Image.new("L", (12_000, 12_000)))
     (message,) = job[0]["messages"]
-    large = {"role": "user", "content": [picture, *message["content"][1:]]}
+    large = {"role": "user", "content": [image, *message["content"][1:]]}
     request = job[0] | {"messages": [large], "stream": False}
     assert answer(url, job[0]) == job[1]
     before = len(log.read_text())

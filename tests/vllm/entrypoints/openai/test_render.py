@@ -13,7 +13,8 @@ import pytest
 from nemotron_vl.images.drawn import draw_text
 from nemotron_vl.server import free_port, running, serving
 from support.bad_requests import CASES
-from support.chat import ONE_WORKER, SERVER_OPTIONS, content, picture_part, text_part
+from support.chat import ONE_WORKER, SERVER_OPTIONS, content, png_part, text_part
+from support.servers import forked_servers
 
 READ = text_part("Read the text.")
 TOKEN_BYTES = 32 * 32 * 3  # of the pixels that a token stands for
@@ -32,14 +33,15 @@ def renderer(tiny, folder):
     command = [program, "launch", "render", str(tiny), "--host=127.0.0.1"]
     command += [f"--port={port}", *SERVER_OPTIONS]
     command += ["--trust-request-mm-kwargs", "--enable-mm-embeds"]  # of some cases
-    with running(command, url=url, log=folder / "render.txt"):
+    with forked_servers(), running(command, url=url, log=folder / "render.txt"):
         yield url
 
 
 @pytest.fixture(scope="module")
 def engine(tiny, folder):
     options = [*SERVER_OPTIONS, ONE_WORKER, "--enable-scale-out"]
-    with serving(tiny, *options, log=folder / "engine.txt") as url:
+    log = folder / "engine.txt"
+    with forked_servers(), serving(tiny, *options, log=log) as url:
         yield url
 
 
@@ -70,7 +72,7 @@ QUESTIONS = {
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_the_engine_answers_a_rendered_request_as_a_chat(renderer, engine, name):
     texts, question = QUESTIONS[name]
-    body = chat(*(picture_part(draw_text(text)) for text in texts), question)
+    body = chat(*(png_part(draw_text(text)) for text in texts), question)
     expected = content(post(f"{engine}/v1/chat/completions", body))
     if len(texts) == 1:
         assert expected == texts[0]
@@ -84,10 +86,10 @@ def test_the_engine_answers_a_rendered_request_as_a_chat(renderer, engine, name)
     assert answer.json()["choices"][0]["text"] == expected
 
 
-def test_a_rendered_picture_costs_a_third_more_than_its_tiles(renderer):
+def test_a_rendered_image_costs_a_third_more_than_its_tiles(renderer):
     """It is the tiles as uint8 in base64, and less than 2 kB beside them."""
-    picture = picture_part(draw_text("640-27"))
-    found = rendered(renderer, chat(picture, READ)).json()
+    image = png_part(draw_text("640-27"))
+    found = rendered(renderer, chat(image, READ)).json()
     (place,) = found["features"]["mm_placeholders"]["image"]
     (item,) = found["features"]["kwargs_data"]["image"]
     least = place["length"] * TOKEN_BYTES * 4 / 3

@@ -19,10 +19,11 @@ from support.chat import (
     data_url,
     embeds_part,
     image_part,
-    picture_part,
+    png_part,
     saved,
     text_part,
 )
+from support.servers import forked_servers
 
 MODEL = "tiny"
 
@@ -58,7 +59,7 @@ def client(checkpoint, media, log):
         '--additional-config={"nemotron_vl": {"tile_cache_mb": 1, '
         '"more_image_formats": ["JPEG2000", "QOI"]}}',
     ]
-    with serving(checkpoint, *options, log=log) as url:
+    with forked_servers(), serving(checkpoint, *options, log=log) as url:
         yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
 
@@ -83,13 +84,13 @@ def reply(answer) -> tuple[int, str]:
 def test_a_data_url_a_file_and_a_stream_answer_alike(client, media, photo):
     file = {"type": "image_url", "image_url": {"url": (media / "photo.png").as_uri()}}
     question = text_part("What is this?")
-    expected = reply(ask(client, picture_part(photo), question))
+    expected = reply(ask(client, png_part(photo), question))
     assert expected[1]
     assert reply(ask(client, file, question)) == expected
     chunks = list(
         ask(
             client,
-            picture_part(photo),
+            png_part(photo),
             question,
             stream=True,
             stream_options={"include_usage": True},
@@ -101,35 +102,35 @@ def test_a_data_url_a_file_and_a_stream_answer_alike(client, media, photo):
 
 def test_a_format_that_the_operator_adds_is_read(client, page):
     """JPEG 2000, which is lossless here."""
-    expected = reply(ask(client, picture_part(page)))
+    expected = reply(ask(client, png_part(page)))
     assert reply(ask(client, url_part(saved(page, "JPEG2000"), "jp2"))) == expected
 
 
-def test_two_pictures_between_text(client, photo, page):
+def test_two_images_between_text(client, photo, page):
     text = [text_part("First"), text_part("and second."), text_part("Compare.")]
 
-    def tokens(*pictures) -> tuple[int, str]:
-        parts = [text[0], *pictures[:1], text[1], *pictures[1:], text[2]]
+    def tokens(*images) -> tuple[int, str]:
+        parts = [text[0], *images[:1], text[1], *images[1:], text[2]]
         return reply(ask(client, *parts))
 
-    none, one, two = tokens(), tokens(picture_part(photo)), None
-    two = tokens(picture_part(photo), picture_part(page))
+    none, one, two = tokens(), tokens(png_part(photo)), None
+    two = tokens(png_part(photo), png_part(page))
     assert one[0] - none[0] == 13 * 4 + 3  # <img>, </img> and a line break
     assert two[0] - one[0] == 11 * 4 + 3
-    assert tokens(picture_part(page), picture_part(photo))[1] != two[1]
+    assert tokens(png_part(page), png_part(photo))[1] != two[1]
 
 
 def test_settings_per_request(client, photo):
-    many = ask(client, picture_part(photo))
+    many = ask(client, png_part(photo))
     one = ask(
         client,
-        picture_part(photo),
+        png_part(photo),
         extra_body={"mm_processor_kwargs": {"dynamic_image_size": False}},
     )
     assert many.usage.prompt_tokens - one.usage.prompt_tokens == 12 * 4
 
 
-def test_structured_output_about_a_picture(client, photo):
+def test_structured_output_about_an_image(client, photo):
     schema = {
         "type": "object",
         "properties": {
@@ -141,7 +142,7 @@ def test_structured_output_about_a_picture(client, photo):
     }
     answer = client.chat.completions.create(
         model=MODEL,
-        messages=[{"role": "user", "content": [picture_part(photo), text_part("?")]}],
+        messages=[{"role": "user", "content": [png_part(photo), text_part("?")]}],
         max_tokens=60,
         temperature=0,
         response_format={
@@ -152,8 +153,8 @@ def test_structured_output_about_a_picture(client, photo):
     jsonschema.validate(json.loads(answer.choices[0].message.content), schema)
 
 
-def test_tokenize_counts_the_tokens_of_pictures(client, photo):
-    parts = [picture_part(photo), text_part("What is this?")]
+def test_tokenize_counts_the_tokens_of_images(client, photo):
+    parts = [png_part(photo), text_part("What is this?")]
     expected = ask(client, *parts).usage.prompt_tokens
     url = str(client.base_url).removesuffix("/v1/") + "/tokenize"
     messages = [{"role": "user", "content": parts}]
@@ -184,12 +185,12 @@ def truncated(photo: Image.Image) -> bytes:
 
 
 BAD = {
-    "typed placeholder, no picture": ([text_part("<image>")], "0 image"),
-    "typed placeholder, one picture": (
-        [picture_part(SMALL), text_part("<image>")],
+    "typed placeholder, no image": ([text_part("<image>")], "0 image"),
+    "typed placeholder, one image": (
+        [png_part(SMALL), text_part("<image>")],
         "2 <image> .* for 1 image",
     ),
-    "too many pictures": ([picture_part(SMALL)] * 4, "At most 3 image"),
+    "too many images": ([png_part(SMALL)] * 4, "At most 3 image"),
     "no image file": ([url_part(b"%PDF-1.7 nothing")], "cannot be opened as PNG.*QOI"),
     "a format without counts": (
         [url_part(KINDS["qoi"](25_000_000, 25_000_000))],
@@ -198,7 +199,7 @@ BAD = {
     "empty file": ([url_part(b"")], "image"),
     "wrong width": ([embeds_part(torch.zeros(4, 64))], "got 64, but model expects 256"),
     "no rows": ([embeds_part(torch.zeros(0, 256))], "at least one row"),
-    "too long": ([picture_part(SMALL), text_part("word " * 2000)], "maximum context"),
+    "too long": ([png_part(SMALL), text_part("word " * 2000)], "maximum context"),
     "a video": (
         [{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}],
         "video",
@@ -211,13 +212,13 @@ def test_bad_input_gives_a_sentence_and_the_next_request_is_served(client, page,
     parts, message = BAD[case]
     with pytest.raises(openai.BadRequestError, match=message):
         ask(client, *parts)
-    assert reply(ask(client, picture_part(page)))[1]
+    assert reply(ask(client, png_part(page)))[1]
 
 
 def test_a_truncated_file_gives_a_sentence(client, photo, page):
     with pytest.raises(openai.BadRequestError, match="truncated"):
         ask(client, url_part(truncated(photo), "jpeg"))
-    assert reply(ask(client, picture_part(page)))[1]
+    assert reply(ask(client, png_part(page)))[1]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def test_a_truncated_file_gives_a_sentence(client, photo, page):
 )
 def test_bad_settings_give_a_sentence(client, photo, settings, message):
     with pytest.raises(openai.BadRequestError, match=message):
-        ask(client, picture_part(photo), extra_body={"mm_processor_kwargs": settings})
+        ask(client, png_part(photo), extra_body={"mm_processor_kwargs": settings})
 
 
 @pytest.mark.parametrize("prompt", ["Look: <image>", [1, 2, 3]])
@@ -247,12 +248,12 @@ def test_bad_requests_do_not_disturb_good_ones(client, photo, page):
     from concurrent.futures import ThreadPoolExecutor
 
     expected = {
-        name: reply(ask(client, picture_part(image), text_part("?")))
+        name: reply(ask(client, png_part(image), text_part("?")))
         for name, image in (("photo", photo), ("page", page))
     }
 
     def good(name: str, image: Image.Image) -> bool:
-        return reply(ask(client, picture_part(image), text_part("?"))) == expected[name]
+        return reply(ask(client, png_part(image), text_part("?"))) == expected[name]
 
     def bad(case: str) -> bool:
         try:
@@ -279,7 +280,7 @@ def test_the_log_counts_tiles_by_outcome(client, log):
     page = Image.new("RGB", (64 * 3, 64 * 4), "white")
     for corner in ("red", "green", "blue"):
         page.paste(corner, (0, 0, 9, 9))
-        ask(client, picture_part(page), text_part("Read."))
+        ask(client, png_part(page), text_part("Read."))
         time.sleep(5.5)
     lines = re.findall(
         r"Tiles: (\d+) received, (\d+) encoded, (\d+) repeated, (\d+) cached",

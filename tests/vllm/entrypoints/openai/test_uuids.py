@@ -5,6 +5,7 @@ several API servers. Prefix caching is on. What clients send differs between tes
 that nobody but the attacker has sent it before.
 """
 
+import contextlib
 import itertools
 import json
 import re
@@ -22,11 +23,12 @@ from support.chat import (
     ONE_WORKER,
     SERVER_OPTIONS,
     content,
-    picture_part,
+    png_part,
     text_part,
 )
 from support.clips import VIDEO_SWITCH, encoded, numbers, video_part
 from support.content_hash import ContentHash
+from support.servers import forked_servers
 
 TOKENS = 8
 # Clients: one without a salt, and two with salts of their own.
@@ -58,7 +60,9 @@ def service(request, tiny, tmp_path_factory):
     options += ["--enable-prompt-tokens-details", "--enable-log-requests", *more]
     if modality == "video":
         options += VIDEO_SWITCH
-    with serving(tiny, *options, log=log) as url:
+    # Two API servers share their metrics, which is decided when vLLM is imported.
+    forks = forked_servers() if api_servers == 1 else contextlib.nullcontext()
+    with forks, serving(tiny, *options, log=log) as url:
         yield Service(url, modality, api_servers, log)
 
 
@@ -90,8 +94,8 @@ def new(service, reference):
         text = f"{next(_numbers)}-{next(_numbers) % 90}"
         given: dict[str, Any]
         if service.modality == "image":
-            picture = draw_text(text)
-            part, place, given = picture_part(picture), "<image>", {"images": [picture]}
+            image = draw_text(text)
+            part, place, given = png_part(image), "<image>", {"images": [image]}
         else:
             frames = numbers(text, text[:3])
             part, place = video_part(encoded(frames)), "<img></img>"

@@ -29,7 +29,7 @@ from support.chat import (
     ONE_WORKER,
     data_url,
     embeds_part,
-    picture_part,
+    png_part,
     text_part,
 )
 from support.clips import VIDEO_SWITCH, encoded, noise, numbers, video_part
@@ -150,13 +150,13 @@ def test_a_data_url_a_file_and_a_fetched_clip_equal_the_reference(server, refere
         assert content(ask(server, url_part(url))) == answer
 
 
-def test_a_video_between_pictures(server, reference):
-    pictures, videos = noise(2), [noise(5), FRAMES]
-    first, second = map(picture_part, pictures)
+def test_a_video_between_images(server, reference):
+    images, videos = noise(2), [noise(5), FRAMES]
+    first, second = map(png_part, images)
     found = ask(server, first, video_part(encoded(videos[0])), second)
     text = "<image>", "<img></img>", "<image>"
     assert content(found) == expected(
-        reference, *text, videos=videos[:1], images=pictures
+        reference, *text, videos=videos[:1], images=images
     )
     found = ask(server, *(video_part(encoded(video)) for video in videos))
     text = "<img></img>", "<img></img>"
@@ -192,11 +192,11 @@ def test_a_trusted_request_may_take_fewer_frames(server, reference):
 
 
 def test_a_uuid_may_stand_for_a_video_and_an_image(server, reference):
-    picture, parts = noise(1)[0], []
-    for data in (picture_part(picture), video_part(encoded(FRAMES))):
+    image, parts = noise(1)[0], []
+    for data in (png_part(image), video_part(encoded(FRAMES))):
         parts.append({**data, "uuid": "same"})
     answer = expected(
-        reference, "<image>", "<img></img>", videos=[FRAMES], images=[picture]
+        reference, "<image>", "<img></img>", videos=[FRAMES], images=[image]
     )
     assert content(ask(server, *parts, cache_salt="me")) == answer
     cached = [{**part, part["type"]: None} for part in parts]
@@ -216,7 +216,7 @@ REQUESTS = {
     "list of JPEG": (
         (url_part("data:video/jpeg;base64,QQ==,QQ=="),),
         {},
-        "list of jpeg pictures",
+        "list of jpeg images",
     ),
     "no URL": ((url_part(""),), {}, "empty"),
     "not base64": (

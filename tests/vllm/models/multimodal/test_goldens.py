@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import support
 from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
+from nemotron_vl.verify.errors import relative_error
 from nemotron_vl.verify.reference import Reference
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
     choose_grid,
@@ -64,10 +65,6 @@ def product_features(load_model, checkpoint: Path, pixels: torch.Tensor):
 def reference_features(checkpoint: Path, pixels: torch.Tensor):
     reference = Reference.load(checkpoint)
     return reference.tower(reference.condition(pixels))
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
 
 
 def test_features_are_those_of_nvidias_code(load_model, write_golden, golden):

@@ -12,6 +12,7 @@ from vllm.model_executor.models import interfaces
 from nemotron_vl.checkpoints import random_weights
 from nemotron_vl.checkpoints.inspection import PARTS, inspect
 from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
+from support.noise import tiles
 from vllm_nemotron_vl.model_executor.models.nemotron_vl import LlamaNemotronVLChatModel
 
 TOWER = "vision_model.radio_model."
@@ -37,12 +38,6 @@ def edit(checkpoint, tmp_path):
 @pytest.fixture(scope="module")
 def model(load_model, checkpoint):
     return load_model(checkpoint)
-
-
-def tiles(count: int, size: int = 64) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(count)
-    shape = (count, 3, size, size)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
 @pytest.mark.parametrize(

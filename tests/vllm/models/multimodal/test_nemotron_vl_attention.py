@@ -16,6 +16,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
 from support.encoder_graphs import graphs
 from support.loading import make_config
+from support.noise import tiles
 from vllm_nemotron_vl.config.nemotron_vl_options import check_encoder_attention
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_attention import (
     HeadwiseAttention,
@@ -231,13 +232,6 @@ def huge(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("huge") / "checkpoint"
     make_checkpoint(path, tower="vit_huge", tower_layers=1, layers=1)
     return path
-
-
-def tiles(count: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(count)
-    return torch.randint(
-        0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator
-    )
 
 
 def features(model, count: int) -> torch.Tensor:

@@ -25,8 +25,8 @@ GRAPHS = dict(enforce_eager=False, compilation_config={"cudagraph_mm_encoder": T
 TOKENS = 4  # of a tile of the random checkpoint
 
 
-def pictures(*counts: int, levels: bool = True) -> dict[str, torch.Tensor]:
-    """The model's inputs for pictures of noise with these numbers of tiles."""
+def images(*counts: int, levels: bool = True) -> dict[str, torch.Tensor]:
+    """The model's inputs for images of noise with these numbers of tiles."""
     rng = np.random.default_rng(sum(counts))
     pixels = torch.from_numpy(rng.integers(0, 256, (sum(counts), 3, 64, 64), np.uint8))
     digests = tile_digests(pixels.split(counts), [True] * len(counts))
@@ -65,7 +65,7 @@ def test_images_in_graphs_and_without_equal_those_of_the_model(
         },
     )
     for counts in ([3, 1, 1, 2], [5, 13, 4], [1], [2, 2, 2, 2]):
-        inputs = pictures(*counts, levels=on_device)
+        inputs = images(*counts, levels=on_device)
         expected = model.embed_multimodal(**inputs)
         same(manager.execute(inputs), expected)
     assert (manager.graph_hits, manager.graph_misses) == (11, 1)
@@ -82,7 +82,7 @@ def test_images_that_fit_no_graph_are_encoded_once(load_model, checkpoint):
             "encoder_cudagraph_token_budgets": [TOKENS],
         },
     )
-    inputs = pictures(3, 4)
+    inputs = images(3, 4)
     inputs["pixel_values_flat"][4:6] = inputs["pixel_values_flat"][3]
     inputs["tile_digests"][4:6] = inputs["tile_digests"][3]
     first = manager.execute(inputs)
@@ -188,9 +188,9 @@ def test_two_ranks(load_model, checkpoint, tmp_path, mode):
         },
     )
     counts = [[4, 4], [3], [1, 13, 2], [6, 6, 6]]
-    batches = [pictures(*count) for count in counts]
+    batches = [images(*count) for count in counts]
     # Again: their tiles are in a cache now, if there is one.
-    batches.append(pictures(6, 6, 6))
+    batches.append(images(6, 6, 6))
     batches.append({EMBEDS: [torch.rand(8, 256), torch.rand(4, 256)]})
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)

@@ -176,7 +176,7 @@ def write_shards(folder: str, tensors: dict[str, torch.Tensor]) -> str:
 def test_an_error_in_the_middle_leaves_whole_layers(
     start, checkpoint, others, write, monkeypatch
 ):
-    """A whole checkpoint mends it, and after it nothing of the error is left."""
+    """A whole checkpoint fixes it, and after it nothing of the error is left."""
     model, reload = start(checkpoint)
     before = state(model)
     path = write("others", others)

@@ -38,7 +38,7 @@ def digests(pixels: torch.Tensor) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.uint8)
 
 
-def picture(*kinds: int) -> dict[str, torch.Tensor]:
+def image(*kinds: int) -> dict[str, torch.Tensor]:
     """The model's inputs for one image."""
     pixels = tiles(*kinds)
     return {
@@ -50,7 +50,7 @@ def picture(*kinds: int) -> dict[str, torch.Tensor]:
 
 
 def embed(model, *kinds: int) -> torch.Tensor:
-    (embeddings,) = model.embed_multimodal(**picture(*kinds))
+    (embeddings,) = model.embed_multimodal(**image(*kinds))
     return embeddings
 
 
@@ -107,8 +107,8 @@ def test_without_a_cache_nothing_outlives_the_forward_pass(plain):
         assert counts(plain) == {"encoded": 2, "repeated": 0, "cached": 0}
 
 
-def test_pictures_of_a_batch_share_their_tiles(plain):
-    first, second = picture(1, 2), picture(2, 1, 4)
+def test_images_of_a_batch_share_their_tiles(plain):
+    first, second = image(1, 2), image(2, 1, 4)
     batch = {name: torch.cat([first[name], second[name]]) for name in first}
     found = plain.embed_multimodal(**batch)
     assert counts(plain)["encoded"] == 3
@@ -117,7 +117,7 @@ def test_pictures_of_a_batch_share_their_tiles(plain):
 
 
 def test_tiles_without_a_digest_are_all_encoded(plain):
-    fields = picture(1, 1, 1)
+    fields = image(1, 1, 1)
     fields["tile_digests"].zero_()
     plain.embed_multimodal(**fields)
     assert counts(plain) == {"encoded": 3, "repeated": 0, "cached": 0}
@@ -128,14 +128,14 @@ def test_tiles_without_a_digest_are_all_encoded(plain):
 
 def test_digests_not_pixels_decide_what_is_equal(plain):
     """Otherwise the tests above would not notice a broken digest."""
-    fields = picture(1, 2)
+    fields = image(1, 2)
     fields["tile_digests"][1] = fields["tile_digests"][0]
     (found,) = plain.embed_multimodal(**fields)
     assert_equal(found, encode_all(plain, 1, 1))
 
 
 def test_each_tile_needs_its_digest(plain):
-    fields = picture(1, 2)
+    fields = image(1, 2)
     fields["tile_digests"] = fields["tile_digests"][:1]
     with pytest.raises(
         ValueError, match=r"tile_digests dim\[0\] expected 'bnp'=2, got 1"
@@ -273,9 +273,9 @@ def test_settings_of_other_plugins_are_left_alone():
     assert ImageConfig.from_vllm_config(config) == ImageConfig()
 
 
-def process(picture: Image.Image) -> list[bytes]:
+def process(image: Image.Image) -> list[bytes]:
     cutter = NemotronVLImageProcessor(64, do_rescale=False)
-    found = cutter(images=picture)
+    found = cutter(images=image)
     assert len(found["tile_digests"]) == len(found["pixel_values_flat"])
     return [bytes(row) for row in found["tile_digests"].numpy()]
 

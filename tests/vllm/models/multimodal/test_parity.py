@@ -15,7 +15,9 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
+from nemotron_vl.verify.errors import relative_error
 from nemotron_vl.verify.reference import RadioTower, Reference
+from support.noise import tiles
 
 TOWER_BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -52,31 +54,20 @@ def processor(checkpoint):
 
 
 @pytest.fixture(scope="module")
-def pictures(photo, page) -> list[Image.Image]:
+def images(photo, page) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     sizes = [(64, 64), (63, 65), (200, 64), (64, 500), (1, 1), (333, 111), (900, 700)]
     noise = [rng.integers(0, 256, (h, w, 3), np.uint8) for w, h in sizes]
     return [photo, page.convert("RGB"), *map(Image.fromarray, noise)]
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    difference = found.double() - expected.double()
-    return (difference.norm() / expected.double().norm()).item()
-
-
-def tiles(count: int, size: int = 64) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(count)
-    shape = (count, 3, size, size)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-
-
-def check_pixels(processor, reference, pictures) -> None:
+def check_pixels(processor, reference, images) -> None:
     image_processor = processor.info.get_image_processor()
-    for picture in pictures:
-        found = image_processor(images=picture)["pixel_values_flat"]
-        expected = reference.to_pixels(picture)
+    for image in images:
+        found = image_processor(images=image)["pixel_values_flat"]
+        expected = reference.to_pixels(image)
         assert found.dtype == expected.dtype == torch.uint8
-        assert torch.equal(found, expected), picture.size
+        assert torch.equal(found, expected), image.size
 
 
 def check_tower(model, reference, count: int) -> None:
@@ -95,8 +86,8 @@ def check_features(model, reference, count: int) -> None:
     assert relative_error(found, expected) < BOUNDS[found.dtype]
 
 
-def test_pixels_are_identical(processor, reference, pictures):
-    check_pixels(processor, reference, pictures)
+def test_pixels_are_identical(processor, reference, images):
+    check_pixels(processor, reference, images)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -137,25 +128,25 @@ def test_vit_huge_at_512_pixels(load_model, tmp_path, dtype):
     ],
     ids=repr,
 )
-def test_prompt_token_ids(processor, reference, pictures, prompt, chosen):
-    images = [pictures[index] for index in chosen]
-    items = processor.info.parse_mm_data({"image": images})
+def test_prompt_token_ids(processor, reference, images, prompt, chosen):
+    taken = [images[index] for index in chosen]
+    items = processor.info.parse_mm_data({"image": taken})
     found = processor(prompt, items)["prompt_token_ids"]
-    assert found == reference.embed(prompt, images)[0]
+    assert found == reference.embed(prompt, taken)[0]
 
 
-def _reversed_tiles(self, picture):
-    *rest, last = Reference.cut(self, picture)
+def _reversed_tiles(self, image):
+    *rest, last = Reference.cut(self, image)
     return [*rest[::-1], last]
 
 
-def _thumbnail_first(self, picture):
-    cut = Reference.cut(self, picture)
+def _thumbnail_first(self, image):
+    cut = Reference.cut(self, image)
     return [cut[-1], *cut[:-1]]
 
 
-def _swapped_channels(self, picture):
-    return Reference.to_pixels(self, picture).flip(1)
+def _swapped_channels(self, image):
+    return Reference.to_pixels(self, image).flip(1)
 
 
 @pytest.mark.parametrize(
@@ -167,11 +158,11 @@ def _swapped_channels(self, picture):
     ],
 )
 def test_a_mutated_preprocessing_is_noticed(
-    processor, reference, pictures, monkeypatch, method, mutant
+    processor, reference, images, monkeypatch, method, mutant
 ):
     monkeypatch.setattr(reference, method, types.MethodType(mutant, reference))
     with pytest.raises(AssertionError):
-        check_pixels(processor, reference, pictures)
+        check_pixels(processor, reference, images)
 
 
 def _cropped_positions(self, rows, columns):

@@ -27,7 +27,7 @@ def requests(reference) -> list[tuple[str, list]]:
     rng = random.Random(21)
     kinds = ["read", "both", "lines", "count"]
     questions = [make_question(rng, PILLOW_FONT, reference, kind) for kind in kinds]
-    return [(q.prompt(), q.pictures) for q in questions]
+    return [(q.prompt(), q.images) for q in questions]
 
 
 @pytest.fixture(scope="module")

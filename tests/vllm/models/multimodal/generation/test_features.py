@@ -35,13 +35,13 @@ def llm(make_llm, tiny):
 
 
 def prompt(question: Question) -> dict:
-    images = {"image": question.pictures}
+    images = {"image": question.images}
     return {"prompt": question.prompt(), "multi_modal_data": images}
 
 
 def logprobs(reference: Reference, question: Question, answer: list[int]):
     """Log-probability of each token of an answer, by the reference."""
-    ids, embeds = reference.embed(question.prompt(), question.pictures)
+    ids, embeds = reference.embed(question.prompt(), question.images)
     shown = reference.language_model.get_input_embeddings()(torch.tensor([answer]))
     output = reference.language_model(inputs_embeds=torch.cat([embeds, shown], dim=1))
     scores = output.logits[0, len(ids) - 1 : -1].log_softmax(-1)
@@ -65,7 +65,7 @@ def test_answers_follow_a_json_schema(llm, questions):
     assert found[0].outputs[0].token_ids == alone.outputs[0].token_ids
 
 
-def test_the_picture_decides_between_choices(llm, questions):
+def test_the_image_decides_between_choices(llm, questions):
     choices = [question.turns[0][1] for question in questions]
     assert len(set(choices)) == len(choices)
     sampling = constrained(40, choice=choices)

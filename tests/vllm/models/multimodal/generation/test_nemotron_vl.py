@@ -41,7 +41,7 @@ def chat(llm, *parts) -> tuple[list[int], list[int]]:
     return output.prompt_token_ids, list(output.outputs[0].token_ids)
 
 
-def picture_part(image: Image.Image) -> dict:
+def png_part(image: Image.Image) -> dict:
     return {"type": "image_pil", "image_pil": image}
 
 
@@ -167,7 +167,7 @@ def test_every_dtype_answers(start_llm, llm, checkpoint, photo, page, dtype):
     for text, images in (
         ("<image>\nRead.", [photo]),
         ("<image><image>", [photo, page]),
-        ("no picture", []),
+        ("no image", []),
     ):
         request = prompt(text, *images) if images else text
         (output,) = engine.generate([request], first, use_tqdm=False)
@@ -179,14 +179,14 @@ def test_every_dtype_answers(start_llm, llm, checkpoint, photo, page, dtype):
             assert abs(found[token].logprob - expected[token].logprob) < 0.15
 
 
-def test_the_picture_decides_the_answer(llm, photo, page):
+def test_the_image_decides_the_answer(llm, photo, page):
     answers = generate(llm, prompt("<image>", photo), prompt("<image>", page))
     assert answers[0][1] != answers[1][1]
     again = generate(llm, prompt("<image>", photo), prompt("<image>", page))
     assert answers == again
 
 
-def test_the_order_of_pictures_decides_the_answer(llm, photo, page):
+def test_the_order_of_images_decides_the_answer(llm, photo, page):
     one, other = generate(
         llm,
         prompt("<image><image>", photo, page),
@@ -217,9 +217,9 @@ def test_text_ids_chat_cache_and_uuid_give_the_same(llm, photo, page):
     found.append(
         chat(
             llm,
-            picture_part(photo),
+            png_part(photo),
             text_part("and"),
-            picture_part(page),
+            png_part(page),
             text_part("beside each other?"),
         )
     )
@@ -252,17 +252,17 @@ def test_settings_per_request(llm, photo):
     assert len(many[0]) - len(one[0]) == 12 * 4
 
 
-def test_image_embeds_equal_the_picture_they_were_made_of(llm, photo):
+def test_image_embeds_equal_the_image_they_were_made_of(llm, photo):
     """The tower's embeddings give the same answer as the image."""
     embeds = llm.apply_model(_embeds_of_zeros)[0]
     black = Image.new("RGB", (64, 64))
-    from_picture, from_embeds = generate(
+    from_image, from_embeds = generate(
         llm, prompt("<image>\n?", black), prompt("<image>\n?", embeds)
     )
-    assert from_picture == from_embeds
+    assert from_image == from_embeds
     longer = torch.cat([embeds, embeds])  # of two tiles
     alone, _ = generate(llm, prompt("<image>\n?", embeds), prompt("<image>\n?", longer))
-    assert alone == from_picture
+    assert alone == from_image
 
 
 def _embeds_of_zeros(model) -> torch.Tensor:
@@ -271,9 +271,9 @@ def _embeds_of_zeros(model) -> torch.Tensor:
 
 
 BAD = {
-    "no picture for a placeholder": ({"prompt": "<image>"}, "1 <image> .* 0 image"),
-    "fewer pictures": (prompt("<image><image>", Image.new("RGB", (9, 9))), "2 .* 1 "),
-    "more pictures": (
+    "no image for a placeholder": ({"prompt": "<image>"}, "1 <image> .* 0 image"),
+    "fewer images": (prompt("<image><image>", Image.new("RGB", (9, 9))), "2 .* 1 "),
+    "more images": (
         prompt("<image>", *[Image.new("RGB", (9, 9))] * 2),
         r"1 <image> placeholder\(s\) for 2 image",
     ),
@@ -316,15 +316,15 @@ def test_bad_input_is_named_and_the_next_request_served(llm, page, case):
     assert generate(llm, prompt("<image>", page))[0][1]
 
 
-def test_a_typed_placeholder_takes_no_pictures_place(llm, photo, page):
+def test_a_typed_placeholder_takes_no_images_place(llm, photo, page):
     with pytest.raises(VLLMValidationError, match="must not contain <image>"):
-        chat(llm, text_part("I typed <image>"), picture_part(photo))
+        chat(llm, text_part("I typed <image>"), png_part(photo))
     with pytest.raises(VLLMValidationError, match="1 <image> .* 0 image"):
         chat(llm, text_part("I typed <image>"))
     several_turns = [
         {"role": "user", "content": "What does <image> mean?"},
-        {"role": "assistant", "content": "A picture."},
-        {"role": "user", "content": [picture_part(page), text_part("Read.")]},
+        {"role": "assistant", "content": "An image."},
+        {"role": "user", "content": [png_part(page), text_part("Read.")]},
     ]
     with pytest.raises(VLLMValidationError, match="2 <image> .* 1 image"):
         llm.chat(several_turns, GREEDY, use_tqdm=False)

@@ -21,7 +21,7 @@ from support.option_requests import (
     Expected,
     alike,
     embeddings,
-    pictures,
+    images,
     stored,
     stored_video,
     videos,
@@ -71,7 +71,7 @@ def start(start_llm, expected: Expected, row: Sequence[str], store: Path) -> LLM
 
 def requests(expected: Expected, row: Sequence[str], store: Path) -> list[Ask]:
     kind = {"int8": "int8" in row}
-    asks = pictures()
+    asks = images()
     if "embeds" in row:
         asks += embeddings(expected, **kind)
     if "video" in row:
@@ -131,8 +131,8 @@ def test_answers_are_the_references(
             llm.generate(embeddings(expected)[0].prompt, use_tqdm=False)
     for adapters in adapters_of(row, len(asks)):
         check_answers(llm, expected, row, store, asks, adapters)
-    for images, adapters in llm.collective_rpc(gpu_like.most_together):
-        assert images > 1
+    for together, adapters in llm.collective_rpc(gpu_like.most_together):
+        assert together > 1
         assert adapters > 1 or "tower" not in row
     if "graphs" in row:
         assert max(llm.collective_rpc(gpu_like.graph_hits)) > 0

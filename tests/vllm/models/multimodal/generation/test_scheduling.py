@@ -47,7 +47,7 @@ def test_split_prompts_give_the_references_answers(generate, reference, photo, p
     requests = [
         ("<image>\nRead.", [photo]),
         ("a<image>b<image>", [page.convert("RGB"), photo]),
-        ("No picture, but a text that is longer than a step. " * 4, []),
+        ("No image, but a text that is longer than a step. " * 4, []),
     ]
     expected = [reference.answer(*request, GREEDY.max_tokens) for request in requests]
     for _ in range(2):  # the second time from the prefix cache and the tile cache
@@ -68,14 +68,14 @@ def test_reading_from_split_prompts(generate, reference):
     asked: list[Question] = [
         make_question(rng, PILLOW_FONT, reference, kind) for kind in kinds
     ]
-    requests = [(q.prompt(), q.pictures) for q in asked]
+    requests = [(q.prompt(), q.images) for q in asked]
     found = [tokens(output) for output in generate(*requests)]
     assert found == [reference.answer(*r, GREEDY.max_tokens)[1] for r in requests]
 
 
-def test_a_prefix_may_end_inside_a_picture(llm, generate, reference, photo):
+def test_a_prefix_may_end_inside_an_image(llm, generate, reference, photo):
     texts = ["<image>\nRead.", "<image> What is it?", "<image>"]
-    before = "The picture begins in a block: "
+    before = "The image begins in a block: "
     requests = [(before + text, [photo]) for text in texts]
     llm.reset_prefix_cache()
     image = reference.tokenizer.convert_tokens_to_ids("<image>")

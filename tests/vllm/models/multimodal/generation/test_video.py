@@ -128,11 +128,11 @@ def test_all_forms_of_a_video_answer_alike(llm, media):
 
 
 def test_chat_reads_a_file_and_keeps_the_order_of_parts(llm, reference, media):
-    video, picture = CLIPS["numbers"], noise(1, 100, 50)[0]
+    video, image = CLIPS["numbers"], noise(1, 100, 50)[0]
     (media / "order.mkv").write_bytes(encoded(video))
     url = {"type": "video_url", "video_url": {"url": f"file://{media}/order.mkv"}}
-    image = {"type": "image_pil", "image_pil": picture}
-    for first, second in ((url, image), (image, url)):
+    part = {"type": "image_pil", "image_pil": image}
+    for first, second in ((url, part), (part, url)):
         parts = [text_part("One"), first, text_part("and"), second, text_part("?")]
         messages = [{"role": "user", "content": parts}]
         (output,) = llm.chat(messages, GREEDY, use_tqdm=False)
@@ -142,19 +142,19 @@ def test_chat_reads_a_file_and_keeps_the_order_of_parts(llm, reference, media):
             f"One\n{places[0]}\nand\n{places[1]}\n?<|eot_id|>"
             "<|start_header_id|>assistant<|end_header_id|>\n\n"
         )
-        check(output, reference, text, [video], [picture])
+        check(output, reference, text, [video], [image])
 
 
 def test_a_template_that_reads_text_only_keeps_the_order_too(llm, reference, media):
     """vLLM would put the image, which is the second part, before the video."""
-    video, picture = CLIPS["numbers"], noise(1, 100, 50)[0]
+    video, image = CLIPS["numbers"], noise(1, 100, 50)[0]
     (media / "text.mkv").write_bytes(encoded(video))
     url = {"type": "video_url", "video_url": {"url": f"file://{media}/text.mkv"}}
-    image = {"type": "image_pil", "image_pil": picture}
-    messages = [{"role": "user", "content": [url, text_part("and"), image]}]
+    part = {"type": "image_pil", "image_pil": image}
+    messages = [{"role": "user", "content": [url, text_part("and"), part]}]
     template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     (output,) = llm.chat(messages, GREEDY, use_tqdm=False, chat_template=template)
-    check(output, reference, "<img></img>\nand\n<image>", [video], [picture])
+    check(output, reference, "<img></img>\nand\n<image>", [video], [image])
 
 
 MIXED = [
@@ -170,22 +170,22 @@ MIXED = [
 def test_videos_and_images_in_any_order(llm, reference, text, videos, images):
     """Also where an image has as many tiles as a video."""
     clips = [noise(3, 50, 40), CLIPS["numbers"]][:videos]
-    pictures = [noise(2, 2 * TILE, TILE)[0], noise(1, 300, 80)[0]][:images]
-    assert len(reference.to_pixels(pictures[0])) == 3 if images else True
+    shown = [noise(2, 2 * TILE, TILE)[0], noise(1, 300, 80)[0]][:images]
+    assert len(reference.to_pixels(shown[0])) == 3 if images else True
     data = [encoded(clip) for clip in clips]
-    (output,) = generate(llm, request(text, data, pictures))
-    check(output, reference, text, clips, pictures)
+    (output,) = generate(llm, request(text, data, shown))
+    check(output, reference, text, clips, shown)
 
 
 def test_a_video_equals_an_image_of_the_same_tiles(llm):
     """The tiles and the thumbnail of an image, sent as the frames of a video."""
-    picture = noise(1, 3 * TILE, 2 * TILE)[0]
+    source = noise(1, 3 * TILE, 2 * TILE)[0]
     corners = [(x, y) for y in (0, TILE) for x in (0, TILE, 2 * TILE)]
-    frames = [picture.crop((x, y, x + TILE, y + TILE)) for x, y in corners]
-    frames.append(picture.resize((TILE, TILE), Image.Resampling.BICUBIC))
+    frames = [source.crop((x, y, x + TILE, y + TILE)) for x, y in corners]
+    frames.append(source.resize((TILE, TILE), Image.Resampling.BICUBIC))
     image, video = generate(
         llm,
-        request("<image>\nRead the text.", images=[picture]),
+        request("<image>\nRead the text.", images=[source]),
         request(ASK, [encoded(frames)]),
     )
     assert len(image.prompt_token_ids) > 7 * TILE_TOKENS
@@ -212,20 +212,20 @@ def test_equal_frames_are_encoded_once_also_across_requests(llm, media):
 
 
 def test_caches_and_uuids_change_no_token(llm, reference):
-    video, picture = CLIPS["numbers"], noise(3, TILE, TILE)[2]
+    video, image = CLIPS["numbers"], noise(3, TILE, TILE)[2]
     data, text = encoded(video), "<image> <img></img> What?"
-    expected = reference.answer(text, [picture], 16, [video])
+    expected = reference.answer(text, [image], 16, [video])
     named = {
         "multi_modal_uuids": {"image": ["same"], "video": ["same"]},
         "cache_salt": "me",
     }
-    with_uuid = request(text, [data], [picture], **named)
+    with_uuid = request(text, [data], [image], **named)
     cached = {
         "prompt": text,
         "multi_modal_data": {"image": [None], "video": [None]},
         **named,
     }
-    for asked in (request(text, [data], [picture]), with_uuid, with_uuid, cached):
+    for asked in (request(text, [data], [image]), with_uuid, with_uuid, cached):
         (output,) = generate(llm, asked)
         assert tokens(output) == (expected[0], expected[1])
     llm.reset_prefix_cache()

@@ -73,7 +73,7 @@ def test_a_grid_is_within_bounds(width, height, tiles, thumbnail, recipe):
     ),
     recipe=st.sampled_from(["fast", "exact", "hf"]),
 )
-def test_any_picture_becomes_the_tiles_of_its_grid(width, height, most, mode, recipe):
+def test_any_image_becomes_the_tiles_of_its_grid(width, height, most, mode, recipe):
     image = to_rgb(Image.new(mode, (width, height)))
     assert (image.mode, image.size) == ("RGB", (width, height))
     processor = NemotronVLImageProcessor(32, max_dynamic_patch=most, resize=recipe)
@@ -171,7 +171,7 @@ words = st.lists(
     sizes=st.data(),
 )
 def test_every_feature_has_its_token(processor, texts, sizes):
-    pictures = [
+    images = [
         Image.new(
             "RGB", sizes.draw(st.tuples(st.integers(1, 300), st.integers(1, 300)))
         )
@@ -179,7 +179,7 @@ def test_every_feature_has_its_token(processor, texts, sizes):
     ]
     result = processor(
         "<image>".join(texts),
-        mm_items=processor.info.parse_mm_data({"image": pictures} if pictures else {}),
+        mm_items=processor.info.parse_mm_data({"image": images} if images else {}),
         hf_processor_mm_kwargs={},
     )
     ids = result["prompt_token_ids"]
@@ -203,8 +203,8 @@ MODES = {
 
 def saved(kind: str) -> bytes:
     file = io.BytesIO()
-    picture = Image.radial_gradient("L").resize((40, 30)).convert(MODES[kind])
-    picture.save(file, kind)
+    image = Image.radial_gradient("L").resize((40, 30)).convert(MODES[kind])
+    image.save(file, kind)
     return file.getvalue()
 
 

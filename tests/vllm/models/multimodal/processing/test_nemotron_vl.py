@@ -24,6 +24,7 @@ from vllm.transformers_utils.processors.nemotron_vl import (
     image_to_pixel_values_nemotron_vl,
 )
 
+from support.noise import noise
 from vllm_nemotron_vl.multimodal import nemotron_vl as nemotron_vl_reading
 from vllm_nemotron_vl.multimodal.nemotron_vl import to_rgb
 from vllm_nemotron_vl.transformers_utils.processors import (
@@ -100,11 +101,6 @@ def count_image_tokens(result, processor) -> int:
     return result["prompt_token_ids"].count(placeholder)
 
 
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    return Image.fromarray(levels)
-
-
 def grid_by_the_rule(width, height, tile, fewest, most) -> tuple[int, int]:
     """The tiling rule as the model card states it."""
     grids = [
@@ -159,42 +155,42 @@ def test_equally_good_grids_are_tried_in_vllms_order(limits):
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_pixels_equal_vllms_in_tree_ones(width, height):
-    picture = noise(width, height)
-    tiles = tile_with("exact", picture)
+    image = noise(width, height)
+    tiles = tile_with("exact", image)
     in_tree = image_to_pixel_values_nemotron_vl(
-        picture, input_size=TILE, min_num=1, max_num=12, use_thumbnail=True
+        image, input_size=TILE, min_num=1, max_num=12, use_thumbnail=True
     )
     assert tiles.dtype == torch.uint8
     assert torch.equal(tiles.float() / 255, in_tree)
 
 
-def tile_with(recipe: str, picture: Image.Image, tile: int = TILE) -> torch.Tensor:
+def tile_with(recipe: str, image: Image.Image, tile: int = TILE) -> torch.Tensor:
     cutter = NemotronVLImageProcessor(tile, resize=recipe, do_rescale=False)
-    return cutter(images=picture)["pixel_values_flat"]
+    return cutter(images=image)["pixel_values_flat"]
 
 
 @pytest.mark.parametrize("tile", [64, 512])
 def test_the_fast_recipe_is_close_to_the_exact_one(photo, page, tile):
     rng = np.random.default_rng(0)
     edges = Image.fromarray(rng.integers(0, 2, (555, 777, 3), np.uint8) * 255)
-    for picture in (photo, page, edges, *(noise(*size) for size in SIZES)):
-        fast, exact = (tile_with(r, picture, tile) for r in ("fast", "exact"))
+    for image in (photo, page, edges, *(noise(*size) for size in SIZES)):
+        fast, exact = (tile_with(r, image, tile) for r in ("fast", "exact"))
         assert fast.shape == exact.shape
         assert fast.is_contiguous() and fast.dtype == torch.uint8
-        assert (fast.int() - exact.int()).abs().max() <= 2, picture.size
+        assert (fast.int() - exact.int()).abs().max() <= 2, image.size
 
 
 @pytest.mark.parametrize("recipe", ["fast", "exact"])
-def test_a_picture_of_a_tiles_size_is_not_resampled(recipe):
-    picture = noise(TILE, TILE)
-    (tile,) = tile_with(recipe, picture)
-    assert torch.equal(tile, torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+def test_an_image_of_a_tiles_size_is_not_resampled(recipe):
+    image = noise(TILE, TILE)
+    (tile,) = tile_with(recipe, image)
+    assert torch.equal(tile, torch.from_numpy(np.array(image)).permute(2, 0, 1))
 
 
 @pytest.mark.parametrize("size", [(512, 512), (640, 480), (100, 300)])
-def test_the_checkpoints_own_recipe_doubles_the_picture_first(size):
-    picture = noise(*size)
-    doubled = picture.resize((2 * size[0], 2 * size[1]), Image.Resampling.BILINEAR)
+def test_the_checkpoints_own_recipe_doubles_the_image_first(size):
+    image = noise(*size)
+    doubled = image.resize((2 * size[0], 2 * size[1]), Image.Resampling.BILINEAR)
     columns, rows = grid_by_the_rule(*doubled.size, 512, 1, 12)
     whole = torch.from_numpy(np.array(doubled)).permute(2, 0, 1)
     resized = resize(whole, [rows * 512, columns * 512], antialias=True)
@@ -205,16 +201,16 @@ def test_the_checkpoints_own_recipe_doubles_the_picture_first(size):
     ]
     if len(expected) > 1:
         expected.append(resize(whole, [512, 512], antialias=True))
-    assert torch.equal(tile_with("hf", picture, 512), torch.stack(expected))
+    assert torch.equal(tile_with("hf", image, 512), torch.stack(expected))
     if size == (512, 512):
-        assert (len(tile_with("exact", picture, 512)), len(expected)) == (1, 5)
+        assert (len(tile_with("exact", image, 512)), len(expected)) == (1, 5)
 
 
 def test_pixels_are_float_where_the_device_does_not_normalise(make_processor):
-    picture = noise(200, 100)
-    on_device = pixels(process(make_processor(), "<image>", [picture]))
+    image = noise(200, 100)
+    on_device = pixels(process(make_processor(), "<image>", [image]))
     processor = make_processor(mm_device_do_normalize=False, dtype="float32")
-    on_host = pixels(process(processor, "<image>", [picture]))
+    on_host = pixels(process(processor, "<image>", [image]))
     assert on_device.dtype == torch.uint8
     assert on_host.dtype == torch.float32
     assert torch.equal(on_device.float() / 255, on_host)
@@ -267,9 +263,9 @@ def test_settings_mean_the_same_at_start_and_per_request(
     make_processor, processor, settings
 ):
     at_start = make_processor(mm_processor_kwargs=settings)
-    picture = noise(300, 190)
-    first = process(at_start, "<image>", [picture])
-    second = process(processor, "<image>", [picture], **settings)
+    image = noise(300, 190)
+    first = process(at_start, "<image>", [image])
+    second = process(processor, "<image>", [image], **settings)
     assert first["prompt_token_ids"] == second["prompt_token_ids"]
     assert torch.equal(pixels(first), pixels(second))
 
@@ -284,7 +280,7 @@ def test_settings_mean_the_same_at_start_and_per_request(
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_profiling_expects_the_most_tokens_a_picture_can_have(make_processor, settings):
+def test_profiling_expects_the_most_tokens_an_image_can_have(make_processor, settings):
     processor = make_processor(mm_processor_kwargs=settings)
     (most,) = processor.info.get_mm_max_tokens_per_item(4096, {"image": 1}).values()
     seen = [
@@ -350,10 +346,10 @@ def test_warming_up_compiles_the_resampling(make_processor, monkeypatch, recipe,
 
 
 def test_many_images_keep_their_places(processor):
-    pictures = [noise(64, 64, 1), noise(300, 100, 2), noise(64, 64, 3)]
-    result = process(processor, "x<image><image>y<image>", pictures)
+    images = [noise(64, 64, 1), noise(300, 100, 2), noise(64, 64, 3)]
+    result = process(processor, "x<image><image>y<image>", images)
     expected = torch.cat(
-        [pixels(process(processor, "<image>", [picture])) for picture in pictures]
+        [pixels(process(processor, "<image>", [image])) for image in images]
     )
     assert torch.equal(pixels(result), expected)
     starts = [p.offset for p in result["mm_placeholders"]["image"]]
@@ -363,21 +359,21 @@ def test_many_images_keep_their_places(processor):
 
 def test_token_ids_and_text_give_the_same_prompt(processor):
     tokenizer = processor.info.get_tokenizer()
-    pictures = [noise(64, 64), noise(300, 100)]
+    images = [noise(64, 64), noise(300, 100)]
     prompt = "What is <image> beside <image>?"
-    from_text = process(processor, prompt, pictures)
-    from_ids = process(processor, tokenizer.encode(prompt), pictures)
+    from_text = process(processor, prompt, images)
+    from_ids = process(processor, tokenizer.encode(prompt), images)
     assert from_text["prompt_token_ids"] == from_ids["prompt_token_ids"]
 
 
 def test_the_cache_changes_nothing(make_processor):
     processor = make_processor()
     cache = MultiModalProcessorOnlyCache(processor.info.ctx.model_config)
-    pictures = [noise(64, 64), noise(300, 100)]
+    sources = [noise(64, 64), noise(300, 100)]
     for prompt, images in (
-        ("<image>", pictures[:1]),
-        ("<image>b<image>", pictures),
-        ("<image>b<image>", pictures[::-1]),
+        ("<image>", sources[:1]),
+        ("<image>b<image>", sources),
+        ("<image>b<image>", sources[::-1]),
     ):
         plain = process(processor, prompt, images)
         cached = process(processor, prompt, images, cache=cache)
@@ -389,9 +385,9 @@ def test_the_cache_changes_nothing(make_processor):
 def test_other_settings_miss_the_cache(make_processor):
     processor = make_processor()
     cache = MultiModalProcessorOnlyCache(processor.info.ctx.model_config)
-    picture = noise(300, 100)
-    many = process(processor, "<image>", [picture], cache=cache)
-    one = process(processor, "<image>", [picture], cache=cache, max_dynamic_patch=1)
+    image = noise(300, 100)
+    many = process(processor, "<image>", [image], cache=cache)
+    one = process(processor, "<image>", [image], cache=cache, max_dynamic_patch=1)
     assert len(pixels(many)) > len(pixels(one)) == 1
 
 
@@ -413,8 +409,8 @@ def white_where_transparent() -> np.ndarray:
 
 
 def half_transparent(mode: str) -> Image.Image:
-    picture = Image.new("LA", (8, 8), (40, 255))
-    picture.paste((40, 0), (0, 0, 8, 4))
+    image = Image.new("LA", (8, 8), (40, 255))
+    image.paste((40, 0), (0, 0, 8, 4))
     if mode == "P":
         indexed = Image.new("P", (8, 8), 1)
         indexed.putpalette([9, 9, 9, 40, 40, 40])
@@ -422,11 +418,11 @@ def half_transparent(mode: str) -> Image.Image:
         indexed.info["transparency"] = 0
         return indexed
     if mode == "RGB":  # like a PNG that declares one colour transparent
-        picture = Image.new("RGB", (8, 8), (40, 40, 40))
-        picture.paste((0, 0, 0), (0, 0, 8, 4))
-        picture.info["transparency"] = (0, 0, 0)
-        return picture
-    return picture.convert(mode)
+        image = Image.new("RGB", (8, 8), (40, 40, 40))
+        image.paste((0, 0, 0), (0, 0, 8, 4))
+        image.info["transparency"] = (0, 0, 0)
+        return image
+    return image.convert(mode)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
@@ -440,7 +436,7 @@ CMYK = Image.merge("CMYK", [INK, INK, INK, Image.new("L", (16, 16))])
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         Image.fromarray(RAMP),
         Image.fromarray(RAMP.astype(np.uint16) * 257),
@@ -451,17 +447,17 @@ CMYK = Image.merge("CMYK", [INK, INK, INK, Image.new("L", (16, 16))])
         Image.fromarray(np.dstack([RAMP] * 3)),
         CMYK,
     ],
-    ids=lambda picture: picture.mode,
+    ids=lambda image: image.mode,
 )
-def test_every_mode_keeps_its_grey_levels(picture):
+def test_every_mode_keeps_its_grey_levels(image):
     expected = np.dstack([RAMP] * 3).astype(int)
-    assert np.abs(np.asarray(to_rgb(picture)).astype(int) - expected).max() <= 1
+    assert np.abs(np.asarray(to_rgb(image)).astype(int) - expected).max() <= 1
 
 
-def test_black_and_white_pictures():
-    picture = Image.new("1", (2, 1))
-    picture.putpixel((1, 0), 1)
-    assert np.asarray(to_rgb(picture)).tolist() == [[[0] * 3, [255] * 3]]
+def test_black_and_white_images():
+    image = Image.new("1", (2, 1))
+    image.putpixel((1, 0), 1)
+    assert np.asarray(to_rgb(image)).tolist() == [[[0] * 3, [255] * 3]]
 
 
 def test_exif_rotation_is_applied(processor):
@@ -490,9 +486,9 @@ def test_files_from_the_server_keep_16_bit_levels(processor, mode):
     "kind",
     [*("hwc", "chw", "torch", "batch", "grey", "hw1"), "one torch", "grey torch"],
 )
-def test_arrays_are_pictures(processor, kind):
-    picture = noise(96, 64)
-    array = np.asarray(picture)
+def test_arrays_are_images(processor, kind):
+    image = noise(96, 64)
+    array = np.asarray(image)
     given = {
         "hwc": [array],
         "chw": [array.transpose(2, 0, 1)],
@@ -504,9 +500,9 @@ def test_arrays_are_pictures(processor, kind):
         "grey torch": [torch.from_numpy(array[..., 0].copy())],
     }[kind]
     if kind in ("grey", "hw1", "grey torch"):
-        picture = Image.fromarray(array[..., 0])
+        image = Image.fromarray(array[..., 0])
     result = process(processor, "<image>", given)
-    expected = process(processor, "<image>", [picture])
+    expected = process(processor, "<image>", [image])
     assert torch.equal(pixels(result), pixels(expected))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.noise import noise
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import (
     memory,
     passes,
@@ -37,26 +38,21 @@ CASES = [
 PHOTOGRAPHS = ["astronaut", "coffee", "chelsea", "rocket", "page", "text", "camera"]
 
 
-def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    shape = (size[1], size[0], 3)
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, "uint8"))
-
-
-def resample_into(parts: np.ndarray, picture: Image.Image, precision="float64"):
-    for band in resampling.bands(picture, [parts], precision):
+def resample_into(parts: np.ndarray, image: Image.Image, precision="float64"):
+    for band in resampling.bands(image, [parts], precision):
         band()
 
 
-def resample(picture: Image.Image, grid: tuple[int, int], side: int) -> np.ndarray:
+def resample(image: Image.Image, grid: tuple[int, int], side: int) -> np.ndarray:
     parts = np.empty((grid[1], grid[0], 3, side, side), np.uint8)
-    resample_into(parts, picture)
+    resample_into(parts, image)
     return parts
 
 
-def cut(picture: Image.Image, grid: tuple[int, int], side: int) -> np.ndarray:
+def cut(image: Image.Image, grid: tuple[int, int], side: int) -> np.ndarray:
     """The tiles of the image as Pillow resizes it."""
     columns, rows = grid
-    whole = np.asarray(picture.resize((columns * side, rows * side)))
+    whole = np.asarray(image.resize((columns * side, rows * side)))
     lines = [np.split(line, columns, axis=1) for line in np.split(whole, rows)]
     return np.array(lines).transpose(0, 1, 4, 2, 3)
 
@@ -64,8 +60,8 @@ def cut(picture: Image.Image, grid: tuple[int, int], side: int) -> np.ndarray:
 @pytest.mark.parametrize(("size", "grid", "side"), CASES, ids=str)
 def test_values_equal_pillows(size, grid, side):
     assert resampling.agrees_with_pillow()
-    picture = noise(size)
-    assert np.array_equal(resample(picture, grid, side), cut(picture, grid, side))
+    image = noise(*size)
+    assert np.array_equal(resample(image, grid, side), cut(image, grid, side))
 
 
 def test_values_equal_pillows_at_random_sizes():
@@ -74,27 +70,27 @@ def test_values_equal_pillows_at_random_sizes():
         size = tuple(rng.integers(1, 300, 2).tolist())
         grid = tuple(rng.integers(1, 5, 2).tolist())
         side = int(rng.integers(1, 80))
-        picture = noise(size, number)
-        ours, theirs = (f(picture, grid, side) for f in (resample, cut))
+        image = noise(*size, number)
+        ours, theirs = (f(image, grid, side) for f in (resample, cut))
         assert np.array_equal(ours, theirs), (size, grid, side)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (301, 77), (2600, 2500)])
 def test_doubled_values_equal_pillows(size):
-    picture = noise(size)
-    twice = (2 * picture.width, 2 * picture.height)
-    expected = np.asarray(picture.resize(twice, Image.Resampling.BILINEAR))
-    bands = dict(resampling.doubled_bands(picture))
+    image = noise(*size)
+    twice = (2 * image.width, 2 * image.height)
+    expected = np.asarray(image.resize(twice, Image.Resampling.BILINEAR))
+    bands = dict(resampling.doubled_bands(image))
     assert np.array_equal(np.concatenate([*bands.values()]), expected)
     assert [*bands] == [*np.cumsum([0, *map(len, bands.values())])[:-1]]
 
 
 @pytest.mark.parametrize("size", [(30, 20), (2600, 2500)])
 def test_pixels_outlive_their_image(size):
-    pixels = memory.rgbx_pixels(noise(size))
+    pixels = memory.rgbx_pixels(noise(*size))
     gc.collect()
-    other = [noise(size, 1) for _ in range(3)]  # would reuse freed memory
-    assert np.array_equal(pixels[..., :3], np.asarray(noise(size)))
+    other = [noise(*size, 1) for _ in range(3)]  # would reuse freed memory
+    assert np.array_equal(pixels[..., :3], np.asarray(noise(*size)))
     del other
 
 
@@ -104,8 +100,8 @@ def test_pillow_is_used_if_the_values_differ(monkeypatch):
     fresh = resampling.agrees_with_pillow.__wrapped__
     assert not fresh()
     monkeypatch.setattr(resampling, "agrees_with_pillow", fresh)
-    picture = noise((1920, 1080))
-    assert np.array_equal(resample(picture, (4, 2), 64), cut(picture, (4, 2), 64))
+    image = noise(1920, 1080)
+    assert np.array_equal(resample(image, (4, 2), 64), cut(image, (4, 2), 64))
 
 
 @pytest.mark.parametrize(
@@ -121,13 +117,13 @@ def test_pillow_is_used_if_the_loops_cannot_be_loaded(monkeypatch, error):
         monkeypatch.setattr(resampling, name, fail)
     fresh = resampling.agrees_with_pillow.__wrapped__
     monkeypatch.setattr(resampling, "agrees_with_pillow", fresh)
-    picture = noise((300, 200))
+    image = noise(300, 200)
     warned = []
     monkeypatch.setattr(resampling.logger, "warning", lambda *said: warned.append(said))
-    assert np.array_equal(resample(picture, (2, 2), 64), cut(picture, (2, 2), 64))
+    assert np.array_equal(resample(image, (2, 2), 64), cut(image, (2, 2), 64))
     assert warned and warned[0][-1] is error
-    ((top, pixels),) = resampling.doubled_bands(picture)
-    expected = picture.resize((600, 400), Image.Resampling.BILINEAR)
+    ((top, pixels),) = resampling.doubled_bands(image)
+    expected = image.resize((600, 400), Image.Resampling.BILINEAR)
     assert top == 0 and np.array_equal(pixels, np.asarray(expected))
 
 
@@ -164,10 +160,10 @@ def test_float32_is_within_two_levels_at_random_sizes():
         size = tuple(rng.integers(1, 300, 2).tolist())
         grid = tuple(rng.integers(1, 5, 2).tolist())
         side = int(rng.integers(1, 80))
-        picture = noise(size, number)
+        image = noise(*size, number)
         fast = np.empty((grid[1], grid[0], 3, side, side), np.uint8)
-        resample_into(fast, picture, "float32")
-        exact = resample(picture, grid, side).astype(int)
+        resample_into(fast, image, "float32")
+        exact = resample(image, grid, side).astype(int)
         assert np.abs(fast - exact).max() <= 2, (size, grid, side)
         differing += np.count_nonzero(fast != exact)
         values += fast.size
@@ -183,10 +179,10 @@ def test_float32_equals_nearly_all_values_of_photographs():
         photograph = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
         for share in (0.7, 1, 2.3):
             size = [int(share * side) for side in photograph.size]
-            picture = photograph.resize(size)
+            image = photograph.resize(size)
             fast = np.empty((2, 2, 3, 512, 512), np.uint8)
-            resample_into(fast, picture, "float32")
-            exact = resample(picture, (2, 2), 512)
+            resample_into(fast, image, "float32")
+            exact = resample(image, (2, 2), 512)
             assert np.abs(fast.astype(int) - exact).max() <= 1, (name, size)
             differing += np.count_nonzero(fast != exact)
             values += fast.size
@@ -206,10 +202,10 @@ def test_the_bound_of_the_weights_holds(new_size):
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize(("size", "grid", "side"), CASES, ids=str)
 def test_bands_give_the_values_of_the_whole(size, grid, side, precision):
-    picture = noise(size)
+    image = noise(*size)
     whole, parts = np.zeros((2, grid[1], grid[0], 3, side, side), np.uint8)
-    resample_into(whole, picture, precision)
-    bands = resampling.bands(picture, [parts], precision, 5)
+    resample_into(whole, image, precision)
+    bands = resampling.bands(image, [parts], precision, 5)
     for band in reversed(bands):
         band()
     assert np.array_equal(whole, parts)

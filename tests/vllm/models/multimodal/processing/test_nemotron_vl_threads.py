@@ -6,11 +6,11 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from support.noise import noise
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
 )
@@ -20,11 +20,6 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling impor
 
 SIZES = [(1700, 2200), (1920, 1080), (641, 479), (512, 512), (9, 7), (2600, 2500)]
 RECIPES = ["fast", "exact", "hf"]
-
-
-def noise(size: tuple[int, int]) -> Image.Image:
-    shape = (size[1], size[0], 3)
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, "uint8"))
 
 
 @pytest.fixture
@@ -47,7 +42,7 @@ def all_equal(found, expected) -> bool:
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_any_number_of_threads_gives_the_same(recipe, size, limit):
-    image = noise(size)
+    image = noise(*size)
     limit(1)
     expected = process(recipe, image)
     for threads in (2, 3, 7):
@@ -57,7 +52,7 @@ def test_any_number_of_threads_gives_the_same(recipe, size, limit):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_callers_at_once_get_the_same(recipe, limit):
-    images = [noise(size) for size in SIZES[:4]] * 2
+    images = [noise(*size) for size in SIZES[:4]] * 2
     limit(1)
     expected = [process(recipe, image) for image in images]
     limit(3)
@@ -174,7 +169,7 @@ def digest_of_child(image: Image.Image, sender) -> None:
 
 def test_a_forked_process_has_threads_of_its_own(limit):
     limit(3)
-    image = noise((1700, 2200))
+    image = noise(1700, 2200)
     expected = process("fast", image)[0].numpy().tobytes()
     assert image_threads.IMAGE_THREADS._pool is not None
     receiver, sender = multiprocessing.Pipe(duplex=False)

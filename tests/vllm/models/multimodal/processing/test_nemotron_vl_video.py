@@ -145,12 +145,12 @@ def test_do_rescale_gives_float_tiles(make_processor):
 
 
 def test_equal_tiles_of_images_and_videos_have_equal_digests(processor):
-    picture = noise(1, TILE, TILE)[0]
+    source = noise(1, TILE, TILE)[0]
     result = process(
         processor,
         "<img></img><image>",
-        [[picture, picture, *noise(2)]],
-        images=[picture],
+        [[source, source, *noise(2)]],
+        images=[source],
     )
     first, second, other, _ = digests(result)
     (image,) = digests(result, "tile_digests", "image")
@@ -235,9 +235,9 @@ def test_caches_compare_content_frames_and_recipe(make_processor, processor):
 def test_one_uuid_for_an_image_and_a_video_names_two_things(processor):
     cache = MultiModalProcessorOnlyCache(processor.info.ctx.model_config)
     uuids = {"image": ["same"], "video": ["same"]}
-    video, picture = [numbers("12")], noise(1)
+    video, image = [numbers("12")], noise(1)
     for _ in range(2):
-        result = process(processor, "<image><img></img>", video, cache, uuids, picture)
+        result = process(processor, "<image><img></img>", video, cache, uuids, image)
         names = [*result["mm_hashes"]["image"], *result["mm_hashes"]["video"]]
         assert len({*names}) == 2
         assert "pixel_values_flat" in result["mm_kwargs"]["image"][0]
@@ -245,7 +245,7 @@ def test_one_uuid_for_an_image_and_a_video_names_two_things(processor):
 
 
 def test_an_image_cannot_have_the_name_of_a_video(processor):
-    video, picture = [numbers("12")], noise(1)
+    video, image = [numbers("12")], noise(1)
     (name,) = process(processor, "<img></img>", video, uuids={"video": ["a"]})[
         "mm_hashes"
     ]["video"]
@@ -253,7 +253,7 @@ def test_an_image_cannot_have_the_name_of_a_video(processor):
         videos = video if "video" in uuids else []
         prompt = "<image>" + "<img></img>" * len(videos)
         with pytest.raises(VLLMValidationError, match="must not begin with 'video-'"):
-            process(processor, prompt, videos, uuids=uuids, images=picture)
+            process(processor, prompt, videos, uuids=uuids, images=image)
 
 
 def test_an_image_keeps_its_name_in_all_engines(make_processor, checkpoint):
@@ -340,7 +340,7 @@ def test_what_cannot_work_is_refused_at_start(make_config, checkpoint):
     engine(enable_lora=True)
 
 
-def test_the_picture_architecture_names_the_switch(checkpoint):
+def test_the_image_architecture_names_the_switch(checkpoint):
     switch = '--hf-overrides \'{"architectures": ["Llama_Nemotron_Nano_VL_Video"]}\''
     model = str(checkpoint)
     for limit in (1, {"count": 2, "num_frames": 4}):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draw the figures of docs/preprocessing.md: what the tower sees under each recipe.
 
-    python tools/recipe_pictures.py docs
+    python tools/recipe_images.py docs
 
 Writes recipe_fast.png, recipe_exact.png and recipe_hf.png. Each shows the tiles of a
 page of 512 x 512 pixels, a detail of a page of 640 x 480, and how far its pixels are
@@ -31,21 +31,21 @@ LINES = ("INVOICE 2031-4477", "12  Copper pipe 15 mm   38.40", "3  Elbow   4.05"
 
 
 def page(width: int, height: int) -> Image.Image:
-    picture = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(15)
     for number, line in enumerate(LINES * 3):
         y = 30 + 48 * number
         draw.text((30, y), line, "black", font)
         draw.line((30, y + 26, width - 30, y + 26), "silver")
-    return picture
+    return image
 
 
-def tiles(picture: Image.Image, recipe: str) -> tuple[torch.Tensor, int]:
+def tiles(image: Image.Image, recipe: str) -> tuple[torch.Tensor, int]:
     """Tiles ``(tiles, height, width, 3)``, and the number of columns of the grid."""
     processor = NemotronVLImageProcessor(TILE, resize=recipe)
-    grid = processor.grid_for(*picture.size)
-    return processor.tile(picture, grid).movedim(1, -1), grid.columns
+    grid = processor.grid_for(*image.size)
+    return processor.tile(image, grid).movedim(1, -1), grid.columns
 
 
 def draw_recipe(recipe: str, file: Path) -> None:

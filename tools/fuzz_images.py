@@ -2,7 +2,7 @@
 """Coverage-guided fuzzing of the code that reads the bytes of an image.
 
     pip install atheris
-    python tools/fuzz_pictures.py build/corpus -max_total_time=600
+    python tools/fuzz_images.py build/corpus -max_total_time=600
 
 Mutates files of the formats that Pillow writes, guided by the coverage of Pillow's
 readers and of this package. In less than five seconds, a file must either be read into
@@ -35,16 +35,16 @@ _MOST_PIXELS = 10**6  # larger images are allowed, but slow
 
 def read(data: bytes) -> None:
     try:
-        image = open_checked(data)
+        opened = open_checked(data)
     except VLLMValidationError:
         return
-    if image.width * image.height > _MOST_PIXELS:
+    if opened.width * opened.height > _MOST_PIXELS:
         return
     try:
-        picture = nemotron_vl.to_rgb(image)
+        image = nemotron_vl.to_rgb(opened)
     except VLLMValidationError:
         return
-    assert picture.mode == "RGB" and 0 not in picture.size
+    assert image.mode == "RGB" and 0 not in image.size
 
 
 def write_corpus(folder: Path) -> None:

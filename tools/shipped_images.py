@@ -31,7 +31,7 @@ def receipt() -> Image.Image:
 
 def main() -> None:
     receipt().save(FOLDER / "receipt.jpg", quality=80)
-    chart = draw_documents(4, seed=1)[3].pictures[0]
+    chart = draw_documents(4, seed=1)[3].images[0]
     chart.quantize(32).save(FOLDER / "chart.png", optimize=True)
 
 
