@@ -52,10 +52,10 @@ ATTRIBUTES = {
     "config/nemotron_vl_video.py": [
         "vllm.config.multimodal.MultiModalConfig.video_pruning_rate",
     ],
+    "config/nemotron_vl_cpu.py": ["vllm._custom_ops.cpu_gemm_wna16"],
     "model_executor/models/config.py": [
         "vllm.config.compilation.CompilationConfig.cudagraph_mm_encoder",
         "vllm.config.compilation.CompilationConfig.encoder_cudagraph_token_budgets",
-        "vllm._custom_ops.cpu_gemm_wna16",
         "vllm.config.multimodal.MultiModalConfig.get_limit_per_prompt",
         "vllm.config.multimodal.VideoDummyOptions.count",
     ],
