@@ -97,9 +97,9 @@ def compare(
         (", tiles from the cache", images, _no_cache),
         (", no tile reuse", fresh, _reuse),
     ):
-        before = _ways(llm)
+        before = _tile_outcomes(llm)
         outputs = _generate(llm, items, tokens=TOKENS)
-        if reason := missed(_ways(llm) - before):
+        if reason := missed(_tile_outcomes(llm) - before):
             not_run.append(f"{dtype}, {engine}{suffix}: {reason}")
             continue
         for name, (first, answer) in outputs.items():
@@ -112,9 +112,9 @@ def compare(
             yield row("answer", name, gap, suffix)
 
 
-def _ways(llm: "LLM") -> Counter[str]:
+def _tile_outcomes(llm: "LLM") -> Counter[str]:
     """Of the rank that counts: the others encode the same tiles."""
-    ranks: list[dict[str, int]] = llm.collective_rpc("nemotron_vl_ways")
+    ranks: list[dict[str, int]] = llm.collective_rpc("nemotron_vl_tile_outcomes")
     return Counter(ranks[0])
 
 

@@ -38,7 +38,7 @@ class EncoderComparison:
         files = sorted(Path(folder).glob("*.safetensors"), key=lambda f: int(f.stem))
         return [_errors(model, load_file(file)) for file in files]
 
-    def nemotron_vl_ways(self) -> dict[str, int]:
+    def nemotron_vl_tile_outcomes(self) -> dict[str, int]:
         """How many tiles were encoded, repeated or cached so far (see `TileReuse`),
         and how many images passed a CUDA graph of the encoder instead."""
         model: LlamaNemotronVLChatModel = self.get_model()  # type: ignore[attr-defined]

@@ -209,10 +209,10 @@ def test_images_in_graphs_are_counted_on_both_model_runners(tiny, make_runner):
         runner, manager = make_runner(config, model)
     worker = EncoderComparison()
     worker.model_runner, worker.get_model = runner, lambda: model
-    before = Counter(worker.nemotron_vl_ways())
+    before = Counter(worker.nemotron_vl_tile_outcomes())
     assert before["graphs"] == 0
     manager.graph_hits += 3
-    ways = Counter(worker.nemotron_vl_ways()) - before
+    ways = Counter(worker.nemotron_vl_tile_outcomes()) - before
     assert ways == {"graphs": 3}
     assert comparison._no_graph(ways) is None
     assert comparison._no_cache(ways) == comparison._reuse(ways)
@@ -240,10 +240,10 @@ def test_it_reads_and_says_what_was_wrong(llm):
 
 
 def test_it_measures_pages_whose_tiles_no_cache_has(llm):
-    (before,) = llm.collective_rpc("nemotron_vl_ways")
+    (before,) = llm.collective_rpc("nemotron_vl_tile_outcomes")
     # So many tokens take longer than the time to the first one varies.
     found = measure(llm, rounds=2, tokens=64, pages=4)
-    (after,) = llm.collective_rpc("nemotron_vl_ways")
+    (after,) = llm.collective_rpc("nemotron_vl_tile_outcomes")
     assert after["encoded"] > before["encoded"]
     assert after["cached"] == before["cached"]
     for name in ("first_token_ms", "tokens_per_s", "pages_per_s", "batch_tokens_per_s"):
