@@ -84,7 +84,7 @@ def contents(source: Path) -> list[str]:
 
 
 def is_printed(message: str, sources: list[Path]) -> bool:
-    """Whether a text in one of the source folders has the parts of a message in their order."""
+    """Whether a text of the source has the parts of a message in their order."""
     parts = [part.strip() for part in message.split("...")]
     pattern = re.compile(".*".join(map(re.escape, parts)), re.DOTALL)
     # Parsing all files would take minutes.
