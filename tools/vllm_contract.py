@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check what this package uses of vLLM against a release, without importing it.
+"""Check what our packages use of vLLM against a release, without importing it.
 
     python tools/vllm_contract.py                          # each release served
     python tools/vllm_contract.py 0.33 vllm-0.34.0.whl     # releases, wheels, folders
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from contract.consumed import OURS
 from contract.report import Contract, Release, Reviewed, release
 from vllm_nemotron_vl.config.nemotron_vl_names import TESTED_VLLM
 
@@ -29,8 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("vllm", nargs="*", help="release, wheel or folder")
-    parser.add_argument("--package", type=Path, default=ROOT / "vllm",
-                        help="folder of the package that uses vLLM")  # fmt: skip
+    parser.add_argument("--tree", type=Path, default=ROOT,
+                        help="folder with vllm/ and nemotron_vl/")  # fmt: skip
     parser.add_argument("--reviewed", type=Path, default=REVIEWED,
                         help="file that records what was reviewed")  # fmt: skip
     parser.add_argument("--no-table", action="store_true",
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     failed = False
     for vllm in releases:
-        contract = Contract(vllm, args.package, reviewed, not args.no_table)
+        contract = Contract(vllm, args.tree, reviewed, not args.no_table)
         if args.accept or args.accept_all:
             if unknown := set(args.accept or ()) - contract.uses.keys():
                 parser.error(f"not used: {', '.join(sorted(unknown))}")
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         report = contract.report(against)
         print(report.json() if args.json else report.text(args.verbose), flush=True)
         failed |= report.failed
-    for mark in stale_marks(args.package, TESTED_VLLM[0]):
+    for mark in stale_marks(args.tree, TESTED_VLLM[0]):
         print(mark, file=sys.stderr)
         failed = True
     return int(failed)
@@ -83,14 +84,16 @@ def find(name: str) -> Release:
     return release(Path(name))
 
 
-def stale_marks(package: Path, oldest: tuple[int, ...]) -> Iterator[str]:
+def stale_marks(tree: Path, oldest: tuple[int, ...]) -> Iterator[str]:
     """Comments ``# vLLM < X.Y`` on code that no release served needs any longer.
 
     Args:
-        package: Folder with Python files.
+        tree: Folder with our packages' folders.
         oldest: The oldest release served, such as ``(0, 31)``.
     """
-    for file in sorted(package.rglob("*.py")):
+    for file in sorted(
+        f for ours in OURS.values() for f in (tree / ours).rglob("*.py")
+    ):
         for number, line in enumerate(file.read_text().splitlines(), 1):
             for found in re.finditer(r"#.*?vLLM < (\d+)\.(\d+)", line):
                 if tuple(map(int, found.groups())) <= oldest:

@@ -54,7 +54,7 @@ def doctored(folder: Path, path: str, old: str, new: str) -> Path:
 @pytest.mark.parametrize("minor", vllm_contract.served())
 def test_each_release_served_has_what_was_reviewed(minor):
     reviewed = Reviewed(vllm_contract.REVIEWED)
-    report = Contract(release(source(minor)), ROOT / "vllm", reviewed).report()
+    report = Contract(release(source(minor)), ROOT, reviewed).report()
     assert not report.failed, report.text()
     assert len(report.unchanged) > 300
 
@@ -107,7 +107,7 @@ _MODELS = "vllm.model_executor.models"
 def test_one_renamed_symbol_is_named_alone(tmp_path, path, name, missing):
     vllm = release(doctored(tmp_path, path, name, "renamed"))
     reviewed = Reviewed(vllm_contract.REVIEWED)
-    report = Contract(vllm, ROOT / "vllm", reviewed).report()
+    report = Contract(vllm, ROOT, reviewed).report()
     assert {finding.name for finding in report.breaking} == {missing}
     assert all(finding.places for finding in report.breaking)
 
@@ -122,7 +122,7 @@ def test_both_breaks_of_033_are_found_in_the_tree_before_it(tmp_path):
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tree:
         tree.extractall(tmp_path, filter="data")
     reviewed = Reviewed(tmp_path / "none.json")
-    report = Contract(vllm, tmp_path / "vllm", reviewed, by_hand=False).report()
+    report = Contract(vllm, tmp_path, reviewed, by_hand=False).report()
     norm = "vllm.model_executor.layers.fusion.mm_input_norm.FusedMMInputNorm"
     processors = "vllm.transformers_utils.processors.internvl"
     assert {finding.name for finding in report.breaking} == {
@@ -176,7 +176,7 @@ class Ours(Exported):
 @pytest.fixture
 def check(tmp_path, capsys):
     """A function that runs the tool on a small package and a wheel of a small vLLM."""
-    package = tmp_path / "package"
+    package = tmp_path / "vllm"
     package.mkdir()
     (package / "ours.py").write_text(CONSUMER)
 
@@ -187,7 +187,7 @@ def check(tmp_path, capsys):
                 file.writestr(f"vllm/{name}", text.replace(old, new) if old else text)
             metadata = f"Name: vllm\nRequires-Dist: {requires}\n"
             file.writestr("vllm-0.99.0.dist-info/METADATA", metadata)
-        arguments = ["--package", str(package), "--no-table", "--json", *options]
+        arguments = ["--tree", str(tmp_path), "--no-table", "--json", *options]
         arguments += ["--reviewed", str(tmp_path / "reviewed.json")]
         status = vllm_contract.main([str(wheel), *arguments])
         return status, json.loads(capsys.readouterr().out)
@@ -276,24 +276,25 @@ def test_digests_are_stored_and_no_source():
 
 @pytest.mark.parametrize("path", ATTRIBUTES)
 def test_attributes_listed_by_hand_are_used_by_that_file(path):
-    text = (ROOT / "vllm" / path).read_text()
+    text = (ROOT / path).read_text()
     for attribute in ATTRIBUTES[path]:
         assert re.search(rf"\b{attribute.rpartition('.')[2]}\b", text), attribute
 
 
 def test_the_tool_derives_the_hooks_checked_at_run_time():
     reviewed = Reviewed(vllm_contract.REVIEWED)
-    uses = Contract(release(INSTALLED), ROOT / "vllm", reviewed).uses
+    uses = Contract(release(INSTALLED), ROOT, reviewed).uses
     methods = {name.rpartition(".")[2] for name, use in uses.items() if use.needed}
     assert {m for hooks in HOOKS.values() for m in hooks} <= methods
 
 
 def test_no_mark_is_older_than_the_releases_served():
-    assert not [*vllm_contract.stale_marks(ROOT / "vllm", TESTED_VLLM[0])]
+    assert not [*vllm_contract.stale_marks(ROOT, TESTED_VLLM[0])]
 
 
 def test_old_marks_are_found(tmp_path):
-    (tmp_path / "old.py").write_text(
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "old.py").write_text(
         "a = 1  # vLLM < 0.31: gone\nb = 2  # vLLM < 0.32\nc = 'vLLM < 0.30'\n"
         "# because of vLLM < 0.9\n"
     )

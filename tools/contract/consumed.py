@@ -19,7 +19,9 @@ from contract.trees import (
 )
 from vllm_nemotron_vl.plugins.nemotron_vl_contract import _imports, _names
 
-OURS, VLLM = "vllm_nemotron_vl", "vllm"
+VLLM = "vllm"
+# Our packages, and the folders of the source tree that hold them.
+OURS = {"vllm_nemotron_vl": "vllm", "nemotron_vl": "nemotron_vl"}
 _MODULE = re.compile(r"vllm(\.\w+)+\.?")
 
 
@@ -80,14 +82,16 @@ class Consumed:
             self._by_hand()
 
     def _modules(self) -> Iterator[tuple[str, ast.Module]]:
-        """This package's modules; uses are recorded for the module's file."""
-        top = self.sources.packages[OURS]
-        for file in sorted(top.rglob("*.py")):
-            path = file.relative_to(top)
-            module = ".".join([OURS, *path.with_suffix("").parts])
-            if tree := self.sources.tree(module):
-                self._file = f"vllm/{path}"
-                yield module, tree
+        """Our modules; uses are recorded for the module's file."""
+        for ours in [name for name in OURS if name in self.sources.packages]:
+            top = self.sources.packages[ours]
+            for file in sorted(top.rglob("*.py")):
+                path = file.relative_to(top)
+                parts = [ours, *path.with_suffix("").parts]
+                module = ".".join(parts).removesuffix(".__init__")
+                if tree := self.sources.tree(module):
+                    self._file = f"{OURS[ours]}/{path}"
+                    yield module, tree
 
     def _use(
         self, name: str, found: Symbol | None, line: int = 0, **kind: bool
@@ -274,7 +278,8 @@ class Consumed:
             text = node.value
             if _MODULE.fullmatch(text):
                 module = text.rstrip(".")
-                if self.sources.find(module.replace(VLLM, OURS, 1)) is None:
+                ours = module.replace(VLLM, "vllm_nemotron_vl", 1)
+                if self.sources.find(ours) is None:
                     self._use(module, self.sources.find(module), node.lineno)
             elif "\n" in text and "from vllm" in text:
                 try:
@@ -316,7 +321,7 @@ class Consumed:
 
     def _by_hand(self) -> None:
         for path, names in ATTRIBUTES.items():
-            self._file = f"vllm/{path}"
+            self._file = path
             for name in names:
                 self._use(name, self.sources.find(name), certain=True)
         self._file = "tools/contract/by_hand.py"

@@ -129,22 +129,24 @@ class Report:
 
 
 class Contract:
-    """What a package uses of a vLLM, compared with what was reviewed.
+    """What our packages use of a vLLM, compared with what was reviewed.
 
     Args:
         vllm: The release.
-        package: Folder of the package.
+        tree: Folder with our packages' folders.
         reviewed: Records of the releases that were reviewed.
-        by_hand: Include the uses listed by hand for this project's package.
+        by_hand: Include the uses listed by hand.
     """
 
     def __init__(
-        self, vllm: Release, package: Path, reviewed: Reviewed, by_hand: bool = True
+        self, vllm: Release, tree: Path, reviewed: Reviewed, by_hand: bool = True
     ) -> None:
         self.vllm = vllm
         self.reviewed = reviewed
-        self._package, self._by_hand = package, by_hand
-        sources = Sources({OURS: package, VLLM: vllm.place})
+        self._tree, self._by_hand = tree, by_hand
+        ours = {name: tree / folder for name, folder in OURS.items()}
+        there = {name: folder for name, folder in ours.items() if folder.is_dir()}
+        sources = Sources({**there, VLLM: vllm.place})
         self.uses = Consumed(sources, by_hand).uses
 
     def report(self, against: Release | None = None) -> Report:
@@ -156,7 +158,7 @@ class Contract:
         report = Report(self.vllm.version)
         others = {}
         if against:
-            others = Contract(against, self._package, self.reviewed, self._by_hand).uses
+            others = Contract(against, self._tree, self.reviewed, self._by_hand).uses
         for name, use in sorted(self.uses.items()):
             places = sorted(use.places)
             for problem in sorted(use.problems):
