@@ -15,13 +15,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
-from contract.consumed import OURS
 from contract.report import Contract, Release, Reviewed, release
+from contract.uses import OURS
 from vllm_nemotron_vl.config.nemotron_vl_names import TESTED_VLLM
 
 ROOT = Path(__file__).parents[1]
+INSTALLED = find_spec("vllm").submodule_search_locations[0]
 REVIEWED = ROOT / "tools" / "vllm_contract.json"
 
 
@@ -36,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
                         help="file that records what was reviewed")  # fmt: skip
     parser.add_argument("--no-table", action="store_true",
                         help="leave out the uses listed by hand")  # fmt: skip
-    parser.add_argument("--against", metavar="VLLM",
-                        help="diff changed bodies against this one")  # fmt: skip
+    parser.add_argument("--against", metavar="VLLM", default=INSTALLED,
+                        help="one that has all that is used")  # fmt: skip
     accepted = parser.add_mutually_exclusive_group()
     accepted.add_argument("--accept", nargs="+", metavar="NAME",
                           help="record these names as reviewed")  # fmt: skip
@@ -49,18 +51,18 @@ def main(arguments: list[str] | None = None) -> int:
     reviewed = Reviewed(args.reviewed)
     try:
         releases = [find(name) for name in args.vllm or served()]
-        against = find(args.against) if args.against else None
+        against = find(args.against)
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
         parser.error(str(error))
     failed = False
     for vllm in releases:
-        contract = Contract(vllm, args.tree, reviewed, not args.no_table)
+        contract = Contract(vllm, against, args.tree, reviewed, not args.no_table)
         if args.accept or args.accept_all:
             if unknown := set(args.accept or ()) - contract.uses.keys():
                 parser.error(f"not used: {', '.join(sorted(unknown))}")
             contract.accept(args.accept)
             reviewed.write()
-        report = contract.report(against)
+        report = contract.report()
         print(report.json() if args.json else report.text(args.verbose), flush=True)
         failed |= report.failed
     for mark in stale_marks(args.tree, TESTED_VLLM[0]):

@@ -24,15 +24,6 @@ ATTRIBUTES = {
     "nemotron_vl/verify/comparison.py": [
         "vllm.config.model.ModelConfig.logprobs_mode",
         "vllm.config.parallel.ParallelConfig.worker_extension_cls",
-        "vllm.logprobs.Logprob.logprob",
-        "vllm.outputs.CompletionOutput.logprobs",
-        "vllm.outputs.CompletionOutput.token_ids",
-    ],
-    "nemotron_vl/verify/engines.py": [
-        "vllm.config.compilation.CompilationConfig.cudagraph_mm_encoder",
-    ],
-    "nemotron_vl/verify/reading.py": [
-        "vllm.outputs.CompletionOutput.text",
     ],
     "nemotron_vl/verify/worker.py": [
         "vllm.v1.worker.gpu.mm.encoder_runner.EncoderRunner.cudagraph_manager",
@@ -53,39 +44,18 @@ ATTRIBUTES = {
         "vllm.config.multimodal.MultiModalConfig.video_pruning_rate",
     ],
     "vllm/model_executor/models/config.py": [
-        "vllm.config.compilation.CompilationConfig.cudagraph_mm_encoder",
-        "vllm.config.compilation.CompilationConfig.encoder_cudagraph_token_budgets",
         "vllm._custom_ops.cpu_gemm_wna16",
-        "vllm.config.multimodal.MultiModalConfig.get_limit_per_prompt",
-        "vllm.config.multimodal.VideoDummyOptions.count",
     ],
     "vllm/model_executor/models/nemotron_vl.py": [
-        "vllm.config.multimodal.MultiModalConfig.mm_encoder_only",
         f"{_INTERNVL}.InternVLImagePixelInputs.num_patches",
         f"{_INTERNVL}.InternVLImagePixelInputs.pixel_values_flat",
     ],
-    "vllm/config/nemotron_vl_options.py": [
-        "vllm.config.lora.LoRAConfig.enable_tower_connector_lora",
-        "vllm.config.multimodal.MultiModalConfig.get_limit_per_prompt",
-    ],
     "vllm/model_executor/models/nemotron_vl_graphs.py": [
-        "vllm.config.multimodal.MultiModalConfig.mm_device_do_normalize",
         f"{_GRAPHS}_defs.EncoderCudaGraphConfig.modalities",
         f"{_GRAPHS}_defs.EncoderCudaGraphCaptureInputs.values",
         f"{_GRAPHS}_defs.EncoderItemSpec.path_output_tokens",
     ],
-    "vllm/model_executor/models/nemotron_vl_tower.py": [
-        f"{_RADIO}.RadioModel.model",
-        f"{_RADIO}.RadioInternVisionModel.encoder",
-        f"{_RADIO}.RadioInternVisionModel.patch_generator",
-        f"{_RADIO}.RadioModel.summary_idxs",
-        f"{_RADIO}.ViTPatchGenerator.num_skip",
-        f"{_RADIO}.ViTPatchGenerator.num_rows",
-    ],
     "vllm/model_executor/models/nemotron_vl_layer_names.py": [
-        "vllm.config.quantization.QuantizationConfigArgs.targets",
-        f"{_QUANTISATION}.online.base.OnlineQuantizationConfig.args",
-        f"{_QUANTISATION}.online.base.OnlineQuantizationConfig.ignored_layers",
         f"{_QUANTISATION}.base_config.QuantizationConfig.online_quantization_config",
         f"{_QUANTISATION}.compressed_tensors.compressed_tensors"
         ".CompressedTensorsConfig.ignore",
@@ -94,10 +64,6 @@ ATTRIBUTES = {
         f"{_QUANTISATION}.fp8.Fp8Config.ignored_layers",
         f"{_QUANTISATION}.modelopt.ModelOptQuantConfigBase.exclude_modules",
         f"{_QUANTISATION}.auto_awq.AutoAWQConfig.modules_to_not_convert",
-    ],
-    "vllm/multimodal/nemotron_vl_video.py": [
-        "vllm.multimodal.media.base.MediaWithBytes.media",
-        "vllm.multimodal.media.base.MediaWithBytes.original_bytes",
     ],
     "vllm/renderers/nemotron_vl_video.py": ["vllm.inputs.TokensPrompt.media_io_kwargs"],
     "vllm/renderers/nemotron_vl.py": [
