@@ -175,7 +175,9 @@ class Contract:
                 if owner in self.uses and self.uses.found(owner) is None:
                     continue
                 had = known or self.before.found(name)
-                if use.needed and (self.vllm.version in known or had and not reviewed):
+                if use.needed and (
+                    self.vllm.version in known or (had and not reviewed)
+                ):
                     report.breaking.append(Finding(name, "is missing", places))
             elif self._digest(found) in known.values():
                 report.unchanged.append(name)
@@ -232,12 +234,12 @@ def _complete(
     uses = Uses(tree, vllm, by_hand)
     mypys = tree / "build" / "contract" / version
     files = uses.files()
-    checked = check(files, vllm, mypys)
-    # vLLM's files are in the cache now.
-    typed = check(files, vllm, mypys, keep_types=True)
-    for name, path, line in used_members(typed, files):
+    if not mypys.exists():
+        check(files, vllm, mypys)  # without the types of all of vLLM, which take long
+    result = check(files, vllm, mypys, keep_types=True)
+    for name, path, line in used_members(result, files):
         uses.use(name, f"{path}:{line}")
-    return uses, problems(checked)
+    return uses, problems(result)
 
 
 def digest(node: Node | None) -> str:
