@@ -26,7 +26,8 @@ from options import make_parser
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+# The root is first: `tests/nemotron_vl` would hide the package.
+sys.path += [str(Path(__file__).parents[1] / name) for name in ("", "tests")]
 
 import torch
 import torch.nn as nn
@@ -39,7 +40,8 @@ from vllm.model_executor.models.radio import RadioModel
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
-from nemotron_vl.verify.reference import TOWERS, Reference
+from nemotron_vl.verify.reference import Reference
+from nemotron_vl.verify.reference_tower import TOWERS
 from support.loading import load, make_config
 from vllm_nemotron_vl.config.nemotron_vl_cpu import has_native_products
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_precision import encoder_dtype

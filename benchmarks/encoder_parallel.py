@@ -20,7 +20,8 @@ from options import make_parser
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+# The root is first: `tests/nemotron_vl` would hide the package.
+sys.path += [str(Path(__file__).parents[1] / name) for name in ("", "tests")]
 
 import torch
 import torch.multiprocessing

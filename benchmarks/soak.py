@@ -33,7 +33,8 @@ from options import make_parser
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-sys.path += [str(Path(__file__).parents[1] / name) for name in ("tests", "tools")]
+# The root is first: `tests/nemotron_vl` would hide the package.
+sys.path += [str(Path(__file__).parents[1] / name) for name in ("", "tests", "tools")]
 
 import httpx
 from soak_attacks import MOST_PIXELS, attack, attacks

@@ -52,6 +52,8 @@ filterwarnings = ignore::DeprecationWarning
 """
 # Tests of an installation beside a vLLM.
 LEFT_OUT = ROOT / "tests/vllm/plugins/test_register.py"
+# Examples that the tests run.
+EXAMPLES = [ROOT / "examples/quantize.py"]
 # Where the tests find the modules that they import, and where these are laid.
 SOURCES = {ROOT / "tests": Path(), ROOT / "tools": Path("tools"), ROOT: Path()}
 
@@ -109,12 +111,15 @@ def lay_tests(checkout: Path) -> None:
         laid.setdefault(file, SOURCES[source] / file.relative_to(source))
     for file in helpers:
         laid[file] = file.relative_to(ROOT / "tests")
-    # The companion's data lie beside its modules.
+    # Data lie beside the modules of a package.
     for file in [*laid]:
-        if file.is_relative_to(ROOT / "nemotron_vl"):
-            for data in files_below(file.parent):
-                if data.suffix != ".py":
-                    laid[data] = data.relative_to(ROOT)
+        if file.is_relative_to(ROOT / "tests") or file.parent == ROOT / "tools":
+            continue
+        for data in files_below(file.parent):
+            if data.suffix != ".py":
+                laid[data] = laid[file].parent / data.relative_to(file.parent)
+    for file in EXAMPLES:
+        laid[file] = file.relative_to(ROOT)
     for file, place in laid.items():
         content = file.read_bytes().replace(b"vllm_nemotron_vl", b"vllm")
         write(checkout / TESTS / place, content)

@@ -22,7 +22,8 @@ with atheris.instrument_imports(include=["vllm_nemotron_vl.multimodal"]):
         decode,
     )
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+# The root is first: `tests/nemotron_vl` would hide the package.
+sys.path += [str(Path(__file__).parents[1] / name) for name in ("", "tests")]
 from support.clips import LOSSLESS, LOSSY, encoded, noise
 
 _MOST_PIXELS = 10**6  # larger frames are allowed, but slow

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+# The root is first: `tests/nemotron_vl` would hide the package.
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from support.options import (  # noqa: E402
     OPTIONS,

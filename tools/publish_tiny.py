@@ -6,8 +6,8 @@
 Evaluates both held-out sets in the reference and in the engine, and writes sizes,
 training and tables into a copy of docs/tiny_checkpoint.md in the training's folder.
 Only then puts the checkpoint into the package, and the page, its image and the log
-into docs/. tests/ and TINY in nemotron_vl/images/drawn.py are left to the reader of the
-tables.
+into docs/. tests/ and TINY in nemotron_vl/checkpoints/embedded.py are left to the
+reader of the tables.
 """
 
 import argparse

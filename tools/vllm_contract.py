@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check what this package uses of vLLM against a release, without importing it.
+"""Check what our packages use of vLLM against a release, without importing it.
 
     python tools/vllm_contract.py                          # each release served
     python tools/vllm_contract.py 0.33 vllm-0.34.0.whl     # releases, wheels, folders
@@ -15,12 +15,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from contract.report import Contract, Release, Reviewed, release
+from contract.uses import OURS
 from vllm_nemotron_vl.config.nemotron_vl_names import TESTED_VLLM
 
 ROOT = Path(__file__).parents[1]
+INSTALLED = find_spec("vllm").submodule_search_locations[0]
 REVIEWED = ROOT / "tools" / "vllm_contract.json"
 
 
@@ -29,14 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("vllm", nargs="*", help="release, wheel or folder")
-    parser.add_argument("--package", type=Path, default=ROOT / "vllm",
-                        help="folder of the package that uses vLLM")  # fmt: skip
+    parser.add_argument("--tree", type=Path, default=ROOT,
+                        help="folder with vllm/ and nemotron_vl/")  # fmt: skip
     parser.add_argument("--reviewed", type=Path, default=REVIEWED,
                         help="file that records what was reviewed")  # fmt: skip
     parser.add_argument("--no-table", action="store_true",
                         help="leave out the uses listed by hand")  # fmt: skip
-    parser.add_argument("--against", metavar="VLLM",
-                        help="diff changed bodies against this one")  # fmt: skip
+    parser.add_argument("--against", metavar="VLLM", default=INSTALLED,
+                        help="one that has all that is used")  # fmt: skip
     accepted = parser.add_mutually_exclusive_group()
     accepted.add_argument("--accept", nargs="+", metavar="NAME",
                           help="record these names as reviewed")  # fmt: skip
@@ -48,21 +51,21 @@ def main(arguments: list[str] | None = None) -> int:
     reviewed = Reviewed(args.reviewed)
     try:
         releases = [find(name) for name in args.vllm or served()]
-        against = find(args.against) if args.against else None
+        against = find(args.against)
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
         parser.error(str(error))
     failed = False
     for vllm in releases:
-        contract = Contract(vllm, args.package, reviewed, not args.no_table)
+        contract = Contract(vllm, against, args.tree, reviewed, not args.no_table)
         if args.accept or args.accept_all:
             if unknown := set(args.accept or ()) - contract.uses.keys():
                 parser.error(f"not used: {', '.join(sorted(unknown))}")
             contract.accept(args.accept)
             reviewed.write()
-        report = contract.report(against)
+        report = contract.report()
         print(report.json() if args.json else report.text(args.verbose), flush=True)
         failed |= report.failed
-    for mark in stale_marks(args.package, TESTED_VLLM[0]):
+    for mark in stale_marks(args.tree, TESTED_VLLM[0]):
         print(mark, file=sys.stderr)
         failed = True
     return int(failed)
@@ -83,14 +86,16 @@ def find(name: str) -> Release:
     return release(Path(name))
 
 
-def stale_marks(package: Path, oldest: tuple[int, ...]) -> Iterator[str]:
+def stale_marks(tree: Path, oldest: tuple[int, ...]) -> Iterator[str]:
     """Comments ``# vLLM < X.Y`` on code that no release served needs any longer.
 
     Args:
-        package: Folder with Python files.
+        tree: Folder with our packages' folders.
         oldest: The oldest release served, such as ``(0, 31)``.
     """
-    for file in sorted(package.rglob("*.py")):
+    for file in sorted(
+        f for ours in OURS.values() for f in (tree / ours).rglob("*.py")
+    ):
         for number, line in enumerate(file.read_text().splitlines(), 1):
             for found in re.finditer(r"#.*?vLLM < (\d+)\.(\d+)", line):
                 if tuple(map(int, found.groups())) <= oldest:

@@ -220,7 +220,7 @@ async def _answer(
 
 
 async def _raw(client: "openai.AsyncOpenAI", request: dict[str, Any]) -> Any:
-    """The answer to a chat request, for `page_client.parsed`."""
+    """The answer to a chat request, for `client.parsed`."""
     return await client.chat.completions.with_raw_response.create(**request)
 
 

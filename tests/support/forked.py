@@ -48,11 +48,11 @@ class ForkedProcess(ForkServerProcess):
 
 def _join_server(log: str) -> None:
     """Write to a server's log, and be of its process group, or found it."""
-    group = os.environ.setdefault(GROUP, str(os.getpid()))
-    os.setpgid(0, int(group))
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
+    # Fails, in the log, if the server has just ended.
+    os.setpgid(0, int(os.environ.setdefault(GROUP, str(os.getpid()))))
 
 
 def preload() -> None:
@@ -65,11 +65,16 @@ def run_forked(function: Callable, *args, output: Path, seconds: float = 400) ->
     preload()
     output.touch()
     process = ForkedProcess(target=function, args=args)
-    process.environment |= {LOG: str(output)}
+    process.environment |= {LOG: str(output.resolve())}
     process.start()
-    process.join(seconds)
-    if process.exitcode is None:
-        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        process.join(seconds)
+        if process.exitcode is None:
+            process.terminate()  # it ends the servers that it started
+            process.join(30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.exitcode == 0, output.read_text()[-5000:]
     return output.read_text()
 

@@ -5,9 +5,11 @@ several processes start ``vllm serve`` itself, as users do.
 """
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
 
 from nemotron_vl import server
@@ -27,9 +29,12 @@ class _ForkedServer:
     """A process with what `nemotron_vl.server` uses of `subprocess.Popen`."""
 
     def __init__(self, command, output, env) -> None:
+        assert Path(command[0]).name == "vllm", "prefixes start a process of their own"
+        # The C library reads these when a process starts.
+        assert not [n for n in env.keys() - os.environ.keys() if n.startswith("MALLOC")]
         self.args = command
         self._process = ForkedProcess(target=run_vllm, args=(command,))
-        self._process.environment = env | {LOG: output.name}
+        self._process.environment = env | {LOG: os.path.abspath(output.name)}
         self._process.environment.pop(GROUP, None)  # of a process that starts this one
         self._process.start()
         self.pid = self._process.pid

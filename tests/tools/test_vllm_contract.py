@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 import vllm_contract
 from contract.by_hand import ATTRIBUTES
-from contract.report import Contract, Reviewed, release
+from contract.report import Contract, Release, Reviewed, release
 from vllm_nemotron_vl.config.nemotron_vl_names import TESTED_VLLM
 from vllm_nemotron_vl.plugins.nemotron_vl_contract import HOOKS
 
@@ -33,28 +34,26 @@ def source(minor: str) -> Path:
     pytest.skip(f"needs the files of vLLM {minor}: tools/vllm_source.sh {minor}")
 
 
-def doctored(folder: Path, path: str, old: str, new: str) -> Path:
-    """A copy of the installed vLLM with one name changed in one of its files."""
+def installed() -> Release:
+    return release(INSTALLED)
+
+
+def doctored(folder: Path, changes: list[tuple[str, str]]) -> Path:
+    """A copy of the installed vLLM with names changed, each in one of its files."""
     top = folder / "vllm"
-    top.mkdir()
-    original, copy = INSTALLED, top
-    for part in Path(path).parts:
-        for entry in original.iterdir():
-            if entry.name != part:
-                (copy / entry.name).symlink_to(entry)
-        original, copy = original / part, copy / part
-        if original.is_dir():
-            copy.mkdir()
-    text, count = re.subn(rf"\b{old}\b", new, original.read_text())
-    assert count
-    copy.write_text(text)
+    shutil.copytree(INSTALLED, top, copy_function=os.symlink)
+    for path, name in changes:
+        text, count = re.subn(rf"\b{name}\b", "renamed", (top / path).read_text())
+        assert count
+        (top / path).unlink()
+        (top / path).write_text(text)
     return top
 
 
 @pytest.mark.parametrize("minor", vllm_contract.served())
 def test_each_release_served_has_what_was_reviewed(minor):
     reviewed = Reviewed(vllm_contract.REVIEWED)
-    report = Contract(release(source(minor)), ROOT / "vllm", reviewed).report()
+    report = Contract(release(source(minor)), installed(), ROOT, reviewed).report()
     assert not report.failed, report.text()
     assert len(report.unchanged) > 300
 
@@ -62,53 +61,38 @@ def test_each_release_served_has_what_was_reviewed(minor):
 _MODELS = "vllm.model_executor.models"
 
 
-@pytest.mark.parametrize(
-    "path, name, missing",
-    [
-        (
-            "transformers_utils/config.py",
-            "_CONFIG_ATTRS_MAPPING",
-            "vllm.transformers_utils.config._CONFIG_ATTRS_MAPPING",
-        ),
-        (
-            "model_executor/models/interfaces.py",
-            "_mark_tower_model",
-            f"{_MODELS}.internvl.InternVLChatModel._mark_tower_model",
-        ),
-        (
-            "tokenizers/hf.py",
-            "CachedHfTokenizer",
-            "vllm.tokenizers.hf.CachedHfTokenizer",
-        ),
-        (
-            "v1/engine/core_client.py",
-            "engine_dead",
-            "vllm.v1.engine.core_client.BackgroundResources.engine_dead",
-        ),
-        ("envs.py", "VLLM_MAX_IMAGE_PIXELS", "vllm.envs.VLLM_MAX_IMAGE_PIXELS"),
-        (
-            "model_executor/models/radio.py",
-            "pos_embed",
-            f"{_MODELS}.radio.ViTPatchGenerator.pos_embed (state)",
-        ),
-        (
-            "config/multimodal.py",
-            "mm_encoder_tp_mode",
-            "vllm.config.multimodal.MultiModalConfig.mm_encoder_tp_mode",
-        ),
-        (
-            "model_executor/models/interfaces.py",
-            "supports_mm_device_do_normalize",
-            f"{_MODELS}.internvl.InternVLChatModel.supports_mm_device_do_normalize",
-        ),
-        ("_custom_ops.py", "cpu_gemm_wna16", "vllm._custom_ops.cpu_gemm_wna16"),
-    ],
-)
-def test_one_renamed_symbol_is_named_alone(tmp_path, path, name, missing):
-    vllm = release(doctored(tmp_path, path, name, "renamed"))
+# Files of vLLM, a name in each, and the use of it that is reported.
+RENAMED = {
+    ("transformers_utils/config.py", "_CONFIG_ATTRS_MAPPING"): (
+        "vllm.transformers_utils.config._CONFIG_ATTRS_MAPPING"
+    ),
+    ("model_executor/models/interfaces.py", "_mark_tower_model"): (
+        f"{_MODELS}.internvl.InternVLChatModel._mark_tower_model"
+    ),
+    ("tokenizers/hf.py", "CachedHfTokenizer"): "vllm.tokenizers.hf.CachedHfTokenizer",
+    ("v1/engine/core_client.py", "engine_dead"): (
+        "vllm.v1.engine.core_client.BackgroundResources.engine_dead"
+    ),
+    ("envs.py", "VLLM_MAX_IMAGE_PIXELS"): "vllm.envs.VLLM_MAX_IMAGE_PIXELS",
+    ("model_executor/models/radio.py", "pos_embed"): (
+        f"{_MODELS}.radio.ViTPatchGenerator.pos_embed (state)"
+    ),
+    ("config/multimodal.py", "mm_encoder_tp_mode"): (
+        "vllm.config.multimodal.MultiModalConfig.mm_encoder_tp_mode"
+    ),
+    ("model_executor/models/interfaces.py", "supports_mm_device_do_normalize"): (
+        f"{_MODELS}.internvl.InternVLChatModel.supports_mm_device_do_normalize"
+    ),
+    ("_custom_ops.py", "cpu_gemm_wna16"): "vllm._custom_ops.cpu_gemm_wna16",
+    ("outputs.py", "prompt_token_ids"): "vllm.outputs.RequestOutput.prompt_token_ids",
+}
+
+
+def test_renamed_symbols_are_named_and_nothing_else(tmp_path):
+    vllm = release(doctored(tmp_path, [*RENAMED]))
     reviewed = Reviewed(vllm_contract.REVIEWED)
-    report = Contract(vllm, ROOT / "vllm", reviewed).report()
-    assert {finding.name for finding in report.breaking} == {missing}
+    report = Contract(vllm, installed(), ROOT, reviewed).report()
+    assert {finding.name for finding in report.breaking} == {*RENAMED.values()}
     assert all(finding.places for finding in report.breaking)
 
 
@@ -122,10 +106,10 @@ def test_both_breaks_of_033_are_found_in_the_tree_before_it(tmp_path):
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tree:
         tree.extractall(tmp_path, filter="data")
     reviewed = Reviewed(tmp_path / "none.json")
-    report = Contract(vllm, tmp_path / "vllm", reviewed, by_hand=False).report()
+    contract = Contract(vllm, installed(), tmp_path, reviewed, by_hand=False)
     norm = "vllm.model_executor.layers.fusion.mm_input_norm.FusedMMInputNorm"
     processors = "vllm.transformers_utils.processors.internvl"
-    assert {finding.name for finding in report.breaking} == {
+    assert {finding.name for finding in contract.report().breaking} == {
         f"{norm}.weight (state)",
         f"{norm}.bias (state)",
         f"{processors}.InternVLImageProcessor",
@@ -176,19 +160,20 @@ class Ours(Exported):
 @pytest.fixture
 def check(tmp_path, capsys):
     """A function that runs the tool on a small package and a wheel of a small vLLM."""
-    package = tmp_path / "package"
+    package = tmp_path / "vllm"
     package.mkdir()
     (package / "ours.py").write_text(CONSUMER)
 
     def run(*options, old="", new="", requires="torch==1"):
-        wheel = tmp_path / "vllm-0.99.0-py3-none-any.whl"
+        wheel = tmp_path / ("new.whl" if old else "vllm.whl")
         with zipfile.ZipFile(wheel, "w") as file:
             for name, text in VLLM.items():
                 file.writestr(f"vllm/{name}", text.replace(old, new) if old else text)
             metadata = f"Name: vllm\nRequires-Dist: {requires}\n"
             file.writestr("vllm-0.99.0.dist-info/METADATA", metadata)
-        arguments = ["--package", str(package), "--no-table", "--json", *options]
+        arguments = ["--tree", str(tmp_path), "--no-table", "--json", *options]
         arguments += ["--reviewed", str(tmp_path / "reviewed.json")]
+        arguments += ["--against", str(tmp_path / "vllm.whl")]
         status = vllm_contract.main([str(wheel), *arguments])
         return status, json.loads(capsys.readouterr().out)
 
@@ -211,7 +196,12 @@ def test_a_changed_docstring_is_no_change(check):
 @pytest.mark.parametrize(
     "old, new, name, problem",
     [
-        ("class Norm", "class Renamed", "vllm.layers.Newer", "missing"),
+        (
+            "class Norm",
+            "class Other",
+            "vllm.layers.Norm",
+            "missing",
+        ),
         (
             "torch.ones(size))",
             "torch.ones(size), persistent=False)",
@@ -224,9 +214,14 @@ def test_a_changed_docstring_is_no_change(check):
             "vllm.layers.Norm.bias (state)",
             "missing",
         ),
-        ("scale=1", "scale=1, axis=0", "vllm.layers.Base.run", "does not take axis"),
+        (
+            "scale=1",
+            "scale=1, axis=0",
+            "vllm/ours.py:12",
+            'incompatible with supertype "vllm.layers.Base"',
+        ),
         ("def run", "def start", "vllm.layers.Base.run", "missing"),
-        ("(self, size)", "(self, size, *, eps)", "vllm.layers.Norm.__init__", "eps"),
+        ("(self, size)", "(self, size, *, eps)", "vllm/ours.py:10", 'argument "eps"'),
     ],
 )
 def test_what_breaks_is_named(check, old, new, name, problem):
@@ -239,10 +234,8 @@ def test_what_breaks_is_named(check, old, new, name, problem):
 
 def test_a_changed_body_is_shown_and_accepted_by_name(check, tmp_path):
     check("--accept-all")
-    before = tmp_path / "before.whl"
-    shutil.copy(tmp_path / "vllm-0.99.0-py3-none-any.whl", before)
     change = {"old": "return x", "new": "return x + 1"}
-    status, report = check("--against", str(before), **change)
+    status, report = check(**change)
     assert status == 1 and not report["breaking"]
     assert names(report["behavioural"]) == ["vllm.layers.Base.inner"]
     diff = report["behavioural"][0]["diff"]
@@ -276,24 +269,25 @@ def test_digests_are_stored_and_no_source():
 
 @pytest.mark.parametrize("path", ATTRIBUTES)
 def test_attributes_listed_by_hand_are_used_by_that_file(path):
-    text = (ROOT / "vllm" / path).read_text()
+    text = (ROOT / path).read_text()
     for attribute in ATTRIBUTES[path]:
         assert re.search(rf"\b{attribute.rpartition('.')[2]}\b", text), attribute
 
 
 def test_the_tool_derives_the_hooks_checked_at_run_time():
     reviewed = Reviewed(vllm_contract.REVIEWED)
-    uses = Contract(release(INSTALLED), ROOT / "vllm", reviewed).uses
+    uses = Contract(installed(), installed(), ROOT, reviewed).uses
     methods = {name.rpartition(".")[2] for name, use in uses.items() if use.needed}
     assert {m for hooks in HOOKS.values() for m in hooks} <= methods
 
 
 def test_no_mark_is_older_than_the_releases_served():
-    assert not [*vllm_contract.stale_marks(ROOT / "vllm", TESTED_VLLM[0])]
+    assert not [*vllm_contract.stale_marks(ROOT, TESTED_VLLM[0])]
 
 
 def test_old_marks_are_found(tmp_path):
-    (tmp_path / "old.py").write_text(
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "old.py").write_text(
         "a = 1  # vLLM < 0.31: gone\nb = 2  # vLLM < 0.32\nc = 'vLLM < 0.30'\n"
         "# because of vLLM < 0.9\n"
     )

@@ -16,32 +16,23 @@ _ATTENTION = "vllm.model_executor.layers.attention.mm_encoder_attention"
 
 # Attributes, grouped by the file of this package that reads them.
 ATTRIBUTES = {
-    "entrypoints/nemotron_vl/diagnosis.py": [
+    "nemotron_vl/commands/diagnosis.py": [
         "vllm._custom_ops.cpu_attention_with_kv_cache",
         "vllm.model_executor.models.registry._LazyRegisteredModel.module_name",
         "vllm.platforms.interface.Platform.device_name",
     ],
-    "entrypoints/nemotron_vl/verify/comparison.py": [
+    "nemotron_vl/verify/comparison.py": [
         "vllm.config.model.ModelConfig.logprobs_mode",
         "vllm.config.parallel.ParallelConfig.worker_extension_cls",
-        "vllm.logprobs.Logprob.logprob",
-        "vllm.outputs.CompletionOutput.logprobs",
-        "vllm.outputs.CompletionOutput.token_ids",
     ],
-    "entrypoints/nemotron_vl/verify/engines.py": [
-        "vllm.config.compilation.CompilationConfig.cudagraph_mm_encoder",
-    ],
-    "entrypoints/nemotron_vl/verify/reading.py": [
-        "vllm.outputs.CompletionOutput.text",
-    ],
-    "entrypoints/nemotron_vl/verify/worker.py": [
+    "nemotron_vl/verify/worker.py": [
         "vllm.v1.worker.gpu.mm.encoder_runner.EncoderRunner.cudagraph_manager",
         "vllm.v1.worker.gpu.model_runner.GPUModelRunner.model_state",
         "vllm.v1.worker.gpu.model_states.interface.ModelState.encoder_runner",
         "vllm.v1.worker.gpu_model_runner.GPUModelRunner.encoder_cudagraph_manager",
         "vllm.v1.worker.worker_base.WorkerBase.get_model",
     ],
-    "entrypoints/serve/middleware/exit_status.py": [
+    "vllm/entrypoints/serve/middleware/exit_status.py": [
         f"{_ENGINE}.async_llm.AsyncLLM.engine_core",
         f"{_ENGINE}.core_client.MPClient.resources",
         f"{_ENGINE}.core_client.BackgroundResources.engine_manager",
@@ -49,46 +40,23 @@ ATTRIBUTES = {
         f"{_ENGINE}.utils.CoreEngineProcManager.manager_stopped",
         f"{_ENGINE}.utils.CoreEngineProcManager.failed_proc_name",
     ],
-    "config/nemotron_vl_video.py": [
+    "vllm/config/nemotron_vl_video.py": [
         "vllm.config.multimodal.MultiModalConfig.video_pruning_rate",
     ],
-    "config/nemotron_vl_cpu.py": ["vllm._custom_ops.cpu_gemm_wna16"],
-    "model_executor/models/config.py": [
-        "vllm.config.compilation.CompilationConfig.cudagraph_mm_encoder",
-        "vllm.config.compilation.CompilationConfig.encoder_cudagraph_token_budgets",
-        "vllm.config.multimodal.MultiModalConfig.get_limit_per_prompt",
-        "vllm.config.multimodal.VideoDummyOptions.count",
-    ],
-    "model_executor/models/nemotron_vl.py": [
-        "vllm.config.multimodal.MultiModalConfig.mm_encoder_only",
+    "vllm/config/nemotron_vl_cpu.py": ["vllm._custom_ops.cpu_gemm_wna16"],
+    "vllm/model_executor/models/nemotron_vl.py": [
         f"{_INTERNVL}.InternVLImagePixelInputs.num_patches",
         f"{_INTERNVL}.InternVLImagePixelInputs.pixel_values_flat",
     ],
-    "config/nemotron_vl_options.py": [
-        "vllm.config.lora.LoRAConfig.enable_tower_connector_lora",
-        "vllm.config.multimodal.MultiModalConfig.get_limit_per_prompt",
-    ],
-    "model_executor/models/nemotron_vl_graphs.py": [
-        "vllm.config.multimodal.MultiModalConfig.mm_device_do_normalize",
+    "vllm/model_executor/models/nemotron_vl_graphs.py": [
         f"{_GRAPHS}_defs.EncoderCudaGraphConfig.modalities",
         f"{_GRAPHS}_defs.EncoderCudaGraphCaptureInputs.values",
         f"{_GRAPHS}_defs.EncoderItemSpec.path_output_tokens",
     ],
-    "model_executor/models/nemotron_vl_tower.py": [
-        f"{_RADIO}.RadioModel.model",
-        f"{_RADIO}.RadioInternVisionModel.encoder",
-        f"{_RADIO}.RadioInternVisionModel.patch_generator",
-        f"{_RADIO}.RadioModel.summary_idxs",
-        f"{_RADIO}.ViTPatchGenerator.num_skip",
-        f"{_RADIO}.ViTPatchGenerator.num_rows",
-    ],
-    "model_executor/models/nemotron_vl_precision.py": [
-        "vllm.config.quantization.QuantizationConfigArgs.targets",
-        f"{_QUANTISATION}.online.base.OnlineQuantizationConfig.args",
-        f"{_QUANTISATION}.online.base.OnlineQuantizationConfig.ignored_layers",
+    "vllm/model_executor/models/nemotron_vl_precision.py": [
         f"{_QUANTISATION}.base_config.QuantizationConfig.online_quantization_config",
     ],
-    "model_executor/models/nemotron_vl_names.py": [
+    "vllm/model_executor/models/nemotron_vl_names.py": [
         f"{_QUANTISATION}.compressed_tensors.compressed_tensors"
         ".CompressedTensorsConfig.ignore",
         f"{_QUANTISATION}.compressed_tensors.compressed_tensors"
@@ -97,12 +65,8 @@ ATTRIBUTES = {
         f"{_QUANTISATION}.modelopt.ModelOptQuantConfigBase.exclude_modules",
         f"{_QUANTISATION}.auto_awq.AutoAWQConfig.modules_to_not_convert",
     ],
-    "multimodal/nemotron_vl_video.py": [
-        "vllm.multimodal.media.base.MediaWithBytes.media",
-        "vllm.multimodal.media.base.MediaWithBytes.original_bytes",
-    ],
-    "renderers/nemotron_vl_video.py": ["vllm.inputs.TokensPrompt.media_io_kwargs"],
-    "renderers/nemotron_vl.py": [
+    "vllm/renderers/nemotron_vl_video.py": ["vllm.inputs.TokensPrompt.media_io_kwargs"],
+    "vllm/renderers/nemotron_vl.py": [
         "vllm.inputs.TokensPrompt.multi_modal_data",
         "vllm.inputs.TokensPrompt.prompt_token_ids",
         "vllm.tokenizers.protocol.TokenizerLike.get_vocab",

@@ -1,25 +1,32 @@
 """Differences between a vLLM and the releases that were reviewed."""
 
 import ast
+import atexit
 import copy
 import difflib
 import hashlib
 import json
 import re
+import shutil
+import tempfile
 from dataclasses import asdict, dataclass, field
 from email.parser import Parser
+from functools import cache
 from pathlib import Path
 from zipfile import ZipFile
 
-from contract.consumed import OURS, VLLM, Consumed, Use
-from contract.sources import Sources, Symbol
-from contract.trees import Function
+import griffe
+
+from contract.members import check, problems, used_members
+from contract.sources import Node
+from contract.uses import OURS, Uses
 
 _DEPENDENCIES = {
     "aiohttp", "compressed-tensors", "numba", "numpy", "pillow", "prometheus-client",
     "requests", "safetensors", "tokenizers", "torch", "torchvision", "transformers",
     "triton",
 }  # fmt: skip
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 _REQUIREMENT = re.compile(r"([\w.-]+)(?:\[.*?\])?\s*(.*)")
 
 
@@ -42,22 +49,21 @@ def release(place: Path) -> Release:
         ValueError: The place has no vLLM.
     """
     if place.suffix == ".whl":
+        unpacked = Path(tempfile.mkdtemp(prefix="vllm-"))
+        atexit.register(shutil.rmtree, unpacked)
         with ZipFile(place) as wheel:
-            names = [n for n in wheel.namelist() if n.endswith(".dist-info/METADATA")]
-            texts = [wheel.read(name).decode() for name in names]
-            versions = wheel.read("vllm/_version.py").decode()
-    else:
-        if (place / "vllm" / "_version.py").is_file():
-            place = place / "vllm"
-        if not (place / "_version.py").is_file():
-            raise ValueError(f"There is no vLLM in {place}: it has no _version.py.")
-        versions = (place / "_version.py").read_text()
-        beside = place.resolve().parent.glob("vllm*.dist-info/METADATA")
-        texts = [
-            file.read_text()
-            for file in sorted(beside)
-            if re.match(r"vllm(_cpu)?-\d", file.parent.name)
-        ]
+            wanted = (n for n in wheel.namelist() if n.endswith((".py", "METADATA")))
+            wheel.extractall(unpacked, wanted)
+        place = unpacked
+    if (place / "vllm" / "_version.py").is_file():
+        place = place / "vllm"
+    if not (place / "_version.py").is_file():
+        raise ValueError(f"There is no vLLM in {place}: it has no _version.py.")
+    texts = [
+        file.read_text()
+        for file in sorted(place.resolve().parent.glob("vllm*.dist-info/METADATA"))
+        if re.match(r"vllm(_cpu)?-\d", file.parent.name)
+    ]
     found: dict[str, set[str]] = {}
     for text in texts:
         for line in Parser().parsestr(text).get_all("Requires-Dist", []):
@@ -66,8 +72,9 @@ def release(place: Path) -> Release:
             if name in _DEPENDENCIES and "extra ==" not in bounds:
                 found.setdefault(name, set()).add(bounds.replace(" ", "") or "any")
     requires = {name: " or ".join(sorted(found[name])) for name in sorted(found)}
-    version = re.search(r"version = '(\d+\.\d+\.\d+)", versions)
-    return Release(place, version[1] if version else "unknown", requires)
+    text = (place / "_version.py").read_text()
+    version = re.search(r"version = '(\d+\.\d+\.\d+)", text)
+    return Release(place.resolve(), version[1] if version else "unknown", requires)
 
 
 class Reviewed:
@@ -129,49 +136,61 @@ class Report:
 
 
 class Contract:
-    """What a package uses of a vLLM, compared with what was reviewed.
+    """What our packages use of a vLLM, compared with what was reviewed.
 
     Args:
         vllm: The release.
-        package: Folder of the package.
+        against: A release that has all that is used, such as the installed one.
+        tree: Folder with our packages' folders, and with mypy's caches below it.
         reviewed: Records of the releases that were reviewed.
-        by_hand: Include the uses listed by hand for this project's package.
+        by_hand: Include the uses listed by hand.
     """
 
     def __init__(
-        self, vllm: Release, package: Path, reviewed: Reviewed, by_hand: bool = True
+        self,
+        vllm: Release,
+        against: Release,
+        tree: Path,
+        reviewed: Reviewed,
+        by_hand: bool = True,
     ) -> None:
-        self.vllm = vllm
-        self.reviewed = reviewed
-        self._package, self._by_hand = package, by_hand
-        sources = Sources({OURS: package, VLLM: vllm.place})
-        self.uses = Consumed(sources, by_hand).uses
+        self.vllm, self.reviewed = vllm, reviewed
+        self.uses, found = _complete(tree, vllm.place, vllm.version, by_hand)
+        self.before, known = _complete(tree, against.place, against.version, by_hand)
+        self.problems = found - known
+        for name, use in self.before.items():
+            if self.before.found(name):
+                for place in use.places:
+                    self.uses.use(name, place, use.needed)
 
-    def report(self, against: Release | None = None) -> Report:
-        """Compare with the record.
-
-        Args:
-            against: Release to diff changed bodies against; by default no diffs.
-        """
+    def report(self) -> Report:
         report = Report(self.vllm.version)
-        others = {}
-        if against:
-            others = Contract(against, self._package, self.reviewed, self._by_hand).uses
+        reviewed = self.vllm.version in self.reviewed.requires
         for name, use in sorted(self.uses.items()):
             places = sorted(use.places)
-            for problem in sorted(use.problems):
-                report.breaking.append(Finding(name, problem))
             known = self.reviewed.symbols.get(name, {})
-            if use.found is None:
-                if use.certain or (known and use.needed):
+            found = self.uses.found(name)
+            if found is None:
+                owner = name.rpartition(".")[0]
+                if owner in self.uses and self.uses.found(owner) is None:
+                    continue
+                had = known or self.before.found(name)
+                if use.needed and (
+                    self.vllm.version in known or (had and not reviewed)
+                ):
                     report.breaking.append(Finding(name, "is missing", places))
-                continue
-            if digest(use.found) in known.values():
+            elif self._digest(found) in known.values():
                 report.unchanged.append(name)
-                continue
-            what = "has changed" if known else "was not reviewed"
-            diff = _diff(others.get(name), use) if against else ""
-            report.behavioural.append(Finding(name, what, places, diff))
+            else:
+                what = "has changed" if known else "was not reviewed"
+                report.behavioural.append(Finding(name, what, places, self._diff(name)))
+        lacking = {place for finding in report.breaking for place in finding.places}
+        for problem in sorted(self.problems):
+            path, _, what = problem.partition(": error: ")
+            package, _, file = path.partition("/")
+            place = f"{OURS[package]}/{file}"
+            if place not in lacking:
+                report.breaking.append(Finding(place, what))
         for name, bounds in sorted(self.vllm.requires.items()):
             known = {r[name] for r in self.reviewed.requires.values() if name in r}
             if bounds not in known:
@@ -192,21 +211,44 @@ class Contract:
             for known in symbols.values():
                 known.pop(version, None)
         for name in self.uses if names is None else names:
-            if found := self.uses[name].found:
-                symbols.setdefault(name, {})[version] = digest(found)
+            if found := self.uses.found(name):
+                symbols.setdefault(name, {})[version] = self._digest(found)
         self.reviewed.symbols = {n: known for n, known in symbols.items() if known}
 
+    def _digest(self, found: griffe.Object) -> str:
+        return digest(self.uses.sources.node(found))
 
-def digest(symbol: Symbol) -> str:
+    def _diff(self, name: str) -> str:
+        texts = []
+        for uses in (self.before, self.uses):
+            found = uses.found(name)
+            texts.append(_shown(uses.sources.node(found)) if found else [])
+        return "\n".join(difflib.unified_diff(*texts, "old", "new", lineterm="", n=2))
+
+
+@cache
+def _complete(
+    tree: Path, vllm: Path, version: str, by_hand: bool
+) -> tuple[Uses, set[str]]:
+    """All uses, with those that take types to find, and what mypy criticises."""
+    uses = Uses(tree, vllm, by_hand)
+    mypys = tree / "build" / "contract" / version
+    files = uses.files()
+    if not mypys.exists():
+        check(files, vllm, mypys)  # without the types of all of vLLM, which take long
+    result = check(files, vllm, mypys, keep_types=True)
+    for name, path, line in used_members(result, files):
+        uses.use(name, f"{path}:{line}")
+    return uses, problems(result)
+
+
+def digest(node: Node | None) -> str:
     """A digest of a function's signature and body, of a class's bases and decorators,
     or of a field's declaration. Anything else gets ``-``: only its existence counts."""
-    node = symbol.node
+    if node is None:
+        return "-"
     if isinstance(node, ast.ClassDef):
         node = ast.Tuple([*node.bases, *node.decorator_list])
-    elif not isinstance(node, Function) and (
-        not isinstance(node, ast.AnnAssign) or symbol.scope or "." not in symbol.name
-    ):
-        return "-"
     return hashlib.sha256(_canonical(node).encode()).hexdigest()[:12]
 
 
@@ -230,18 +272,10 @@ def _without_docstring(node: Function | ast.ClassDef) -> list[ast.stmt]:
     return node.body[has:]
 
 
-def _diff(old: Use | None, new: Use) -> str:
-    lines = [_shown(use.found) if use and use.found else [] for use in (old, new)]
-    return "\n".join(difflib.unified_diff(*lines, "old", "new", lineterm="", n=2))
-
-
-def _shown(symbol: Symbol) -> list[str]:
+def _shown(node: Node | None) -> list[str]:
     """The source that `digest` covers."""
-    node = symbol.node
-    if isinstance(node, Function):
+    if isinstance(node, Function | ast.ClassDef):
         node = copy.copy(node)
-        node.body = _without_docstring(node) or [ast.Pass()]
-    elif isinstance(node, ast.ClassDef):
-        node = copy.copy(node)
-        node.body = [ast.Expr(ast.Constant(...))]
+        inside = _without_docstring(node) if isinstance(node, Function) else []
+        node.body = inside or [ast.Expr(ast.Constant(...))]
     return ast.unparse(node).splitlines() if node else []

@@ -1,326 +1,131 @@
-"""Python packages as syntax trees: names, base classes, members and types.
-
-Nothing is imported. Types come from annotations and from constructor calls.
-"""
+"""Packages as griffe reads them from their files, module by module."""
 
 import ast
-import re
-import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
-from contract.trees import Function, assigned, assignments, statements, targets
+import griffe
 
-_COMPILED = re.compile(r"_C(_\w+)?")
-_DEEPEST = 12  # longest chain of types to follow
-
-
-@dataclass(frozen=True)
-class Symbol:
-    """Something that a module defines.
-
-    Args:
-        module: The module that defines it.
-        name: Its name there: ``Class.method`` for members, "" for the module itself.
-        node: The defining syntax node; ``None`` outside the packages that are read.
-        scope: For an attribute, the method that assigns it.
-    """
-
-    module: str
-    name: str
-    node: ast.AST | None
-    scope: Function | None = None
-
-    @property
-    def dotted(self) -> str:
-        return f"{self.module}.{self.name}" if self.name else self.module
-
-
-@dataclass(frozen=True)
-class Value:
-    """The value of an expression: a symbol itself, or an instance of a class.
-
-    Args:
-        symbol: The class of the instance, or the symbol itself.
-        instance: Whether it is an instance.
-        parent: Whether it is ``super()``, which skips the class itself.
-    """
-
-    symbol: Symbol
-    instance: bool = False
-    parent: bool = False
-
-
-Noted = Callable[[Value, ast.Attribute, Symbol | None], None]
-
-
-def _ignore(value: Value, node: ast.Attribute, found: Symbol | None) -> None:
-    pass
-
-
-@dataclass
-class Scope:
-    """The context of an expression: module, class and the types of names."""
-
-    module: str
-    names: dict[str, Value | None]
-    cls: Symbol | None = None
-    note: Noted = _ignore
-    depth: int = 0
+Node = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.AnnAssign
 
 
 class Sources:
-    """Packages by name, each in a folder or a wheel.
+    """What packages define. Nothing is imported.
 
-    Compiled modules such as ``vllm._C`` are assumed to exist.
+    Args:
+        packages: Folders by the package's name.
     """
 
     def __init__(self, packages: dict[str, Path]) -> None:
         self.packages = packages
-        self._zips = {
-            name: zipfile.ZipFile(place)
-            for name, place in packages.items()
-            if place.suffix == ".whl"
-        }
+        self.module = cache(self._module)
         self.tree = cache(self._tree)
-        self._names = cache(self._bindings)
         self.mro = cache(self._mro)
+        self._nodes = cache(self._index)
 
-    def read(self, module: str) -> tuple[bytes, bool] | None:
-        """The text of a module, and whether it is a package."""
+    def file(self, module: str) -> Path | None:
         package, *rest = module.split(".")
+        if package in self.packages:
+            place = self.packages[package].joinpath(*rest)
+            for file in (place.with_suffix(".py"), place / "__init__.py"):
+                if file.is_file():
+                    return file
+        return None
+
+    def _module(self, dotted: str) -> griffe.Module | None:
+        """A module with its definitions; a folder without __init__.py has none."""
+        package, *rest = dotted.split(".")
         if package not in self.packages:
             return None
-        for path, is_package in (
-            ("/".join(rest) + ".py", False),
-            ("/".join([*rest, "__init__.py"]), True),
-        ):
-            if package in self._zips:
-                try:
-                    return self._zips[package].read(f"{package}/{path}"), is_package
-                except KeyError:
-                    continue
-            file = self.packages[package] / path
-            if file.is_file():
-                return file.read_bytes(), is_package
-        return None
+        above, _, name = dotted.rpartition(".")
+        parent = self.module(above) if above else None
+        if file := self.file(dotted):
+            return griffe.visit(name, file, file.read_text(), parent=parent)
+        there = self.packages[package].joinpath(*rest).is_dir()
+        return griffe.Module(name, parent=parent) if there else None
 
-    def _tree(self, module: str) -> ast.Module | None:
-        found = self.read(module)
-        if found is None:
-            # Folders without __init__.py, as in this project.
-            package, *rest = module.split(".")
-            there = package in self.packages and package not in self._zips
-            folder = self.packages[package].joinpath(*rest) if there else None
-            return ast.Module([], []) if folder and folder.is_dir() else None
-        return ast.parse(found[0])
+    def _tree(self, module: str) -> ast.Module:
+        file = self.file(module)
+        return ast.parse(file.read_bytes() if file else "")
 
-    def resolve(
-        self, module: str, name: str, seen: tuple[tuple[str, str], ...] = ()
-    ) -> Symbol | None:
-        """What a name in a module stands for; imports are followed."""
-        compiled = any(map(_COMPILED.fullmatch, (*module.split("."), name)))
-        if module.split(".")[0] not in self.packages or compiled:
-            return Symbol(module, name, None)
-        if (module, name) in seen or (tree := self.tree(module)) is None:
-            return None
-        if not name:
-            return Symbol(module, "", tree)
-        seen = (*seen, (module, name))
-        names, stars = self._names(module)
-        for node in names.get(name, ()):
-            if not isinstance(node, tuple):
-                return Symbol(module, name, node)
-            if found := self.resolve(*node, seen):
-                return found
-        for star in stars:
-            found = self.resolve(star, name, seen)
-            if found and found.node:
-                return found
-        return self.resolve(f"{module}.{name}", "", seen)
-
-    def _bindings(self, module: str) -> tuple[dict[str, list], list[str]]:
-        names: dict[str, list] = {}
-        stars: list[str] = []
-        tree = self.tree(module)
-        for node in statements(tree.body if tree else []):
-            match node:
-                case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
-                    names.setdefault(node.name, []).insert(0, node)
-                case ast.ImportFrom():
-                    target = self._imported(module, node)
-                    for alias in node.names:
-                        if alias.name == "*":
-                            stars.append(target)
-                            continue
-                        bound = alias.asname or alias.name
-                        names.setdefault(bound, []).append((target, alias.name))
-                case ast.Import():
-                    for alias in node.names:
-                        bound = alias.asname or alias.name.split(".")[0]
-                        target = alias.name if alias.asname else bound
-                        names.setdefault(bound, []).append((target, ""))
-                case ast.Assign() | ast.AnnAssign():
-                    for target_name in targets(node):
-                        if isinstance(target_name, ast.Name):
-                            names.setdefault(target_name.id, []).append(node)
-        return names, stars
-
-    def _imported(self, module: str, node: ast.ImportFrom) -> str:
-        if not node.level:
-            return node.module or ""
-        found = self.read(module)
-        inside = module.split(".")
-        drop = node.level - bool(found and found[1])
-        inside = inside[: len(inside) - drop]
-        return ".".join([*inside, node.module] if node.module else inside)
-
-    def find(self, dotted: str) -> Symbol | None:
-        """What a dotted name stands for. Its first part is a package."""
-        package, *parts = dotted.split(".")
-        found = self.resolve(package, "")
+    def find(self, dotted: str, seen: tuple[str, ...] = ()) -> griffe.Object | None:
+        """What a dotted name stands for; imports are followed."""
+        first, *parts = dotted.split(".")
+        found: griffe.Object | None = self.module(first)
         for part in parts:
-            found = self.get(found, part) if found else None
+            found = self.get(found, part, seen) if found else None
         return found
 
-    def get(self, symbol: Symbol, name: str, *, parent: bool = False) -> Symbol | None:
-        """A name of a module, or a member of a class including its base classes."""
-        if isinstance(symbol.node, ast.Module):
-            return self.resolve(symbol.module, name)
-        for cls in self.mro(symbol)[parent:]:
-            if cls.node is not None and (found := self._member(cls, name)):
+    def get(
+        self, owner: griffe.Object, name: str, seen: tuple[str, ...] = ()
+    ) -> griffe.Object | None:
+        """A name of a module, or a member of a class or of its base classes."""
+        if owner.is_class:
+            members = (cls.members.get(name) for cls in self.mro(owner))
+            return next(filter(None, members), None) or self._assigned(owner, name)
+        path = f"{owner.path}.{name}"
+        if not owner.is_module or path in seen:
+            return None
+        seen = (*seen, path)
+        member = owner.members.get(name)
+        if member is None or not member.is_alias:
+            stars = (m for m in owner.members.values() if m.is_alias and m.wildcard)
+            inside = (self.find(f"{m.wildcard}.{name}", seen) for m in stars)
+            return member or next(filter(None, inside), None) or self.module(path)
+        for target in chain([member.target_path], self._imports(owner.path, name)):
+            if target.split(".")[0] not in self.packages:
+                return griffe.Attribute(name)  # of another package
+            if target != path and (found := self.find(target, seen)):
                 return found
+        return self.module(path)
+
+    def _assigned(self, cls: griffe.Class, name: str) -> griffe.Attribute | None:
+        """What a method sets on ``self``; griffe reads only ``__init__``."""
+        for base in self.mro(cls):
+            for node in ast.walk(self.node(base) or ast.Pass()):
+                match node:
+                    case ast.Attribute(ast.Name("self"), attr, ast.Store()):
+                        if attr == name:
+                            return griffe.Attribute(name)
         return None
 
-    def _member(self, cls: Symbol, name: str) -> Symbol | None:
-        assert isinstance(cls.node, ast.ClassDef)
-        member = Symbol(cls.module, f"{cls.name}.{name}", None)
-        found = None
-        for node in statements(cls.node.body):
-            if isinstance(node, Function | ast.ClassDef) and node.name == name:
-                found = replace(member, node=node)  # the last one, after overloads
-            for target in targets(node):
-                if isinstance(target, ast.Name) and target.id == name:
-                    found = found or replace(member, node=node)
-        if found:
-            return found
-        for scope, node in assignments(cls.node):
-            if name in assigned(node):
-                return replace(member, node=node, scope=scope)
-        return None
+    def _imports(self, module: str, name: str) -> Iterator[str]:
+        """All that a module imports under a name; griffe keeps the last one."""
+        for node in ast.walk(self.tree(module)):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                for alias in node.names:
+                    if name == (alias.asname or alias.name):
+                        yield f"{node.module}.{alias.name}"
 
-    def _mro(self, cls: Symbol) -> list[Symbol]:
+    def _mro(self, cls: griffe.Class) -> list[griffe.Class]:
         """A class and its base classes; shared bases come last."""
         order = [cls]
-        if isinstance(cls.node, ast.ClassDef):
-            for base in cls.node.bases:
-                if found := self._class(base, cls.module):
-                    order += self.mro(found)
+        for base in cls.bases:
+            first, *parts = str(base).partition("[")[0].split(".")
+            found = self.get(cls.module, first)
+            for part in parts:
+                found = self.get(found, part) if found else None
+            if found and found.is_class:
+                order += self.mro(found)
         return [c for place, c in enumerate(order) if c not in order[place + 1 :]]
 
-    def _class(self, node: ast.expr, module: str) -> Symbol | None:
-        while isinstance(node, ast.Subscript):
-            node = node.value
-        value = self.value(node, Scope(module, {}))
-        return value.symbol if value and is_class(value.symbol) else None
-
-    def annotated(self, node: ast.expr | None, module: str) -> Value | None:
-        """An instance of the class that an annotation names."""
-        match node:
-            case ast.Constant(value=str(text)):
-                try:
-                    node = ast.parse(text, mode="eval").body
-                except SyntaxError:
-                    return None
-                return self.annotated(node, module)
-            case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-                return self.annotated(left, module) or self.annotated(right, module)
-            case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
-                return self.annotated(inner, module)
-            case ast.Name() | ast.Attribute() | ast.Subscript():
-                if isinstance(node, ast.Subscript) and (
-                    isinstance(node.value, ast.Name)
-                    and node.value.id in ("type", "list", "dict", "tuple")
-                ):
-                    return None
-                found = self._class(node, module)
-                return Value(found, instance=True) if found else None
-        return None
-
-    def parameters(self, function: Function, module: str) -> dict[str, Value | None]:
-        """Types of a function's parameters."""
-        arguments = function.args
-        every = arguments.posonlyargs + arguments.args + arguments.kwonlyargs
-        return {a.arg: self.annotated(a.annotation, module) for a in every}
-
-    def as_value(self, symbol: Symbol | None, depth: int = 0) -> Value | None:
-        """The value of a symbol when it is read."""
-        if symbol is None or depth > _DEEPEST:
+    def node(self, found: griffe.Object) -> Node | None:
+        """The syntax of a class, a function, or an annotated field of a class."""
+        if found.is_module or not found.lineno:
             return None
-        match symbol.node:
-            case ast.FunctionDef(decorator_list=[*decorators], returns=returns) if any(
-                "property" in ast.unparse(d) for d in decorators
-            ):
-                return self.annotated(returns, symbol.module)
-            case ast.AnnAssign(annotation=annotation):
-                return self.annotated(annotation, symbol.module)
-            case ast.Assign(value=value):
-                names = {}
-                if symbol.scope:
-                    names = self.parameters(symbol.scope, symbol.module)
-                scope = Scope(symbol.module, names, depth=depth + 1)
-                if "." in symbol.name:
-                    owner = symbol.name.rpartition(".")[0]
-                    scope.cls = self.resolve(symbol.module, owner)
-                    if scope.cls:
-                        names["self"] = Value(scope.cls, instance=True)
-                return self.value(value, scope)
-            case ast.Call():
-                return None  # register_buffer
-        return Value(symbol)
+        node = self._nodes(found.module.path).get((found.name, found.endlineno))
+        if isinstance(node, ast.AnnAssign) and not found.parent.is_class:
+            return None
+        return node
 
-    def value(self, node: ast.AST, scope: Scope) -> Value | None:
-        """The value of an expression, or ``None`` if annotations do not show it."""
-        match node:
-            case ast.Name(id=name):
-                if name in scope.names:
-                    return scope.names[name]
-                found = self.resolve(scope.module, name)
-                return self.as_value(found, scope.depth)
-            case ast.Attribute(value=inner, attr=attr):
-                owner = self.value(inner, scope)
-                if owner is None or owner.symbol.node is None:
-                    return None
-                symbol = owner.symbol
-                if not is_class(symbol) and not isinstance(symbol.node, ast.Module):
-                    return None
-                found = self.get(symbol, attr, parent=owner.parent)
-                scope.note(owner, node, found)
-                return self.as_value(found, scope.depth)
-            case ast.Await(value=inner) | ast.NamedExpr(value=inner):
-                return self.value(inner, scope)
-            case (
-                ast.IfExp(body=first, orelse=second)
-                | ast.BoolOp(values=[first, second, *_])
-            ):
-                return self.value(first, scope) or self.value(second, scope)
-            case ast.Call(func=ast.Name(id="super")) if scope.cls:
-                return Value(scope.cls, instance=True, parent=True)
-            case ast.Call(func=ast.Name(id="cast"), args=[kind, _]):
-                return self.annotated(kind, scope.module)
-            case ast.Call(func=called):
-                callee = self.value(called, scope)
-                if callee is None or callee.instance:
-                    return None
-                if isinstance(callee.symbol.node, Function):
-                    returns = callee.symbol.node.returns
-                    return self.annotated(returns, callee.symbol.module)
-                if is_class(callee.symbol):
-                    return Value(callee.symbol, instance=True)
-        return None
-
-
-def is_class(symbol: Symbol) -> bool:
-    return isinstance(symbol.node, ast.ClassDef)
+    def _index(self, module: str) -> dict[tuple[str, int | None], Node]:
+        index: dict[tuple[str, int | None], Node] = {}
+        for node in ast.walk(self.tree(module)):
+            match node:
+                case ast.AnnAssign(target=ast.Name(id=name)):
+                    index[name, node.end_lineno] = node
+                case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                    index[node.name, node.end_lineno] = node
+        return index

@@ -67,7 +67,7 @@ def missing(vllm: Path, package: Path | None = None) -> list[str]:
     source = _Source(vllm)
     lacks: set[str] = set()
     for file in package.rglob("*.py"):
-        for choices in _imports(ast.parse(file.read_bytes())):
+        for choices in imports(ast.parse(file.read_bytes())):
             if not any(all(map(source.has, choice)) for choice in choices):
                 lacks |= {".".join(name) for name in choices[0] if not source.has(name)}
     for (module, name), methods in HOOKS.items():
@@ -76,7 +76,7 @@ def missing(vllm: Path, package: Path | None = None) -> list[str]:
     return sorted(lacks)
 
 
-def _imports(tree: ast.AST) -> Iterator[list[list[Import]]]:
+def imports(tree: ast.AST) -> Iterator[list[list[Import]]]:
     """For each import from vLLM, its alternatives. One of them must exist."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Try) and any(map(_is_fallback, node.handlers)):
@@ -85,7 +85,7 @@ def _imports(tree: ast.AST) -> Iterator[list[list[Import]]]:
         elif isinstance(node, ast.Import | ast.ImportFrom):
             yield [_names([node])]
         else:
-            yield from _imports(node)
+            yield from imports(node)
 
 
 def _is_fallback(handler: ast.ExceptHandler) -> bool:

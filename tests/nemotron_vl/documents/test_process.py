@@ -163,7 +163,8 @@ def test_it_ends_with_a_parent_that_is_killed(tmp_path):
     """Also while a page is drawn."""
     file = tmp_path / "report.pdf"
     file.write_bytes(blank_pdf(ENDLESS, 80))
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    tests = Path(__file__).parents[2]
+    paths = [str(tests.parent), str(Path(__file__).parent), str(tests)]
     parent = subprocess.Popen(
         [sys.executable, "-c", CODE, file],
         stdout=subprocess.PIPE,

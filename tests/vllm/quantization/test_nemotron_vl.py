@@ -42,7 +42,11 @@ from vllm_nemotron_vl.model_executor.models.nemotron_vl_weights import (
     quantised_parameters,
 )
 
-QUANTIZE = Path(__file__).parents[3] / "examples" / "quantize.py"
+QUANTIZE = next(
+    folder / "examples/quantize.py"
+    for folder in Path(__file__).parents
+    if (folder / "examples/quantize.py").exists()
+)
 SCHEMES = {
     "int8": ["--scheme=int8"],
     "int8 everywhere": ["--scheme=int8", "--all"],
