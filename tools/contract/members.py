@@ -84,16 +84,17 @@ def used_members(
     Yields:
         Dotted names, each with a file and a line that use it.
     """
-    # mypy does not say in which file an expression is.
-    places: dict[tuple[str, int], list[Path]] = {}
+    # mypy does not say in which file an expression is, and it also reads files of vLLM.
+    places: dict[tuple[str, int, int], list[Path]] = {}
     for path, text in files.items():
         for line, content in enumerate(text.splitlines(), 1):
-            for word in set(re.findall(r"\w+", content)):
-                places.setdefault((word, line), []).append(path)
+            for word in re.finditer(r"\w+", content):
+                places.setdefault((word[0], line, word.end()), []).append(path)
     for node in result.types:
         for name in _names(node, result.types):
             named = node.callee if isinstance(node, nodes.CallExpr) else node
-            for path in places.get((named.name, named.end_line), ()):
+            place = named.name, named.end_line, named.end_column
+            for path in places.get(place, ()):
                 yield name, path, named.end_line
 
 
