@@ -234,7 +234,7 @@ def _complete(
     uses = Uses(tree, vllm, by_hand)
     mypys = tree / "build" / "contract" / version
     files = uses.files()
-    check(files, vllm, mypys)  # so that what follows has no types of vLLM's own files
+    check(files, vllm, mypys)  # so that the next run keeps no types of vLLM's own files
     result = check(files, vllm, mypys, keep_types=True)
     for name, path, line in used_members(result, files):
         uses.use(name, f"{path}:{line}")
