@@ -13,8 +13,8 @@ HOUSES = {"vllm_nemotron_vl": ROOT / "vllm", "nemotron_vl": ROOT / "nemotron_vl"
 def tree() -> set[Path]:
     """The files of both packages, as they are installed."""
     return {
-        name / file.relative_to(top)
-        for name, top in ((Path(name), top) for name, top in HOUSES.items())
+        Path(name, file.relative_to(top))
+        for name, top in HOUSES.items()
         for file in top.rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }

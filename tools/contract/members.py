@@ -84,7 +84,7 @@ def used_members(
     Yields:
         Dotted names, each with a file and a line that use it.
     """
-    # mypy does not say in which file an expression is, and it also reads files of vLLM.
+    # mypy does not say in which file an expression is, only where in it.
     places: dict[tuple[str, int, int], list[Path]] = {}
     for path, text in files.items():
         for line, content in enumerate(text.splitlines(), 1):
