@@ -6,6 +6,7 @@ and no threads.
 """
 
 import contextlib
+import ctypes
 import multiprocessing.forkserver
 import os
 import signal
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerProcess, SpawnContext
 from pathlib import Path
 from unittest import mock
+
+from prometheus_client import values
 
 IMPORTED = [
     "vllm.entrypoints.cli.main",
@@ -39,11 +42,23 @@ class ForkedProcess(ForkServerProcess):
         os.environ.update(self.environment)
         if LOG in os.environ:
             _join_server(os.environ[LOG])
+        _read_environment()
         # Python would start another server for the processes that this one starts.
         server = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
         server.ensure_running = lambda: None
         with forked_processes():
             super().run()
+
+
+def _read_environment() -> None:
+    """Heed what the C library and modules read when they start."""
+    threshold = os.environ.get("MALLOC_MMAP_THRESHOLD_")
+    if threshold is not None:
+        M_MMAP_THRESHOLD = -3  # of malloc.h
+        assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, int(threshold))
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        # Several API servers write their metrics there.
+        values.ValueClass = values.get_value_class()
 
 
 def _join_server(log: str) -> None:

@@ -35,6 +35,7 @@ from support.chat import (
     reference_text,
 )
 from support.clips import VIDEO_SWITCH, encoded, numbers, video_part
+from support.servers import forked_servers
 from typefaces import PILLOW_FONT
 
 BIN = Path(sys.executable).parent
@@ -86,7 +87,8 @@ def test_two_engines_and_two_api_servers_of_one_server(tiny, requests, tmp_path)
         "--enable-log-requests",
         '--additional-config={"nemotron_vl": {"tile_cache_mb": 1}}',
     ]
-    with serving(tiny, *OPTIONS, *options, log=tmp_path / "log.txt") as url:
+    log = tmp_path / "log.txt"
+    with forked_servers(), serving(tiny, *OPTIONS, *options, log=log) as url:
         expected = [job["answer"] for job in requests] * 2
         assert answers(url, requests) == expected
         assert answers(url, requests) == expected  # some tiles cached
@@ -94,7 +96,7 @@ def test_two_engines_and_two_api_servers_of_one_server(tiny, requests, tmp_path)
         assert counts.total() == 4 * len(requests)
         assert min(counts["0"], counts["1"]) > 0
     line = r"\(ApiServer_(\d) .*Received request"
-    served = re.findall(line, (tmp_path / "log.txt").read_text())
+    served = re.findall(line, log.read_text())
     assert set(served) == {"0", "1"}
 
 
@@ -120,7 +122,8 @@ def test_videos_on_two_engines_and_two_api_servers(tiny, requests, tmp_path):
         for clip in clips
     ]
     options = [*VIDEO_SWITCH, "--data-parallel-size=2", "--api-server-count=2"]
-    with serving(tiny, *OPTIONS, *options, log=tmp_path / "log.txt") as url:
+    log = tmp_path / "log.txt"
+    with forked_servers(), serving(tiny, *OPTIONS, *options, log=log) as url:
         jobs = [*asked, *requests]  # images, too
         assert answers(url, jobs) == [job["answer"] for job in jobs] * 2
         counts = served_by_engine(httpx.get(f"{url}/metrics").text)
@@ -278,7 +281,7 @@ def test_a_server_behind_the_router_is_killed_under_load(tiny, requests, tmp_pat
                 )
             )
 
-        with ThreadPoolExecutor(2) as threads:
+        with forked_servers(), ThreadPoolExecutor(2) as threads:
             for server, url in threads.map(start, range(2)):
                 servers.append(server)
                 urls.append(url)

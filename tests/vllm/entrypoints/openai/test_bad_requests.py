@@ -33,6 +33,7 @@ from support.bad_requests import (
 )
 from support.chat import ONE_WORKER, SERVER_OPTIONS, image_part, saved, text_part
 from support.hostile import bounded_memory
+from support.servers import forked_servers
 
 SECONDS, MEGABYTES = 20, 900
 GOOD = "640-27"
@@ -143,7 +144,10 @@ def server(tiny, tmp_path_factory):
         "MALLOC_MMAP_THRESHOLD_": "1000000",  # freed memory goes back at once
     }
     log = folder / "log.txt"
-    with serving_process(tiny, *options, log=log, env=env) as (process, url):
+    with (
+        forked_servers(),
+        serving_process(tiny, *options, log=log, env=env) as (process, url),
+    ):
         address = f"http://localhost:{pages.server_address[1]}"
         yield Server(url, process.pid, media, address)
     pages.shutdown()

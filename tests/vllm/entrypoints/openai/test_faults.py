@@ -32,6 +32,7 @@ from support.chat import (
     reference_text,
 )
 from support.hostile import memory_of
+from support.servers import forked_servers
 from typefaces import PILLOW_FONT
 
 TOKENS = 12
@@ -55,7 +56,10 @@ def server(tiny, log):
         "MALLOC_MMAP_THRESHOLD_": "1000000",  # freed memory goes back at once
     }
     options = [*SERVER_OPTIONS, EXACT, EXIT_STATUS]
-    with serving_process(tiny, *options, log=log, env=env) as server:
+    with (
+        forked_servers(),
+        serving_process(tiny, *options, log=log, env=env) as server,
+    ):
         yield server
 
 

@@ -5,7 +5,6 @@ several API servers. Prefix caching is on. What clients send differs between tes
 that nobody but the attacker has sent it before.
 """
 
-import contextlib
 import itertools
 import json
 import re
@@ -60,9 +59,7 @@ def service(request, tiny, tmp_path_factory):
     options += ["--enable-prompt-tokens-details", "--enable-log-requests", *more]
     if modality == "video":
         options += VIDEO_SWITCH
-    # Two API servers share their metrics, which is decided when vLLM is imported.
-    forks = forked_servers() if api_servers == 1 else contextlib.nullcontext()
-    with forks, serving(tiny, *options, log=log) as url:
+    with forked_servers(), serving(tiny, *options, log=log) as url:
         yield Service(url, modality, api_servers, log)
 
 

@@ -35,6 +35,7 @@ from support.chat import (
 from support.clips import VIDEO_SWITCH, encoded, noise, numbers, video_part
 from support.decoders import decoders
 from support.hostile import bounded_decoders, bounded_memory
+from support.servers import forked_servers
 from vllm_nemotron_vl.config.nemotron_vl_video import MOST_BYTES, MOST_SECONDS
 
 SECONDS, MEGABYTES, DECODER_MEGABYTES = 30, 900, 2500
@@ -85,16 +86,15 @@ def server(tiny, folder):
     ]
     # Files that a text could name lie in the server's working directory.
     (folder / "secret.mkv").write_bytes(encoded(FRAMES))
-    prefix = ["env", f"--chdir={folder}"]
     log = folder / "log.txt"
     env = {
         "MALLOC_MMAP_THRESHOLD_": "1000000",  # freed memory goes back at once
         "VLLM_API_KEY": KEY,
     }
-    with serving_process(tiny, *options, log=log, env=env, prefix=prefix) as (
-        process,
-        url,
-    ):
+    serving = serving_process(tiny, *options, log=log, env=env)
+    with contextlib.ExitStack() as stack:
+        with contextlib.chdir(folder), forked_servers():
+            process, url = stack.enter_context(serving)
         address = f"http://localhost:{pages.server_address[1]}"
         yield url, process.pid, media, address
     pages.shutdown()
