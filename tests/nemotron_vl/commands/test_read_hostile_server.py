@@ -21,10 +21,9 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
-def server():
-    with fake_server() as server:
-        server.answer = lambda request: "yes"
-        yield server
+def server(server):
+    server.answer = lambda request: "yes"
+    return server
 
 
 @pytest.fixture

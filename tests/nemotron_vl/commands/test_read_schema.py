@@ -1,0 +1,82 @@
+"""`nemotron-vl read` with a schema: answers follow it, or are errors."""
+
+import json
+
+import pytest
+
+from support.read_command import SCHEMA, records, run
+
+
+def test_a_schema_is_enforced_and_its_data_recorded(server, folder, out, schema):
+    server.answer = lambda request: '{"total": 3.5}'
+    assert run(server, folder / "photo.png", out, "--schema", schema) == 0
+    (record,) = records(out)
+    assert record["answer"] == {"total": 3.5}
+    # The server is asked with the schema before any page is sent.
+    for request in (*server.trials, *server.requests):
+        sent = request["response_format"]
+        assert sent["type"] == "json_schema"
+        assert sent["json_schema"]["schema"] == SCHEMA
+    text = server.requests[0]["messages"][0]["content"][1]["text"]
+    assert json.dumps(SCHEMA) in text
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        ('{"total": "3"}', "does not follow the schema: $.total: '3' is not of type"),
+        ('{"total": 1, "currency": "F"}', "does not follow the schema: $.currency"),
+        ('{"total": 3', "The answer is not JSON: "),
+        ('{"total": NaN}', "The answer is not JSON: expected value"),
+        ('{"total": 1e999}', "Out of range float values are not JSON compliant"),
+        ("[" * 100_000, "The answer is not JSON: recursion limit exceeded"),
+    ],
+)
+def test_an_answer_that_breaks_the_schema_is_an_error(
+    server, folder, out, schema, answer, cause
+):
+    server.answer = lambda request: answer
+    assert run(server, folder / "photo.png", out, "--schema", schema) == 1
+    (record,) = records(out)
+    assert cause in record["error"]
+    assert record["answer"] == answer
+
+
+def test_a_number_that_may_be_cut_is_an_error(server, folder, out, schema):
+    respond = server.respond
+
+    def cut(request):
+        status, body = respond(request)
+        body["choices"][0]["finish_reason"] = "length"
+        return status, body
+
+    server.respond, server.answer = cut, lambda request: '{"total": 12}'
+    assert run(server, folder / "photo.png", out, "--schema", schema) == 1
+    assert records(out)[0]["error"] == (
+        "The answer may not be complete. It was cut after 2048 tokens."
+    )
+
+
+def test_a_schema_that_refers_to_nothing_is_refused(server, folder, out, tmp_path):
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps({"properties": {"a": {"$ref": "#/$defs/none"}}}))
+    assert run(server, folder, out, "--schema", str(file)) == 2
+    file.write_text(json.dumps({"$defs": {"x": {}}, "items": {"$ref": "#/$defs/x"}}))
+    assert run(server, folder / "photo.png", out, "--schema", str(file)) == 1
+    file.write_text(json.dumps({"$id": "http://a/b", "$ref": "c"}))
+    out.unlink()
+    server.answer = lambda request: "[]"
+    assert run(server, folder / "photo.png", out, "--schema", str(file)) == 1
+    assert "refers to what it does not have: " in records(out)[0]["error"]
+
+
+def test_a_refused_schema_stops_before_the_first_page(
+    server, folder, out, schema, capsys
+):
+    server.answer = lambda request: (400, "The grammar is not supported.")
+    assert run(server, folder, out, "--schema", schema) == 2
+    assert (
+        "nemotron-vl: The server refuses requests: 400: The grammar is not supported."
+        in capsys.readouterr().err
+    )
+    assert server.requests == [] and records(out) == []
