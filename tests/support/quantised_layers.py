@@ -1,0 +1,57 @@
+"""Which method of vLLM each linear layer of a model got."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from vllm.config import set_current_vllm_config
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (  # noqa: E501
+    CompressedTensorsLinearMethod,
+)
+from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from nemotron_vl.checkpoints.inspection import PARTS
+from support.loading import make_config, start_ranks
+from support.tiny import BLOCKS, LAYERS
+
+# Names of two methods
+PLAIN = UnquantizedLinearMethod.__name__
+INT8 = CompressedTensorsLinearMethod.__name__
+
+
+def build(folder: Path, dtype: str = "bfloat16", **options) -> torch.nn.Module:
+    """Build the model without loading weights."""
+    config = make_config(folder, dtype, **options)
+    start_ranks(config)
+    with (
+        set_current_vllm_config(config),
+        set_default_torch_dtype(config.model_config.dtype),
+        torch.device("meta"),
+    ):
+        return initialize_model(config)
+
+
+def methods(model: torch.nn.Module) -> dict[str, Counter]:
+    """Count the quantisation methods of the linear layers of each part."""
+    found: dict[str, Counter] = {part: Counter() for part in PARTS}
+    for name, module in model.named_modules():
+        method = getattr(module, "quant_method", None)
+        part = next((p for p, prefix in PARTS.items() if name.startswith(prefix)), None)
+        if method is not None and (
+            isinstance(module, LinearBase) or name.endswith("lm_head")
+        ):
+            found[part][type(method).__name__] += 1
+    return found
+
+
+def expect(language: str, tower=PLAIN, connector=PLAIN, head="") -> dict[str, Counter]:
+    """What `methods` finds where each part has one method."""
+    decoder = Counter({language: 4 * LAYERS})  # each has four linear layers
+    decoder[head or "UnquantizedEmbeddingMethod"] += 1
+    return {
+        "vision tower": Counter({tower: 4 * BLOCKS}),
+        "connector": Counter({connector: 2}),
+        "language model": decoder,
+    }
