@@ -1,6 +1,6 @@
 """From videos and prompts to tiles and tokens, and what an engine reserves for them."""
 
-import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,11 +8,6 @@ import torch
 from PIL import Image
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
-from vllm.model_executor.models.internvl import (
-    InternVLDummyInputsBuilder,
-    InternVLMultiModalProcessor,
-    InternVLProcessingInfo,
-)
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.cache import MultiModalProcessorOnlyCache
 from vllm.multimodal.media import MediaConnector
@@ -21,33 +16,16 @@ from vllm.multimodal.processing import ProcessorInputs, TimingContext
 from nemotron_vl.verify.reference import Reference
 from support.chat import data_url
 from support.clips import VIDEO, encoded, noise, numbers
+from support.processing import TILE, TOKENS
 from vllm_nemotron_vl.config.nemotron_vl_video import DEFAULT_FRAMES
-from vllm_nemotron_vl.model_executor.models import config
-from vllm_nemotron_vl.model_executor.models.nemotron_vl import LlamaNemotronVLChatModel
-from vllm_nemotron_vl.model_executor.models.nemotron_vl_video import (
-    LlamaNemotronVLVideoChatModel,
-)
 from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import NUM_TILES
 
-TILE, TOKENS = 64, 4  # pixels and tokens of a tile of the test checkpoints
 RECIPES = ["fast", "exact", "hf"]
 
 
 @pytest.fixture(scope="module")
-def make_config(checkpoint):
-    def make(**options):
-        return EngineArgs(
-            model=str(checkpoint), hf_overrides=VIDEO, **options
-        ).create_model_config()
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def make_processor(make_config):
-    return lambda **options: MULTIMODAL_REGISTRY.create_processor(
-        make_config(**options)
-    )
+def make_config(make_config):
+    return partial(make_config, hf_overrides=VIDEO)
 
 
 @pytest.fixture(scope="module")
@@ -77,18 +55,6 @@ def pixels(result) -> torch.Tensor:
 def digests(result, field="video_tile_digests", modality="video") -> list[bytes]:
     items = result["mm_kwargs"][modality]
     return [bytes(d) for item in items for d in item[field].data.numpy()]
-
-
-def test_the_classes_join_those_for_images_and_those_of_internvl():
-    factories = LlamaNemotronVLVideoChatModel._processor_factory
-    images = LlamaNemotronVLChatModel._processor_factory
-    for ours, image_class, internvl in (
-        (factories.processor, images.processor, InternVLMultiModalProcessor),
-        (factories.dummy_inputs, images.dummy_inputs, InternVLDummyInputsBuilder),
-        (factories.info, images.info, InternVLProcessingInfo),
-    ):
-        assert ours.__bases__ == (image_class, internvl)
-        assert not issubclass(image_class, internvl)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (1, 1), (300, 20), (63, 65), (640, 480)])
@@ -178,32 +144,6 @@ def test_dummy_videos_are_as_large_as_the_largest_and_all_encoded(make_processor
         context = processor.info.ctx.model_config.max_model_len
         too_long = len(result["prompt_token_ids"]) > context
         assert too_long or len(pixels(result)) == frames
-
-
-@pytest.mark.parametrize(
-    ("context", "frames", "said"),
-    [
-        (30, 8, 'than 7 frame(s) will be refused. .*{"video": {"num_frames": 7}}'),
-        (30, 7, None),
-        (6, 1, None),
-        (5, 1, "every video will be refused"),
-    ],
-)
-def test_too_many_frames_for_the_context_are_named_at_start(
-    checkpoint, context, frames, said, monkeypatch
-):
-    lines: list[str] = []
-    monkeypatch.setattr(config.logger, "warning", lines.append)
-    EngineArgs(
-        model=str(checkpoint),
-        hf_overrides=VIDEO,
-        max_model_len=context,
-        media_io_kwargs={"video": {"num_frames": frames}},
-    ).create_engine_config()
-    found = [line for line in lines if "--max-model-len" in line]
-    assert len(found) == (said is not None)
-    for line in found:
-        assert re.search(said.replace("(s)", r"\(s\)"), line), line
 
 
 def hashes(processor, *args, **kwargs) -> list[str]:
@@ -302,110 +242,3 @@ def test_vllms_connector_uses_our_loader(make_config):
     assert about["total_num_frames"] == 9
     with pytest.raises(VLLMValidationError, match="none of MP4"):
         connector.fetch_video(data_url(b"ffconcat version 1.0\n", "video/mp4"))
-
-
-BAD_SETTINGS = {
-    "fps": 2,
-    "backend": "torchcodec",
-    "video_backend": "opencv",
-    "tile_size": 8,
-    "resize": "hf",
-}
-
-
-@pytest.mark.parametrize(("name", "value"), BAD_SETTINGS.items())
-def test_an_unknown_setting_is_named_at_start(make_config, name, value):
-    with pytest.raises(ValueError, match=f"video.{name} = .* is not supported"):
-        make_config(media_io_kwargs={"video": {name: value}})
-
-
-@pytest.mark.parametrize("value", [0, -1, 1025, "3", 2.5, True, None])
-def test_a_wrong_number_of_frames_is_named_at_start(make_config, value):
-    with pytest.raises(ValueError, match="num_frames must be a whole number"):
-        make_config(media_io_kwargs={"video": {"num_frames": value}})
-
-
-def test_what_cannot_work_is_refused_at_start(make_config, checkpoint):
-    with pytest.raises(ValueError, match="video_pruning_rate = 0.5 is not supported"):
-        make_config(video_pruning_rate=0.5)
-
-    def engine(**options):
-        args = EngineArgs(model=str(checkpoint), hf_overrides=VIDEO, **options)
-        return args.create_engine_config()
-
-    lora = dict(enable_lora=True, enable_tower_connector_lora=True)
-    with pytest.raises(ValueError, match="--enable-tower-connector-lora"):
-        engine(**lora)
-    engine(**lora, limit_mm_per_prompt={"video": 0})
-    engine(enable_lora=True)
-
-
-def test_the_image_architecture_names_the_switch(checkpoint):
-    switch = '--hf-overrides \'{"architectures": ["Llama_Nemotron_Nano_VL_Video"]}\''
-    model = str(checkpoint)
-    for limit in (1, {"count": 2, "num_frames": 4}):
-        with pytest.raises(ValueError) as error:
-            EngineArgs(
-                model=model, limit_mm_per_prompt={"video": limit}
-            ).create_model_config()
-        assert switch in str(error.value)
-    config = EngineArgs(
-        model=model, limit_mm_per_prompt={"video": 0}
-    ).create_model_config()
-    processor = MULTIMODAL_REGISTRY.create_processor(config)
-    for ask in (
-        lambda: processor.info.validate_num_items("video", 1),
-        lambda: processor.info.parse_mm_data({"video": [numbers("12")]}),
-    ):
-        with pytest.raises(VLLMValidationError) as error:
-            ask()
-        assert switch in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "limits", [{"image": 0}, {"video": 0}, {"image": 0, "video": 0}]
-)
-def test_the_tower_is_kept_while_images_or_videos_are_on(
-    load_model, checkpoint, limits
-):
-    options = dict(hf_overrides=VIDEO, limit_mm_per_prompt=limits)
-    names = [name for name, _ in load_model(checkpoint, **options).named_parameters()]
-    tower = any(name.startswith("vision_model.") for name in names)
-    assert tower == (len(limits) == 1)
-
-
-def test_a_video_is_embedded_as_an_image_of_as_many_tiles(load_model, checkpoint):
-    model = load_model(checkpoint, hf_overrides=VIDEO)
-    tiles = torch.randint(0, 256, (7, 3, TILE, TILE), dtype=torch.uint8)
-    counts, token = torch.tensor([3, 4]), torch.tensor(9)
-    names = {
-        "pixel_values_flat": tiles,
-        "image_num_patches": counts,
-        "image_token_id": token,
-    }
-    images = model.embed_multimodal(**names)
-    videos = model.embed_multimodal(
-        pixel_values_flat_video=tiles, video_num_patches=counts, video_token_id=token
-    )
-    assert [len(video) for video in videos] == [3 * TOKENS, 4 * TOKENS]
-    assert all(map(torch.equal, images, videos))
-
-
-def test_placeholders_of_the_model():
-    model = LlamaNemotronVLVideoChatModel
-    assert model.get_placeholder_str("video", 1) == "<img></img>"
-    assert model.get_placeholder_str("image", 1) == "<image>"
-    with pytest.raises(VLLMValidationError, match="video_embeds are not supported"):
-        model.get_placeholder_str("video_embeds", 1)
-    with pytest.raises(ValueError, match="not audio"):
-        model.get_placeholder_str("audio", 1)
-
-
-def test_the_flags_are_those_of_the_class_for_images():
-    from vllm.model_executor.models.registry import _ModelInfo
-
-    ours, images = (
-        vars(_ModelInfo.from_model_cls(model))
-        for model in (LlamaNemotronVLVideoChatModel, LlamaNemotronVLChatModel)
-    )
-    assert ours | {"architecture": ""} == images | {"architecture": ""}
