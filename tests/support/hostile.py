@@ -8,6 +8,9 @@ from types import SimpleNamespace
 
 from support.decoders import decoders
 
+# File that such code writes.
+MARKER = "was_run"
+
 
 class Code:
     """An object that writes the file `marker` when it is unpickled."""
