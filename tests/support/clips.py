@@ -62,3 +62,12 @@ def decoded(data: bytes, suffix: str) -> list[Image.Image]:
 
 def video_part(data: bytes, kind: str = "video/x-matroska") -> dict:
     return {"type": "video_url", "video_url": {"url": data_url(data, kind)}}
+
+
+def whole(frame: np.ndarray) -> np.ndarray:
+    """For `decode`: keep all pixels of a frame."""
+    return frame.copy()
+
+
+def same(frames, expected) -> bool:
+    return len(frames) == len(expected) and all(map(np.array_equal, frames, expected))
