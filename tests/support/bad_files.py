@@ -212,3 +212,10 @@ BAD_FILES |= {
     f"many parts: {name}": (KINDS[name](parts, pixels), "image/png", cause)
     for name, (parts, pixels, cause) in MANY_PARTS.items()
 }
+
+
+def with_broken_exif(tag: int) -> bytes:
+    """Cameras write sizes that lead out of the data."""
+    tags = struct.pack("<HHHII", 1, tag, 7, 10**9, 99) + bytes(4)
+    segment = b"Exif\0\0II*\0" + struct.pack("<I", 8) + tags
+    return saved(SMALL, "JPEG", exif=segment)
