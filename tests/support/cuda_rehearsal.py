@@ -8,17 +8,13 @@ weights are read.
 
 import contextlib
 import json
-import logging
-import shutil
 import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -27,62 +23,26 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
 )
-from vllm.config import CompilationMode, VllmConfig, set_current_vllm_config
-from vllm.distributed import get_tp_group
-from vllm.engine.arg_utils import EngineArgs
-from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.config import VllmConfig
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.utils import group_and_batch_mm_kwargs
-from vllm.platforms import current_platform
-from vllm.utils.torch_utils import async_tensor_h2d, set_default_torch_dtype
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.mm.encoder_runner import EncoderRunner
 
+from support.cuda_engines import (
+    CACHE,
+    DEVICE,
+    ENGINES,
+    VIDEO,
+    built,
+    configure,
+    start,
+    variant,
+)
 from support.device_trace import DeviceTrace, traced
-from support.loading import start_ranks
-from support.quantised import AWQ, GPTQ, fp8_config, int8_config, nvfp4_config
-from vllm_nemotron_vl.config import nemotron_vl_names as names
 from vllm_nemotron_vl.config.nemotron_vl_video import VIDEO_PLACEHOLDER
 
-DEVICE = torch.device("cuda")
 TILE = 512
-VIDEO = {"architectures": [names.VIDEO_ARCHITECTURE]}
-
-
-def variant(checkpoint: Path, quantisation: dict[str, Any] | None = None) -> Path:
-    """The checkpoint's small files, with one layer of the language model."""
-    folder = Path(tempfile.mkdtemp()) / "variant"
-    folder.mkdir()
-    for file in checkpoint.glob("*.json"):
-        shutil.copy(file, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["llm_config"]["num_hidden_layers"] = 1
-    config["quantization_config"] = quantisation
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def configure(folder: Path, **options: Any) -> VllmConfig:
-    options = {"max_model_len": 8192, "load_format": "dummy", **options}
-    return EngineArgs(model=str(folder), **options).create_engine_config()
-
-
-@contextlib.contextmanager
-def built(config: VllmConfig, blocks: int = 1) -> Iterator[torch.nn.Module]:
-    """The first rank's model, without weights."""
-    config.model_config.hf_config.vision_config.num_hidden_layers = blocks
-    # vLLM's compiler needs compiled operators already when it is imported.
-    config.compilation_config.mode = CompilationMode.NONE
-    start_ranks(config)
-    ranks = config.parallel_config.tensor_parallel_size
-    with (
-        set_current_vllm_config(config),
-        mock.patch.object(get_tp_group(), "world_size", ranks),
-        torch.inference_mode(),
-    ):
-        with traced(), DEVICE, set_default_torch_dtype(config.model_config.dtype):
-            model = initialize_model(vllm_config=config)
-        yield model.eval()
-
 
 # Forwards
 
@@ -141,7 +101,6 @@ def process(config: VllmConfig, media: dict[str, list]) -> list[tuple[str, Any]]
     return [(modality, item) for item in found[modality]]
 
 
-CACHE = {"additional_config": {"nemotron_vl": {"tile_cache_mb": 16}}}  # 7 tiles
 FORWARDS = {
     "page": Forward(blocks=32),
     "equal tiles": Forward({"image": [blank()]}),
@@ -250,109 +209,6 @@ def alone(calls: Callable[..., dict[str, Callable]]) -> dict[str, list[str]]:
                 calls(values, pixels)[name]()
         found[name] = trace.waits
     return found
-
-
-# Starts of engines
-
-H100, A100, T4, B200 = (9, 0), (8, 0), (7, 5), (10, 0)
-
-
-@dataclass
-class Engine:
-    """An engine's options, and the GPU."""
-
-    options: dict[str, Any]
-    capability: tuple[int, int] = H100
-    quantisation: dict[str, Any] | None = None  # of the checkpoint
-
-
-TP8 = {"tensor_parallel_size": 8}
-DATA = {"mm_encoder_tp_mode": "data"}
-GRAPHS = {"compilation_config": {"cudagraph_mm_encoder": True}}
-KEPT = ["vision_model*", "mlp1*", "language_model.lm_head"]
-ENGINES = {
-    "": Engine({}),
-    "A100": Engine({}, A100),
-    "T4": Engine({}, T4),
-    "B200": Engine({}, B200),
-    "--dtype float16": Engine({"dtype": "float16"}),
-    "--dtype float32": Engine({"dtype": "float32"}),
-    "-tp 8": Engine(TP8),
-    "-tp 8 --mm-encoder-tp-mode data": Engine(TP8 | DATA),
-    "-tp 3": Engine({"tensor_parallel_size": 3}),
-    "-pp 2": Engine({"pipeline_parallel_size": 2}),
-    "--quantization fp8_per_tensor": Engine({"quantization": "fp8_per_tensor"}),
-    "FP8": Engine({}, H100, fp8_config(KEPT)),
-    "FP8, encoder too": Engine({}, H100, fp8_config(["lm_head"])),
-    "NVFP4": Engine({}, B200, nvfp4_config(KEPT)),
-    "NVFP4 -tp 8": Engine(TP8, B200, nvfp4_config(KEPT)),
-    "NVFP4 on H100": Engine({}, H100, nvfp4_config(KEPT)),
-    "INT8": Engine({}, H100, int8_config()),
-    "AWQ": Engine({}, H100, AWQ),
-    "GPTQ": Engine({}, H100, GPTQ),
-    "--kv-cache-dtype fp8": Engine({"kv_cache_dtype": "fp8"}),
-    **{
-        f"--mm-encoder-attn-backend {name}": Engine({"mm_encoder_attn_backend": name})
-        for name in ("FLASH_ATTN", "TRITON_ATTN", "TORCH_SDPA", "FLASHINFER")
-    },
-    "FLASH_ATTN in float32": Engine(
-        {"mm_encoder_attn_backend": "FLASH_ATTN", "dtype": "float32"}
-    ),
-    "--mm-encoder-attn-dtype fp8": Engine({"mm_encoder_attn_dtype": "fp8"}, B200),
-    "FLASHINFER in FP8": Engine(
-        {"mm_encoder_attn_backend": "FLASHINFER", "mm_encoder_attn_dtype": "fp8"}, B200
-    ),
-    "graphs": Engine(GRAPHS),
-    "graphs -tp 8": Engine(GRAPHS | TP8),
-    "graphs -tp 8 --mm-encoder-tp-mode data": Engine(GRAPHS | TP8 | DATA),
-    # Its configuration alone: `built` compiles nothing.
-    "compile_mm_encoder": Engine({"compilation_config": {"compile_mm_encoder": True}}),
-    "--enable-sleep-mode": Engine({"enable_sleep_mode": True}),
-    "--cpu-offload-gb 1": Engine({"cpu_offload_gb": 1}),
-    "--enable-lora": Engine({"enable_lora": True}),
-    "--enable-tower-connector-lora": Engine(
-        {"enable_lora": True, "enable_tower_connector_lora": True}
-    ),
-    "--enable-mm-embeds": Engine({"enable_mm_embeds": True}),
-    "tile cache": Engine(CACHE),
-    "videos": Engine({"hf_overrides": VIDEO}),
-    "no images": Engine({"limit_mm_per_prompt": {"image": 0}}),
-}
-
-
-def start(checkpoint: Path, engine: Engine) -> dict[str, Any]:
-    """How far the start of an engine gets, and what this package says in the log."""
-    type(current_platform).capability = engine.capability
-    found: dict[str, Any] = {"configured": False, "built": False, "said": []}
-    listener = Listener(found["said"])
-    logging.getLogger("vllm").addHandler(listener)
-    try:
-        folder = variant(checkpoint, engine.quantisation)
-        config = configure(folder, **engine.options)
-        found["configured"] = True
-        with built(config) as model:
-            found["built"] = True
-            attention = model.vision_model.model.encoder.layers[0].attn.attn
-            attention = getattr(attention, "attention", attention)  # of FlashInfer
-            found["attention"] = attention.attn_backend.name
-    except Exception:
-        found["error"] = traceback.format_exc()
-    finally:
-        logging.getLogger("vllm").removeHandler(listener)
-        type(current_platform).capability = H100
-    return found
-
-
-class Listener(logging.Handler):
-    """Collects the messages of this package."""
-
-    def __init__(self, said: list[str]) -> None:
-        super().__init__()
-        self.said = said
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if Path(record.pathname).is_relative_to(Path(names.__file__).parents[1]):
-            self.said.append(record.getMessage())
 
 
 def main(checkpoint: Path, out: Path) -> None:
