@@ -60,8 +60,13 @@ def decoded(data: bytes, suffix: str) -> list[Image.Image]:
         return frames
 
 
+def url_part(url: str) -> dict:
+    """Part of a chat message."""
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
 def video_part(data: bytes, kind: str = "video/x-matroska") -> dict:
-    return {"type": "video_url", "video_url": {"url": data_url(data, kind)}}
+    return url_part(data_url(data, kind))
 
 
 def whole(frame: np.ndarray) -> np.ndarray:

@@ -22,24 +22,24 @@ import pytest
 
 from nemotron_vl.server import serving_process
 from nemotron_vl.verify.reference import Reference
-from support.bad_clips import BAD_CLIPS, ODD_CLIPS, slow
+from support.bad_clips import ODD_CLIPS, slow
+from support.bad_video_requests import CLIP, FILES, FRAMES, REQUESTS
 from support.chat import (
     EXACT,
     EXIT_STATUS,
     ONE_WORKER,
+    content,
     data_url,
-    embeds_part,
     png_part,
     text_part,
 )
-from support.clips import VIDEO_SWITCH, encoded, noise, numbers, video_part
+from support.clips import VIDEO_SWITCH, encoded, noise, url_part, video_part
 from support.decoders import decoders
 from support.hostile import bounded_decoders, bounded_memory
 from support.servers import forked_servers
 from vllm_nemotron_vl.config.nemotron_vl_video import MOST_BYTES, MOST_SECONDS
 
 SECONDS, MEGABYTES, DECODER_MEGABYTES = 30, 900, 2500
-FRAMES = numbers("640-27", "12", "345")
 READ = text_part("Read the text.")
 KEY = "a-key-of-the-server"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
@@ -100,10 +100,6 @@ def server(tiny, folder):
     pages.shutdown()
 
 
-def url_part(url: str) -> dict:
-    return {"type": "video_url", "video_url": {"url": url}}
-
-
 def ask(server, *parts, **options) -> httpx.Response:
     body = {
         "model": "tiny",
@@ -118,11 +114,6 @@ def ask(server, *parts, **options) -> httpx.Response:
     return httpx.post(url, json=body, headers=HEADERS, timeout=2 * MOST_SECONDS)
 
 
-def content(response: httpx.Response) -> str:
-    assert response.status_code == 200, response.text[:500]
-    return response.json()["choices"][0]["message"]["content"]
-
-
 def expected(reference, *parts: str, videos=(), images=()) -> str:
     text = "\n".join([*parts, READ["text"]])
     prompt = (
@@ -134,7 +125,7 @@ def expected(reference, *parts: str, videos=(), images=()) -> str:
 
 
 def good_answer(server) -> str:
-    return content(ask(server, video_part(encoded(FRAMES))))
+    return content(ask(server, CLIP))
 
 
 def test_a_data_url_a_file_and_a_fetched_clip_equal_the_reference(server, reference):
@@ -164,9 +155,7 @@ def test_a_video_between_images(server, reference):
 
 
 def test_first_odds_and_prompt_tokens(server, reference):
-    found = ask(
-        server, video_part(encoded(FRAMES)), max_tokens=1, logprobs=True, top_logprobs=5
-    ).json()
+    found = ask(server, CLIP, max_tokens=1, logprobs=True, top_logprobs=5).json()
     text = "<img></img>\nRead the text."
     prompt = (
         f"<|start_header_id|>user<|end_header_id|>\n\n{text}<|eot_id|>"
@@ -193,7 +182,7 @@ def test_a_trusted_request_may_take_fewer_frames(server, reference):
 
 def test_a_uuid_may_stand_for_a_video_and_an_image(server, reference):
     image, parts = noise(1)[0], []
-    for data in (png_part(image), video_part(encoded(FRAMES))):
+    for data in (png_part(image), CLIP):
         parts.append({**data, "uuid": "same"})
     answer = expected(
         reference, "<image>", "<img></img>", videos=[FRAMES], images=[image]
@@ -201,82 +190,6 @@ def test_a_uuid_may_stand_for_a_video_and_an_image(server, reference):
     assert content(ask(server, *parts, cache_salt="me")) == answer
     cached = [{**part, part["type"]: None} for part in parts]
     assert content(ask(server, *cached, cache_salt="me")) == answer
-
-
-CLIP = video_part(encoded(FRAMES))
-REQUESTS = {
-    "three videos": ((CLIP,) * 3, {}, "at most 2 video"),
-    "typed": ((text_part("<img></img>"),), {}, "one for each"),
-    "typed beside a video": ((CLIP, text_part("<img></img>")), {}, "<img></img>"),
-    "embeddings": (
-        ({"type": "video_embeds", "video_embeds": embeds_part(b"x")["image_embeds"]},),
-        {},
-        "video_embeds are not supported",
-    ),
-    "list of JPEG": (
-        (url_part("data:video/jpeg;base64,QQ==,QQ=="),),
-        {},
-        "list of jpeg images",
-    ),
-    "no URL": ((url_part(""),), {}, "empty"),
-    "not base64": (
-        (url_part("data:video/mp4;base64,%%%"),),
-        {},
-        "cannot be read",
-    ),
-    "missing file": (
-        (url_part("file:///etc/passwd"),),
-        {},
-        "must be a subpath",
-    ),
-    "closed port": (
-        (url_part("http://localhost:9/a.mp4"),),
-        {},
-        "could not be fetched",
-    ),
-    "no content": ((url_part("data:video/mp4;base64,"),), {}, "it is empty"),
-    "another recipe": (
-        (CLIP,),
-        {"mm_processor_kwargs": {"resize": "hf"}},
-        "resize='exact'",
-    ),
-}
-TOO_LARGE = f"at most {MOST_BYTES} are allowed"
-FILES = {
-    "file://{media}/empty.mkv": "it is empty",
-    "file://{media}/large.mkv": TOO_LARGE,
-    "FILE://user@{media}/large.mkv": TOO_LARGE,
-    "file://{media}/./%6Carge.mkv": TOO_LARGE,
-    "file://{media}/" + 300 * "a": "file name too long",
-    "file://{media}/loop": "cannot be read",
-    "file://{media}/missing": "no such file",
-}
-REQUESTS |= {
-    f"num_frames {value!r}": (
-        (CLIP,),
-        {"media_io_kwargs": {"video": {"num_frames": value}}},
-        "num_frames must be a whole number from 1 to 32",
-    )
-    for value in (-1, 0, 10**9, "3", 2.5, None)
-}
-REQUESTS |= {
-    f"setting {name}": (
-        (CLIP,),
-        {"media_io_kwargs": {"video": {name: value}}},
-        "the only setting of videos is num_frames",
-    )
-    for name, value in {
-        "fps": 1,
-        "video_backend": "opencv",
-        "backend": "torchcodec",
-        "tile_size": 10**6,
-        "resize": "hf",
-    }.items()
-}
-REQUESTS |= {
-    name: ((video_part(data()),), {}, cause)
-    for name, (data, cause) in BAD_CLIPS.items()
-}
 
 
 def ask_beside_a_good_one(server, reference, *parts, **options) -> httpx.Response:

@@ -16,8 +16,9 @@ from vllm.exceptions import VLLMValidationError
 
 from nemotron_vl.verify.reference import Reference
 from support.chat import text_part
-from support.clips import LOSSY, VIDEO, decoded, encoded, noise, numbers
+from support.clips import LOSSY, VIDEO, decoded, encoded, noise, numbers, url_part
 from support.tiny import TILE, TILE_TOKENS
+from support.video_mutations import MUTATIONS
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, logprobs=9)
 ASK = "<img></img>\nRead the text."
@@ -130,7 +131,7 @@ def test_all_forms_of_a_video_answer_alike(llm, media):
 def test_chat_reads_a_file_and_keeps_the_order_of_parts(llm, reference, media):
     video, image = CLIPS["numbers"], noise(1, 100, 50)[0]
     (media / "order.mkv").write_bytes(encoded(video))
-    url = {"type": "video_url", "video_url": {"url": f"file://{media}/order.mkv"}}
+    url = url_part(f"file://{media}/order.mkv")
     part = {"type": "image_pil", "image_pil": image}
     for first, second in ((url, part), (part, url)):
         parts = [text_part("One"), first, text_part("and"), second, text_part("?")]
@@ -149,7 +150,7 @@ def test_a_template_that_reads_text_only_keeps_the_order_too(llm, reference, med
     """vLLM would put the image, which is the second part, before the video."""
     video, image = CLIPS["numbers"], noise(1, 100, 50)[0]
     (media / "text.mkv").write_bytes(encoded(video))
-    url = {"type": "video_url", "video_url": {"url": f"file://{media}/text.mkv"}}
+    url = url_part(f"file://{media}/text.mkv")
     part = {"type": "image_pil", "image_pil": image}
     messages = [{"role": "user", "content": [url, text_part("and"), part]}]
     template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -242,43 +243,6 @@ def test_a_prefix_may_end_inside_a_video(llm, reference):
     for text, output in zip(texts, outputs, strict=True):
         check(output, reference, text, [frames])
     assert outputs[1].num_cached_tokens > 0
-
-
-def _reversed(self, frames):
-    return Reference.frames_to_pixels(self, frames[::-1])
-
-
-def _bgr(self, frames):
-    return Reference.frames_to_pixels(self, frames).flip(1)
-
-
-def _dropped(self, frames):
-    return Reference.frames_to_pixels(self, frames[:-1])
-
-
-def _with_thumbnail(self, frames):
-    pixels = Reference.frames_to_pixels(self, frames)
-    return torch.cat([pixels, pixels[:1]])
-
-
-def _bilinear(self, frames):
-    size = self.tile_size, self.tile_size
-    small = [frame.resize(size, Image.Resampling.BILINEAR) for frame in frames]
-    return Reference.frames_to_pixels(self, small)
-
-
-def _bracket_for_each_frame(self, frames):
-    return "".join(self.image_tokens(1) for _ in range(frames))
-
-
-MUTATIONS = {
-    "order reversed": ("frames_to_pixels", _reversed),
-    "BGR": ("frames_to_pixels", _bgr),
-    "dropped frame": ("frames_to_pixels", _dropped),
-    "thumbnail": ("frames_to_pixels", _with_thumbnail),
-    "filter": ("frames_to_pixels", _bilinear),
-    "bracket for each frame": ("video_tokens", _bracket_for_each_frame),
-}
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
