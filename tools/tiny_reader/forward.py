@@ -1,7 +1,7 @@
 """The reference model's arithmetic in bfloat16, written for speed of training.
 
 It uses the parameters of ``Reference`` and gives its results up to rounding, which
-tests/tools/test_train_tiny.py checks. PyTorch's fused attention has a slow backward
+tests/tools/test_tiny_reader.py checks. PyTorch's fused attention has a slow backward
 pass on CPUs for sequences as short as a tile; plain matrix products are faster.
 """
 
