@@ -103,3 +103,20 @@ def count_parameters(model) -> dict[str, int]:
             counts[part] += inputs * outputs
         counts[part] += sum(parameter.numel() for parameter in own.values())
     return {part: counts[part] for part in PARTS}
+
+
+def tower_calls(llm: "LLM", start: bool = False) -> int:
+    """How often the tower has encoded images since the count was started."""
+
+    def count(module, arguments, output) -> None:
+        module.calls += 1
+
+    def attach(model) -> int:
+        tower = model.vision_model
+        if start:
+            tower.calls = 0
+            tower.register_forward_hook(count)
+        return tower.calls
+
+    (calls,) = llm.apply_model(attach)
+    return calls

@@ -5,20 +5,16 @@ Each answer must equal that of the reference with the adapter merged into its
 weights.
 """
 
-import json
-import os
 import pickle
 import random
 import re
-import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
@@ -26,6 +22,8 @@ from drawn_text import make_question
 from nemotron_vl.checkpoints.inspection import inspect
 from nemotron_vl.server import serving
 from nemotron_vl.verify.reference import Reference
+from support import engines
+from support.bad_adapters import BAD, changed, renamed
 from support.chat import (
     EXACT,
     ONE_WORKER,
@@ -35,15 +33,16 @@ from support.chat import (
     reference_text,
 )
 from support.clips import VIDEO, encoded, numbers
-from support.engines import RUNNER_V2, answers
+from support.engines import RUNNER_V2, answers, tower_calls
 from support.hostile import Code
 from support.servers import forked_servers
-from support.tiny import MLP_WIDTH, TOWER_WIDTH, WIDTH
+from support.tiny import MLP_WIDTH
 from support.train_adapters import LANGUAGE, TARGETS, train
 from typefaces import PILLOW_FONT
 
 TOKENS = 12
 OPTIONS = dict(max_lora_rank=8, max_loras=2)
+SAMPLING = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +71,7 @@ def answer_of(reference: Reference, question) -> list[int]:
 def generate(llm, question, requests) -> list[list[int]]:
     """Answers to one question in one batch, each with its own LoRA request."""
     asked = [(question.prompt(), question.images)] * len(requests)
-    sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
-    return answers(llm, asked, sampling, lora_request=requests)
+    return answers(llm, asked, SAMPLING, lora_request=requests)
 
 
 ALL_PARTS = dict(
@@ -128,34 +126,16 @@ def test_an_adapter_of_the_language_model_answers_about_a_video(
     )
     folder, merged = trained["language"]
     frames, text = numbers("640-27", "12"), "<img></img>\nRead the text."
-    sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
     prompt = {"prompt": text, "multi_modal_data": {"video": encoded(frames)}}
     found = []
     for lora, reference in (
         (LoRARequest("language", 1, str(folder)), merged),
         (None, plain),
     ):
-        (output,) = llm.generate([prompt], sampling, lora_request=lora, use_tqdm=False)
+        (output,) = llm.generate([prompt], SAMPLING, lora_request=lora, use_tqdm=False)
         found.append(list(output.outputs[0].token_ids))
         assert found[-1] == reference.answer(text, [], TOKENS, [frames])[1]
     assert found[0] != found[1]
-
-
-def tower_calls(llm, start: bool = False) -> int:
-    """How often the tower has encoded images since the count was started."""
-
-    def count(module, arguments, output) -> None:
-        module.calls += 1
-
-    def attach(model) -> int:
-        tower = model.vision_model
-        if start:
-            tower.calls = 0
-            tower.register_forward_hook(count)
-        return tower.calls
-
-    (calls,) = llm.apply_model(attach)
-    return calls
 
 
 def test_vllms_caches_know_the_adapter(llm, plain, trained, questions):
@@ -170,14 +150,8 @@ def test_vllms_caches_know_the_adapter(llm, plain, trained, questions):
 
     def ask(part: str | None) -> tuple[list[int], int]:
         request = part and LoRARequest(part, numbers[part], str(trained[part][0]))
-        sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
-        prompt = {
-            "prompt": question.prompt(),
-            "multi_modal_data": {"image": question.images},
-        }
-        (output,) = llm.generate(
-            prompt, sampling, lora_request=request or None, use_tqdm=False
-        )
+        asked = [(question.prompt(), question.images)]
+        (output,) = engines.generate(llm, asked, SAMPLING, lora_request=request or None)
         return list(output.outputs[0].token_ids), output.num_cached_tokens
 
     llm.reset_prefix_cache()
@@ -239,43 +213,32 @@ def test_tower_and_connector_adapters_need_their_option(
     llm = start_llm(tiny, dtype="float32", enable_lora=True, **OPTIONS)
     folder, reference = trained["language"]
     language = LoRARequest("language", 1, str(folder))
-    assert generate(llm, questions[0], [language]) == [
-        answer_of(reference, questions[0])
-    ]
+    expected = [answer_of(reference, questions[0])]
+    assert generate(llm, questions[0], [language]) == expected
     for number, part in enumerate(("tower", "connector", "all"), 2):
         request = LoRARequest(part, number, str(trained[part][0]))
         with pytest.raises(Exception, match="--enable-tower-connector-lora") as refusal:
             llm.llm_engine.add_lora(request)
         layer = "mlp1.1" if part == "connector" else "radio_model.model.blocks.0.attn"
         assert layer in str(refusal.value)
-    assert generate(llm, questions[0], [language]) == [
-        answer_of(reference, questions[0])
-    ]
+    assert generate(llm, questions[0], [language]) == expected
 
 
 # A server
+
+LORA = ["--enable-lora", "--enable-tower-connector-lora"]
+LORA += ["--max-lora-rank=8", "--max-loras=2"]
 
 
 @pytest.fixture(scope="module")
 def client(tiny, trained, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    options = [
-        *SERVER_OPTIONS,
-        ONE_WORKER,
-        EXACT,
-        "--enable-lora",
-        "--max-lora-rank=8",
-        "--max-loras=2",
-        "--enable-tower-connector-lora",
-        "--lora-modules",
-        f"language={trained['language'][0]}",
-        f"tower={trained['tower'][0]}",
-    ]
+    adapters = [f"{part}={trained[part][0]}" for part in ("language", "tower")]
+    options = [*SERVER_OPTIONS, ONE_WORKER, EXACT, *LORA, "--lora-modules", *adapters]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
         with forked_servers(), serving(tiny, *options, log=log) as url:
-            asked = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
-            assert ("Using V2 Model Runner" in log.read_text()) == asked
+            assert ("Using V2 Model Runner" in log.read_text()) == RUNNER_V2
             yield httpx.Client(base_url=f"{url}/v1", timeout=60)
 
 
@@ -293,11 +256,8 @@ def text_of(reference: Reference, question) -> str:
 
 
 def test_served_statically_and_in_one_batch(client, trained, questions):
-    assert {model["id"] for model in client.get("/models").json()["data"]} == {
-        "tiny",
-        "language",
-        "tower",
-    }
+    served = {model["id"] for model in client.get("/models").json()["data"]}
+    assert served == {"tiny", "language", "tower"}
     jobs = [(m, q) for q in questions for m in ("language", "tower")] * 2
     with ThreadPoolExecutor(len(jobs)) as threads:
         found = list(threads.map(lambda job: reply(client, *job), jobs))
@@ -323,62 +283,6 @@ def test_loaded_and_unloaded_while_serving(client, plain, trained, questions):
         assert gone.status_code == 404
         assert part in gone.json()["error"]["message"]
     assert reply(client, "tiny", questions[0]) == text_of(plain, questions[0])
-
-
-def changed(
-    source: Path,
-    folder: Path,
-    change: Callable[[dict], dict] = lambda tensors: tensors,
-    **config,
-) -> Path:
-    """Copy an adapter with changed tensors or settings."""
-    shutil.copytree(source, folder)
-    file = folder / "adapter_model.safetensors"
-    save_file(change(load_file(file)), file)
-    settings = folder / "adapter_config.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), **config}))
-    return folder
-
-
-def renamed(old: str, new: str):
-    return lambda tensors: {k.replace(old, new): t for k, t in tensors.items()}
-
-
-def of_a_wider_model(tensors: dict) -> dict:
-    return {
-        name: tensor.repeat(1, 2) if "lora_A" in name else tensor.repeat(2, 1)
-        for name, tensor in tensors.items()
-    }
-
-
-BAD = {
-    "rank": ("language", dict(r=64), ["LoRA rank 64 is greater than max_lora_rank 8"]),
-    "target": (
-        "language",
-        dict(change=renamed("layers.0.self_attn.q_proj", "layers.0.self_attn.x_proj")),
-        ["language_model.model.layers.0.self_attn.x_proj' (not in the model)"],
-    ),
-    "deeper": (
-        "language",
-        dict(change=renamed("layers.0.", "layers.99.")),
-        ["language_model.model.layers.99.self_attn.q_proj' (not in the model)"],
-    ),
-    "other connector": (
-        "connector",
-        dict(change=renamed("mlp1.", "mlp2.")),
-        ["'mlp2.1' (not in the model)", "'mlp2.3' (not in the model)"],
-    ),
-    "wider": (
-        "language",
-        dict(change=of_a_wider_model),
-        [f"{WIDTH}", f"{2 * WIDTH}"],
-    ),
-    "wider tower": (
-        "tower",
-        dict(change=of_a_wider_model),
-        [f"{TOWER_WIDTH}", f"{2 * TOWER_WIDTH}"],
-    ),
-}
 
 
 @pytest.mark.parametrize("name", BAD)
