@@ -1,15 +1,15 @@
-"""Run `nemotron-vl read` on the documents of the tests, and read its records."""
+"""`nemotron-vl read` on the documents of the tests: its arguments and its records."""
 
 import json
 
-from nemotron_vl.main import main
 from support.fake_server import FakeServer
 
 
-def run(server: FakeServer, paths, out, *options: str) -> int:
+def arguments(server: FakeServer, paths, out, *options: str) -> list[str]:
+    """Of the command that asks a server about documents."""
     question = () if "--schema" in options else ("--question", "Read it.")
     where = ("--url", server.url, "--out", str(out))
-    return main(["read", str(paths), *question, *where, *options])
+    return ["read", str(paths), *question, *where, *options]
 
 
 def records(out) -> list[dict]:

@@ -14,13 +14,13 @@ from nemotron_vl.documents.requests import Question
 from nemotron_vl.main import main
 from support.documents import blank_pdf, solid
 from support.fake_server import image_of
-from support.read_command import ALL, SCHEMA, SIX, places, records, run
+from support.read_command import ALL, SCHEMA, SIX, arguments, places, records
 
 ROOT = Path(__file__).parents[3]
 
 
 def test_each_page_has_a_record(server, folder, out, capsys):
-    assert run(server, folder, out) == 1
+    assert main(arguments(server, folder, out)) == 1
     assert places(out) == ALL
     by_place = {(r["file"].rpartition("/")[2], r["page"]): r for r in records(out)}
     page = by_place["report.pdf", 2]
@@ -48,41 +48,41 @@ def test_each_page_has_a_record(server, folder, out, capsys):
 
 
 def test_a_second_start_does_what_is_left(server, folder, out, capsys):
-    run(server, folder / "report.pdf", out)
+    main(arguments(server, folder / "report.pdf", out))
     assert len(server.requests) == 3
     lines = out.read_text().splitlines(keepends=True)
     out.write_text(lines[0] + lines[1][:-9])
-    assert run(server, folder, out) == 1
+    assert main(arguments(server, folder, out)) == 1
     assert len(server.requests) == 3 + 5
     assert places(out) == ALL
     # Files that cannot be read are not tried again, and nothing is asked.
     trials = len(server.trials)
     capsys.readouterr()
-    assert run(server, folder, out) == 1
+    assert main(arguments(server, folder, out)) == 1
     assert "records: 8, new: 0, errors: 2" in capsys.readouterr().out
     assert (len(server.requests), len(server.trials)) == (8, trials)
     # unless the user says so.
     (folder / "locked.pdf").write_bytes(blank_pdf(612, 792))
-    assert run(server, folder, out, "--retry-errors") == 1
+    assert main(arguments(server, folder, out, "--retry-errors")) == 1
     assert ("locked.pdf", 1) in places(out) and len(places(out)) == 8
 
 
 def test_a_document_has_one_name(server, folder, out, monkeypatch):
-    assert run(server, folder / "photo.png", out) == 0
+    assert main(arguments(server, folder / "photo.png", out)) == 0
     monkeypatch.chdir(folder)
-    assert run(server, Path("photo.png"), out) == 0
-    assert run(server, Path("../folder/photo.png"), out) == 0
+    assert main(arguments(server, Path("photo.png"), out)) == 0
+    assert main(arguments(server, Path("../folder/photo.png"), out)) == 0
     assert places(out) == [("photo.png", 1)]
 
 
 def test_errors_of_other_documents_stay(server, folder, out):
-    assert run(server, folder, out) == 1
-    assert run(server, folder / "locked.pdf", out, "--retry-errors") == 1
+    assert main(arguments(server, folder, out)) == 1
+    assert main(arguments(server, folder / "locked.pdf", out, "--retry-errors")) == 1
     assert places(out) == ALL
 
 
 def test_another_question_needs_another_file(server, folder, out, capsys):
-    run(server, folder, out)
+    main(arguments(server, folder, out))
     before = out.read_text()
     where = ("--url", server.url, "--out", str(out))
     assert main(["read", str(folder), "--question", "Other?", *where]) == 2
@@ -91,7 +91,7 @@ def test_another_question_needs_another_file(server, folder, out, capsys):
 
 
 def test_a_system_message_precedes_each_question(server, folder, out, capsys):
-    run(server, folder, out, "--system", "Be brief.")
+    main(arguments(server, folder, out, "--system", "Be brief."))
     batch = out.with_name("requests.jsonl")
     asked = ["--question", "?", "--model", "m", "--batch", str(batch)]
     main(["read", str(folder), *asked, "--system", "Be brief."])
@@ -101,7 +101,7 @@ def test_a_system_message_precedes_each_question(server, folder, out, capsys):
         first, second = request["messages"]
         assert first == {"role": "system", "content": "Be brief."}
         assert second["role"] == "user"
-    assert run(server, folder, out) == 2
+    assert main(arguments(server, folder, out)) == 2
     assert "to another question" in capsys.readouterr().err
 
 

@@ -8,14 +8,15 @@ import pytest
 
 from nemotron_vl.commands import read
 from nemotron_vl.documents import reading as page_reading
+from nemotron_vl.main import main
 from support.fake_server import BREAK, fake_server, image_of
-from support.read_command import ALL, places, records, run
+from support.read_command import ALL, arguments, places, records
 
 
 @pytest.mark.parametrize("failure", [429, 503, BREAK], ids=["429", "503", "broken"])
 def test_a_failure_that_passes_is_not_seen(server, folder, out, failure):
     server.failures = [failure] * 5
-    assert run(server, folder / "report.pdf", out) == 0
+    assert main(arguments(server, folder / "report.pdf", out)) == 0
     assert [r["answer"] for r in records(out)] == ["1536x2048"] * 3
     assert len(server.requests) == 3 + 5
 
@@ -32,13 +33,13 @@ def test_a_server_that_does_not_recover_ends_the_run(
 ):
     # Only the first request, the trial, is answered.
     server.answer = lambda request: (failure, "not now") if server.requests else ""
-    assert run(server, folder / "report.pdf", out) == 2
+    assert main(arguments(server, folder / "report.pdf", out)) == 2
     assert f"nemotron-vl: The server answered {failure}: not now" in (
         capsys.readouterr().err
     )
     assert records(out) == []
     server.answer = lambda request: "yes"
-    assert run(server, folder, out) == 1
+    assert main(arguments(server, folder, out)) == 1
     assert places(out) == ALL
 
 
@@ -48,7 +49,7 @@ def test_a_server_that_dies_ends_the_run(folder, out, capsys, no_patience, monke
         url = server.url
     for pages in (folder / "report.pdf", folder / "photo.png"):
         server.url = url
-        assert run(server, pages, out) == 2
+        assert main(arguments(server, pages, out)) == 2
         assert (
             f"nemotron-vl: No server answers at {url}/v1/: " in capsys.readouterr().err
         )
@@ -65,7 +66,7 @@ def test_a_page_that_the_server_refuses_does_not_stop_the_others(
         return (500, "a bug") if image and image.size == (60, 80) else "yes"
 
     server.answer = answer
-    assert run(server, folder, out) == 1
+    assert main(arguments(server, folder, out)) == 1
     errors = {r["file"].rpartition("/")[2]: r.get("error") for r in records(out)}
     assert errors["photo.png"] == (
         "The server answered 400: The image cannot be read: it is blue."
@@ -83,7 +84,7 @@ def test_a_page_at_which_the_connection_breaks_does_not_stop_the_others(
         return (BREAK, "") if image and image.size == (40, 30) else "yes"
 
     server.answer = answer
-    assert run(server, folder, out) == 1
+    assert main(arguments(server, folder, out)) == 1
     errors = {r["file"].rpartition("/")[2]: r.get("error") for r in records(out)}
     assert errors["photo.png"].startswith("The connection broke in all attempts: ")
     assert places(out) == ALL
@@ -98,7 +99,7 @@ def test_a_page_that_a_proxy_gives_up_does_not_stop_the_others(
         return (status, "gone") if image and image.size == (40, 30) else "yes"
 
     server.answer = answer
-    assert run(server, folder, out, "--at-once", "1") == 1
+    assert main(arguments(server, folder, out, "--at-once", "1")) == 1
     errors = {r["file"].rpartition("/")[2]: r.get("error") for r in records(out)}
     assert errors["photo.png"] == f"The server answered {status}: gone"
     assert places(out) == ALL
@@ -106,7 +107,7 @@ def test_a_page_that_a_proxy_gives_up_does_not_stop_the_others(
 
 def test_a_server_that_is_busy_at_the_start_is_waited_for(server, folder, out):
     server.busy = 6
-    assert run(server, folder / "photo.png", out) == 0
+    assert main(arguments(server, folder / "photo.png", out)) == 0
 
 
 @pytest.mark.parametrize("choices", [None, [], [{"index": 0, "message": {}}]])
@@ -118,7 +119,7 @@ def test_a_server_that_sends_no_answer_is_a_page_error(server, folder, out, choi
         return status, body | {"choices": choices}
 
     server.respond = without
-    assert run(server, folder / "photo.png", out) == 1
+    assert main(arguments(server, folder / "photo.png", out)) == 1
     assert records(out)[0]["error"] == "The server sent no answer."
 
 
@@ -127,12 +128,12 @@ def test_a_proxy_is_not_asked_for_this_machine(server, folder, out, monkeypatch)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
-    assert run(server, folder / "photo.png", out) == 0
+    assert main(arguments(server, folder / "photo.png", out)) == 0
 
 
 def test_an_address_that_is_none(server, folder, out, capsys):
     server.url = "http://localhost:80x"
-    assert run(server, folder / "photo.png", out) == 2
+    assert main(arguments(server, folder / "photo.png", out)) == 2
     assert "80x" in capsys.readouterr().err
 
 
@@ -142,18 +143,18 @@ def test_an_answer_that_takes_too_long_is_an_error(server, folder, out, no_patie
         return "late"
 
     server.answer = answer
-    assert run(server, folder / "photo.png", out, "--timeout", "1") == 1
+    assert main(arguments(server, folder / "photo.png", out, "--timeout", "1")) == 1
     assert records(out)[0]["error"] == "No answer came within 1 s."
 
 
 def test_a_server_of_another_kind_is_named(server, folder, out, capsys):
     server.models = []
-    assert run(server, folder, out) == 2
+    assert main(arguments(server, folder, out)) == 2
     assert "has no model or is no server of OpenAI's API" in capsys.readouterr().err
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Website) as website:
         threading.Thread(target=website.serve_forever, daemon=True).start()
         server.url = f"http://127.0.0.1:{website.server_port}"
-        assert run(server, folder, out) == 2
+        assert main(arguments(server, folder, out)) == 2
         website.shutdown()
     assert "has no model or is no server of OpenAI's API" in capsys.readouterr().err
 

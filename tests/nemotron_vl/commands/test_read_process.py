@@ -23,7 +23,7 @@ from nemotron_vl.documents.requests import Question
 from nemotron_vl.main import main
 from support.documents import pdf, slow_pdf, solid
 from support.fake_server import FakeServer
-from support.read_command import ALL, places, records, run
+from support.read_command import ALL, arguments, places, records
 
 
 def test_killed_at_random_moments_it_loses_nothing(server, tmp_path, out):
@@ -92,7 +92,7 @@ def test_stopped_by_hand_it_says_how_to_go_on(server, folder, out):
     command = [sys.executable, "-m", main.__module__, "read", folder, "--question", "?"]
     command += ["--url", server.url, "--out", out, "--at-once", "1"]
     stop_by_hand(command, lambda: server.requests)
-    assert run(server, folder, out, "--question", "?") == 1
+    assert main(arguments(server, folder, out, "--question", "?")) == 1
     assert places(out) == ALL
 
 

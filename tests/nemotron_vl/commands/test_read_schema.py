@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from support.read_command import SCHEMA, records, run
+from nemotron_vl.main import main
+from support.read_command import SCHEMA, arguments, records
 
 
 def test_a_schema_is_enforced_and_its_data_recorded(server, folder, out, schema):
     server.answer = lambda request: '{"total": 3.5}'
-    assert run(server, folder / "photo.png", out, "--schema", schema) == 0
+    assert main(arguments(server, folder / "photo.png", out, "--schema", schema)) == 0
     (record,) = records(out)
     assert record["answer"] == {"total": 3.5}
     # The server is asked with the schema before any page is sent.
@@ -36,7 +37,7 @@ def test_an_answer_that_breaks_the_schema_is_an_error(
     server, folder, out, schema, answer, cause
 ):
     server.answer = lambda request: answer
-    assert run(server, folder / "photo.png", out, "--schema", schema) == 1
+    assert main(arguments(server, folder / "photo.png", out, "--schema", schema)) == 1
     (record,) = records(out)
     assert cause in record["error"]
     assert record["answer"] == answer
@@ -51,7 +52,7 @@ def test_a_number_that_may_be_cut_is_an_error(server, folder, out, schema):
         return status, body
 
     server.respond, server.answer = cut, lambda request: '{"total": 12}'
-    assert run(server, folder / "photo.png", out, "--schema", schema) == 1
+    assert main(arguments(server, folder / "photo.png", out, "--schema", schema)) == 1
     assert records(out)[0]["error"] == (
         "The answer may not be complete. It was cut after 2048 tokens."
     )
@@ -60,13 +61,17 @@ def test_a_number_that_may_be_cut_is_an_error(server, folder, out, schema):
 def test_a_schema_that_refers_to_nothing_is_refused(server, folder, out, tmp_path):
     file = tmp_path / "schema.json"
     file.write_text(json.dumps({"properties": {"a": {"$ref": "#/$defs/none"}}}))
-    assert run(server, folder, out, "--schema", str(file)) == 2
+    assert main(arguments(server, folder, out, "--schema", str(file))) == 2
     file.write_text(json.dumps({"$defs": {"x": {}}, "items": {"$ref": "#/$defs/x"}}))
-    assert run(server, folder / "photo.png", out, "--schema", str(file)) == 1
+    assert (
+        main(arguments(server, folder / "photo.png", out, "--schema", str(file))) == 1
+    )
     file.write_text(json.dumps({"$id": "http://a/b", "$ref": "c"}))
     out.unlink()
     server.answer = lambda request: "[]"
-    assert run(server, folder / "photo.png", out, "--schema", str(file)) == 1
+    assert (
+        main(arguments(server, folder / "photo.png", out, "--schema", str(file))) == 1
+    )
     assert "refers to what it does not have: " in records(out)[0]["error"]
 
 
@@ -74,7 +79,7 @@ def test_a_refused_schema_stops_before_the_first_page(
     server, folder, out, schema, capsys
 ):
     server.answer = lambda request: (400, "The grammar is not supported.")
-    assert run(server, folder, out, "--schema", schema) == 2
+    assert main(arguments(server, folder, out, "--schema", schema)) == 2
     assert (
         "nemotron-vl: The server refuses requests: 400: The grammar is not supported."
         in capsys.readouterr().err
