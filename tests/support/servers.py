@@ -1,6 +1,6 @@
 """Servers as forks of a process that has imported vLLM, for tests that ask them.
 
-They start in 6 s instead of 20. Tests of the start itself run ``vllm serve`` as users do.
+They start in 6 s instead of 20. Tests of the start itself run ``vllm serve``.
 """
 
 import contextlib

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from support.python_path import with_folders
+
 TESTS = Path(__file__).parents[1]
 GENERATION = "models/multimodal/generation"
 SHORT = [
@@ -43,14 +45,11 @@ LONG = [
 
 def run_on_v2(tests: list[str]) -> str:
     """Run tests in a pytest process whose engines use V2; give its report."""
-    rig = Path(__file__).parent / "triton_cpu"
-    paths = [str(rig), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "TRITON_INTERPRET": "1",
-        "VLLM_USE_V2_MODEL_RUNNER": "1",
-    }
+    environment = with_folders(
+        Path(__file__).parent / "triton_cpu",
+        TRITON_INTERPRET="1",
+        VLLM_USE_V2_MODEL_RUNNER="1",
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *tests],
         cwd=TESTS,

@@ -291,7 +291,7 @@ def test_a_checkpoint_without_its_scales_is_refused(quantised, tmp_path, layer):
 
 
 def test_a_reload_from_files_keeps_the_scheme(quantised, tiny):
-    """A trainer's checkpoint has no scales; it is refused before anything changes."""
+    """A checkpoint without scales is refused before anything changes."""
     folder = quantised("int8 everywhere")
     config = make_config(folder, "bfloat16")
     pixels = torch.rand(1, 3, TILE, TILE, generator=torch.Generator().manual_seed(0))
@@ -299,8 +299,11 @@ def test_a_reload_from_files_keeps_the_scheme(quantised, tiny):
         model = load(config)
         before = model.extract_feature(pixels)
         reload = partial(reload_weights, config, model, GPUModelRunner)
-        with pytest.raises(ValueError, match="lacks .*weight_scale"):
-            reload(weights_path=str(tiny))
+        amx = has_amx()  # else not even its own files
+        message = "lacks .*weight_scale" if amx else "no new weights on this CPU"
+        with pytest.raises(ValueError, match=message):
+            reload(weights_path=str(tiny if amx else folder))
         assert torch.equal(model.extract_feature(pixels), before)
-        reload(weights_path=str(folder))
-        assert torch.equal(model.extract_feature(pixels), before)
+        if amx:
+            reload(weights_path=str(folder))
+            assert torch.equal(model.extract_feature(pixels), before)

@@ -76,9 +76,18 @@ class Reload:
         Args:
             check: ``checked`` for the tensors.
             whole: Whether they are those of a checkpoint's files.
+
+        Raises:
+            ValueError: The kernels of this CPU cannot take new weights.
         """
         if not is_reloading(self._model):
             return contextlib.nullcontext()
+        self._keep_biases()
+        try:
+            _check_kernels(self._model)
+        except ValueError:
+            self._put_weights_back()
+            raise
         return self._of_files(check) if whole else self._of_a_part()
 
     @contextlib.contextmanager
@@ -87,7 +96,6 @@ class Reload:
 
         Layers of which all tensors had come are new, the others as they were.
         """
-        self._keep_biases()
         try:
             yield
         except Exception:
@@ -108,7 +116,6 @@ class Reload:
                 another rank refuses the files.
             RuntimeError: The body raised an error, which is the cause.
         """
-        self._keep_biases()
         _forget_partial_layers(self._model)  # of a former update that did not end
         try:
             self._check_files(check)
@@ -170,6 +177,24 @@ class Reload:
             finalize_layerwise_reload(self._model, self._config.model_config)
         finally:
             logger.disabled = before
+        for layer in self._model.modules():
+            parameters, _ = get_layerwise_info(layer).restore_metadata
+            for name in parameters.keys() - layer._parameters.keys():
+                # Its kernel keeps the weight. vLLM has removed the name.
+                layer.register_parameter(name, None)
+
+
+def _check_kernels(model: nn.Module) -> None:
+    """Refuse what would compute with freed memory."""
+    for layer in model.modules():
+        kernel = getattr(getattr(layer, "scheme", None), "kernel", None)
+        # It has the address of scales that vLLM makes for a reload, copies and frees.
+        if hasattr(kernel, "dnnl_handler"):
+            raise ValueError(
+                "A model with layers in INT8 takes no new weights on this CPU: vLLM's "
+                "oneDNN kernel would use scales that a reload has freed. Start the "
+                "engine again with the new checkpoint."
+            )
 
 
 def _forget_partial_layers(model: nn.Module) -> None:

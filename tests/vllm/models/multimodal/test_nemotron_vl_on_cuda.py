@@ -7,7 +7,6 @@ build lacks. They, and an engine's start after its model is built, stay untested
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import encoder_ranks
 import support
 from sizing_table import write_checkpoint
 from support.device_trace import BLOCKS, KERNELS_OF_A_PAGE
+from support.python_path import with_folders
 
 SUPPORT = Path(*support.__path__)
 
@@ -52,11 +52,9 @@ def rehearsed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rehearsal")
     checkpoint, out = folder / "checkpoint", folder / "found.json"
     write_checkpoint(checkpoint, "bfloat16")
-    paths = [SUPPORT / "pretended_gpu", SUPPORT.parent]
-    paths += filter(None, [os.environ.get("PYTHONPATH")])
     done = subprocess.run(
         [sys.executable, "-m", "support.cuda_rehearsal", checkpoint, out],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
+        env=with_folders(SUPPORT / "pretended_gpu", SUPPORT.parent),
         capture_output=True,
         text=True,
     )

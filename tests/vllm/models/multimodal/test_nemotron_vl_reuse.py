@@ -1,14 +1,14 @@
 """Equal tiles are encoded once, within a forward pass and across requests."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
+from prometheus_client import generate_latest
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.metrics.prometheus import get_prometheus_registry
 
+from support.forked import run_forked
 from vllm_nemotron_vl.config.nemotron_vl import EncoderConfig, ImageConfig
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_reuse import TileReuse
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_digest import (
@@ -265,7 +265,7 @@ def test_settings_of_other_plugins_are_left_alone():
     assert ImageConfig.from_vllm_config(config) == ImageConfig()
 
 
-def test_counts_reach_a_multiprocess_metrics_folder(tmp_path):
+def test_counts_reach_a_multiprocess_metrics_folder(tmp_path, monkeypatch):
     """vLLM collects the metrics of all processes there, also those of a worker."""
     code = (
         "import torch; from vllm_nemotron_vl.model_executor.models."
@@ -274,22 +274,13 @@ def test_counts_reach_a_multiprocess_metrics_folder(tmp_path):
         "reuse(lambda x: x.float().mean(1), torch.zeros(3, 3, 64, 64), "
         "torch.ones(3, 16, dtype=torch.uint8))"
     )
-    environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    collect = (
-        "from vllm.v1.metrics.prometheus import get_prometheus_registry; "
-        "from prometheus_client import generate_latest; "
-        "print(generate_latest(get_prometheus_registry()).decode())"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", collect],
-        check=True,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert 'vllm:mm_tiles_total{outcome="encoded"} 1.0' in run.stdout
-    assert 'vllm:mm_tiles_total{outcome="repeated"} 2.0' in run.stdout
+    metrics = tmp_path / "metrics"
+    metrics.mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(metrics))
+    run_forked(exec, code, {}, output=tmp_path / "said.txt")
+    found = generate_latest(get_prometheus_registry()).decode()
+    assert 'vllm:mm_tiles_total{outcome="encoded"} 1.0' in found
+    assert 'vllm:mm_tiles_total{outcome="repeated"} 2.0' in found
 
 
 def means(pixels: torch.Tensor) -> torch.Tensor:

@@ -1,15 +1,11 @@
 """Memory of one image, up to the limits, in a process of its own."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-import support
+from support.forked import run_forked
 
-TESTS = Path(*support.__path__).parent
 PIXELS = 16_000_000
 LONGEST = 1 << 17
 STRIPS = [
@@ -21,7 +17,7 @@ STRIPS = [
 SQUARE = (4000, 4000)
 
 CODE = """
-import json, resource, sys
+import json
 import numpy as np
 from PIL import Image
 from support.hostile import memory_of
@@ -46,30 +42,12 @@ def process(recipe, image):
 for recipe in ("fast", "exact", "hf"):  # compile
     process(recipe, make("RGB", (700, 900)))
     process(recipe, make("RGB", (900, 5000)))
-for mode, size, recipe in json.loads(sys.argv[1]):
+for mode, size, recipe in cases:
     image = make(mode, size)
     with memory_of() as used:
         process(recipe, image)
     print(json.dumps([mode, size, recipe, used.peak, used.left]), flush=True)
 """
-
-
-def measure(cases: list) -> list:
-    """Mode, size, recipe, and megabytes at the peak and afterwards."""
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, json.dumps(cases)],
-        capture_output=True,
-        text=True,
-        env={
-            "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": str(TESTS),
-            "VLLM_MAX_IMAGE_PIXELS": str(PIXELS),
-            "MALLOC_MMAP_THRESHOLD_": "1000000",  # freed memory goes back at once
-        },
-    )
-    found = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "["]
-    assert len(found) == len(cases), done.stderr
-    return found
 
 
 @pytest.mark.parametrize(
@@ -88,9 +66,16 @@ def measure(cases: list) -> list:
     ],
     ids=["fast", "exact", "hf", "modes"],
 )
-def test_an_image_takes_three_times_its_pixels_and_leaves_nothing(cases):
+def test_an_image_takes_three_times_its_pixels_and_leaves_nothing(
+    cases, monkeypatch, tmp_path
+):
     """Pixels of RGB, of which Pillow stores four bytes each."""
-    for mode, (width, height), recipe, peak, left in measure(cases):
+    monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", str(PIXELS))
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")  # freed memory goes back
+    said = run_forked(exec, CODE, {"cases": cases}, output=tmp_path / "said.txt")
+    found = [json.loads(line) for line in said.splitlines() if line[:1] == "["]
+    assert len(found) == len(cases), said
+    for mode, (width, height), recipe, peak, left in found:
         case = (mode, (width, height), recipe)
         assert peak <= 3 * 4 * width * height / 1e6 + 100, case
         assert left <= 40, case
