@@ -56,10 +56,10 @@ def server(tiny, log):
         "MALLOC_MMAP_THRESHOLD_": "1000000",  # freed memory goes back at once
     }
     options = [*SERVER_OPTIONS, EXACT, EXIT_STATUS]
-    with (
-        forked_servers(),
-        serving_process(tiny, *options, log=log, env=env) as server,
-    ):
+    with contextlib.ExitStack() as stack:
+        with forked_servers():
+            serving = serving_process(tiny, *options, log=log, env=env)
+            server = stack.enter_context(serving)
         yield server
 
 
@@ -167,27 +167,16 @@ def test_full_shared_memory_is_named_at_start(tiny, tmp_path):
     assert "Insufficient space in /dev/shm" in log.read_text()
 
 
-def processes(leader: int) -> dict[int, str]:
-    """Process ids and command lines of a process group."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit() and os.getpgid(int(folder.name)) == leader:
-                found[int(folder.name)] = (folder / "cmdline").read_text()
-        except OSError:
-            continue
-    return found
-
-
-def kill_worker(process: subprocess.Popen) -> None:
-    (worker,) = [p for p, name in processes(process.pid).items() if "Worker" in name]
-    os.kill(worker, signal.SIGKILL)
+def kill_worker(log: Path) -> None:
+    """End the process that has the model. Each process names itself in the log."""
+    (worker,) = {*re.findall(r"\(Worker pid=(\d+)\)", log.read_text())}
+    os.kill(int(worker), signal.SIGKILL)
 
 
 def test_a_killed_worker_ends_the_server_and_the_log_says_why(server, job, log):
     """This test must be the last one with this server, because the server exits."""
     process, url = server
-    kill_worker(process)
+    kill_worker(log)
     statuses = []
     end = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < end:
@@ -204,6 +193,7 @@ def test_a_killed_worker_ends_the_server_and_the_log_says_why(server, job, log):
 @pytest.mark.releases
 def test_vllm_itself_exits_with_a_failure_if_it_has_two_api_servers(tiny, tmp_path):
     options = [*SERVER_OPTIONS, "--api-server-count=2"]
-    with serving_process(tiny, *options, log=tmp_path / "log.txt") as (process, _):
-        kill_worker(process)
+    log = tmp_path / "log.txt"
+    with serving_process(tiny, *options, log=log) as (process, _):
+        kill_worker(log)
         assert process.wait(60) == 1
