@@ -42,10 +42,12 @@ class _ForkedServer:
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, timeout: float) -> None:
+    def wait(self, timeout: float) -> int:
         self._process.join(timeout)
-        if self._process.exitcode is None:
+        status = self.poll()
+        if status is None:
             raise subprocess.TimeoutExpired(self.args, timeout)
+        return status
 
 
 @contextlib.contextmanager

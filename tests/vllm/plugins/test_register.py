@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support.forked import run_forked
 from support.other_vllm import other_vllm
 from vllm_nemotron_vl.config import nemotron_vl_names as names
 from vllm_nemotron_vl.plugins import nemotron_vl as plugin
@@ -38,8 +39,9 @@ def test_vllm_is_no_hard_dependency():
     ]
 
 
-def test_registering_twice_takes_over_once_and_imports_no_model():
-    result = run_python(
+def test_registering_twice_takes_over_once_and_imports_no_model(tmp_path):
+    said = run_forked(
+        exec,
         """
 import logging, sys
 logging.basicConfig(level=logging.INFO)
@@ -53,10 +55,11 @@ print([m for m in sys.modules if m.startswith(("vllm", "vllm_nemotron_vl"))
        and ".models." in m and m.rpartition(".")[2] in heavy])
 print("timm" in sys.modules, "vllm_nemotron_vl.renderers.nemotron_vl" in sys.modules)
 print([m for m in sys.modules if "nemotron_vl" in m and ".processors." in m])
-"""
+""",
+        {},
+        output=tmp_path / "said.txt",
     )
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
+    lines = said.splitlines()
     module = "vllm_nemotron_vl.model_executor.models.nemotron_vl"
     assert lines[-4:] == [
         f"{module} LlamaNemotronVLChatModel",
@@ -64,9 +67,8 @@ print([m for m in sys.modules if "nemotron_vl" in m and ".processors." in m])
         "False False",
         "[]",
     ]
-    said = [x for x in result.stderr.splitlines() if "serves the architecture" in x]
-    assert len(said) == 1
-    assert names.plugin_version() in said[0] and names.ARCHITECTURE in said[0]
+    (line,) = [x for x in lines if "serves the architecture" in x]
+    assert names.plugin_version() in line and names.ARCHITECTURE in line
 
 
 ARCHITECTURES = """
@@ -90,12 +92,13 @@ print([m for m in sys.modules if m.startswith("vllm_nemotron_vl") and any(
 
 
 @pytest.mark.parametrize("video", [False, True])
-def test_code_for_videos_is_imported_for_the_video_architecture_only(checkpoint, video):
+def test_code_for_videos_is_imported_for_the_video_architecture_only(
+    checkpoint, video, tmp_path
+):
     overrides = {"architectures": [names.VIDEO_ARCHITECTURE]} if video else {}
     code = ARCHITECTURES.format(checkpoint=str(checkpoint), overrides=overrides)
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr[-2000:]
-    model, renderer, imported = result.stdout.splitlines()[-3:]
+    said = run_forked(exec, code, {}, output=tmp_path / "said.txt")
+    model, renderer, imported = said.splitlines()[-3:]
     infix = "Video" * video
     assert model == f"LlamaNemotronVL{infix}ChatModel"
     assert renderer == f"NemotronVL{infix}Renderer"
@@ -297,14 +300,17 @@ def test_inside_the_tested_range(found):
     assert names.is_tested(found)
 
 
-def test_the_plugin_can_be_switched_off(checkpoint):
-    result = run_python(
-        "import os; os.environ['VLLM_PLUGINS'] = ''\n"
+def test_the_plugin_can_be_switched_off(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_PLUGINS", "")
+    said = run_forked(
+        exec,
         "from vllm.plugins import load_general_plugins; load_general_plugins()\n"
         "from vllm import ModelRegistry\n"
-        "print(ModelRegistry.models['Llama_Nemotron_Nano_VL'].module_name)"
+        "print(ModelRegistry.models['Llama_Nemotron_Nano_VL'].module_name)",
+        {},
+        output=tmp_path / "said.txt",
     )
-    assert result.stdout.strip().endswith("vllm.model_executor.models.nemotron_vl")
+    assert said.strip().endswith("vllm.model_executor.models.nemotron_vl")
 
 
 def test_the_chat_template_is_the_last_resort(checkpoint, tmp_path):
