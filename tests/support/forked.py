@@ -51,11 +51,18 @@ class ForkedProcess(ForkServerProcess):
 
 
 def _read_environment() -> None:
-    """Heed what the C library and modules read when they start."""
+    """Heed the variables that the C library and Prometheus' client read at start.
+
+    Others that a module reads when it is imported have no effect in a fork, such as
+    those of ``huggingface_hub``.
+    """
     threshold = os.environ.get("MALLOC_MMAP_THRESHOLD_")
     if threshold is not None:
-        M_MMAP_THRESHOLD = -3  # of malloc.h
-        assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, int(threshold))
+        M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
+        mallopt = ctypes.CDLL(None).mallopt
+        # The default of the latter, which the C library raises with the former.
+        assert mallopt(M_MMAP_THRESHOLD, int(threshold))
+        assert mallopt(M_TRIM_THRESHOLD, 128 << 10)
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         # Several API servers write their metrics there.
         values.ValueClass = values.get_value_class()

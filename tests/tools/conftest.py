@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def reference(checkpoint):
     from nemotron_vl.verify.reference import Reference
 
     return Reference.load(checkpoint)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def fonts(tmp_path_factory) -> Path:
     """A folder as tools/fonts.sh writes it, with the fonts of matplotlib."""
     import matplotlib

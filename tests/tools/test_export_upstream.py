@@ -167,10 +167,11 @@ def run_exported(checkout: Path, *arguments: str) -> str:
 
 def test_exported_tests_run(checkout):
     """Those that load no engine and no large model; the others are imported."""
-    said = run_exported(
-        checkout, "-k", "transformers_utils or renderers or test_goldens"
-    )
-    assert re.search(r"\d\d\d passed", said) and "skipped" not in said
+    places = ("transformers_utils", "renderers", "test_goldens")
+    said = run_exported(checkout, "-rp", "-k", " or ".join(places))
+    assert "skipped" not in said
+    for place in places:
+        assert re.search(rf"PASSED \S*\b{place}\b", said)
     assert re.search(r"\d{4} deselected", said)
 
 

@@ -78,16 +78,17 @@ class Reload:
             whole: Whether they are those of a checkpoint's files.
 
         Raises:
-            ValueError: The kernels of this CPU cannot take new weights.
+            ValueError: A kernel, of this rank or another, cannot take new weights.
         """
         if not is_reloading(self._model):
             return contextlib.nullcontext()
-        self._keep_biases()
-        try:
-            _check_kernels(self._model)
-        except ValueError:
+        if self._keep_biases() and _is_any(any(self._fixed())):
             self._put_weights_back()
-            raise
+            raise ValueError(
+                "A model with layers in INT8 that use vLLM's oneDNN kernel takes no "
+                "new weights: the kernel would read scales that a reload has freed. "
+                "Start the engine again with the new checkpoint."
+            )
         return self._of_files(check) if whole else self._of_a_part()
 
     @contextlib.contextmanager
@@ -153,17 +154,32 @@ class Reload:
                 "Another rank refuses the checkpoint's files; its message says why."
             )
 
-    def _keep_biases(self) -> None:
-        """vLLM does not put biases aside: it writes new values into those in use."""
+    def _keep_biases(self) -> bool:
+        """Keep those in use, for vLLM writes new values into them.
+
+        Returns:
+            Whether this is the first call of ``load_weights`` in an update.
+        """
         update = get_layerwise_info(self._model).kernel_tensors
         if self._update is update:
-            return  # a later part of it
+            return False
         self._update = update
         self._biases = {
             layer: (bias, bias.detach().clone())
             for layer in self._model.modules()
             if isinstance(bias := getattr(layer, "bias", None), torch.Tensor)
         }
+        return True
+
+    def _fixed(self) -> Iterator[nn.Module]:
+        """Layers whose kernel has the address of scales.
+
+        vLLM makes new scales in a reload, copies their values, and frees them.
+        """
+        for layer in self._model.modules():
+            kernel = getattr(getattr(layer, "scheme", None), "kernel", None)
+            if hasattr(kernel, "dnnl_handler"):
+                yield layer
 
     def _put_weights_back(self) -> None:
         _forget_partial_layers(self._model)
@@ -177,24 +193,9 @@ class Reload:
             finalize_layerwise_reload(self._model, self._config.model_config)
         finally:
             logger.disabled = before
-        for layer in self._model.modules():
-            parameters, _ = get_layerwise_info(layer).restore_metadata
-            for name in parameters.keys() - layer._parameters.keys():
-                # Its kernel keeps the weight. vLLM has removed the name.
-                layer.register_parameter(name, None)
-
-
-def _check_kernels(model: nn.Module) -> None:
-    """Refuse what would compute with freed memory."""
-    for layer in model.modules():
-        kernel = getattr(getattr(layer, "scheme", None), "kernel", None)
-        # It has the address of scales that vLLM makes for a reload, copies and frees.
-        if hasattr(kernel, "dnnl_handler"):
-            raise ValueError(
-                "A model with layers in INT8 takes no new weights on this CPU: vLLM's "
-                "oneDNN kernel would use scales that a reload has freed. Start the "
-                "engine again with the new checkpoint."
-            )
+        for layer in self._fixed():
+            # The kernel keeps the weight. vLLM has removed the name.
+            layer.register_parameter("weight", None)
 
 
 def _forget_partial_layers(model: nn.Module) -> None:

@@ -32,7 +32,6 @@ from support.chat import (
     reference_text,
 )
 from support.hostile import memory_of
-from support.servers import forked_servers
 from typefaces import PILLOW_FONT
 
 TOKENS = 12
@@ -56,10 +55,8 @@ def server(tiny, log):
         "MALLOC_MMAP_THRESHOLD_": "1000000",  # freed memory goes back at once
     }
     options = [*SERVER_OPTIONS, EXACT, EXIT_STATUS]
-    with contextlib.ExitStack() as stack:
-        with forked_servers():
-            serving = serving_process(tiny, *options, log=log, env=env)
-            server = stack.enter_context(serving)
+    # No fork: the hub's variables are read at import, and its exit status is tested.
+    with serving_process(tiny, *options, log=log, env=env) as server:
         yield server
 
 

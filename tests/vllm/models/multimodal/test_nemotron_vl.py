@@ -10,9 +10,8 @@ from vllm.model_executor.models import interfaces
 from nemotron_vl.checkpoints.inspection import PARTS, inspect
 from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
 from support.noise import tiles
+from support.reloading import TOWER
 from vllm_nemotron_vl.model_executor.models.nemotron_vl import LlamaNemotronVLChatModel
-
-TOWER = "vision_model.radio_model."
 
 
 @pytest.fixture(scope="module")

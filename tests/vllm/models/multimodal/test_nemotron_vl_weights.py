@@ -10,9 +10,8 @@ from vllm.model_executor.model_loader.sharded_state_loader import ShardedStateLo
 from nemotron_vl.checkpoints import random_weights
 from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
 from support.noise import tiles
+from support.reloading import TOWER
 from vllm_nemotron_vl.model_executor.models.nemotron_vl import LlamaNemotronVLChatModel
-
-TOWER = "vision_model.radio_model."
 
 
 @pytest.fixture

@@ -29,8 +29,9 @@ from support.option_requests import (
 from support.options import CACHE_OFF, engine_options, four_ranks, rows
 from vllm_nemotron_vl.config.nemotron_vl_cpu import has_amx
 
-# Largest error of the log-probabilities of the first token
-LIMIT = {True: 1e-3, False: 0.5}
+# Largest errors of the log-probabilities of the first token, and of embeddings. The
+# kernel of INT8 rounds activations, too: 0.07 and 0.008 with AVX-512.
+LIMITS = {"float32": (1e-3, 1e-4), "int8": (0.2, 0.02), "bfloat16": (0.5, 0.05)}
 STEP = 96  # tokens, fewer than the largest image has
 ROWS = [
     pytest.param(
@@ -100,12 +101,11 @@ def adapters_of(row: Sequence[str], count: int) -> list[list[str | None]]:
     return batches
 
 
-def check_published(output, features: Sequence[torch.Tensor], store, exact) -> None:
+def check_published(output, features: Sequence[torch.Tensor], store, limit) -> None:
     """The store has the embeddings, under the names that the answer tells."""
     names = output.ec_transfer_params or {}
     files = [store / name / "encoder_cache.safetensors" for name in names]
     published = [load_file(file)["ec_cache"].float() for file in files]
-    limit = 1e-4 if exact else 0.05
     for item in features:
         errors = [
             float((item - found).norm() / item.norm())
@@ -160,25 +160,26 @@ def check_answers(llm, expected, row, store, asks, adapters) -> None:
     )
     llm.wake_up(tags=["scheduling"])
     outputs = llm.wait_for_completion(use_tqdm=False)
-    int8 = "int8" in row  # whose rounded activations are as inexact as 16 bits
-    dtype = llm.llm_engine.vllm_config.model_config.dtype
-    exact = dtype == torch.float32 and not int8
+    int8 = "int8" in row
+    rough = llm.llm_engine.vllm_config.model_config.dtype != torch.float32
+    kind = "bfloat16" if rough else "int8" if int8 else "float32"
+    limit, embedding_limit = LIMITS[kind]
     for ask, adapter, output in zip(asks, adapters, outputs, strict=True):
         if PRODUCERS & {*row} and not ask.uuids:
             features = expected.features(ask, adapter, int8)
-            check_published(output, features, store, exact)
+            check_published(output, features, store, embedding_limit)
         (answered,) = output.outputs
         found = [*answered.token_ids]
         if "producer" in row:
             assert found == []
             continue
         answer, first = expected.answer(ask, adapter, int8)
-        if not exact:
+        if rough:
             found, answer = map(expected.up_to_the_end, (found, answer))
         assert found == answer, (ask.name, adapter)
         likely = {token: value.logprob for token, value in answered.logprobs[0].items()}
         error = max(abs(value - first[token]) for token, value in likely.items())
-        assert error < LIMIT[exact], (ask.name, adapter, error)
+        assert error < limit, (ask.name, adapter, error)
 
 
 def _cached(model) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -59,6 +60,26 @@ def test_a_reload_from_files_is_all_or_nothing(
         assert changed(state(expected), state(model)) == set()
         reload(weights_path=str(checkpoint))
         assert changed(before, state(model)) == set()
+
+
+@pytest.mark.parametrize("trainer", [False, True])
+def test_a_kernel_with_an_address_of_scales_takes_no_new_weights(
+    start, checkpoint, others, write, trainer
+):
+    """That of INT8 on most CPUs, which has no attribute `weight` after a reload."""
+    model, reload = start(checkpoint)
+    layer = model.language_model.model.layers[0].mlp.down_proj
+    layer.scheme = SimpleNamespace(kernel=SimpleNamespace(dnnl_handler=None))
+    layer.weight = None
+    before = state(model)
+    given = {"weights_path": write("whole", others)}
+    if trainer:
+        given = {"weights_iterator": iter(others.items())}
+    for _ in range(2):
+        with pytest.raises(ValueError, match="takes no new weights"):
+            reload(**given)
+        assert changed(before, state(model)) == set()
+        assert layer.weight is None
 
 
 def write_shards(folder: str, tensors: dict[str, torch.Tensor]) -> str:
