@@ -10,9 +10,11 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, entry_points, metadata, version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from packaging.specifiers import SpecifierSet
 
 from vllm_nemotron_vl.config.nemotron_vl_cpu import INT4_KERNEL, slow_dtype
 from vllm_nemotron_vl.config.nemotron_vl_names import (
@@ -23,7 +25,6 @@ from vllm_nemotron_vl.config.nemotron_vl_names import (
 )
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
-_PYTHONS = ((3, 11), (3, 13))
 _LEAST_SHARED = 1 << 30  # bytes of /dev/shm; Docker gives 64 MB by default
 _LEAST_MEMORY = 4 << 30
 _SECONDS = 300
@@ -93,13 +94,13 @@ def examine() -> Iterator[Finding]:
 
 
 def _python() -> Finding:
-    first, last = (".".join(map(str, release)) for release in _PYTHONS)
-    fits = _PYTHONS[0] <= sys.version_info[:2] <= _PYTHONS[1]
+    served = metadata("vllm-nemotron-vl")["Requires-Python"]
+    fits = platform.python_version() in SpecifierSet(served)
     return Finding(
         "Python",
         OK if fits else PROBLEM,
         platform.python_version(),
-        "" if fits else f"create the environment with Python {first} to {last}",
+        "" if fits else f"create the environment with Python {served}",
     )
 
 

@@ -133,6 +133,14 @@ def test_a_faster_dtype_is_recommended(diagnose, monkeypatch, flags):
     assert ("-> vllm serve --dtype float32" in printed) == (len(flags) == 1)
 
 
+@pytest.mark.parametrize(("release", "fits"), [("3.14.8", True), ("3.15.0", False)])
+def test_releases_of_python(diagnose, monkeypatch, release, fits):
+    monkeypatch.setattr(doctor.platform, "python_version", lambda: release)
+    status, printed = diagnose()
+    assert status == (not fits)
+    assert ("-> create the environment with Python" in printed) == (not fits)
+
+
 def test_no_distribution_named_vllm(diagnose, monkeypatch):
     def version(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
