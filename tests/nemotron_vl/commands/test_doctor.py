@@ -81,11 +81,16 @@ def test_tested_releases_of_vllm(diagnose, tested):
     assert "pip install" not in printed
 
 
-def test_a_release_that_was_not_tested(diagnose):
-    status, printed = diagnose(vllm="{}.{}.0".format(*names.TESTED_VLLM[1]))
+def test_a_release_that_was_not_tested(diagnose, monkeypatch):
+    version = "{}.{}.0".format(*names.TESTED_VLLM[1])
+    cpu, gpu = names.tested_requirement(), names.tested_range()
+    status, printed = diagnose(vllm=version)
     assert status == 0
     assert "warning  vLLM" in printed
-    assert f'-> pip install "{names.tested_requirement()}"' in printed
+    command = f"-> tools/install.sh VENV --serve, in a checkout: it installs {cpu}"
+    assert command in printed
+    monkeypatch.setattr(doctor, "tested_requirement", lambda: f"vllm{gpu}")
+    assert f'-> pip install "vllm{gpu}"' in diagnose(vllm=version)[1]
 
 
 @pytest.fixture
