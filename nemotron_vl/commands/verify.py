@@ -16,8 +16,13 @@ from ..printable import show
 from ..verify.stages import DTYPES, ENGINES, PARTS
 from .arguments import number
 
-# Fewer lines from vLLM. On a CPU, it would take most of the memory for its cache.
-_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_KVCACHE_SPACE": "2"}
+_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    # On a CPU, vLLM would take most of the memory for its cache.
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    # On a GPU, Triton's kernels would round float32 to TensorFloat-32.
+    "TRITON_F32_DEFAULT": "ieee",
+}
 
 
 def add_parser(subparsers) -> None:

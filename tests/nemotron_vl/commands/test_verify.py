@@ -35,6 +35,20 @@ ROWS = [
 ]
 
 
+ENVIRONMENT = command._ENVIRONMENT
+
+
+def test_triton_reads_the_variable_for_exact_products(monkeypatch):
+    """Its default rounds float32 to TensorFloat-32."""
+    from triton import knobs
+    from triton.backends.nvidia.compiler import CUDAOptions
+
+    assert CUDAOptions.default_dot_input_precision == "tf32"
+    monkeypatch.setenv("TRITON_F32_DEFAULT", ENVIRONMENT["TRITON_F32_DEFAULT"])
+    assert knobs.language.fp32_default == "ieee"
+    assert "ieee" in CUDAOptions.allowed_dot_input_precisions
+
+
 @pytest.fixture(autouse=True)
 def same_environment(monkeypatch):
     """The command sets variables, which the servers of later tests would inherit."""
