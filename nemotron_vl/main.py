@@ -14,7 +14,10 @@ from .printable import printable, show
 
 # Only running a command may import PyTorch, transformers and vLLM, which takes seconds;
 # parsing its arguments does not.
-COMMANDS = ("demo", "doctor", "inspect", "make-checkpoint", "read", "tiles", "verify")
+COMMANDS = (
+    *("demo", "doctor", "inspect", "make-checkpoint", "probe", "read", "tiles"),
+    "verify",
+)
 
 
 class _Parser(argparse.ArgumentParser):

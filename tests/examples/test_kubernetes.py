@@ -96,6 +96,10 @@ def test_commands_are_accepted(workload):
         parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
         assert parsed.model_tag == "nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1"
         assert parsed.shutdown_timeout > 0
+        probe = container(workload)["livenessProbe"]
+        program, *options = probe["exec"]["command"]
+        assert program == "nemotron-vl"
+        assert 40 < probe["timeoutSeconds"] and options == ["probe", "--seconds=40"]
 
 
 SERVERS = [w for w in WORKLOADS if "nvidia/" in " ".join(container(w)["args"])]
