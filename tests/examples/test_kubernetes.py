@@ -99,7 +99,7 @@ def test_commands_are_accepted(workload):
         probe = container(workload)["livenessProbe"]
         program, *options = probe["exec"]["command"]
         assert program == "nemotron-vl"
-        assert 40 < probe["timeoutSeconds"] and options == ["probe", "--seconds=40"]
+        assert probe["timeoutSeconds"] > 40 and options == ["probe", "--seconds=40"]
 
 
 SERVERS = [w for w in WORKLOADS if "nvidia/" in " ".join(container(w)["args"])]
