@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable
 
@@ -126,9 +127,11 @@ def test_a_server_ends_with_the_command_that_started_it(folder, tiny, tmp_path, 
     server.wait(10)  # raises TimeoutExpired if it still runs
 
 
-def read_four_at_once(server: FakeServer, pages, written: list[dict]) -> None:
+def read_four_at_once(
+    server: FakeServer, pages, written: list[dict], answer=lambda request: "yes"
+) -> None:
     """Ask about pages and append their records as they come."""
-    server.answer = lambda request: "yes"
+    server.answer = answer
 
     async def read_all():
         client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none")
@@ -165,7 +168,12 @@ def test_a_page_that_takes_long_does_not_hold_a_stop(server, folder, out):
 
 
 def test_requests_and_pages_in_memory_are_bounded(server):
-    server.delay = 0.02
+    four = threading.Barrier(4, timeout=30)
+
+    def answer(request: dict) -> str:
+        four.wait()  # for three others
+        return "yes"
+
     taken = []
 
     def pages():
@@ -177,6 +185,6 @@ def test_requests_and_pages_in_memory_are_bounded(server):
 
     written = []
 
-    read_four_at_once(server, pages(), written)
+    read_four_at_once(server, pages(), written, answer)
     assert len(taken) == len(written) == 40
     assert server.most_at_once == 4
