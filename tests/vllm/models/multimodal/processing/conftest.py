@@ -5,7 +5,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def make_config(checkpoint):
     """A function from options of vLLM to the configuration of a model."""
     return lambda **options: EngineArgs(
@@ -13,13 +13,13 @@ def make_config(checkpoint):
     ).create_model_config()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def make_processor(make_config):
     return lambda **options: MULTIMODAL_REGISTRY.create_processor(
         make_config(**options)
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def processor(make_processor):
     return make_processor()
