@@ -15,7 +15,13 @@ from .printable import printable, show
 # Only running a command may import PyTorch, transformers and vLLM, which takes seconds;
 # parsing its arguments does not.
 COMMANDS = (
-    *("demo", "doctor", "inspect", "make-checkpoint", "probe", "read", "tiles"),
+    "demo",
+    "doctor",
+    "inspect",
+    "make-checkpoint",
+    "probe",
+    "read",
+    "tiles",
     "verify",
 )
 

@@ -57,9 +57,8 @@ def _run(args: argparse.Namespace) -> int:
     except TimeoutError:
         pass
     except (OSError, HTTPException) as error:
-        if not isinstance(getattr(error, "reason", None), TimeoutError):
-            show(f"The server does not answer: {error}")
-            return 1
+        show(f"The server does not answer: {error}")
+        return 1
     else:
         show("The engine answers.")
         return 0
@@ -117,5 +116,10 @@ class _Server:
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._url + path, data, headers)
-        with self._open(request, timeout=left) as answer:
-            return answer.read()
+        try:
+            with self._open(request, timeout=left) as answer:
+                return answer.read()
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, TimeoutError):  # while it connected or sent
+                raise error.reason from None
+            raise
