@@ -18,7 +18,7 @@ def repeated(width: int) -> bytes:
     return saved_tensor(row.expand((1 << 31) // row.nbytes, width))
 
 
-def compressed(width: int, megabytes: int = 1000) -> bytes:
+def compressed(width: int, megabytes: int = 100) -> bytes:
     """A tensor in an archive of a thousandth of its size."""
     zeros = torch.zeros(megabytes * 1_000_000 // (4 * width), width)
     return _rewritten(saved_tensor(zeros), zipfile.ZIP_DEFLATED)
