@@ -10,14 +10,13 @@ request's ``cache_salt``, which tells clients apart. Without a salt there are no
 import hmac
 import json
 from collections.abc import Mapping, Sequence
-from multiprocessing import current_process
 from typing import Any, cast
 
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs import TokensPrompt
 from vllm.multimodal.parse import parse_mm_uuids
 
-_PURPOSE = b"vllm_nemotron_vl: uuids of images and videos"
+from ..multimodal.nemotron_vl_secret import launch_secret
 
 
 def with_keys(prompt: TokensPrompt, *, trusted: bool) -> TokensPrompt:
@@ -77,7 +76,6 @@ def _key(modality: str, name: str | None, salt: str | None) -> str | None:
     """The key for the caches; without a salt none, so that vLLM hashes the content."""
     if name is None or not salt:
         return None
-    # All API servers inherit this secret from the process that starts them.
-    secret = hmac.digest(current_process().authkey, _PURPOSE, "sha256")
+    secret = launch_secret("uuids of images and videos")
     message = json.dumps([modality, salt, name]).encode()
     return hmac.digest(secret, message, "sha256").hex()

@@ -1,103 +1,106 @@
 """Several engines or several servers give the same answers as one engine.
 
 With vLLM's data parallel, the engines of one server share its requests, on one host
-and on two. With vllm-router, independent servers share them.
+and on two.
 """
 
 import contextlib
 import json
 import os
-import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image, ImageDraw
 
-from drawn_text import make_question
-from nemotron_vl.server import free_port, running, serving, serving_process
+from nemotron_vl.server import serving
 from nemotron_vl.verify.reference import Reference
-from support.chat import (
-    EXACT,
-    EXIT_STATUS,
-    ONE_WORKER,
-    SERVER_OPTIONS,
-    chat_request,
-    content,
-    reference_text,
-)
+from support.chat import content, png_part
 from support.clips import VIDEO_SWITCH, encoded, numbers, video_part
+from support.served import (
+    BIN,
+    OPTIONS,
+    TOKENS,
+    answers,
+    finished,
+    routing,
+    served_by_engine,
+    tiles,
+)
 from support.servers import forked_servers
-from typefaces import PILLOW_FONT
 
-BIN = Path(sys.executable).parent
-TOKENS = 12
-OPTIONS = [*SERVER_OPTIONS, EXACT, ONE_WORKER]
+RECEIVED = r"\(ApiServer_(\d) .*Received request"
 
 
 @pytest.fixture(scope="module")
-def requests(tiny) -> list[dict]:
-    """Chat requests with one image and with two, and their answers."""
-    reference = Reference.load(tiny)
-    rng = random.Random(4)
-    kinds = ["read", "read", "both", "lines", "both", "count"]
-    questions = [make_question(rng, PILLOW_FONT, reference, kind) for kind in kinds]
-    return [
-        {
-            "request": chat_request(question, tokens=TOKENS),
-            "answer": reference_text(reference, question, tokens=TOKENS),
-        }
-        for question in questions
-    ]
-
-
-def answers(url: str, requests: list[dict]) -> list[str]:
-    """Send all requests at once, each twice."""
-
-    def ask(job: dict) -> str:
-        address = f"{url}/v1/chat/completions"
-        return content(httpx.post(address, json=job["request"], timeout=120))
-
-    with ThreadPoolExecutor(2 * len(requests)) as threads:
-        return list(threads.map(ask, requests * 2))
-
-
-def served_by_engine(metrics: str) -> Counter:
-    """Count the finished requests of each engine in the text of ``/metrics``."""
-    counts: Counter[str] = Counter()
-    for line in metrics.splitlines():
-        if line.startswith("vllm:request_success_total{"):
-            engine = line.partition('engine="')[2].partition('"')[0]
-            counts[engine] += int(float(line.split()[-1]))
-    return counts
-
-
-def test_two_engines_and_two_api_servers_of_one_server(tiny, requests, tmp_path):
+def service(tiny, tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """The URL and the log of a server of two engines and two API servers."""
     options = [
         "--data-parallel-size=2",
         "--api-server-count=2",
         "--enable-log-requests",
         '--additional-config={"nemotron_vl": {"tile_cache_mb": 1}}',
     ]
-    log = tmp_path / "log.txt"
-    with forked_servers(), serving(tiny, *OPTIONS, *options, log=log) as url:
-        expected = [job["answer"] for job in requests] * 2
-        assert answers(url, requests) == expected
-        assert answers(url, requests) == expected  # some tiles cached
-        counts = served_by_engine(httpx.get(f"{url}/metrics").text)
-        assert counts.total() == 4 * len(requests)
-        assert min(counts["0"], counts["1"]) > 0
-    line = r"\(ApiServer_(\d) .*Received request"
-    served = re.findall(line, log.read_text())
-    assert set(served) == {"0", "1"}
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    with contextlib.ExitStack() as stack:
+        with forked_servers():
+            url = stack.enter_context(serving(tiny, *OPTIONS, *options, log=log))
+        yield url, log
+
+
+def test_two_engines_and_two_api_servers_of_one_server(service, requests):
+    url, log = service
+    before = served_by_engine(url)
+    expected = [job["answer"] for job in requests] * 2
+    assert answers(url, requests) == expected
+    assert answers(url, requests) == expected  # some tiles cached
+    counts = served_by_engine(url) - before
+    assert counts.total() == 4 * len(requests)
+    assert min(counts["0"], counts["1"]) > 0
+    assert set(re.findall(RECEIVED, log.read_text())) == {"0", "1"}
+
+
+def test_a_client_keeps_its_engine_and_its_tiles(service, tmp_path):
+    """Whichever API server takes a request, a tile of a client is encoded once."""
+    url, log = service
+    before, tiles_before = served_by_engine(url), tiles(url)
+    options = ["--policy=consistent_hash", "--intra-node-data-parallel-size=2"]
+    options.append(f"--worker-urls={url}")
+    start = log.stat().st_size
+    asked, api_servers = 0, set()
+
+    def ask(number: int) -> None:
+        # Two tiles and a thumbnail. The first tile is always the same.
+        image = Image.new("RGB", (256, 128), "white")
+        draw = ImageDraw.Draw(image)
+        draw.text((10, 50), "12.50", fill="black")
+        draw.text((138, 50), str(number), fill="black")
+        message = {"role": "user", "content": [png_part(image)]}
+        request = {"model": "tiny", "messages": [message], "max_tokens": 1, "user": "a"}
+        content(httpx.post(f"{router}/v1/chat/completions", json=request, timeout=60))
+
+    # The router keeps connections; only requests at once need several of them.
+    with (
+        routing(*options, log=tmp_path / "router.txt") as router,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        while asked < 8 or len(api_servers) < 2:
+            list(threads.map(ask, range(asked, asked + 4)))
+            asked += 4
+            assert asked < 100, "one API server takes all requests"
+            api_servers = set(re.findall(RECEIVED, log.read_text()[start:]))
+    assert sorted((served_by_engine(url) - before).values()) == [asked]
+    counts = tiles(url) - tiles_before
+    assert counts["encoded"] == 1 + 2 * asked
+    assert counts.total() == 3 * asked
 
 
 @pytest.mark.releases
@@ -126,7 +129,7 @@ def test_videos_on_two_engines_and_two_api_servers(tiny, requests, tmp_path):
     with forked_servers(), serving(tiny, *OPTIONS, *options, log=log) as url:
         jobs = [*asked, *requests]  # images, too
         assert answers(url, jobs) == [job["answer"] for job in jobs] * 2
-        counts = served_by_engine(httpx.get(f"{url}/metrics").text)
+        counts = served_by_engine(url)
         assert min(counts["0"], counts["1"]) > 0
         # Without --trust-request-mm-kwargs
         frames = {"media_io_kwargs": {"video": {"num_frames": 2}}}
@@ -184,7 +187,7 @@ CLIENT = """
 import json, sys
 import httpx
 sys.path[:0] = json.loads(sys.argv[2])
-from test_data_parallel import answers
+from support.served import answers
 url, requests = sys.argv[1], json.load(open(sys.argv[3]))
 print(json.dumps([answers(url, requests), httpx.get(url + "/metrics").text]))
 """
@@ -256,91 +259,6 @@ def test_engines_on_two_hosts(tiny, requests, hosts, tmp_path):
                 os.killpg(node.pid, signal.SIGKILL)
             node.wait()
     assert found == [job["answer"] for job in requests] * 2
-    counts = served_by_engine(metrics)
+    counts = finished(metrics)
     assert counts.total() == 2 * len(requests)
     assert min(counts["0"], counts["1"]) > 0
-
-
-# Independent servers behind a router
-
-
-def test_a_server_behind_the_router_is_killed_under_load(tiny, requests, tmp_path):
-    """Each request gets the right answer or a status that a client may retry."""
-    clients, seconds = 4, 12
-    with contextlib.ExitStack() as stack:
-        servers, urls = [], []
-
-        def start(number: int) -> tuple[subprocess.Popen, str]:
-            return stack.enter_context(
-                serving_process(
-                    tiny,
-                    *OPTIONS,
-                    "--shutdown-timeout=60",
-                    EXIT_STATUS,
-                    log=tmp_path / f"server{number}.txt",
-                )
-            )
-
-        # The first is no fork: its exit status is tested.
-        for number, context in enumerate((contextlib.nullcontext(), forked_servers())):
-            with context:
-                server, url = start(number)
-            servers.append(server)
-            urls.append(url)
-        port = free_port()
-        router = f"http://127.0.0.1:{port}"
-        command = [str(BIN / "vllm-router"), "--host=127.0.0.1", f"--port={port}"]
-        command += [f"--prometheus-port={free_port()}", "--prometheus-host=127.0.0.1"]
-        command += ["--policy=round_robin", "--worker-urls", *urls]
-        stack.enter_context(running(command, url=router, log=tmp_path / "router.txt"))
-
-        found: list[tuple[int, str, str, bool]] = []
-        end = time.monotonic() + seconds
-        killed = threading.Event()
-
-        def client(number: int) -> None:
-            address = f"{router}/v1/chat/completions"
-            turn = number
-            while time.monotonic() < end:
-                job = requests[turn % len(requests)]
-                turn += 1
-                late = killed.is_set()
-                response = httpx.post(address, json=job["request"], timeout=30)
-                good = response.status_code == 200
-                text = content(response) if good else response.text
-                found.append((response.status_code, text, job["answer"], late))
-
-        with ThreadPoolExecutor(clients) as threads:
-            running_clients = [threads.submit(client, n) for n in range(clients)]
-            time.sleep(seconds / 2)
-            assert found, "no request was answered before the server was killed"
-            os.killpg(servers[1].pid, signal.SIGKILL)
-            killed.set()
-            for future in running_clients:
-                future.result(timeout=60)  # fails if a request hangs
-
-        # The router itself answers 500 if a connection breaks while it sends.
-        unexpected = [
-            (status, text)
-            for status, text, *_ in found
-            if status not in (200, 502, 503)
-            and not text.startswith("Request failed: error sending request")
-        ]
-        assert not unexpected
-        assert all(text == answer for status, text, answer, _ in found if status == 200)
-        late = [status for status, *_, late in found if late]
-        assert late.count(200) > 10
-        # By then the router sends nothing to the dead server.
-        assert set(late[-10:]) == {200}
-
-        # After SIGTERM a server finishes its requests, then exits.
-        long = {**requests[0]["request"], "max_tokens": 800, "stream": True}
-        address = f"{urls[0]}/v1/chat/completions"
-        with httpx.stream("POST", address, json=long, timeout=60) as response:
-            lines = response.iter_lines()
-            next(lines)
-            servers[0].send_signal(signal.SIGTERM)
-            rest = [line for line in lines if line]
-        assert rest[-1] == "data: [DONE]"
-        assert '"finish_reason":"length"' in rest[-2]
-        assert servers[0].wait(60) == 0

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Digests of tiles, by which the model recognises equal tiles."""
 
-import os
 from collections.abc import Iterable
 from functools import partial
 
@@ -9,10 +8,10 @@ import numpy as np
 import torch
 from blake3 import blake3
 
+from ...multimodal.nemotron_vl_secret import launch_secret
 from .nemotron_vl_resampling.threads import IMAGE_THREADS
 
 DIGEST_BYTES = 16
-_KEY = os.urandom(32)
 
 # Key in the ``info`` of an image whose tiles must all be encoded. It is no string,
 # because the text chunks of a PNG file become keys, too.
@@ -20,11 +19,12 @@ NO_REUSE = ("nemotron_vl", "no_reuse")
 
 
 def tile_digest(tile: torch.Tensor) -> bytes:
-    """128-bit digest of a contiguous uint8 tile, different in each process.
+    """128-bit digest of a contiguous uint8 tile, equal in all processes of a launch.
 
-    The key is random, so no client can make two tiles with the same digest.
+    Its key is secret, so no client can make two tiles with the same digest.
     """
-    return blake3(tile.numpy().data, key=_KEY).digest(length=DIGEST_BYTES)
+    key = launch_secret("digests of tiles")
+    return blake3(tile.numpy().data, key=key).digest(length=DIGEST_BYTES)
 
 
 def tile_digests(tiles: Iterable[torch.Tensor], reuse: Iterable[bool]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The digests of tiles: equal for equal tiles of one process, and for no others."""
+"""The digests of tiles: equal for equal tiles of one launch, and for no others."""
 
 import io
 import subprocess
@@ -47,7 +47,7 @@ def test_blank_tiles_of_a_page_have_the_same_digest():
     assert all(map(any, found))
 
 
-def test_another_process_has_other_digests():
+def test_another_launch_has_other_digests():
     code = (
         "import torch; from vllm_nemotron_vl.transformers_utils.processors."
         "nemotron_vl_digest import tile_digest; "
