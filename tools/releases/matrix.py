@@ -14,7 +14,6 @@ releases in docs/releases.md.
 import argparse
 import datetime
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -23,6 +22,8 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cuda import CUDA, CudaEnvironment
+from cuda import TESTS as CUDA_TESTS
 from environments import BUILD, ROOT, Environment, locks
 
 from vllm_nemotron_vl.config.nemotron_vl_cpu import processor_flags
@@ -95,16 +96,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("releases", nargs="*", help=f"any of {', '.join(locks())}")
+    known = [*locks(), CUDA]
+    parser.add_argument("releases", nargs="*", help=f"any of {', '.join(known)}")
     parser.add_argument("--tests", default="", help="arguments for pytest")
     args = parser.parse_args()
-    unknown = set(args.releases) - set(locks())
+    unknown = set(args.releases) - set(known)
     if unknown:
         parser.error(f"no lock file for {', '.join(sorted(unknown))}")
 
     rows, failed = {}, []
-    for release in args.releases or locks():
-        environment = Environment(release)
+    for release in args.releases or known:
+        cuda = release == CUDA
+        environment = CudaEnvironment() if cuda else Environment(release)
         print(f"== vLLM {release}: {environment.describe()}", flush=True)
         try:
             environment.make()
@@ -135,6 +138,8 @@ def parts(release: str, tests: str) -> list[tuple[str, list[str]]]:
     """The parts of a run, each with a name and arguments for pytest."""
     if tests:
         return [("tests", shlex.split(tests))]
+    if release == CUDA:
+        return [("without an engine", CUDA_TESTS), ("with engines", [])]
     left_out = [f"--ignore={path}" for path in STARTS_ENGINES + NEEDS_NO_VLLM]
     newest = release == list(locks())[-1]
     marks = ["-m", "releases or not releases"] if newest else []
@@ -145,14 +150,17 @@ def parts(release: str, tests: str) -> list[tuple[str, list[str]]]:
 
 
 def run_tests(environment: Environment, part: str, arguments: list[str]) -> Result:
+    if not arguments:
+        return Result()
     report = BUILD / environment.release / f"{part.replace(' ', '_')}.xml"
     report.parent.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
     command = [environment.python, "-m", "pytest", "-n", "2", "--dist", "loadfile"]
     command += ["-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
-    path = f"{environment.folder / 'bin'}:{os.environ['PATH']}"
     done = subprocess.run(
-        [str(part) for part in command], cwd=ROOT, env=os.environ | {"PATH": path}
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=os.environ | environment.variables,
     )
     result = read_report(report) if report.exists() else Result()
     if done.returncode and not result.failed:
@@ -193,12 +201,10 @@ def row(environment: Environment, results: list[Result], minutes: int) -> str:
 
 
 def replace_rows(rows: dict[str, str]) -> None:
-    """Replace the rows of the same releases in docs/releases.md."""
-    lines = DOCS.read_text().splitlines()
-    found = [re.match(r"\| (\d+\.\d+) \|", line) for line in lines]
+    """Replace the rows that begin alike in docs/releases.md."""
     lines = [
-        rows.get(release[1], line) if release else line
-        for release, line in zip(found, lines, strict=True)
+        rows.get(line[2:].partition(" |")[0], line)
+        for line in DOCS.read_text().splitlines()
     ]
     DOCS.write_text("\n".join(lines) + "\n")
 

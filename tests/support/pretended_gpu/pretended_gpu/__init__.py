@@ -7,10 +7,12 @@ vLLM's configuration and layers then choose what they choose on a GPU. Nothing c
 import importlib.machinery
 import importlib.metadata
 import sys
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-# What vLLM's CPU build does not contain, so that nothing can be said about it.
+# What vLLM's CPU build does not contain, so that nothing can be said about it. vLLM's
+# build for CUDA has them; there they are the real ones.
 LACKING = (
     "vllm._C_stable_libtorch",
     "vllm._moe_C_stable_libtorch",
@@ -25,8 +27,9 @@ def find() -> str:
     import torch
     from triton.backends import backends
 
-    sys.modules.update({name: CompiledModule(name) for name in LACKING})
-    if not isinstance(torch.ops._C, CompiledOperators):
+    lacking = [name for name in LACKING if find_spec(name) is None]
+    sys.modules.update({name: CompiledModule(name) for name in lacking})
+    if lacking and not isinstance(torch.ops._C, CompiledOperators):
         torch.ops.__dict__["_C"] = CompiledOperators(torch.ops._C)
     # vLLM switches Triton off if it finds no driver, or "+cpu" in its own version.
     backends["nvidia"].driver.is_active = staticmethod(lambda: True)
