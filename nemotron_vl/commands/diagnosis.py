@@ -159,7 +159,7 @@ def _plugin(seen: dict[str, Any]) -> Finding:
             what,
             PROBLEM,
             "vLLM does not see this package",
-            "pip install --force-reinstall --no-deps vllm-nemotron-vl",
+            "pip install --force-reinstall --no-deps ., in a checkout of this project",
         )
     if chosen is not None and "nemotron_vl" not in chosen.split(","):
         return Finding(
@@ -191,7 +191,7 @@ def _command() -> Finding:
             "vllm command",
             PROBLEM,
             "no distribution is named vllm, so the command ends at once",
-            "pip install ./tools/vllm_metadata, in a checkout of this project",
+            "pip install --no-deps ./tools/vllm_metadata, in a checkout of this project",
         )
 
 
@@ -291,7 +291,7 @@ def _pixels() -> Finding:
             resample,
         )
     except ImportError as error:
-        fix = "pip install --force-reinstall --no-deps vllm-nemotron-vl numba"
+        fix = "pip install --force-reinstall --no-deps . numba, in a checkout"
         return Finding("resampling", PROBLEM, str(error), fix)
     if resample.agrees_with_pillow():
         return Finding("resampling", OK, f"compiled, equal to Pillow {pillow}")
