@@ -22,7 +22,12 @@ from PIL import Image
 from nemotron_vl.checkpoints.embedded import tiny_checkpoint
 from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
 from support.engines import engines
+from support.workers import workers_here
 from vllm_nemotron_vl.config import nemotron_vl_cpu
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    return workers_here()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs a command on a copy of this project's tracked files in a bare Debian, as root:
 #   tools/debian.sh SUITE [COMMAND...]     such as: tools/debian.sh testing make demo
+#   ARCH=arm64 tools/debian.sh SUITE ...   of another machine, which qemu-user emulates
 # debootstrap makes the system in build/debian/SUITE, with the packages that the README
 # names. Each call starts with a new copy; the environment `.venv` and `build` are kept.
 set -euo pipefail
@@ -8,13 +9,16 @@ suite=$1
 shift
 [ $# -gt 0 ] || set -- make demo
 cd "$(dirname "$0")/.."
+own=$(dpkg --print-architecture)
+arch=${ARCH:-$own}
 root=$PWD/build/debian/$suite
+[ "$arch" = "$own" ] || root+=-$arch
 packages=ca-certificates,g++,make,python3,python3-venv
 
 if [ ! -e "$root.made" ]; then
   rm -rf "$root"
   mkdir -p "$root"
-  debootstrap --variant=minbase --include="$packages" "$suite" "$root"
+  debootstrap --arch="$arch" --variant=minbase --include="$packages" "$suite" "$root"
   touch "$root.made"
 fi
 

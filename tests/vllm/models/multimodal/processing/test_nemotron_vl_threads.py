@@ -223,6 +223,7 @@ def test_quota_of_the_control_group(tmp_path, own, files, cores):
     [
         *((1, math.inf, 1, 1), (16, math.inf, 1, 16), (16, math.inf, 3, 5)),
         *((16, 2.5, 1, 2), (16, 2.5, 4, 1), (4, 0.5, 1, 1), (2, 8, 1, 2)),
+        *((4, math.inf, 4, 1), (64, math.inf, 8, 8), (64, 12, 1, 12), (64, 12, 16, 1)),
     ],
 )
 def test_the_share_of_an_api_server(monkeypatch, affinity, quota, servers, share):
