@@ -138,6 +138,18 @@ def test_attention_of_the_encoder(engines):
     assert chosen == expected
 
 
+def test_gpus_without_tensor_cores_for_it_get_weight_only_kernels(engines):
+    kernels = {n: e["kernel"] for n, e in engines.items() if "FP8" in n or "FP4" in n}
+    weight_only = {name for name, kernel in kernels.items() if "Marlin" in kernel}
+    assert "NVFP4" in kernels and "FP8 by compressed-tensors" in kernels
+    assert weight_only == {
+        "FP8 on A100",
+        "NVFP4 on H100",
+        "NVFP4 on L4",
+        "NVFP4 on A100",
+    }
+
+
 def test_nothing_is_said_about_cpus(engines):
     said = [text for engine in engines.values() for text in engine["said"]]
     assert any("frame(s)" in text for text in said)  # the test hears this package
