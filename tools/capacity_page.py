@@ -75,7 +75,13 @@ def bytes_table(page: dict[str, Any]) -> str:
 
 def gpu_table() -> str:
     rows = [
-        (gpu.title, f"{gpu.bf16:,.0f}", f"{gpu.fp8:,.0f}", f"{gpu.bandwidth:g}", gpu.source)
+        (
+            gpu.title,
+            f"{gpu.bf16:,.0f}",
+            f"{gpu.fp8:,.0f}",
+            f"{gpu.bandwidth:g}",
+            gpu.source,
+        )
         for gpu in read_data()[1].values()
     ]
     head = ("GPU", "TFLOP/s in bf16", "in FP8", "TB/s", "published in")

@@ -99,7 +99,9 @@ def test_bytes_of_a_page_saturate_the_network(report):
     link = ASSUMED.network_gbit * 1e9 / 8
     assert page["request_bytes"] == pytest.approx(FRONT_END.request_bytes * 4 / 3)
     width = page["embedding_bytes"] / (3 * TILE_TOKENS * 2)
-    assert width == read_json(report["model"], "config.json")["llm_config"]["hidden_size"]
+    assert (
+        width == read_json(report["model"], "config.json")["llm_config"]["hidden_size"]
+    )
     sizes = {
         "link, requests": page["request_bytes"],
         "link, uint8 tiles": 3 * 3 * TILE * TILE,
@@ -132,7 +134,11 @@ def test_assumptions_change_what_they_should(report):
 @pytest.mark.parametrize(
     ("gpu", "changes", "message"),
     [
-        ("H100", {"gpu_memory_utilization": 0.02}, "79.11 GiB of the H100 SXM do not hold"),
+        (
+            "H100",
+            {"gpu_memory_utilization": 0.02},
+            "79.11 GiB of the H100 SXM do not hold",
+        ),
         (
             "H100",
             {"answer_tokens": 10**6},

@@ -16,9 +16,7 @@ pytestmark = pytest.mark.skipif(
 KERNELS = dict(
     tile_size=512,
     cpe_max_size=2048,
-    vision_options=dict(
-        hidden_size=320, num_attention_heads=4, intermediate_size=1280
-    ),
+    vision_options=dict(hidden_size=320, num_attention_heads=4, intermediate_size=1280),
     hidden_size=512,
     heads=4,
     kv_heads=1,
