@@ -8,7 +8,7 @@ gptq: 4-bit weights in groups, symmetric; written with auto-round.
 awq: the same with zero points; written with auto-round.
 
 The tower and the connector keep their precision; --all quantises their linear layers
-too (int8 and fp8 only). Norms, embeddings and the output layer always keep their precision.
+too (int8 and fp8 only). Norms, embeddings and the output layer always keep theirs.
 """
 
 import argparse

@@ -147,6 +147,7 @@ def page() -> str:
         )
         work = estimate(KIND)["page"]
     most = rates[KIND]
+    encoder = work["tower"] + work["connector"]
     in_tree, ours = "API server, in-tree", "API server, ours"
     measured = [
         (
@@ -180,7 +181,7 @@ def page() -> str:
         "embeddings_ratio": f"{work['embedding_bytes'] / work['tile_bytes']:.1f}",
         "node_in_tree": math.ceil(NODE * most["engine"] / most[in_tree]),
         "node_ours": math.ceil(NODE * most["engine"] / most[ours]),
-        "encoder_share": f"{(work['tower'] + work['connector']) / work['operations']:.0%}",
+        "encoder_share": f"{encoder / work['operations']:.0%}",
     }
     parts |= {name: f"{v:g}" for name, v in dataclasses.asdict(ASSUMED).items()}
     return string.Template(TEMPLATE.read_text()).substitute(parts)

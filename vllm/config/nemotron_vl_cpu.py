@@ -72,6 +72,6 @@ def slow_dtype(dtype: str) -> str | None:
         return start + "prompts are processed faster with --dtype bfloat16."
     times = " (several times with AVX2)" if _is_x86() else ""
     return (
-        f"{start}prompts are processed faster with --dtype float32{times}, in twice the "
-        "memory."
+        f"{start}prompts are processed faster with --dtype float32{times}, in twice "
+        "the memory."
     )
