@@ -100,15 +100,16 @@ ENGINES = {
     "--quantization fp8_per_tensor": Engine({"quantization": "fp8_per_tensor"}),
     "FP8": Engine({}, H100, fp8_config(KEPT)),
     "FP8 by compressed-tensors": Engine({}, H100, FP8),
-    **{
-        f"{kind} on {name}": Engine({}, capability, form)
-        for kind, form in (("FP8", FP8), ("NVFP4", nvfp4_config(KEPT)))
-        for name, capability in (("L4", L4), ("A100", A100), ("a Spark", SPARK))
-    },
+    "FP8 on L4": Engine({}, L4, FP8),
+    "FP8 on A100": Engine({}, A100, FP8),
+    "FP8 on a Spark": Engine({}, SPARK, FP8),
     "FP8, encoder too": Engine({}, H100, fp8_config(["lm_head"])),
     "NVFP4": Engine({}, B200, nvfp4_config(KEPT)),
     "NVFP4 -tp 8": Engine(TP8, B200, nvfp4_config(KEPT)),
+    "NVFP4 on a Spark": Engine({}, SPARK, nvfp4_config(KEPT)),
     "NVFP4 on H100": Engine({}, H100, nvfp4_config(KEPT)),
+    "NVFP4 on L4": Engine({}, L4, nvfp4_config(KEPT)),
+    "NVFP4 on A100": Engine({"kv_cache_dtype": "bfloat16"}, A100, nvfp4_config(KEPT)),
     "INT8": Engine({}, H100, int8_config()),
     "AWQ": Engine({}, H100, AWQ),
     "GPTQ": Engine({}, H100, GPTQ),
