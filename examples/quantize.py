@@ -2,13 +2,13 @@
 
     python examples/quantize.py CHECKPOINT OUT --scheme int8
 
-int8: 8-bit weights with a scale per output, 8-bit activations with a scale per token;
-written with compressed-tensors.
+int8, fp8: 8-bit weights (integers, or float8_e4m3) with a scale per output, 8-bit
+activations with a scale per token; written with compressed-tensors.
 gptq: 4-bit weights in groups, symmetric; written with auto-round.
 awq: the same with zero points; written with auto-round.
 
 The tower and the connector keep their precision; --all quantises their linear layers
-too (int8 only). Norms, embeddings and the output layer always keep their precision.
+too (int8 and fp8 only). Norms, embeddings and the output layer always keep theirs.
 """
 
 import argparse
@@ -24,10 +24,12 @@ from safetensors.torch import load_file, save_file
 LANGUAGE = "language_model."
 LINEAR = ("_proj.weight", ".qkv.weight", ".proj.weight", ".fc1.weight", ".fc2.weight")
 CONNECTOR = ("mlp1.1.weight", "mlp1.3.weight")
+KINDS = {"int8": "int", "fp8": "float"}  # the schemes of 8 bits
 
 
-def quantise_int8(tensors: dict, everything: bool) -> tuple[dict, dict]:
-    """Round the weights to 8 bits; return new tensors and the configuration."""
+def quantise_8bit(tensors: dict, kind: str, everything: bool) -> tuple[dict, dict]:
+    """Round the weights to 8 bits, ``int`` or ``float``; return new tensors and the
+    configuration."""
     from compressed_tensors.quantization import (
         QuantizationArgs,
         QuantizationConfig,
@@ -38,18 +40,21 @@ def quantise_int8(tensors: dict, everything: bool) -> tuple[dict, dict]:
 
     scheme = QuantizationScheme(
         targets=["Linear"],
-        weights=QuantizationArgs(num_bits=8, strategy="channel"),
-        input_activations=QuantizationArgs(num_bits=8, strategy="token", dynamic=True),
+        weights=QuantizationArgs(num_bits=8, type=kind, strategy="channel"),
+        input_activations=QuantizationArgs(
+            num_bits=8, type=kind, strategy="token", dynamic=True
+        ),
     )
     ignore = ["language_model.lm_head"]
     if not everything:
         ignore += ["re:vision_model\\.radio_model\\..*", "re:mlp1\\..*"]
     config = QuantizationConfig(
         config_groups={"group_0": scheme},
-        format="int-quantized",
+        format=f"{kind}-quantized",
         quantization_status="compressed",
         ignore=ignore,
     )
+    dtype = {"int": torch.int8, "float": torch.float8_e4m3fn}[kind]
     new = {}
     for name, tensor in tensors.items():
         linear = name.endswith(LINEAR) or name in CONNECTOR
@@ -59,7 +64,7 @@ def quantise_int8(tensors: dict, everything: bool) -> tuple[dict, dict]:
         tensor = tensor.float()
         low, high = tensor.aminmax(dim=1, keepdim=True)
         scale, zero = calculate_qparams(low, high, scheme.weights)
-        new[name] = quantize(tensor, scale, zero, scheme.weights, dtype=torch.int8)
+        new[name] = quantize(tensor, scale, zero, scheme.weights, dtype=dtype)
         new[name.removesuffix("weight") + "weight_scale"] = scale
     return new, config.model_dump(mode="json", exclude_none=True)
 
@@ -111,12 +116,12 @@ def main() -> None:
     )
     parser.add_argument("model", help="folder or name on the hub")
     parser.add_argument("out", type=Path, help="new folder")
-    parser.add_argument("--scheme", choices=("int8", "gptq", "awq"), default="int8")
+    parser.add_argument("--scheme", choices=(*KINDS, "gptq", "awq"), default="int8")
     parser.add_argument("--all", action="store_true", help="tower and connector, too")
     parser.add_argument("--group-size", type=int, default=32, help="for 4-bit schemes")
     args = parser.parse_args()
-    if args.all and args.scheme != "int8":
-        parser.error("--all needs --scheme int8")
+    if args.all and args.scheme not in KINDS:
+        parser.error("--all needs --scheme int8 or fp8")
 
     source = Path(args.model)
     if not source.is_dir():
@@ -127,8 +132,8 @@ def main() -> None:
             shutil.copy(file, args.out)
     config = json.loads((source / "config.json").read_text())
     tensors = load(source)
-    if args.scheme == "int8":
-        tensors, quantization = quantise_int8(tensors, args.all)
+    if args.scheme in KINDS:
+        tensors, quantization = quantise_8bit(tensors, KINDS[args.scheme], args.all)
     else:
         tensors, quantization = quantise_4bit(
             tensors,

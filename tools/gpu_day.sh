@@ -3,6 +3,7 @@
 # if the weights are on the disk:
 #   tools/gpu_day.sh MODEL FOLDER [STEP...]
 #   tools/gpu_day.sh --list
+# It prints the steps that failed, and nothing if none did; summary.md has all.
 # BIN is the folder of an environment's programs (.venv/bin): a GPU needs the extras cuda,
 # verify and documents, and pytest, datasets, pandas and scikit-image. The benchmarks are
 # offline, so MODEL must be a folder or in the cache. With TRUST_REMOTE_CODE=1, the
@@ -19,7 +20,7 @@ if [ "${1:-}" = --list ]; then
   exit
 fi
 if [ $# -lt 2 ]; then
-  sed -n '2,5s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 model=$1
@@ -89,7 +90,7 @@ gpu_tests="tests/nemotron_vl/verify/test_verify_on_gpu.py
   tests/vllm/models/multimodal/test_nemotron_vl_conditioner.py"
 export model out bin gpu_tests LMMS_EVAL
 
-failed=0
+failed=()
 printf '| step | result | seconds |\n|---|---|---|\n' >"$out/summary.md"
 for step in "${steps[@]}"; do
   name=${step%:*}
@@ -105,9 +106,12 @@ for step in "${steps[@]}"; do
   case $status in
   0) result=passed ;;
   77) result="not run: $(head -1 "$out/$name.log")" ;;
-  124) result="stopped after ${step#*:} minutes" failed=1 ;;
-  *) result="failed with status $status, see $name.log" failed=1 ;;
+  124) result="stopped after ${step#*:} minutes" ;;
+  *) result="failed with status $status, see $name.log" ;;
   esac
-  echo "| $name | $result | $SECONDS |" | tee -a "$out/summary.md"
+  [ $status = 0 ] || [ $status = 77 ] || failed+=("$name: $result")
+  echo "| $name | $result | $SECONDS |" >>"$out/summary.md"
 done
-exit $failed
+[ ${#failed[@]} != 0 ] || exit 0
+printf '%s\n' "${failed[@]}" >&2
+exit 1

@@ -40,14 +40,17 @@ MODEL = {
 }
 SCHEMES = {
     "bfloat16": "as published, bfloat16",
-    "int8": "language model in INT8",
+    "int8": "language model in INT8, or in FP8 by compressed-tensors",
+    "fp8": "language model in FP8 by ModelOpt, KV cache in FP8",
     "int4": "language model in 4 bits (GPTQ or AWQ, groups of 128)",
     "nvfp4": "language model in NVFP4, KV cache in FP8",
 }
+MODELOPT = {"quant_method": "modelopt", "kv_cache_scheme": {"num_bits": 8}}
 QUANTISATION = {
     "int8": {"quant_method": "compressed-tensors"},
     "int4": {"quant_method": "gptq"},
-    "nvfp4": {"quant_method": "modelopt", "kv_cache_scheme": {"num_bits": 8}},
+    "fp8": MODELOPT,
+    "nvfp4": MODELOPT,
 }
 
 
@@ -96,6 +99,12 @@ def quantised(layer: str, outputs: int, inputs: int, scheme: str) -> Tensors:
             layer + "qweight": ("I32", (inputs // 8, outputs)),
             layer + "qzeros": ("I32", (groups, outputs // 8)),
             layer + "scales": ("F16", (groups, outputs)),
+        }
+    if scheme == "fp8":
+        return {
+            layer + "weight": ("F8_E4M3", (outputs, inputs)),
+            layer + "weight_scale": ("F32", ()),
+            layer + "input_scale": ("F32", ()),
         }
     return {
         layer + "weight": ("U8", (outputs, inputs // 2)),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from packaging.specifiers import SpecifierSet
 
-from vllm_nemotron_vl.config.nemotron_vl_cpu import INT4_KERNEL, slow_dtype
+from vllm_nemotron_vl.config.nemotron_vl_cpu import INT4_KERNEL, int4_advice, slow_dtype
 from vllm_nemotron_vl.config.nemotron_vl_names import (
     ARCHITECTURE,
     is_tested,
@@ -210,7 +210,7 @@ def _kernels(seen: dict[str, Any]) -> Iterator[Finding]:
                 "kernels",
                 WARNING,
                 f"no {name} for this processor: {_KERNELS[name]} do not run",
-                "serve such checkpoints where the processor has AVX-512",
+                int4_advice(),
             )
 
 

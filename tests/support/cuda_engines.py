@@ -25,7 +25,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from support.device_trace import traced
 from support.loading import start_ranks
-from support.quantised import AWQ, GPTQ, fp8_config, int8_config, nvfp4_config
+from support.quantised import AWQ, FP8, GPTQ, fp8_config, int8_config, nvfp4_config
 from vllm_nemotron_vl.config import nemotron_vl_names as names
 
 DEVICE = torch.device("cuda")
@@ -69,7 +69,8 @@ def built(config: VllmConfig, blocks: int = 1) -> Iterator[torch.nn.Module]:
         yield model.eval()
 
 
-H100, A100, T4, B200 = (9, 0), (8, 0), (7, 5), (10, 0)
+H100, L4, A100, T4 = (9, 0), (8, 9), (8, 0), (7, 5)
+B200, SPARK = (10, 0), (12, 1)
 
 
 @dataclass
@@ -98,10 +99,17 @@ ENGINES = {
     "-pp 2": Engine({"pipeline_parallel_size": 2}),
     "--quantization fp8_per_tensor": Engine({"quantization": "fp8_per_tensor"}),
     "FP8": Engine({}, H100, fp8_config(KEPT)),
+    "FP8 by compressed-tensors": Engine({}, H100, FP8),
+    "FP8 on L4": Engine({}, L4, FP8),
+    "FP8 on A100": Engine({}, A100, FP8),
+    "FP8 on a Spark": Engine({}, SPARK, FP8),
     "FP8, encoder too": Engine({}, H100, fp8_config(["lm_head"])),
     "NVFP4": Engine({}, B200, nvfp4_config(KEPT)),
     "NVFP4 -tp 8": Engine(TP8, B200, nvfp4_config(KEPT)),
+    "NVFP4 on a Spark": Engine({}, SPARK, nvfp4_config(KEPT)),
     "NVFP4 on H100": Engine({}, H100, nvfp4_config(KEPT)),
+    "NVFP4 on L4": Engine({}, L4, nvfp4_config(KEPT)),
+    "NVFP4 on A100": Engine({"kv_cache_dtype": "bfloat16"}, A100, nvfp4_config(KEPT)),
     "INT8": Engine({}, H100, int8_config()),
     "AWQ": Engine({}, H100, AWQ),
     "GPTQ": Engine({}, H100, GPTQ),
@@ -150,12 +158,21 @@ def start(checkpoint: Path, engine: Engine) -> dict[str, Any]:
             attention = model.vision_model.model.encoder.layers[0].attn.attn
             attention = getattr(attention, "attention", attention)  # of FlashInfer
             found["attention"] = attention.attn_backend.name
+            layer = model.language_model.model.layers[0].mlp.down_proj
+            found["kernel"] = type(linear_kernel(layer)).__name__
     except Exception:
         found["error"] = traceback.format_exc()
     finally:
         logging.getLogger("vllm").removeHandler(listener)
         type(current_platform).capability = H100
     return found
+
+
+def linear_kernel(layer: torch.nn.Module) -> Any:
+    """vLLM's kernel for a quantised layer, if its method names one."""
+    method = vars(getattr(layer, "scheme", layer.quant_method))
+    names = ("kernel", "fp8_linear", "linear_kernel")
+    return next((method[name] for name in names if name in method), None)
 
 
 class Listener(logging.Handler):

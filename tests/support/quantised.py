@@ -28,8 +28,9 @@ def fp8_config(ignore: list[str]) -> dict:
     }
 
 
-def int8_config(**changes) -> dict:
-    eight = {"num_bits": 8, "type": "int", "symmetric": True}
+def int8_config(kind: str = "int", **changes) -> dict:
+    """compressed-tensors' entry in config.json: 8 bits, ``int`` or ``float``."""
+    eight = {"num_bits": 8, "type": kind, "symmetric": True}
     scheme = {
         "targets": ["Linear"],
         "weights": {**eight, "strategy": "channel"},
@@ -38,13 +39,14 @@ def int8_config(**changes) -> dict:
     scheme |= {key: changes.pop(key) for key in ("targets",) if key in changes}
     return {
         "quant_method": "compressed-tensors",
-        "format": "int-quantized",
+        "format": f"{kind}-quantized",
         "config_groups": {"group_0": scheme},
         "ignore": ["language_model.lm_head"],
         **changes,
     }
 
 
+FP8 = int8_config("float", ignore=["re:vision_model.*", "re:mlp1.*", "re:.*lm_head"])
 _FOUR_BITS = {"bits": 4, "group_size": 128}
 AWQ = {
     **_FOUR_BITS,

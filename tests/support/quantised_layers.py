@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
-from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (  # noqa: E501
-    CompressedTensorsLinearMethod,
+from vllm.model_executor.layers.quantization.compressed_tensors.schemes import (
+    CompressedTensorsW8A8Fp8,
+    CompressedTensorsW8A8Int8,
 )
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.torch_utils import set_default_torch_dtype
@@ -16,9 +17,10 @@ from nemotron_vl.checkpoints.inspection import PARTS
 from support.loading import make_config, start_ranks
 from support.tiny import BLOCKS, LAYERS
 
-# Names of two methods
+# Names of methods
 PLAIN = UnquantizedLinearMethod.__name__
-INT8 = CompressedTensorsLinearMethod.__name__
+INT8 = CompressedTensorsW8A8Int8.__name__
+FP8 = CompressedTensorsW8A8Fp8.__name__
 
 
 def build(folder: Path, dtype: str = "bfloat16", **options) -> torch.nn.Module:
@@ -34,7 +36,10 @@ def build(folder: Path, dtype: str = "bfloat16", **options) -> torch.nn.Module:
 
 
 def methods(model: torch.nn.Module) -> dict[str, Counter]:
-    """Count the quantisation methods of the linear layers of each part."""
+    """Count the quantisation methods of the linear layers of each part.
+
+    compressed-tensors has one method for all layers, with a scheme for each.
+    """
     found: dict[str, Counter] = {part: Counter() for part in PARTS}
     for name, module in model.named_modules():
         method = getattr(module, "quant_method", None)
@@ -42,7 +47,7 @@ def methods(model: torch.nn.Module) -> dict[str, Counter]:
         if method is not None and (
             isinstance(module, LinearBase) or name.endswith("lm_head")
         ):
-            found[part][type(method).__name__] += 1
+            found[part][type(getattr(module, "scheme", method)).__name__] += 1
     return found
 
 

@@ -1,7 +1,6 @@
-"""The model of capacity on paper: work of a page, engines, and plans for a load."""
+"""The model of capacity on paper: work of a page, engines, and what saturates them."""
 
 import dataclasses
-import math
 
 import pytest
 import timm.layers
@@ -10,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from capacity.data import read_data
 from capacity.engine import Assumptions, Engine, make_engines
-from capacity.planning import plan
+from capacity.planning import saturation
 from capacity.work import work_of_page
 from nemotron_vl.checkpoints.files import read_json
 from nemotron_vl.checkpoints.inspection import inspect
@@ -71,7 +70,6 @@ def engine() -> Engine:
     return Engine(
         encode=0.05,
         prefill=0.15,
-        pages_of_step=1.0,
         read=0.01,
         read_context=0.0002,
         decode=0.00001,
@@ -85,32 +83,9 @@ def test_an_engine_saturates_when_its_memory_is_full(engine):
     # A second has time for all prompts and for all steps with a full memory.
     steps = most * engine.answer_tokens / engine.most_sequences
     assert most * 0.2 + steps * (0.01 + 50 * 0.0002) == pytest.approx(1)
-    assert engine.sequences(most) == pytest.approx(50, rel=1e-3)
-    with pytest.raises(ValueError, match="more than"):
-        engine.sequences(1.01 * most)
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_running_answers_follow_littles_law(engine, share):
-    rate = share * engine.most_pages
-    sequences = engine.sequences(rate)
-    step = engine.step(max(1, sequences))
-    time_of_answer = engine.answer_tokens * step / (1 - rate * engine.page)
-    assert sequences == pytest.approx(rate * time_of_answer, rel=1e-3)
-
-
-def test_an_idle_engine_answers_after_its_own_work(engine):
-    alone = dataclasses.replace(engine, answer_tokens=0)
-    assert alone.first_token(1e-6) == pytest.approx(alone.page, rel=1e-4)
-    # A step of decoding of its own and one under way.
-    assert engine.first_token(1e-6) == pytest.approx(0.2 + 2 * 0.0102, rel=1e-4)
-
-
-def test_waiting_for_memory_counts(engine):
-    small = dataclasses.replace(engine, most_sequences=4)
-    rate = 0.7 * small.most_pages
-    ample = dataclasses.replace(small, most_sequences=1000)
-    assert small.first_token(rate) > 2 * ample.first_token(rate)
+    small = dataclasses.replace(engine, most_sequences=2)
+    assert small.most_pages < most / 2
+    assert dataclasses.replace(engine, answer_tokens=0).most_pages == 1 / 0.2
 
 
 @pytest.fixture(scope="module")
@@ -118,47 +93,32 @@ def report(tiny):
     return inspect(str(tiny), dtype="bfloat16")
 
 
-def test_a_plan_has_enough_of_everything_and_no_more(report):
-    small = dataclasses.replace(GPUS["L4"], bf16=0.01, bandwidth=0.01)
-    for pages in (1, 100, 10_000):
-        found = plan(report, pages, small, FRONT_END, ASSUMED)
-        most = found["most_pages"]
-        layers = [
-            (found["in_tree"]["api_servers"], most["API server, in-tree"], 1),
-            (found["ours"]["api_servers"], most["API server, ours"], 1),
-            (found["ours"]["gpus"], most["engine"], 1),
-            (found["split"]["api_servers"], most["API server, ours"], 2),
-            (found["split"]["encoders"], most["encoder of its own"], 1),
-            (found["split"]["gpus"], most["engine without encoder"], 1),
-        ]
-        for layer, one, times in layers:
-            needed = pages / (ASSUMED.utilisation * one)
-            assert layer["units"] == times * math.ceil(needed)
-            assert layer["used"] <= ASSUMED.utilisation + 1e-9
-    assert found["in_tree"]["gpus"] == found["ours"]["gpus"]
-
-
-def test_the_network_of_a_plan(report):
-    found = plan(report, 10, GPUS["H100"], FRONT_END, ASSUMED, tiles=3)
-    tile = 3 * TILE * TILE
-    assert found["ours"]["tile_bytes_per_second"] == 10 * 3 * tile
-    assert found["in_tree"]["tile_bytes_per_second"] == 10 * 3 * tile * 4
-    request = 10 * FRONT_END.request_bytes * 4 / 3
-    assert found["ours"]["request_bytes_per_second"] == pytest.approx(request)
-    assert found["split"]["request_bytes_per_second"] == pytest.approx(2 * request)
-    width = found["page"]["embedding_bytes"] / (3 * report["tokens_per_tile"] * 2)
+def test_bytes_of_a_page_saturate_the_network(report):
+    found = saturation(report, GPUS["H100"], FRONT_END, ASSUMED, tiles=3)
+    page, most = found["page"], found["most_pages"]
+    link = ASSUMED.network_gbit * 1e9 / 8
+    assert page["request_bytes"] == pytest.approx(FRONT_END.request_bytes * 4 / 3)
+    width = page["embedding_bytes"] / (3 * TILE_TOKENS * 2)
     assert (
-        found["split"]["embedding_bytes_per_second"] == 10 * 3 * TILE_TOKENS * width * 2
+        width == read_json(report["model"], "config.json")["llm_config"]["hidden_size"]
     )
-    link = found["assumptions"]["network_gbit"] * 1e9 / 8
-    assert found["most_pages"]["link, uint8 tiles"] == pytest.approx(link / (3 * tile))
+    sizes = {
+        "link, requests": page["request_bytes"],
+        "link, uint8 tiles": 3 * 3 * TILE * TILE,
+        "link, float32 tiles": 4 * 3 * 3 * TILE * TILE,
+        "link, embeddings": page["embedding_bytes"],
+    }
+    for name, size in sizes.items():
+        assert most[name] == pytest.approx(link / size)
+    assert most["API server, ours"] == 1000 / FRONT_END.ours_ms
+    assert most["API server, in-tree"] == 1000 / FRONT_END.in_tree_ms
 
 
 def test_assumptions_change_what_they_should(report):
     def rate(gpu="H100", tp=1, **changes):
         assumed = dataclasses.replace(ASSUMED, **changes)
         asked = report if tp == 1 else inspect(report["model"], tp=tp, dtype="bfloat16")
-        return plan(asked, 1, GPUS[gpu], FRONT_END, assumed)["most_pages"]
+        return saturation(asked, GPUS[gpu], FRONT_END, assumed)["most_pages"]
 
     encoder = "encoder of its own"
     usual = rate()
@@ -168,14 +128,17 @@ def test_assumptions_change_what_they_should(report):
     assert rate(fp8=True)["engine"] > usual["engine"]
     assert rate(bandwidth_share=0.35)["engine"] < usual["engine"]
     assert rate(answer_tokens=512)["engine"] < usual["engine"]
-    assert rate("H200")["engine"] > usual["engine"]
+    assert rate("GB10")["engine"] < usual["engine"]
 
 
 @pytest.mark.parametrize(
     ("gpu", "changes", "message"),
     [
-        ("A100", {"fp8": True}, "The A100 SXM, 80 GB has no FP8."),
-        ("H100", {"gpu_memory_utilization": 0.02}, "80 GB of the H100 SXM do not hold"),
+        (
+            "H100",
+            {"gpu_memory_utilization": 0.02},
+            "79.11 GiB of the H100 SXM do not hold",
+        ),
         (
             "H100",
             {"answer_tokens": 10**6},
@@ -183,16 +146,16 @@ def test_assumptions_change_what_they_should(report):
         ),
     ],
 )
-def test_what_cannot_be_planned_is_refused(report, gpu, changes, message):
+def test_what_does_not_fit_is_refused(report, gpu, changes, message):
     assumed = dataclasses.replace(ASSUMED, **changes)
     with pytest.raises(ValueError, match=message):
-        plan(report, 1, GPUS[gpu], FRONT_END, assumed)
+        saturation(report, GPUS[gpu], FRONT_END, assumed)
 
 
 def test_float32_is_refused(tiny):
     report = inspect(str(tiny), dtype="float32")
     with pytest.raises(ValueError, match="add --dtype bfloat16"):
-        plan(report, 1, GPUS["H100"], FRONT_END, ASSUMED)
+        saturation(report, GPUS["H100"], FRONT_END, ASSUMED)
 
 
 def test_decoding_reads_the_weights_but_the_table_of_embeddings(report):
@@ -220,7 +183,7 @@ def test_weights_leave_less_room_for_requests(report):
     found = make_engines(work, large, gpu, ASSUMED)
     others = sum(part["rank_bytes"] for part in large["parts"].values())
     request = (work.prompt_tokens + 256) * report["kv_bytes_per_token"]
-    room = 0.9 * 80e9 - 2e9
+    room = 0.92 * 79.11 * 2**30 - 2e9
     assert found.whole.most_sequences == int((room - others) // request)
     assert found.language.most_sequences == int((room - 69e9) // request)
 

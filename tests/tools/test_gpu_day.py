@@ -60,6 +60,8 @@ def test_steps_pass_fail_and_are_left_out_by_name(tmp_path):
     patient = {"MINUTE": "150"}  # other tests may need the processors
     done = gpu_day("no/model", out, *steps, ANYWAY="1", HF_HUB_OFFLINE="1", **patient)
     assert done.returncode == 1
+    assert done.stderr == "verify: failed with status 2, see verify.log\n"
+    assert done.stdout == ""
     no_consent = "not run: TRUST_REMOTE_CODE=1 lets it run the checkpoint's code"
     assert results(out) == [
         ["| doctor", "passed"],
@@ -90,7 +92,7 @@ def test_tests_that_are_all_skipped_did_not_run(tmp_path, program):
         "m", out, "tests", ANYWAY="1", BIN=program("python", f"echo {skipped!r}")
     )
     assert results(out) == [["| tests", f"not run: {skipped}"]]
-    assert done.returncode == 0
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     done = gpu_day(
         "m", out, "tests", ANYWAY="1", BIN=program("python", "echo 9 passed")
     )
@@ -115,6 +117,7 @@ def test_a_step_that_takes_too_long_ends_with_the_server_that_it_started(
     done = gpu_day("m", out, "serve", ANYWAY="1", BIN=programs, MINUTE="1")
     assert done.returncode == 1
     assert results(out) == [["| serve", "stopped after 5 minutes"]]
+    assert done.stderr == "serve: stopped after 5 minutes\n"
     server = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(server, 0)

@@ -11,6 +11,7 @@ import pytest
 
 import capacity_page
 import encoder_ranks
+import machines_table
 import options_page
 import settings_reference
 from support.device_trace import BLOCKS, KERNELS_OF_A_PAGE
@@ -38,6 +39,10 @@ def test_the_settings_page_is_made_from_the_code():
 
 def test_the_capacity_page_is_made_from_its_data():
     assert capacity_page.PAGE.read_text() == capacity_page.page()
+
+
+def test_the_machines_page_has_the_computed_table():
+    assert machines_table.PAGE.read_text() == machines_table.page()
 
 
 def test_the_options_of_the_limits_page_are_made_from_the_tests():

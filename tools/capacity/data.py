@@ -14,23 +14,23 @@ class Gpu:
 
     Attributes:
         title: Its full name.
+        capability: Its compute capability.
         bf16: Dense peak in TFLOP/s.
-        fp8: The same, ``None`` if it has no FP8.
+        fp8: The same in FP8.
         bandwidth: Bandwidth of its memory in TB/s.
-        memory: In GB.
-        max_num_batched_tokens: vLLM's default for an API server.
-        max_num_seqs: Likewise.
+        gib: Its memory in GiB, as CUDA reports it.
+        max_num_seqs: vLLM's default for an API server.
         source: Where the peaks were published.
     """
 
     title: str
+    capability: float
     bf16: float
+    fp8: float
     bandwidth: float
-    memory: float
-    max_num_batched_tokens: int
+    gib: float
     max_num_seqs: int
     source: str
-    fp8: float | None = None
 
 
 @dataclass(frozen=True)

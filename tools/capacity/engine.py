@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rates of an engine on a kind of GPU: pages, requests at once, first token.
+"""The rates of an engine on a kind of GPU: pages, requests at once.
 
 Times are a page's operations over a share of the GPU's peak, and bytes over a share of
 its bandwidth.
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from .data import Gpu
-from .queueing import place_quantile, wait_quantile
 from .work import PageWork
 
 GB = 1e9
@@ -20,15 +18,14 @@ _BYTES = 2  # of a value in 16 bits
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the plan assumes. All but `other_gb` are options of `nemotron-vl inspect`.
+    """What the plan assumes.
 
     Attributes:
         question_tokens: Text of the prompt: question and chat template.
         answer_tokens: Tokens of an answer.
         compute_share: Share of the dense peak that matrix products reach.
         bandwidth_share: Share of the peak bandwidth that decoding reaches.
-        utilisation: Share of what it could do that each layer is asked to do.
-        gpu_memory_utilization: Share of the GPU's memory that vLLM takes.
+        gpu_memory_utilization: Share of the GPU's memory that vLLM takes, its default.
         other_gb: Part of that for activations and CUDA graphs.
         network_gbit: Gbit/s of a network link.
         fp8: Whether linear layers of the language model compute in FP8.
@@ -38,8 +35,7 @@ class Assumptions:
     answer_tokens: int = 256
     compute_share: float = 0.4
     bandwidth_share: float = 0.7
-    utilisation: float = 0.7
-    gpu_memory_utilization: float = 0.9
+    gpu_memory_utilization: float = 0.92
     other_gb: float = 2.0
     network_gbit: float = 100.0
     fp8: bool = False
@@ -52,7 +48,6 @@ class Engine:
     Attributes:
         encode: Seconds to encode a page; 0 without the tower.
         prefill: Seconds of the language model for its prompt; 0 without it.
-        pages_of_step: Prompts that a step of the engine has room for.
         read: Seconds to read the language model's weights once.
         read_context: Seconds to read the keys and values of one request.
         decode: Seconds to compute one token of one request.
@@ -62,7 +57,6 @@ class Engine:
 
     encode: float
     prefill: float
-    pages_of_step: float
     read: float
     read_context: float
     decode: float
@@ -76,8 +70,6 @@ class Engine:
 
     def step(self, sequences: float) -> float:
         """Seconds to decode one token of each of so many requests."""
-        if not sequences:
-            return 0.0
         reading = self.read + sequences * self.read_context
         return max(reading, sequences * self.decode)
 
@@ -89,66 +81,6 @@ class Engine:
         full = self.most_sequences
         return 1 / (self.page + self.answer_tokens * self.step(full) / full)
 
-    def sequences(self, rate: float) -> float:
-        """Requests that are decoded at once, at ``rate`` pages a second.
-
-        Of each second, ``rate * page`` goes to new pages; the steps of the rest must
-        bring all tokens of the answers.
-
-        Raises:
-            ValueError: The engine cannot keep up.
-        """
-        if not self.answer_tokens:
-            return 0.0
-        if rate > self.most_pages * (1 + 1e-9):
-            raise ValueError(f"{rate} pages a second are more than {self.most_pages}.")
-        left, tokens = 1 - rate * self.page, rate * self.answer_tokens
-        low, high = 0.0, float(self.most_sequences)
-        while high - low > 1e-6 * high:
-            middle = (low + high) / 2
-            enough = middle * left >= tokens * self.step(max(1.0, middle))
-            low, high = (low, middle) if enough else (middle, high)
-        return high
-
-    def first_token(self, rate: float) -> float:
-        """p99 of the seconds from a page's arrival to its first token.
-
-        The engine is a queue that takes page by page. A page also waits for a place
-        in the memory, for the decoding in the steps that it takes part in, for the
-        step under way, and for the other pages of its own step.
-
-        Raises:
-            ValueError: The engine has no time or no memory left.
-        """
-        answers = self.sequences(rate)
-        decoding = self.step(max(1.0, answers)) if self.answer_tokens else 0.0
-        service = self.page + math.ceil(1 / self.pages_of_step) * decoding
-        beside = max(0.0, self.pages_of_step - 1) * self.page
-        seconds = within(service, rate) + decoding + beside
-        if not self.answer_tokens:
-            return seconds
-        load = answers + rate * service
-        if load >= self.most_sequences:
-            raise ValueError(
-                f"The memory holds {self.most_sequences} requests: lower --utilisation."
-            )
-        return seconds + load / rate * place_quantile(self.most_sequences, load)
-
-
-def within(service: float, rate: float) -> float:
-    """p99 of the seconds in a queue and at its server.
-
-    Raises:
-        ValueError: The server has no time left.
-    """
-    busy = service * rate
-    if busy > 0.99:
-        raise ValueError(
-            f"Prompts keep an engine busy for {busy:.0%} of the time: lower "
-            "--utilisation."
-        )
-    return service * (1 + wait_quantile(busy))
-
 
 @dataclass(frozen=True)
 class Engines:
@@ -157,6 +89,12 @@ class Engines:
     whole: Engine
     encoder: Engine
     language: Engine
+
+
+def cache_bytes(gpu: Gpu, weights: int, assumed: Assumptions) -> float:
+    """What weights leave of a GPU's memory for the KV cache."""
+    taken = assumed.gpu_memory_utilization * gpu.gib * 2**30
+    return taken - assumed.other_gb * GB - weights
 
 
 def make_engines(
@@ -172,17 +110,15 @@ def make_engines(
         assumed: Shares of the peaks, and the length of an answer.
 
     Raises:
-        ValueError: The GPU cannot hold the checkpoint and a request, has no FP8, or
-            the engine computes in float32.
+        ValueError: The GPU cannot hold the checkpoint and a request, or the engine
+            computes in float32.
     """
     if report["dtype"] == "float32":
         raise ValueError("GPUs are planned for 16-bit engines: add --dtype bfloat16.")
-    if assumed.fp8 and gpu.fp8 is None:
-        raise ValueError(f"The {gpu.title} has no FP8.")
     tp = report["tp"]
     rate = assumed.compute_share * gpu.bf16 * 1e12 * tp
     linear_rate = rate
-    if assumed.fp8 and gpu.fp8:
+    if assumed.fp8:
         linear_rate *= gpu.fp8 / gpu.bf16
     bandwidth = assumed.bandwidth_share * gpu.bandwidth * 1e12
     language_bytes = report["parts"]["language model"]["rank_bytes"]
@@ -193,11 +129,10 @@ def make_engines(
     ]
 
     def sequences(weights: int) -> int:
-        memory = assumed.gpu_memory_utilization * gpu.memory - assumed.other_gb
-        fit = int((memory * GB - weights) // request)
+        fit = int(cache_bytes(gpu, weights, assumed) // request)
         if fit < 1:
             raise ValueError(
-                f"{gpu.memory:g} GB of the {gpu.title} do not hold "
+                f"{gpu.gib:g} GiB of the {gpu.title} do not hold "
                 f"{weights / GB:.1f} GB of weights and a request of "
                 f"{request / GB:.1f} GB. Raise --tp, or quantise the checkpoint."
             )
@@ -207,7 +142,6 @@ def make_engines(
     whole = Engine(
         encode=(work.tower + work.connector) / rate,
         prefill=work.prefill / linear_rate + work.prefill_attention / rate,
-        pages_of_step=gpu.max_num_batched_tokens / work.prompt_tokens,
         read=(language_bytes - work.unread_parameters * _BYTES / tp) / bandwidth,
         read_context=mean_request / bandwidth,
         decode=work.decode / linear_rate,

@@ -6,6 +6,7 @@ and float16 take six to seven times as long as in float32 (measured on layers of
 ViT-H and Llama-3.1-8B, see docs/encoder.md). Imports neither torch nor vLLM.
 """
 
+import platform
 from functools import cache
 from pathlib import Path
 
@@ -48,6 +49,16 @@ def has_amx() -> bool:
     return "amx_tile" in processor_flags()
 
 
+def int4_advice() -> str:
+    """Where checkpoints run that `INT4_KERNEL` computes, if this CPU lacks it."""
+    where = ", or this one on a CPU with AVX-512" if _is_x86() else ""
+    return f"Serve an INT8 or an unquantised checkpoint{where}."
+
+
+def _is_x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64")
+
+
 def slow_dtype(dtype: str) -> str | None:
     """A warning if this CPU emulates a dtype, which names a faster one.
 
@@ -59,7 +70,8 @@ def slow_dtype(dtype: str) -> str | None:
     start = f"This CPU has no instructions for products of {dtype} and emulates them: "
     if has_native_products("bfloat16"):
         return start + "prompts are processed faster with --dtype bfloat16."
+    times = " (several times with AVX2)" if _is_x86() else ""
     return (
-        f"{start}prompts are processed faster with --dtype float32 (several times with "
-        "AVX2), in twice the memory."
+        f"{start}prompts are processed faster with --dtype float32{times}, in twice "
+        "the memory."
     )

@@ -1,6 +1,7 @@
 """What `nemotron-vl doctor` reports on a sound installation and on broken ones."""
 
 import json
+import platform
 import shutil
 from importlib import metadata
 from types import SimpleNamespace
@@ -122,6 +123,16 @@ def test_a_processor_without_a_kernel_for_gptq(diagnose):
     assert "no cpu_gemm_wna16 for this processor: GPTQ and AWQ do not run" in printed
     assert "cpu_gemm_wna16" not in diagnose()[1]
     assert "cpu_gemm_wna16" not in diagnose(cuda="13.0", kernels=[])[1]
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_advice_names_instructions_of_this_architecture(diagnose, monkeypatch, machine):
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(nemotron_vl_cpu, "processor_flags", lambda: frozenset())
+    _, printed = diagnose(kernels=["cpu_attention_with_kv_cache"])
+    assert "Serve an INT8 or an unquantised checkpoint" in printed
+    assert "--dtype float32" in printed
+    assert ("AVX" in printed) == (machine == "x86_64")
 
 
 def test_kernels_that_are_not_loaded(diagnose):

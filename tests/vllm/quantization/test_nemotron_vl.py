@@ -23,8 +23,8 @@ from nemotron_vl.checkpoints.inspection import PARTS, inspect
 from nemotron_vl.verify.reference import Reference
 from support.loading import load, make_config, reload_weights
 from support.quantised import int8_config
-from support.quantised_layers import INT8, build, expect, methods
-from support.tiny import BLOCKS, TILE, TILE_TOKENS, WIDTH
+from support.quantised_layers import FP8, INT8, build, expect, methods
+from support.tiny import BLOCKS, LAYERS, TILE, TILE_TOKENS, WIDTH
 from typefaces import PILLOW_FONT
 from vllm_nemotron_vl.config.nemotron_vl_cpu import has_amx
 from vllm_nemotron_vl.model_executor.models import config as model_config
@@ -38,6 +38,8 @@ QUANTIZE = next(
 SCHEMES = {
     "int8": ["--scheme=int8"],
     "int8 everywhere": ["--scheme=int8", "--all"],
+    "fp8": ["--scheme=fp8"],
+    "fp8 everywhere": ["--scheme=fp8", "--all"],
     "gptq": ["--scheme=gptq"],
     "awq": ["--scheme=awq"],
 }
@@ -101,6 +103,8 @@ def accuracy(questions, answers) -> float:
     [
         pytest.param("int8", "float32", marks=pytest.mark.releases),
         ("int8 everywhere", "float32"),
+        ("fp8", "float32"),
+        pytest.param("fp8 everywhere", "bfloat16", marks=pytest.mark.releases),
         pytest.param("gptq", "bfloat16", marks=pytest.mark.releases),
         ("awq", "float16"),
     ],
@@ -194,6 +198,8 @@ def test_int8_layers_of_the_encoder_get_rows_with_amx(quantised, monkeypatch):
     [
         ("int8", expect(INT8)),
         ("int8 everywhere", expect(INT8, INT8, INT8)),
+        ("fp8", expect(FP8)),
+        ("fp8 everywhere", expect(FP8, FP8, FP8)),
         ("gptq", expect("AutoGPTQLinearMethod")),
         ("awq", expect("AutoAWQMarlinLinearMethod")),
     ],
@@ -205,7 +211,7 @@ def test_layers_are_quantised_as_the_checkpoint_says(
     assert methods(build(quantised(scheme))) == methods_of_parts
 
 
-@pytest.mark.parametrize("scheme", ["gptq", "awq", "int8"])
+@pytest.mark.parametrize("scheme", ["gptq", "awq", "int8", "fp8"])
 @pytest.mark.usefixtures("loads_int4")
 def test_a_quantised_language_model_leaves_the_rest_alone(
     quantised, with_quantisation, scheme
@@ -222,6 +228,20 @@ def test_a_quantised_language_model_leaves_the_rest_alone(
     load(make_config(folder, "float16" if scheme == "awq" else "bfloat16"))
 
 
+def test_fp8_weights_are_the_nearest_values(quantised, tiny):
+    """Three bits of mantissa, and steps of 2^-9 next to zero."""
+    original = load_file(tiny / "model.safetensors")
+    found = load_file(quantised("fp8 everywhere") / "model.safetensors")
+    names = [n for n, t in found.items() if t.dtype == torch.float8_e4m3fn]
+    assert len(names) == 4 * BLOCKS + 2 + 7 * LAYERS
+    for name in names:
+        scale = found[f"{name}_scale"]
+        assert scale.shape == (len(original[name]), 1)
+        weight = original[name].float()
+        error = (found[name].float() * scale - weight).abs()
+        assert (error <= 1.01 * torch.maximum(weight.abs() / 16, scale / 2**10)).all()
+
+
 # Sizes and completeness
 
 
@@ -230,6 +250,8 @@ def test_a_quantised_language_model_leaves_the_rest_alone(
     [
         ("int8", "float32"),
         ("int8 everywhere", "bfloat16"),
+        ("fp8", "bfloat16"),
+        ("fp8 everywhere", "bfloat16"),
         ("gptq", "bfloat16"),
         ("awq", "float16"),
     ],

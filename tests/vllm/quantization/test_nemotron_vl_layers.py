@@ -8,12 +8,13 @@ from unittest import mock
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from vllm.model_executor.layers.quantization import modelopt
 from vllm.model_executor.layers.quantization.torchao import TorchAOConfig, should_skip
 
 from nemotron_vl.checkpoints.inspection import inspect
-from support.quantised import int8_config, nvfp4_config
+from support.loading import load, make_config
+from support.quantised import fp8_config, int8_config, nvfp4_config
 from support.quantised_layers import INT8, PLAIN, build, expect, methods
 from support.tiny import BLOCKS
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_weights import (
@@ -74,6 +75,43 @@ def test_online_quantisation_obeys_an_explicit_ignore_list(tiny):
     fp8 = "Fp8PerTensorOnlineLinearMethod"
     assert found["vision tower"] == {PLAIN: 4, fp8: 4 * (BLOCKS - 1)}
     assert found["connector"] == {PLAIN: 1, fp8: 1}
+
+
+# Checkpoints of ModelOpt
+
+
+@pytest.mark.parametrize("cache", [False, True], ids=["", "FP8 cache"])
+def test_modelopts_fp8(tiny, with_quantisation, cache):
+    """One scale for each weight and one for its inputs."""
+    form = fp8_config(["vision_model*", "mlp1*", "language_model.lm_head"])
+    if cache:
+        form["kv_cache_scheme"] = form["config_groups"]["group_0"]["weights"]
+    folder = with_quantisation(tiny, form)
+    written = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        written[name] = tensor
+        if name.startswith("language_model.") and name.endswith("_proj.weight"):
+            scale = tensor.abs().max().float() / 448
+            written[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            written[f"{name}_scale"] = scale
+            written[name.replace("weight", "input_scale")] = torch.tensor(1.0)
+    save_file(written, folder / "model.safetensors")
+
+    model = load(make_config(folder, "bfloat16"), pack_weights=False)
+    assert methods(model) == expect("ModelOptLinearMethod", head=PLAIN)
+    for layer in model.language_model.model.layers:
+        assert layer.mlp.down_proj.weight.dtype == torch.float8_e4m3fn
+        kept = layer.self_attn.attn.kv_cache_dtype
+        assert kept == ("fp8_e4m3" if cache else "auto")
+    told, plain = inspect(str(folder)), inspect(str(tiny))
+    assert not told["problems"]
+    assert told["kv_bytes_per_token"] * (1 + cache) == plain["kv_bytes_per_token"]
+    mine = [
+        parameter.nbytes
+        for name, parameter in model.language_model.named_parameters()
+        if ".attn." not in name  # KV scales
+    ]
+    assert told["parts"]["language model"]["rank_bytes"] == sum(mine)
 
 
 # The layout of the published FP4 variant

@@ -12,7 +12,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
 from ...config.nemotron_vl import check_settings
-from ...config.nemotron_vl_cpu import INT4_KERNEL, has_amx, slow_dtype
+from ...config.nemotron_vl_cpu import INT4_KERNEL, has_amx, int4_advice, slow_dtype
 from ...config.nemotron_vl_names import (
     IMAGES_ONLY,
     TOKENIZER_MODE,
@@ -45,8 +45,8 @@ def _check_kernel(model_config: ModelConfig) -> None:
     scheme = _int4_scheme(model_config)
     if scheme and not has_int4_kernel():
         raise ValueError(
-            f"vLLM's build for this CPU has no kernel for {scheme} ({INT4_KERNEL}); on "
-            "x86 it needs AVX-512. Serve an INT8 or an unquantised checkpoint here."
+            f"vLLM's build for this CPU has no kernel for {scheme} ({INT4_KERNEL}). "
+            f"{int4_advice()}"
         )
     is_float32 = model_config.dtype == torch.float32
     if is_float32 and has_amx() and _has_int8_products(model_config):

@@ -61,6 +61,8 @@ class CompiledOperators:
         self.present = present
 
     def __getattr__(self, name: str) -> Any:
+        if name == "cutlass_scaled_mm_supports_fp4":  # FP4 tensor cores
+            return lambda capability: capability >= 100
         if "supports" in name or "supported" in name:
             return lambda *args: True
         if name == "silu_and_mul":  # layers keep it when they are built

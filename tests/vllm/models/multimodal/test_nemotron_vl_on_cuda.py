@@ -138,6 +138,19 @@ def test_attention_of_the_encoder(engines):
     assert chosen == expected
 
 
+def test_gpus_without_tensor_cores_for_it_get_weight_only_kernels(engines):
+    names = [name for name in engines if name.startswith(("FP8", "NVFP4"))]
+    kernels = {name: engines[name]["kernel"] for name in names}
+    weight_only = {name for name, kernel in kernels.items() if "Marlin" in kernel}
+    print(kernels)
+    assert weight_only == {
+        "FP8 on A100",
+        "NVFP4 on H100",
+        "NVFP4 on L4",
+        "NVFP4 on A100",
+    }
+
+
 def test_nothing_is_said_about_cpus(engines):
     said = [text for engine in engines.values() for text in engine["said"]]
     assert any("frame(s)" in text for text in said)  # the test hears this package
