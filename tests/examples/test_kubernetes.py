@@ -43,15 +43,13 @@ def container(workload: dict) -> dict:
 def autoscaler(scaled: dict) -> dict:
     """The HorizontalPodAutoscaler that KEDA makes of a ScaledObject."""
     spec = scaled["spec"]
+    deployment = {"apiVersion": "apps/v1", "kind": "Deployment"}
     return {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
         "metadata": scaled["metadata"],
         "spec": {
-            "scaleTargetRef": {
-                **{"apiVersion": "apps/v1", "kind": "Deployment"},
-                **spec["scaleTargetRef"],
-            },
+            "scaleTargetRef": deployment | spec["scaleTargetRef"],
             "minReplicas": spec["minReplicaCount"],
             "maxReplicas": spec["maxReplicaCount"],
             "behavior": spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"],

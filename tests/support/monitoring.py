@@ -26,12 +26,12 @@ def dashboard_queries() -> Iterator[tuple[str, str]]:
 
 def autoscaler_query() -> str:
     path = ROOT / "examples" / "kubernetes" / "autoscaling.yaml"
-    (trigger,) = (
+    (query,) = (
         trigger["metadata"]["query"]
         for document in yaml.safe_load_all(path.read_text())
         for trigger in document["spec"].get("triggers", [])
     )
-    return trigger
+    return query
 
 
 def queries() -> list[str]:
