@@ -8,7 +8,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.serve.instrumentator.metrics import attach_router
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-from support.monitoring import dashboard_queries, metrics_in, queries, rules
+from support.monitoring import ROOT, dashboard_queries, metrics_in, queries, rules
 from vllm_nemotron_vl.model_executor.models import nemotron_vl_reuse
 from vllm_nemotron_vl.renderers import nemotron_vl_metrics
 
@@ -44,5 +44,11 @@ def test_the_metrics_of_this_package_are_shown():
     } <= shown
 
 
-def test_there_are_rules():
-    assert len(rules()) == 5
+@pytest.mark.parametrize("alert", rules())
+def test_an_alert_is_explained_and_fires_in_the_tests(alert):
+    for path in (
+        "docs/monitoring.md",
+        "examples/monitoring/rules_test.yaml",
+        "tests/examples/test_prometheus.py",
+    ):
+        assert alert in (ROOT / path).read_text()
