@@ -40,12 +40,51 @@ def container(workload: dict) -> dict:
     return found
 
 
+def autoscaler(scaled: dict) -> dict:
+    """The HorizontalPodAutoscaler that KEDA makes of a ScaledObject."""
+    spec = scaled["spec"]
+    deployment = {"apiVersion": "apps/v1", "kind": "Deployment"}
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": scaled["metadata"],
+        "spec": {
+            "scaleTargetRef": deployment | spec["scaleTargetRef"],
+            "minReplicas": spec["minReplicaCount"],
+            "maxReplicas": spec["maxReplicaCount"],
+            "behavior": spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"],
+        },
+    }
+
+
 @pytest.mark.parametrize(
     ("file", "document"), DOCUMENTS, ids=[f"{f} {name_of(d)}" for f, d in DOCUMENTS]
 )
 def test_follows_the_schema(file, document):
+    """KEDA's own part of a ScaledObject has a schema in KEDA only."""
+    if document["kind"] == "ScaledObject":
+        document = autoscaler(document)
     latest = kubernetes_validate.latest_version()
     kubernetes_validate.validate(document, latest, strict=True)
+
+
+def test_the_scaled_object_names_a_deployment_and_leaves_room_for_disruptions():
+    (scaled,) = (d["spec"] for _, d in DOCUMENTS if d["kind"] == "ScaledObject")
+    (target,) = (
+        w["spec"]
+        for w in WORKLOADS
+        if scaled["scaleTargetRef"] == {"name": w["metadata"]["name"]}
+    )
+    (budget,) = (
+        d["spec"]["minAvailable"]
+        for _, d in DOCUMENTS
+        if d["kind"] == "PodDisruptionBudget"
+        and d["spec"]["selector"] == target["selector"]
+    )
+    least, most = scaled["minReplicaCount"], scaled["maxReplicaCount"]
+    assert (
+        budget < least <= target["replicas"] <= scaled["fallback"]["replicas"] <= most
+    )
 
 
 def test_a_wrong_key_would_be_seen():

@@ -30,6 +30,7 @@ from .nemotron_vl_embeddings import (
 )
 from .nemotron_vl_media_errors import media_errors_are_the_clients
 from .nemotron_vl_messages import with_lists
+from .nemotron_vl_metrics import count_prompts, counted_refusals
 from .nemotron_vl_uuids import with_keys
 
 
@@ -54,7 +55,16 @@ class NemotronVLRenderer(HfRenderer):
 
     async def render_chat_async(self, *args: Any, **options: Any):
         share_threads()
-        return await super().render_chat_async(*args, **options)
+        with counted_refusals():
+            rendered = await super().render_chat_async(*args, **options)
+        count_prompts(rendered[1], self.model_config.max_model_len)
+        return rendered
+
+    async def render_cmpl_async(self, *args: Any, **options: Any):
+        with counted_refusals():
+            prompts = await super().render_cmpl_async(*args, **options)
+        count_prompts(prompts, self.model_config.max_model_len)
+        return prompts
 
     def render_messages(self, messages: list[Any], params: ChatParams):
         messages = with_lists(messages)

@@ -7,8 +7,10 @@ be right. The server must answer soon, use little memory and stay up.
 import http.server
 import io
 import os
+import re
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -230,6 +232,43 @@ def test_a_bad_request_is_refused(server, name):
     assert any(cause in sentence.lower() for cause in case.cause.split("|")), sentence
     assert "secret" not in Pages.asked
     assert elapsed < SECONDS
+
+
+# A case of each cause that `/metrics` names, see docs/monitoring.md
+COUNTED = {
+    "three images": "too_many",
+    "audio": "too_many",
+    "long text": "too_long",
+    "longer text": "too_long",
+    "embeds: long": "too_long",
+    "bomb PNG": "too_large",
+    "file: large": "too_large",
+    "URL: other host": "not_allowed",
+    "URL: passwd": "not_allowed",
+    "URL: closed port": "not_fetched",
+    "typed: placeholder": "placeholder",
+    "completion": "placeholder",
+    "data URL: text": "unreadable",
+    "data URL: not base64": "unreadable",
+    "setting: max zero": "other",
+    "no messages": "other",
+}
+
+
+def refusals(server: Server) -> Counter:
+    text = httpx.get(f"{server.url}/metrics").text
+    found = re.findall(
+        r'^vllm:mm_requests_refused_total{cause="(\w+)"} (\S+)$', text, re.M
+    )
+    return Counter({cause: int(float(count)) for cause, count in found})
+
+
+@pytest.mark.parametrize(("name", "cause"), COUNTED.items())
+def test_a_refusal_is_counted_by_its_cause(server, name, cause):
+    good_answer(server)
+    before = refusals(server)
+    post(server, CASES[name])
+    assert refusals(server) - before == Counter([cause])
 
 
 # The offline API

@@ -281,6 +281,7 @@ def test_counts_reach_a_multiprocess_metrics_folder(tmp_path, monkeypatch):
     found = generate_latest(get_prometheus_registry()).decode()
     assert 'vllm:mm_tiles_total{outcome="encoded"} 1.0' in found
     assert 'vllm:mm_tiles_total{outcome="repeated"} 2.0' in found
+    assert 'outcome="cached"' not in found  # there is no cache
 
 
 def means(pixels: torch.Tensor) -> torch.Tensor:
