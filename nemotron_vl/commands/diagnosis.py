@@ -191,7 +191,7 @@ def _command() -> Finding:
             "vllm command",
             PROBLEM,
             "no distribution is named vllm, so the command ends at once",
-            "pip install --no-deps ./tools/vllm_metadata, in a checkout of this project",
+            "pip install --no-deps ./tools/vllm_metadata, in a checkout",
         )
 
 
