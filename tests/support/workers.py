@@ -14,6 +14,4 @@ def workers(cores: int, gigabytes: float) -> int:
 
 
 def workers_here() -> int:
-    return workers(
-        len(os.sched_getaffinity(0)), psutil.virtual_memory().total / 10**9
-    )
+    return workers(len(os.sched_getaffinity(0)), psutil.virtual_memory().total / 10**9)
