@@ -26,6 +26,7 @@ from support.workers import workers_here
 from vllm_nemotron_vl.config import nemotron_vl_cpu
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     return workers_here()
 

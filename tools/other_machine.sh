@@ -13,6 +13,7 @@ shift
 [ $# -gt 0 ] || set -- tools/emulated_tests.sh
 handlers=/proc/sys/fs/binfmt_misc
 qemu=build/qemu/usr/bin/qemu-aarch64
+handler=nemotron-vl-aarch64 # the one registered last is used, whatever others there are
 
 [ -e $handlers/register ] || mount -t binfmt_misc binfmt_misc $handlers
 if [ ! -e $qemu ]; then
@@ -20,11 +21,11 @@ if [ ! -e $qemu ]; then
     mkdir -p build && cd build && rm -f qemu-user_*.deb && apt-get download qemu-user"
   dpkg-deb -x build/debian/trixie/root/project/build/qemu-user_*.deb build/qemu
 fi
-if [ ! -e $handlers/qemu-aarch64 ]; then
+if [ ! -e $handlers/$handler ]; then
   # How its ELF files begin: 64 bits, little endian, a program or a library, the number of
   # the machine; then which bits count. With F the kernel keeps qemu open, for chroot.
   begin='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00'
   bits='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
-  printf %s ":qemu-aarch64:M::$begin:$bits:$PWD/$qemu:F" >$handlers/register
+  printf %s ":$handler:M::$begin:$bits:$PWD/$qemu:F" >$handlers/register
 fi
 ARCH=arm64 exec tools/debian.sh trixie "$@"

@@ -8,7 +8,10 @@ import torch
 import vllm
 
 FOLDER = Path(*vllm.__path__)
-PARTS = [f"vllm.{file.name.partition('.')[0]}" for file in FOLDER.glob("*.so")]
+PARTS = [
+    ".".join(["vllm", *file.parent.relative_to(FOLDER).parts, file.name.split(".")[0]])
+    for file in sorted(FOLDER.rglob("*.so"))
+]
 
 pytestmark = pytest.mark.skipif(
     torch.version.cuda is None, reason="vLLM's build for CPUs has none"
@@ -18,3 +21,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("name", PARTS)
 def test_a_compiled_part_is_imported(name):
     importlib.import_module(name)
+
+
+def test_there_are_compiled_parts():
+    assert {"vllm._C_stable_libtorch", "vllm.cumem_allocator"} <= set(PARTS)

@@ -1,8 +1,11 @@
 """The processes that run the tests fit the machine."""
 
+import os
+
+import psutil
 import pytest
 
-from support.workers import workers
+from support import workers
 
 
 @pytest.mark.parametrize(
@@ -10,4 +13,34 @@ from support.workers import workers
     [(1, 8, 1), (2, 24, 3), (4, 16, 2), (4, 64, 5), (16, 64, 10), (64, 1000, 65)],
 )
 def test_cores_and_memory_bound_them(cores, gigabytes, number):
-    assert workers(cores, gigabytes) == number
+    assert workers.workers(cores, gigabytes) == number
+
+
+@pytest.mark.parametrize(
+    ("limits", "number"),
+    [
+        ({}, 65),
+        ({"memory.max": "max"}, 65),
+        ({"memory.max": "16000000000"}, 2),
+        ({"memory/memory.limit_in_bytes": "16000000000"}, 2),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712"}, 65),
+    ],
+)
+def test_a_container_has_less_memory_than_its_machine(
+    tmp_path, monkeypatch, limits, number
+):
+    memory = psutil.virtual_memory()._replace(total=512 * 10**9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(workers.threads, "share_of_cores", lambda processes: 64)
+    for name, text in limits.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert workers.workers_here(tmp_path) == number
+
+
+def test_a_quota_bounds_them(tmp_path, monkeypatch):
+    memory = psutil.virtual_memory()._replace(total=512 * 10**9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(workers.threads, "_quota", lambda: 2.5)
+    assert workers.workers_here(tmp_path) == 3

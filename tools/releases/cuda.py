@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import sysconfig
 
 from environments import BUILD, ROOT, TEST_LOCK, Environment, pinned, run
 
@@ -24,7 +25,8 @@ class CudaEnvironment(Environment):
 
     @property
     def variables(self) -> dict[str, str]:
-        driver = self.folder / "usr/lib/x86_64-linux-gnu/nvidia/current"
+        multiarch = sysconfig.get_config_var("MULTIARCH")
+        driver = self.folder / f"usr/lib/{multiarch}/nvidia/current"
         return super().variables | {"LD_LIBRARY_PATH": str(driver)}
 
     def _wheel(self) -> str:

@@ -76,6 +76,14 @@ ENGINES = [
     # several ranks
     "tests/vllm/distributed/test_nemotron_vl.py::test_tensor_and_encoder_data_parallel",
 ]
+# Tests with other programs, which skip by name where one is missing: on the newest.
+OPERATIONS = [
+    "tests/examples/test_confined.py",
+    "tests/examples/test_install_commands.py",
+    "tests/examples/test_prometheus.py",
+    "tests/examples/test_runbook.py",
+    "tests/vllm/distributed/test_data_parallel.py",
+]
 # Tests of Model Runner V2: a short part on each release, all on the newest.
 RUNNER_V2 = "tests/vllm/model_runner_v2"
 
@@ -105,7 +113,7 @@ def main() -> None:
         parser.error(f"no lock file for {', '.join(sorted(unknown))}")
 
     rows, failed = {}, []
-    for release in args.releases or known:
+    for release in args.releases or (locks() if args.tests else known):
         cuda = release == CUDA
         environment = CudaEnvironment() if cuda else Environment(release)
         print(f"== vLLM {release}: {environment.describe()}", flush=True)
@@ -142,10 +150,10 @@ def parts(release: str, tests: str) -> list[tuple[str, list[str]]]:
         return [("without an engine", CUDA_TESTS), ("with engines", [])]
     left_out = [f"--ignore={path}" for path in STARTS_ENGINES + NEEDS_NO_VLLM]
     newest = release == list(locks())[-1]
-    marks = ["-m", "releases or not releases"] if newest else []
+    more = [*OPERATIONS, "-m", "releases or not releases"] if newest else []
     return [
         ("without an engine", ["tests", *left_out]),
-        ("with engines", [*ENGINES, RUNNER_V2, *marks]),
+        ("with engines", [*ENGINES, RUNNER_V2, *more]),
     ]
 
 

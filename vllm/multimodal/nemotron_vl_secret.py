@@ -9,7 +9,7 @@ def launch_secret(purpose: str) -> bytes:
     """32 bytes that are equal in all processes that one process started.
 
     A process inherits Python's ``authkey``, which is random, from the one that starts
-    it. So the API servers of a server agree, and two servers do not.
+    it. So the API servers of one command agree, and those of two commands do not.
 
     Args:
         purpose: What the secret is for; each purpose has its own.
