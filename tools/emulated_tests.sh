@@ -26,13 +26,11 @@ tests() {
 mkdir -p build
 processing=tests/vllm/models/multimodal/processing
 step "installation" make .venv/.installed
-step "PyTorch" $bin/python -c "import torch; print(torch.__version__)"
-step "resampling" tests $processing/test_nemotron_vl_resample.py
-step "threads, digests" tests $processing/test_nemotron_vl_threads.py \
-  $processing/test_nemotron_vl_digest.py
 step "nemotron-vl tiles" $bin/nemotron-vl tiles docs/tiny_wrong.png
+step "resampling, digests, the tower in float32" tests \
+  $processing/test_nemotron_vl_{resample,threads,digest}.py \
+  tests/vllm/models/multimodal/test_nemotron_vl_tower.py
 step "nemotron-vl inspect" $bin/nemotron-vl inspect nemotron_vl/checkpoints/tiny
 step "nemotron-vl doctor" $bin/nemotron-vl doctor
-step "tower" tests tests/vllm/models/multimodal/test_nemotron_vl_tower.py
-step "demo" $bin/nemotron-vl demo --out build/demo
+step "nemotron-vl demo" $bin/nemotron-vl demo --out build/demo
 exit $status

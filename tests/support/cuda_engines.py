@@ -22,6 +22,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
+from vllm.v1.attention import selector
 
 from support.device_trace import traced
 from support.loading import start_ranks
@@ -146,6 +147,7 @@ ENGINES = {
 def start(checkpoint: Path, engine: Engine) -> dict[str, Any]:
     """How far the start of an engine gets, and what this package says in the log."""
     type(current_platform).capability = engine.capability
+    selector._cached_get_attn_backend.cache_clear()  # it knows one device
     found: dict[str, Any] = {"configured": False, "built": False, "said": []}
     listener = Listener(found["said"])
     logging.getLogger("vllm").addHandler(listener)

@@ -164,7 +164,7 @@ def test_no_distribution_named_vllm(diagnose, monkeypatch):
     monkeypatch.setattr(doctor, "version", version)
     status, printed = diagnose()
     assert status == 1
-    assert "-> pip install ./tools/vllm_metadata" in printed
+    assert "-> pip install --no-deps ./tools/vllm_metadata" in printed
 
 
 def test_missing_system_packages(diagnose, monkeypatch, tmp_path):
