@@ -88,13 +88,11 @@ def digest_of(hub: str, name: str, tag: str) -> str:
     hub = hub.rstrip("/").removesuffix("/v1")  # as `docker info` has it
     host, slash, path = name.partition("/")
     if not slash or not (set(host) & set(".:") or host == "localhost"):
-        base, path = hub, name
-    elif hub.endswith(f".{host}"):  # the hub's own name, in front of its images
-        base = hub
-    else:
+        host, path = "", name
+    if host and not hub.endswith(f".{host}"):
         base = f"{'http' if _LOOPBACK.match(host) else 'https'}://{host}"
-    if base == hub and "/" not in path:
-        path = f"library/{path}"
+    else:  # an image of the hub, which its name may say
+        base, path = hub, path if "/" in path else f"library/{path}"
     url = f"{base}/v2/{path}/manifests/{tag}"
     headers = {"Accept": ", ".join(_KINDS)}
     try:
