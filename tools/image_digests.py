@@ -5,6 +5,8 @@ In Dockerfiles and manifests ``image:tag`` becomes ``image:tag@sha256:...``, and
 digest that is there is refreshed. It is that of the manifest which the registry sends.
 
     tools/image_digests.py --hub URL docker/Dockerfile* examples/kubernetes/*.yaml
+
+docs/docker.md says which URL that is.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import urllib.request
 from pathlib import Path
 
 _IMAGE = re.compile(
-    r"^(?P<before>FROM +|[ -]*image: *)(?P<name>[\w./:-]+):(?P<tag>[\w.-]+)"
+    r"^(?P<before>FROM +(?:--\S+ +)*|[ -]*image: *)(?P<name>[\w./:-]+):(?P<tag>[\w.-]+)"
     r"(?:@sha256:\w+)?(?=\s|$)",
     re.MULTILINE,
 )
@@ -83,11 +85,14 @@ def digest_of(hub: str, name: str, tag: str) -> str:
         ValueError: The registry names another digest than the one of what it sent.
         OSError: It does not answer, or has no such image.
     """
+    hub = hub.rstrip("/").removesuffix("/v1")  # as `docker info` has it
     host, slash, path = name.partition("/")
-    if slash and (set(host) & set(".:") or host == "localhost"):
+    if not slash or not (set(host) & set(".:") or host == "localhost"):
+        host, path = "", name
+    if host and not hub.endswith(f".{host}"):
         base = f"{'http' if _LOOPBACK.match(host) else 'https'}://{host}"
-    else:
-        base, path = hub.rstrip("/"), name if slash else f"library/{name}"
+    else:  # an image of the hub, which its name may say
+        base, path = hub, path if "/" in path else f"library/{path}"
     url = f"{base}/v2/{path}/manifests/{tag}"
     headers = {"Accept": ", ".join(_KINDS)}
     try:

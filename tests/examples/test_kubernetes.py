@@ -5,7 +5,9 @@ No cluster is needed: the tests do not apply them.
 
 import itertools
 import json
+import os
 import shlex
+import subprocess
 from pathlib import Path
 
 import kubernetes_validate
@@ -136,12 +138,78 @@ def test_commands_are_accepted(workload):
         assert parsed.model_tag == "nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1"
         assert parsed.shutdown_timeout > 0
         probe = container(workload)["livenessProbe"]
-        program, *options = probe["exec"]["command"]
-        assert program == "nemotron-vl"
-        assert probe["timeoutSeconds"] > 40 and options == ["probe", "--seconds=40"]
+        *command, seconds = probe["exec"]["command"]
+        assert command == ["nemotron-vl", "probe"]
+        assert probe["timeoutSeconds"] > int(seconds.removeprefix("--seconds="))
 
 
 SERVERS = [w for w in WORKLOADS if "nvidia/" in " ".join(container(w)["args"])]
+
+
+@pytest.mark.parametrize("workload", SERVERS, ids=name_of)
+def test_a_server_starts_with_an_empty_folder_of_metrics(workload, tmp_path):
+    main, folder = container(workload), tmp_path / "metrics"
+    (metrics,) = (
+        entry["value"]
+        for entry in main["env"]
+        if entry["name"] == "PROMETHEUS_MULTIPROC_DIR"
+    )
+    assert metrics.startswith("/dev/shm/")
+    vllm = tmp_path / "vllm"
+    vllm.write_text(f'#!/bin/sh\nls {folder}; echo "$@"; touch {folder}/counter.db\n')
+    vllm.chmod(0o755)
+    env = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PROMETHEUS_MULTIPROC_DIR": str(folder),
+    }
+    for _ in range(2):
+        found = subprocess.check_output(
+            [*main["command"], *main["args"]], env=env, text=True
+        )
+        assert found.split("\n") == ["serve " + " ".join(main["args"]), ""]
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=name_of)
+def test_only_named_pods_reach_a_port(workload):
+    labels = workload["spec"]["template"]["metadata"]["labels"]
+    (policy,) = (
+        document["spec"]
+        for _, document in DOCUMENTS
+        if document["kind"] == "NetworkPolicy"
+        and document["spec"]["podSelector"]["matchLabels"] == labels
+    )
+    assert "Ingress" in policy["policyTypes"]
+    ports = {port["name"] for port in container(workload)["ports"]}
+    for rule in policy["ingress"]:
+        assert rule["from"]
+        assert {port["port"] for port in rule["ports"]} <= ports
+    if "router" in workload["metadata"]["name"]:  # /add_worker needs no key
+        (sources,) = (
+            r["from"] for r in policy["ingress"] if {"port": "http"} in r["ports"]
+        )
+        assert sources == [
+            {"podSelector": {"matchLabels": {"nemotron-vl-proxy": "true"}}}
+        ]
+
+
+def test_prometheus_finds_all_pods_by_services_that_are_applied_with_them():
+    path = ROOT / "examples/monitoring/prometheus-kubernetes.yaml"
+    for job in yaml.safe_load(path.read_text())["scrape_configs"]:
+        (found,) = job["dns_sd_configs"]
+        name = found["names"][0].partition(".")[0]
+        ((file, service),) = (
+            (f, d["spec"])
+            for f, d in DOCUMENTS
+            if d["kind"] == "Service" and d["metadata"]["name"] == name
+        )
+        assert service["clusterIP"] == "None" and service["publishNotReadyAddresses"]
+        (workload,) = (
+            d for f, d in DOCUMENTS if f == file and d["kind"] == "Deployment"
+        )
+        assert service["selector"] == workload["spec"]["selector"]["matchLabels"]
+        ports = {p["name"]: p["containerPort"] for p in container(workload)["ports"]}
+        (port,) = service["ports"]
+        assert found["port"] == port["port"] == ports[port["targetPort"]]
 
 
 def recommended() -> tuple[dict[str, str], dict[str, str]]:

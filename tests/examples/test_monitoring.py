@@ -1,5 +1,7 @@
 """The metrics that examples/monitoring names are those of a server."""
 
+import re
+
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -33,6 +35,11 @@ def exposed(tiny) -> set[str]:
 @pytest.mark.parametrize("query", queries())
 def test_the_metrics_of_a_query_exist(exposed, query):
     assert metrics_in(query) <= exposed
+
+
+@pytest.mark.parametrize("query", queries())
+def test_a_query_reads_no_other_job(query):
+    assert not re.search(r'(vllm:|\bhttp_)\w+\b(?!\{job="nemotron-vl")', query)
 
 
 def test_the_metrics_of_this_package_are_shown():

@@ -58,9 +58,15 @@ def answer(url: str, job: tuple[dict, str]) -> bool:
 
 
 def other_release() -> Path:
-    """The ``vllm`` of a release that tools/releases has installed, or this one."""
-    others = sorted(ROOT.glob("build/releases/*/venv/bin/vllm"))
-    return next((path for path in others if path.parent != BIN), BIN / "vllm")
+    """The ``vllm`` of another release that tools/releases has installed."""
+    others = [
+        path
+        for path in sorted(ROOT.glob("build/releases/[0-9]*/venv/bin/vllm"))
+        if path.parent != BIN
+    ]
+    if not others:
+        pytest.skip("needs another release of vLLM (make test-releases installs it)")
+    return others[0]
 
 
 def test_an_upgrade_and_a_rollback_behind_the_router(tiny, job, tmp_path):
@@ -120,7 +126,7 @@ def test_an_upgrade_and_a_rollback_behind_the_router(tiny, job, tmp_path):
     print(versions, statuses)
     assert {status for _, status in statuses} == {200}
     assert len({name for name, _ in statuses}) == 3
-    assert len(versions) == 1 + (old_program != new_program)
+    assert len(versions) == 2
 
 
 # A dead rank
@@ -167,6 +173,7 @@ def server(tiny, tmp_path_factory):
 
 
 KEY = {"Authorization": "Bearer key-of-the-server"}
+TENANTS = [f"key-of-tenant-{name}".ljust(64, "X") for name in "ab"]
 
 
 def seconds_of(url: str, job: tuple[dict, str], key: dict[str, str]) -> float:
@@ -219,6 +226,8 @@ def proxy(server, tmp_path_factory) -> str:
     text = (ROOT / "examples/nginx.conf").read_text()
     text = text.replace("127.0.0.1:8000", server[1].removeprefix("http://"))
     text = text.replace("127.0.0.1:8080", f"127.0.0.1:{port}")
+    for key in TENANTS:
+        text = text.replace(key.rstrip("X") + "$", f"{key}$")
     text = text.replace("at_once 4", "at_once 2")  # half of the requests of this server
     paths = "".join(
         f"{kind}_temp_path {folder}/{kind};\n"
@@ -265,7 +274,7 @@ def beside_a_flood(url: str, job, flood: dict, good: dict) -> tuple[float, Count
 
 
 def test_a_hostile_tenant_is_held_to_its_quota(server, proxy, job):
-    hostile, good = ({"Authorization": f"Bearer key-of-tenant-{t}"} for t in "ab")
+    hostile, good = ({"Authorization": f"Bearer {key}"} for key in TENANTS)
     without, statuses = beside_a_flood(server[1], job, KEY, KEY)
     assert statuses.keys() == {200}
     limited, statuses = beside_a_flood(proxy, job, hostile, good)
@@ -275,9 +284,10 @@ def test_a_hostile_tenant_is_held_to_its_quota(server, proxy, job):
 
 
 def test_the_proxy_passes_on_nothing_else(proxy, job):
-    key = {"Authorization": "Bearer key-of-tenant-a"}
-    assert httpx.post(proxy + CHAT, json=job[0]).status_code == 401
-    assert httpx.post(proxy + CHAT, json=job[0], headers=KEY).status_code == 401
+    key = {"Authorization": f"Bearer {TENANTS[0]}"}
+    wrong = [TENANTS[0].upper(), TENANTS[0].lower(), TENANTS[0] + "X"]
+    for headers in ({}, KEY, *({"Authorization": f"Bearer {it}"} for it in wrong)):
+        assert httpx.post(proxy + CHAT, json=job[0], headers=headers).status_code == 401
     for path in ("/metrics", "/tokenize", "/v1/load_lora_adapter", "/v1//models"):
         assert httpx.get(proxy + path, headers=key).status_code == 404
     large = b'{"a": "' + b"x" * 34_000_000 + b'"}'

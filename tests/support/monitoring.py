@@ -29,7 +29,7 @@ def autoscaler_query() -> str:
     (query,) = (
         trigger["metadata"]["query"]
         for document in yaml.safe_load_all(path.read_text())
-        for trigger in document["spec"].get("triggers", [])
+        for trigger in document["spec"]["triggers"]
     )
     return query
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import image_digests
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +75,7 @@ def registry() -> Iterator[Registry]:
 def pin(registry: Registry, *arguments: object) -> subprocess.CompletedProcess:
     command = [sys.executable, ROOT / "tools/image_digests.py"]
     return subprocess.run(
-        [*command, f"--hub=http://{registry.host}", *arguments],
+        [*command, f"--hub=http://{registry.host}/v1/", *arguments],
         capture_output=True,
         text=True,
     )
@@ -115,15 +116,34 @@ def test_all_images_of_this_project_are_pinned_and_refreshed(registry, tmp_path)
 
 def test_what_the_registry_does_not_have_is_named_and_left(registry, tmp_path):
     file = tmp_path / "Dockerfile"
-    file.write_text("FROM python:3.13-slim AS one\nFROM team/gone:1\nRUN a:b\n")
+    lines = "FROM --platform=x/y python:3.13-slim{} AS one\nFROM team/gone:1\nRUN a:b\n"
+    file.write_text(lines.format(""))
     registry.images = {"library/python:3.13-slim": b"it"}
     done = pin(registry, file)
     assert done.returncode == 1
     assert "team/gone:1: HTTP Error 404" in done.stderr
     digest = registry.digest("library/python:3.13-slim")
-    assert file.read_text() == (
-        f"FROM python:3.13-slim@{digest} AS one\nFROM team/gone:1\nRUN a:b\n"
-    )
+    assert file.read_text() == lines.format(f"@{digest}")
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("hub.example/python", "library/python"),
+        ("hub.example/team/app", "team/app"),
+        ("team/app", "team/app"),
+    ],
+)
+def test_the_hub_may_be_named(name, path, monkeypatch):
+    asked = []
+
+    def get(url, headers):
+        asked.append(url)
+        return b"", None
+
+    monkeypatch.setattr(image_digests, "_get", get)
+    image_digests.digest_of("https://index.hub.example/v1/", name, "1")
+    assert asked == [f"https://index.hub.example/v2/{path}/manifests/1"]
 
 
 def test_a_digest_that_is_not_that_of_the_manifest_is_refused(registry, tmp_path):

@@ -7,13 +7,14 @@ exactly one for each image.
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs import MultiModalInput, TokensInput, TokensPrompt
 from vllm.renderers.hf import HfRenderer
-from vllm.renderers.params import ChatParams
+from vllm.renderers.params import ChatParams, TokenizeParams
 
 from ..config.nemotron_vl import ImageConfig
 from ..config.nemotron_vl_names import IMAGE_TOKEN
@@ -53,18 +54,33 @@ class NemotronVLRenderer(HfRenderer):
         check_and_load_images(settings.more_image_formats)
         super().__init__(config, tokenizer)
 
-    async def render_chat_async(self, *args: Any, **options: Any):
+    async def render_chat_async(
+        self,
+        conversations: Sequence[Any],
+        chat_params: ChatParams,
+        tok_params: TokenizeParams | None = None,
+        **options: Any,
+    ):
         share_threads()
+        tok_params = tok_params or self.default_chat_tok_params
         with counted_refusals():
-            rendered = await super().render_chat_async(*args, **options)
-        count_prompts(rendered[1], self.model_config.max_model_len)
+            rendered = await super().render_chat_async(
+                conversations, chat_params, tok_params, **options
+            )
+        count_prompts(rendered[1], tok_params.max_total_tokens)
         return rendered
 
-    async def render_cmpl_async(self, *args: Any, **options: Any):
+    async def render_cmpl_async(
+        self,
+        prompts: Sequence[Any],
+        tok_params: TokenizeParams | None = None,
+        **options: Any,
+    ):
+        tok_params = tok_params or self.default_cmpl_tok_params
         with counted_refusals():
-            prompts = await super().render_cmpl_async(*args, **options)
-        count_prompts(prompts, self.model_config.max_model_len)
-        return prompts
+            rendered = await super().render_cmpl_async(prompts, tok_params, **options)
+        count_prompts(rendered, tok_params.max_total_tokens)
+        return rendered
 
     def render_messages(self, messages: list[Any], params: ChatParams):
         messages = with_lists(messages)

@@ -42,7 +42,7 @@ def _counters() -> tuple[Any, Any]:
         ["cause"],
     )
     for cause in CAUSES:
-        refused.labels(cause)  # 0, so the first refusal is an increase
+        refused.labels(cause)
     return tokens, refused
 
 
@@ -62,16 +62,17 @@ def counted_refusals() -> Iterator[None]:
         raise
 
 
-def count_prompts(prompts: Sequence[Any], max_model_len: int) -> None:
+def count_prompts(prompts: Sequence[Any], max_tokens: int | None) -> None:
     """Count the tokens of rendered prompts.
 
     Args:
         prompts: Inputs of the engine.
-        max_model_len: Longest prompt with its answer. The engine's client refuses
-            longer ones, after they were rendered.
+        max_tokens: Longest prompt with its answer. The engine's client refuses
+            longer ones, after they were rendered. None if it does not get them.
     """
     tokens, refused = _counters()
-    if any(len(p.get("prompt_token_ids") or ()) >= max_model_len for p in prompts):
+    lengths = [len(p.get("prompt_token_ids") or ()) for p in prompts]
+    if max_tokens is not None and max(lengths, default=0) >= max_tokens:
         refused.labels("too_long").inc()
         return
     for prompt in prompts:

@@ -72,11 +72,14 @@ def test_the_tokens_of_all_images_of_all_prompts_are_counted():
     assert image_tokens() == before + 1024
 
 
-@pytest.mark.parametrize(("words", "refusals"), [(4, 0), (5, 1), (6, 1)])
+@pytest.mark.parametrize(
+    ("words", "limit", "refusals"),
+    [(4, 256, 0), (5, 256, 1), (6, 256, 1), (6, None, 0)],
+)
 def test_a_prompt_without_room_for_an_answer_is_refused_and_not_counted(
-    words, refusals
+    words, limit, refusals
 ):
     before = refused("too_long"), image_tokens()
-    metrics.count_prompts([prompt(251, words=words)], 256)
+    metrics.count_prompts([prompt(251, words=words)], limit)
     assert refused("too_long") - before[0] == refusals
     assert (image_tokens() > before[1]) is not bool(refusals)

@@ -271,6 +271,15 @@ def test_a_refusal_is_counted_by_its_cause(server, name, cause):
     assert refusals(server) - before == Counter([cause])
 
 
+def test_a_long_prompt_that_is_only_tokenized_is_not_refused(server):
+    before = refusals(server)
+    prompts = (CASES["long text"].request, {"prompt": "9 " * 5000})
+    for request in prompts:
+        answer = post(server, Case(request, "", path="/tokenize"))
+        assert answer.status_code == 200 and answer.json()["count"] > 1024
+    assert refusals(server) == before
+
+
 # The offline API
 
 
