@@ -44,6 +44,11 @@ def has_native_products(dtype: str) -> bool:
     return wanted is None or not wanted.isdisjoint(processor_flags())
 
 
+def has_x86_bfloat16() -> bool:
+    """Whether this is an x86 CPU with instructions for products in bfloat16."""
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(processor_flags())
+
+
 def has_amx() -> bool:
     """Whether the CPU has AMX, for which vLLM has kernels of its own."""
     return "amx_tile" in processor_flags()

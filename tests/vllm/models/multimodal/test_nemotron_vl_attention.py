@@ -17,6 +17,7 @@ from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
 from support.encoder_graphs import graphs
 from support.loading import make_config
 from support.noise import tiles
+from vllm_nemotron_vl.config import nemotron_vl_cpu
 from vllm_nemotron_vl.config.nemotron_vl_options import check_encoder_attention
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_attention import (
     HeadwiseAttention,
@@ -296,14 +297,20 @@ def test_blocks_with_flashinfer_are_not_compiled(
 # Head by head
 
 
-def test_a_named_kernel_is_used(load_model, checkpoint, native_products):
-    for backend, kind in (
-        (None, HeadwiseAttention),
-        ("TORCH_SDPA", MMEncoderAttention),
-    ):
-        model = load_model(checkpoint, "bfloat16", mm_encoder_attn_backend=backend)
-        for block in model.vision_model.model.encoder.layers:
-            assert type(block.attn.attn) is kind
+@pytest.mark.parametrize(
+    ("flag", "backend", "kind"),
+    [
+        ("avx512_bf16", None, HeadwiseAttention),
+        ("avx512_bf16", "TORCH_SDPA", MMEncoderAttention),
+        ("amx_bf16", None, HeadwiseAttention),
+        ("bf16", None, MMEncoderAttention),  # of Arm
+    ],
+)
+def test_where_it_is_used(load_model, checkpoint, monkeypatch, flag, backend, kind):
+    monkeypatch.setattr(nemotron_vl_cpu, "processor_flags", lambda: frozenset([flag]))
+    model = load_model(checkpoint, "bfloat16", mm_encoder_attn_backend=backend)
+    for block in model.vision_model.model.encoder.layers:
+        assert type(block.attn.attn) is kind
 
 
 def attend(query, key, value, heads: int, scale: float) -> torch.Tensor:
