@@ -26,6 +26,11 @@ from support.workers import workers_here
 from vllm_nemotron_vl.config import nemotron_vl_cpu
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest file first: at the end it would keep one core alone."""
+    items.sort(key=lambda item: "vllm/quantization/" not in item.nodeid)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     return workers_here()
