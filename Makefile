@@ -24,6 +24,7 @@ test: $(INSTALLED)
 # make test-releases RELEASES="0.31 0.33" TESTS=tests/tools/test_export_upstream.py
 test-releases: $(INSTALLED)
 	$(PYTHON) tools/releases/matrix.py $(RELEASES) --tests "$(TESTS)"
+	[ -n "$(RELEASES)$(TESTS)" ] || $(MAKE) test-pythons
 
 # make test-pythons PYTHONS="3.12 3.14"
 test-pythons: $(INSTALLED)
