@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -22,23 +21,15 @@ from drawn_text import make_question
 from nemotron_vl.main import main
 from nemotron_vl.server import free_port, running, serving_process
 from nemotron_vl.verify.reference import Reference
-from support.chat import (
-    EXACT,
-    ONE_WORKER,
-    SERVER_OPTIONS,
-    chat_request,
-    content,
-    reference_text,
-)
+from support.chat import EXACT, SERVER_OPTIONS, chat_request, content, reference_text
 from support.hostile import memory_of
+from support.served import BIN, OPTIONS, routing, sums_at
 from support.servers import forked_servers
 from typefaces import PILLOW_FONT
 
 pytestmark = pytest.mark.releases
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 CHAT = "/v1/chat/completions"
-OPTIONS = [*SERVER_OPTIONS, ONE_WORKER, EXACT]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +62,6 @@ def other_release() -> Path:
 
 def test_an_upgrade_and_a_rollback_behind_the_router(tiny, job, tmp_path):
     """No request fails. Both servers run for a while, each with its release."""
-    log = tmp_path / "router.txt"
     statuses: Counter[tuple[str, int]] = Counter()
     versions, step, done = set(), ["old"], threading.Event()
 
@@ -101,13 +91,10 @@ def test_an_upgrade_and_a_rollback_behind_the_router(tiny, job, tmp_path):
             time.sleep(0.2)
 
     old_program, new_program = other_release(), BIN / "vllm"
-    router = f"http://127.0.0.1:{free_port()}"
-    command = [str(BIN / "vllm-router"), "--host=127.0.0.1", "--policy=round_robin"]
-    command += [f"--port={router.rpartition(':')[2]}", "--prometheus-host=127.0.0.1"]
-    command += [f"--prometheus-port={free_port()}", "--worker-urls"]
+    options = ["--policy=round_robin", "--worker-urls"]
     with (
         release(old_program, "old.txt") as (old, old_url),
-        running([*command, old_url], url=router, log=log),
+        routing(*options, old_url, log=tmp_path / "router.txt") as router,
         ThreadPoolExecutor(3) as threads,
     ):
         clients = [threads.submit(client) for _ in range(3)]
@@ -183,11 +170,10 @@ def seconds_of(url: str, job: tuple[dict, str], key: dict[str, str]) -> float:
     return time.monotonic() - start
 
 
-def waiting_or_running(url: str) -> float:
+def waiting_or_running(url: str) -> int:
     """Requests whose tokens the engine still makes."""
-    name = r"^vllm:num_requests_(?:waiting|running){.*} (\S+)$"
-    text = httpx.get(f"{url}/metrics").text
-    return sum(map(float, re.findall(name, text, re.MULTILINE)))
+    names = ("vllm:num_requests_waiting", "vllm:num_requests_running")
+    return sum(sums_at(url, name, "engine").total() for name in names)
 
 
 def test_clients_that_do_not_read_their_answers_delay_nobody(server, job):

@@ -16,6 +16,7 @@ from support.chat import EXACT, ONE_WORKER, SERVER_OPTIONS, content
 BIN = Path(sys.executable).parent
 TOKENS = 12
 OPTIONS = [*SERVER_OPTIONS, EXACT, ONE_WORKER]
+FINISHED = "vllm:request_success_total"
 
 
 def answers(url: str, requests: list[dict]) -> list[str]:
@@ -31,21 +32,24 @@ def answers(url: str, requests: list[dict]) -> list[str]:
 
 def served_by_engine(url: str) -> Counter:
     """The finished requests of each engine of a server."""
-    return finished(httpx.get(f"{url}/metrics").text)
+    return sums_at(url, FINISHED, "engine")
 
 
 def finished(metrics: str) -> Counter:
-    return _sums(metrics, "vllm:request_success_total", "engine")
+    return _sums(metrics, FINISHED, "engine")
 
 
 def tiles(url: str) -> Counter:
     """The tiles of each outcome: encoded, repeated or cached."""
-    metrics = httpx.get(f"{url}/metrics").text
-    return _sums(metrics, "vllm:mm_tiles_total", "outcome")
+    return sums_at(url, "vllm:mm_tiles_total", "outcome")
+
+
+def sums_at(url: str, name: str, label: str) -> Counter:
+    """The sums of a metric's series at a server now, by the values of a label."""
+    return _sums(httpx.get(f"{url}/metrics").text, name, label)
 
 
 def _sums(metrics: str, name: str, label: str) -> Counter:
-    """The sums of a metric's series, by the values of a label."""
     counts: Counter[str] = Counter()
     for family in text_string_to_metric_families(metrics):
         for sample in family.samples:

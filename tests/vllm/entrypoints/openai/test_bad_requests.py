@@ -7,7 +7,6 @@ be right. The server must answer soon, use little memory and stay up.
 import http.server
 import io
 import os
-import re
 import threading
 import time
 from collections import Counter
@@ -35,6 +34,7 @@ from support.bad_requests import (
 )
 from support.chat import ONE_WORKER, SERVER_OPTIONS, image_part, saved, text_part
 from support.hostile import bounded_memory
+from support.served import sums_at
 from support.servers import forked_servers
 
 SECONDS, MEGABYTES = 20, 900
@@ -256,11 +256,7 @@ COUNTED = {
 
 
 def refusals(server: Server) -> Counter:
-    text = httpx.get(f"{server.url}/metrics").text
-    found = re.findall(
-        r'^vllm:mm_requests_refused_total{cause="(\w+)"} (\S+)$', text, re.M
-    )
-    return Counter({cause: int(float(count)) for cause, count in found})
+    return sums_at(server.url, "vllm:mm_requests_refused_total", "cause")
 
 
 @pytest.mark.parametrize(("name", "cause"), COUNTED.items())

@@ -32,6 +32,7 @@ from support.chat import (
     reference_text,
 )
 from support.hostile import memory_of
+from support.served import sums_at
 from typefaces import PILLOW_FONT
 
 TOKENS = 12
@@ -78,8 +79,8 @@ def answer(url: str, request: dict) -> str:
 
 def metric(url: str, name: str) -> int:
     """The value of a metric of the server."""
-    text = httpx.get(f"{url}/metrics").text
-    return int(float(re.search(rf"^vllm:{name}{{.*}} (\S+)$", text, re.M)[1]))
+    (value,) = sums_at(url, f"vllm:{name}", "engine").values()
+    return value
 
 
 def wait_until_idle(url: str) -> None:
