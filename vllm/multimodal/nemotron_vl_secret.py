@@ -2,9 +2,11 @@
 """Secrets that the processes of one launch share, and no file and no client knows."""
 
 import hmac
+from functools import cache
 from multiprocessing import current_process
 
 
+@cache
 def launch_secret(purpose: str) -> bytes:
     """32 bytes that are equal in all processes that one process started.
 
