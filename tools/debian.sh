@@ -31,12 +31,13 @@ mkdir -p "$project"
 find "$project" -mindepth 1 -maxdepth 1 ! -name .venv ! -name build -exec rm -rf {} +
 git ls-files -z | tar --null --create --files-from=- | tar --extract --directory="$project"
 
-# unshare: what is mounted here leaves with the command, and so do its processes.
+# unshare: what is mounted here leaves with the command, and so do its processes. The
+# shell stays, because process 1 has to collect the orphans that have ended.
 exec unshare --mount --pid --fork --kill-child bash -euc '
   root=$1
   shift
   mount -t proc proc "$root/proc"
   mount --rbind /dev "$root/dev"
   mount --rbind --make-slave /sys "$root/sys"
-  exec chroot "$root" /bin/sh -c "cd /root/project && exec \"\$@\"" sh "$@"
+  chroot "$root" /bin/sh -c "cd /root/project && exec \"\$@\"" sh "$@" || exit
 ' bash "$root" "$@"

@@ -98,12 +98,12 @@ def test_renamed_symbols_are_named_and_nothing_else(tmp_path):
 
 def test_both_breaks_of_033_are_found_in_the_tree_before_it(tmp_path):
     vllm = release(source("0.33"))
-    archive = subprocess.run(
-        ["git", "archive", BEFORE_033, "vllm"], cwd=ROOT, capture_output=True
-    )
-    if archive.returncode:
-        pytest.skip(f"needs the history: commit {BEFORE_033}")
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tree:
+    command = ["git", "archive", BEFORE_033, "vllm"]
+    try:
+        archive = subprocess.check_output(command, cwd=ROOT)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip(f"needs git and the history: commit {BEFORE_033}")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tree:
         tree.extractall(tmp_path, filter="data")
     reviewed = Reviewed(tmp_path / "none.json")
     contract = Contract(vllm, installed(), tmp_path, reviewed, by_hand=False)
