@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Types of arguments of the command line."""
 
+import re
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 
 def number(most: int | None = None) -> Callable[[str], int]:
@@ -20,3 +21,24 @@ def number(most: int | None = None) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+class Ranges(Container[int]):
+    """Numbers such as ``1-3,7,10-``.
+
+    Raises:
+        argparse.ArgumentTypeError: They are not of this form.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._ranges = []
+        for part in text.split(","):
+            match = re.fullmatch(r"(\d{1,9})(-(\d{1,9})?)?", part.strip(), re.ASCII)
+            first = int(match[1]) if match else 0
+            last = int(match[3] or 10**9) if match and match[2] else first
+            if not 1 <= first <= last:
+                raise ArgumentTypeError(f"{text!r} is not like 1-3,7,10-")
+            self._ranges.append(range(first, last + 1))
+
+    def __contains__(self, value: object) -> bool:
+        return any(value in numbers for numbers in self._ranges)

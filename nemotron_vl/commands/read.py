@@ -8,35 +8,35 @@ serves the model.
 import argparse
 import asyncio
 import contextlib
-import itertools
-import json
 import os
-import shlex
-import shutil
 import sys
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import MAX_TILES
-
-from ..checkpoints.files import check_folder, read_json
 from ..checkpoints.tiler import Tiler
-from ..documents.pages import Page, find_documents
-from ..documents.process import MOST_PAGES, PageProcess
-from ..documents.reading import RETRIES, find_model, read_answers
-from ..documents.records import PageRecords
+from ..documents.changes import prepare
+from ..documents.finding import Folders, find_documents, is_url
+from ..documents.job import Job, Options
+from ..documents.pages import Drawing, Page
+from ..documents.process import PageProcess
+from ..documents.reading import find_model
+from ..documents.records import PageRecords, Record, Records
+from ..documents.remote import RemoteRecords
 from ..documents.requests import Question, write_batch
+from ..documents.schemas import read_schema
+from ..documents.tasks import read_task
 from ..printable import printable, show
-from ..server import serving_process
-from .arguments import number
+from ..regular_files import read_text
+from .read_options import add_options
+from .read_server import CONTEXT, Server, server
 
 _PACKAGES = ("jsonschema", "openai", "pypdfium2")  # the extra "documents"
-_CONTEXT = 16384  # tokens, the limit of the model card
 
 
 def add_parser(subparsers) -> None:
@@ -45,259 +45,266 @@ def add_parser(subparsers) -> None:
         help="ask about each page of documents in files and folders",
         description="Asks a server about each page of PDFs, TIFFs and images and "
         "writes a record for each to a file of JSON lines. Started again, it goes on "
-        "with the pages that have no record. Exits with 1 if a record is an error. The "
-        "environment variable OPENAI_API_KEY is the server's key.",
+        "with the pages that have no record, and does changed files again. Exits with 1 "
+        "if a record is an error. The environment variable NEMOTRON_VL_API_KEY is the "
+        "server's key; OPENAI_API_KEY is sent through https and to this machine only.",
     )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
-    parser.add_argument("--question", metavar="TEXT", help="asked about each page")
-    parser.add_argument(
-        "--system",
-        metavar="TEXT",
-        help="system message before the question; the model's fine-tuning had "
-        "'Answer the questions.' (default: none)",
-    )
-    parser.add_argument(
-        "--schema",
-        type=Path,
-        metavar="FILE",
-        help="JSON schema that the answers follow; the default question asks for its "
-        "data",
-    )
-    result = parser.add_mutually_exclusive_group(required=True)
-    result.add_argument(
-        "--out", type=Path, metavar="FILE", help="records, one JSON object a line"
-    )
-    result.add_argument(
-        "--batch",
-        type=Path,
-        metavar="FILE",
-        help="write requests for `vllm run-batch` instead of sending them",
-    )
-    parser.add_argument("--url", help="of a server, such as http://127.0.0.1:8000")
-    parser.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="folder or hub name to serve meanwhile; with --url (default: the server's "
-        "first) or --batch the name of the served model",
-    )
-    parser.add_argument(
-        "--serve-options",
-        default="",
-        metavar="TEXT",
-        help="further options of `vllm serve`, all in one: --serve-options='...'",
-    )
-    parser.add_argument(
-        "--max-tiles",
-        type=number(MAX_TILES),
-        metavar="N",
-        help="most tiles of a page's grid (default: the model's); set a server of "
-        "--url the same way",
-    )
-    parser.add_argument(
-        "--max-tokens",
-        type=number(),
-        default=2048,
-        metavar="N",
-        help="most tokens of an answer (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--at-once",
-        type=number(),
-        default=8,
-        metavar="N",
-        help="most requests at a time, and pages in memory (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=number(),
-        default=1800,
-        metavar="SECONDS",
-        help="for an answer, with all retries (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max-pages",
-        type=number(),
-        default=MOST_PAGES,
-        metavar="N",
-        help="most pages of a document; the others are one error (default: "
-        "%(default)s)",
-    )
-    parser.add_argument(
-        "--retry-errors",
-        action="store_true",
-        help="remove the records of errors and do their pages again",
-    )
+    add_options(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    missing = [package for package in _PACKAGES if not find_spec(package)]
-    if missing:
+    packages = [*_PACKAGES, *["jiwer"] * (args.text_layer == "compare")]
+    if missing := [package for package in packages if not find_spec(package)]:
         names = " ".join(missing)
         raise RuntimeError(
             f"`nemotron-vl read` needs more packages: pip install {names} (the extra "
             '"documents" of this package)'
         )
-    if args.question is None and args.schema is None:
-        raise ValueError("Give --question, --schema, or both.")
-    question = Question.from_files(
-        args.question, args.schema, args.max_tokens, args.system
-    )
-    files = find_documents(args.paths)
-    if not files:
-        raise ValueError("The folders hold no PDFs and no images.")
-    if args.batch:
+    question = _question(args)
+    options = _options(args)
+    found = find_documents(args.paths, args.root)
+    if not found.documents:
+        raise ValueError(f"The folders hold no PDFs and no images.{_left_out(found)}")
+    if args.batch or args.dry_run:
         try:
-            return _write_batch(args, question, files)
+            do = _write_batch if args.batch else _show_costs
+            return do(args, question, options, found)
         except KeyboardInterrupt:
-            show("nemotron-vl: stopped; no requests are written", sys.stderr)
+            show("nemotron-vl: stopped; nothing is written", sys.stderr)
             return 130
     if not (args.url or args.model):
         raise ValueError("Give --url of a server, or --model to start one.")
     if args.url:
         urlsplit(args.url).port  # noqa: B018 - raises an error for a wrong one
-    retried = {str(file) for file in files} if args.retry_errors else set()
-    with (
-        PageRecords(args.out, question.digest, retried) as records,
-        PageProcess(_tiler(args), args.max_pages) as process,
-    ):
+    if args.rotate == "auto" and args.per == "document":
+        raise ValueError("--rotate auto needs --per page.")
+    with _records(args, question) as records:
+        if isinstance(records, PageRecords):
+            retried = (*["error"] * args.retry_errors, *["cut"] * args.retry_cut)
+            changed = prepare(
+                records, found.documents, lambda record: any(k in record for k in retried)
+            )
+            for name in changed:
+                _tell(f"{name}: it has changed and is read again")
         try:
-            return _read(args, question, files, process, records)
+            return _read(args, question, options, found, records)
         except KeyboardInterrupt:
-            show("nemotron-vl: stopped; the same command goes on", sys.stderr)
+            _tell("stopped; the same command goes on")
             return 130
 
 
-def _tiler(args: argparse.Namespace) -> Tiler:
+def _question(args: argparse.Namespace) -> Question:
+    schema = None if args.schema is None else read_schema(args.schema)
+    text, system, max_tokens = args.question, args.system, args.max_tokens
+    if args.task:
+        if text is not None or schema is not None:
+            raise ValueError("--task has a question of its own.")
+        task = read_task(args.task, args.tasks)
+        text, schema = task.question, task.schema
+        system = task.system if system is None else system
+        max_tokens = max_tokens or task.max_tokens
+    if text is None and schema is None:
+        raise ValueError("Give --question, --task, --schema, or --question and --schema.")
+    if text is not None and not text.strip():
+        raise ValueError("The question is empty.")
+    structural = schema is not None and bool(args.url or args.batch)
+    question = Question(text, schema, system=system, structural=structural)
+    return question._replace(max_tokens=max_tokens) if max_tokens else question
+
+
+def _options(args: argparse.Namespace) -> Options:
+    passwords = []
+    if args.password_file:
+        passwords = [p for p in read_text(args.password_file).splitlines() if p]
     served = args.model and not args.url and not args.batch
     local = args.model and Path(args.model).is_dir()
-    return Tiler.from_model(args.model if served or local else None, args.max_tiles)
+    drawing = Drawing(
+        Tiler.from_model(args.model if served or local else None, args.max_tiles),
+        text_layer=args.text_layer == "compare" or args.rotate == "auto",
+        find_blank=args.skip_blank,
+        passwords=tuple(passwords),
+    )
+    return Options(
+        drawing,
+        most_pages=args.max_pages,
+        pages=args.pages,
+        limit=args.limit,
+        per_document=args.per == "document",
+        context=CONTEXT,
+        rotate=args.rotate == "auto",
+        compare=args.text_layer == "compare",
+        at_once=args.at_once,
+        timeout=args.timeout,
+        keep_going=args.keep_going,
+    )
+
+
+def _records(args: argparse.Namespace, question: Question) -> Records:
+    """Where the records go."""
+    settings: dict[str, Any] = question.settings | {
+        "model": args.model,
+        "max_tiles": args.max_tiles,
+        "per": args.per,
+        "relative": args.root is not None,
+    }
+    root = args.root
+    if root is not None and not is_url(root):
+        root = os.path.realpath(root)
+    if args.out == "-":
+        return Records(settings, root)
+    kind = RemoteRecords if is_url(args.out) else PageRecords
+    place = args.out if is_url(args.out) else Path(args.out)
+    changeable = {"max_tokens"} if args.retry_cut else ()
+    return kind(place, settings, root, changeable=changeable)
 
 
 def _write_batch(
-    args: argparse.Namespace, question: Question, files: list[Path]
+    args: argparse.Namespace, question: Question, options: Options, found: Folders
 ) -> int:
     if not args.model:
         raise ValueError("--batch needs --model, the model that `vllm run-batch` runs.")
     written = errors = 0
     with (
-        PageProcess(_tiler(args), args.max_pages) as process,
-        _progress(_count(process, files), done=0) as bar,
+        Job(found.documents, options) as job,
+        _progress(_count(args, options, found), done=0) as bar,
     ):
-        pages = process.read(files, lambda file, page: False)
-        for page in write_batch(pages, question, args.model, args.batch):
+        for page in write_batch(job.pages(), question, args.model, args.batch):
             bar.update()
             written += page.error is None
             errors += page.error is not None
             if page.error is not None:
                 bar.write(_complaint(page.file, page.number, page.error), sys.stderr)
-    show(f"{args.batch}: requests: {written}, errors: {errors}")
+    show(f"{args.batch}: requests: {written}, errors: {errors}{_left_out(found)}")
+    return 1 if errors else 0
+
+
+def _show_costs(
+    args: argparse.Namespace, question: Question, options: Options, found: Folders
+) -> int:
+    """What reading would take."""
+    pages = tiles = tokens = errors = 0
+    for page in Job(found.documents, options).measured():
+        if page.error is not None:
+            errors += 1
+            _tell(_place(page.file, page.number, page.error))
+            continue
+        cut = options.drawing.tiler.describe(*page.size, "fast")
+        pages, tiles = pages + 1, tiles + cut["tiles"]
+        tokens += cut["prompt_tokens"]
+    show(
+        f"documents: {len(found.documents)}, pages: {pages}, tiles: {tiles}, prompt "
+        f"tokens: {tokens} and the question, answers: up to "
+        f"{pages * question.max_tokens} tokens, errors: {errors}{_left_out(found)}"
+    )
+    if args.rate:
+        minutes, seconds = divmod(round(pages / args.rate), 60)
+        show(f"at {args.rate:g} pages/s: {minutes} min {seconds} s")
     return 1 if errors else 0
 
 
 def _read(
     args: argparse.Namespace,
     question: Question,
-    files: list[Path],
-    process: PageProcess,
-    records: PageRecords,
+    options: Options,
+    found: Folders,
+    records: Records,
 ) -> int:
-    total = _count(process, files)
-    pages = process.read(files, records.done)
-    first = next(pages, None)
-    before = len(records)
+    names = [document.name for document in found.documents]
+    total = _count(args, options, found)
+    before = records.counts(names).records
     rate = ""
-    if first is not None:
-        pages = itertools.chain([first], pages)
-        with _server(args) as url, _progress(total, done=before) as bar:
-            start = time.perf_counter()
-            asyncio.run(_ask(args, url, question, pages, process, records, bar))
-            seconds = time.perf_counter() - start
-        rate = f" at {(len(records) - before) / seconds:.2f} pages/s"
-    show(
-        f"{args.out}: records: {len(records)}, new: {len(records) - before}{rate}, "
-        f"errors: {records.errors}"
-    )
-    return 1 if records.errors else 0
+    with Job(found.documents, options, records) as job:
+        if job.has_pages():
+            with server(args, question, _tell) as served, _progress(total, before) as bar:
+                start = time.perf_counter()
+                asyncio.run(_ask(args, served, question, job, records, bar))
+                seconds = time.perf_counter() - start
+            new = records.counts(names).records - before
+            rate = f" at {new / seconds:.2f} pages/s"
+        for record in job.copied():
+            records.append(record)
+    counts, everything = records.counts(names), records.counts()
+    parts = [f"records: {counts.records}", f"new: {counts.records - before}{rate}"]
+    parts.append(f"errors: {counts.errors}")
+    if counts.cut:
+        parts.append(f"cut: {counts.cut} (--retry-cut)")
+    if everything.records > counts.records:
+        others = everything.records - counts.records
+        parts.append(f"records of other documents: {others}")
+    summary = f"{args.out}: {', '.join(parts)}{_left_out(found)}"
+    show(summary, sys.stderr if args.out == "-" else None)
+    return 1 if counts.errors else 0
 
 
 async def _ask(
     args: argparse.Namespace,
-    url: str,
+    served: Server,
     question: Question,
-    pages: Iterator[Page],
-    process: PageProcess,
-    records: PageRecords,
+    job: Job,
+    records: Records,
     bar: tqdm,
 ) -> None:
     """Append a record for each page."""
-    import openai
+    from ..documents.client import connect
 
-    from ..documents.client import BoundedClient
+    def tell(text: str) -> None:
+        bar.write(printable(f"nemotron-vl: {text}"), sys.stderr)
 
-    # No proxy reaches a server of this machine.
-    local = urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost")
-    async with openai.AsyncOpenAI(
-        http_client=BoundedClient(trust_env=not local),
-        base_url=f"{url.rstrip('/').removesuffix('/v1')}/v1",
-        api_key=os.environ.get("OPENAI_API_KEY") or "none",
-        max_retries=RETRIES,
-        timeout=openai.Timeout(args.timeout, connect=10),
-    ) as client:
-        given = args.url and args.model
-        model = await find_model(client, given, question, args.timeout)
-        answers = read_answers(
-            client, model, question, pages, args.at_once, args.timeout
-        )
-        try:
+    client = connect(served.url, args.timeout, args.wait, tell)
+    ended = asyncio.ensure_future(served.ended())
+    try:
+        async with client:
+            given = args.model if args.url else None
+            model = await find_model(client, question, given, args.timeout)
+            records.settle(args.model if served.process else model.model)
+            answers = job.answers(client, model, ended)
             async with contextlib.aclosing(answers):
                 async for record in answers:
                     records.append(record)
                     bar.update()
-                    if "error" in record:
-                        place = record["file"], record["page"]
-                        bar.write(_complaint(*place, record["error"]), sys.stderr)
-        finally:
-            # A thread may wait for a page, and this process would wait for the thread.
-            process.kill()
+                    for key in ("error", "cut"):
+                        if key in record:
+                            place = record["file"], record["page"]
+                            tell(_place(*place, record[key]))
+                            break
+    finally:
+        ended.cancel()
+
+
+def _tell(text: str) -> None:
+    show(printable(f"nemotron-vl: {text}"), sys.stderr)
+
+
+def _place(file: str, number: int | None, text: str) -> str:
+    return f"{file}{'' if number is None else f', page {number}'}: {text}"
 
 
 def _complaint(file: str, number: int | None, error: str) -> str:
-    page = "" if number is None else f", page {number}"
-    return printable(f"nemotron-vl: {file}{page}: {error}")
+    return printable(f"nemotron-vl: {_place(file, number, error)}")
 
 
-def _count(process: PageProcess, files: list[Path]) -> int | None:
+def _left_out(found: Folders) -> str:
+    """Which files are not read, by suffix."""
+    if not found.left_out:
+        return ""
+    kinds = found.left_out.most_common()
+    listed = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in kinds)
+    return f"; not read: {listed}"
+
+
+def _count(
+    args: argparse.Namespace, options: Options, found: Folders
+) -> int | None:
     """The number of all pages, if a terminal shows progress."""
-    if not sys.stderr.isatty():
+    documents = found.documents
+    if not sys.stderr.isatty() or any(document.remote for document in documents):
         return None
-    counted = tqdm(files, "counting pages", unit="file", leave=False)
-    return sum(process.count(file) for file in counted)
+    with PageProcess(options.drawing, args.max_pages) as process:
+        counted = tqdm(documents, "counting pages", unit="file", leave=False)
+        return sum(process.count(Path(document.place)) for document in counted)
 
 
 def _progress(total: int | None, done: int) -> tqdm:
     """A bar with rate and time left, on a terminal only."""
     return tqdm(total=total, initial=done, unit="page", disable=total is None)
-
-
-@contextlib.contextmanager
-def _server(args: argparse.Namespace) -> Iterator[str]:
-    """The given server, or one that runs while the block does."""
-    if args.url:
-        yield args.url
-        return
-    check_folder(args.model)
-    language = read_json(args.model, "config.json").get("llm_config", {})
-    context = min(_CONTEXT, language.get("max_position_embeddings", _CONTEXT))
-    options = [f"--max-model-len={context}", '--limit-mm-per-prompt={"image": 1}']
-    if args.max_tiles:
-        settings = {"max_dynamic_patch": args.max_tiles}
-        options.append(f"--mm-processor-kwargs={json.dumps(settings)}")
-    log = args.out.with_name(args.out.name + ".server.log")
-    show(f"Starting vllm serve (log: {log}) ...", sys.stderr)
-    # The server ends even if this process is killed.
-    setpriv = shutil.which("setpriv")
-    prefix = (setpriv, "--pdeathsig", "TERM") if setpriv else ()
-    options += shlex.split(args.serve_options)
-    with serving_process(args.model, *options, log=log, prefix=prefix) as (_, url):
-        yield url

@@ -6,8 +6,13 @@ A page goes to no other host than the given one, and no answer takes more than
 """
 
 import contextlib
+import itertools
+import os
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
+import httpx
 import openai
 from pydantic import BaseModel, Field, ValidationError
 
@@ -20,16 +25,107 @@ _HEADERS = ("location", "retry-after", "retry-after-ms")
 _FLAW = "flaw"
 
 
+# The key of the server, whatever its URL.
+KEY = "NEMOTRON_VL_API_KEY"
+_OPENAI_KEY = "OPENAI_API_KEY"
+
+# Statuses after which OpenAI's client asks again.
+_TRIED_AGAIN = {408, 409, 429}
+# Its pauses grow to so many seconds. A random part of up to a quarter is left out.
+_PAUSES = (0.5, 1, 2, 4)
+_LONGEST_PAUSE = 8
+_SHORTENED = 0.875
+
+
+def connect(
+    url: str,
+    timeout: float = 1800,
+    wait: float = 120,
+    tell: Callable[[str], object] = lambda text: None,
+) -> openai.AsyncOpenAI:
+    """A client of a server.
+
+    Its key is `KEY`, or else ``OPENAI_API_KEY``, which only goes to this machine or
+    through TLS.
+
+    Args:
+        url: Of the server, with or without ``/v1``.
+        timeout: Seconds for an answer.
+        wait: Seconds in which the server may be away or busy.
+        tell: Called with a sentence when that begins and when it ends.
+    """
+    # No proxy reaches a server of this machine.
+    local = is_local(url)
+    key = os.environ.get(KEY)
+    if not key and (openai_key := os.environ.get(_OPENAI_KEY)):
+        if local or urlsplit(url).scheme == "https":
+            key = openai_key
+        else:
+            tell(f"{_OPENAI_KEY} is not sent without TLS; set {KEY} to send a key.")
+    return openai.AsyncOpenAI(
+        http_client=BoundedClient(tell, wait, trust_env=not local),
+        base_url=f"{url.rstrip('/').removesuffix('/v1')}/v1",
+        api_key=key or "none",
+        max_retries=retries(wait),
+        timeout=openai.Timeout(timeout, connect=10),
+    )
+
+
+def retries(wait: float) -> int:
+    """How often OpenAI's client tries again in so many seconds."""
+    waited, count = 0.0, 0
+    for pause in itertools.chain(_PAUSES, itertools.repeat(_LONGEST_PAUSE)):
+        if waited >= wait:
+            break
+        waited, count = waited + pause * _SHORTENED, count + 1
+    return count
+
+
+def is_local(url: str) -> bool:
+    """Whether a server is on this machine."""
+    return urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost")
+
+
 class BoundedClient(openai.DefaultAsyncHttpxClient):
     """An HTTP client that follows no redirects and reads only so many bytes.
 
     It asks for answers that are not compressed, and does not read others.
+
+    Args:
+        tell: Called with a sentence when the server stops and starts to answer.
+        wait: Seconds that are waited for it, for that sentence.
+        options: Of httpx.
     """
+
+    def __init__(
+        self, tell: Callable[[str], object], wait: float, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self._tell, self._wait = tell, wait
+        self._reached = self._away = False
+
+    def _note(self, trouble: str | None) -> None:
+        """Say once that the server is away, or that it is back."""
+        if trouble and not self._away:
+            self._tell(f"{trouble} Waiting for up to {self._wait:g} s (--wait) ...")
+        elif self._away and not trouble:
+            self._tell("The server answers again.")
+        self._away = bool(trouble)
 
     async def send(self, request: Any, **options: Any) -> Any:
         request.headers["accept-encoding"] = "identity"
         options |= {"stream": True, "follow_redirects": False}
-        answer = await super().send(request, **options)
+        try:
+            answer = await super().send(request, **options)
+        except httpx.TransportError as error:
+            if self._reached:  # otherwise the caller waits for a few seconds only
+                cause = error or type(error).__name__
+                self._note(f"The server does not answer ({cause}).")
+            raise
+        self._reached = True
+        status = answer.status_code
+        again = status in _TRIED_AGAIN or status >= 500
+        self._note(f"The server answers {status}." if again else None)
         content, flaw = bytearray(), ""
         try:
             if answer.headers.get("content-encoding", "identity") != "identity":
@@ -79,6 +175,7 @@ class Completion(BaseModel):
 
 class Model(BaseModel):
     id: Annotated[str, Field(min_length=1, max_length=4096)]
+    max_model_len: _Tokens | None = None  # of vLLM
 
 
 class Models(BaseModel):

@@ -8,61 +8,76 @@ or the status is 408, 409, 429 or from 500.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .answers import compared, record_of, shortened
 from .pages import Page
 from .requests import Question
 
 if TYPE_CHECKING:
     import openai
 
-# Of the client, about two and a half minutes: a server can start again meanwhile.
-RETRIES = 20
 _RETRIES_AT_START = 3
 
 # These say nothing about the page: wrong key or name, too many requests.
 _NOT_THE_PAGE = {401, 403, 404, 429}
 # A proxy found no server, or waited too long for it. The page may be the reason.
 _OF_A_PROXY = {502, 503, 504}
-_MOST_SHOWN = 1000  # characters of a message
 
 
 class ServerFailure(RuntimeError):
     """The server answers no page. Pages without a record can be asked again."""
 
 
+class Served(NamedTuple):
+    """A model of a server.
+
+    Args:
+        model: Its name.
+        context: Most tokens of a prompt and its answer, where the server says it.
+        question: What is asked, in the form that the server takes.
+    """
+
+    model: str
+    context: int | None
+    question: Question
+
+
 async def read_answers(
     client: "openai.AsyncOpenAI",
-    model: str,
-    question: Question,
-    pages: Iterator[Page],
+    served: Served,
+    pages: Iterator[Sequence[Page]],
     at_once: int,
     timeout: float,
+    ended: asyncio.Future | None = None,
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Ask about all pages.
 
     Args:
         client: Client of the server. Its ``max_retries`` holds.
-        model: Its name on the server.
-        question: What is asked.
-        pages: Taken in another thread, one by one, as requests end.
-        at_once: Most requests at a time, which is also the most pages in memory.
+        served: The model, and what is asked.
+        pages: What each request is about: a page, or several of one document. Taken in
+            another thread, one by one, as requests end.
+        at_once: Most requests at a time, which are also those in memory.
         timeout: Seconds for an answer, with all retries.
+        ended: Done when the server has ended; has the exception to raise.
 
     Yields:
-        A record for each page, as `PageRecords.append` takes it, in the order of the
-        answers. It has either ``error`` or ``answer``, ``finish_reason`` (``length``:
-        the answer was cut), ``tokens`` of the prompt and of the answer, and
-        ``seconds`` from the request to the answer, with all retries.
+        A record for each request, as `Records.append` takes it, in the order of the
+        answers. It has either ``error`` or ``answer``, ``finish_reason``, ``tokens``
+        of the prompt and of the answer, and ``seconds`` from the request to the
+        answer, with all retries. ``cut`` says that the answer is not whole,
+        ``text_layer`` how far it differs from the text of the PDF.
 
     Raises:
         ServerFailure: The server cannot be reached, is overloaded in spite of all
             retries, or refuses the key or the model.
     """
-    running: set[asyncio.Task] = set()
+    running: set[asyncio.Future] = set()
     drawing: asyncio.Task | None = None
     more = True
+    watched = {ended} if ended else set()
     try:
         while True:
             if more and drawing is None and len(running) < at_once:
@@ -71,17 +86,18 @@ async def read_answers(
             if not running:
                 return
             finished, running = await asyncio.wait(
-                running, return_when=asyncio.FIRST_COMPLETED
+                running | watched, return_when=asyncio.FIRST_COMPLETED
             )
+            running -= watched
             if drawing in finished:
                 finished.remove(drawing)
-                page, drawing = drawing.result(), None
-                if page is None:
+                group, drawing = drawing.result(), None
+                if group is None:
                     more = False
                 else:
-                    work = _record(client, model, question, page, timeout)
+                    work = _record(client, served, group, timeout)
                     running.add(asyncio.create_task(work))
-                    del page, work
+                    del group, work
             # Answers first: a failure ends the run.
             for task in sorted(finished, key=lambda task: task.exception() is not None):
                 yield task.result()
@@ -93,40 +109,46 @@ async def read_answers(
 
 async def find_model(
     client: "openai.AsyncOpenAI",
-    model: str | None,
     question: Question,
-    timeout: float,
-) -> str:
-    """The name of the server's model, after a request of one token without a page.
+    model: str | None = None,
+    timeout: float = 1800,
+) -> Served:
+    """The server's model, after a request of one token without a page.
 
     Args:
         client: Client of the server.
+        question: What is asked. A server that refuses its schema as a structural tag
+            gets it without.
         model: Its name; by default the server's first.
-        question: Whose schema the server must take.
         timeout: Seconds for all of it, with all retries.
 
     Raises:
         ServerFailure: No server answers.
-        ValueError: The server refuses the model, the key or the schema.
+        ValueError: The server refuses the model, the key or the question, or its
+            context is smaller than the answers may be.
     """
     import openai
 
-    from .client import Completion, MalformedAnswer, Models, parsed
+    from .client import MalformedAnswer, Models, parsed
 
     impatient = client.with_options(max_retries=_RETRIES_AT_START)
     try:
         async with asyncio.timeout(timeout):
-            if model is None:
-                models = await impatient.models.with_raw_response.list()
-                model = parsed(Models, models).data[0].id
-            trial = question.trial_request(model)
+            listed = []
             try:
-                answer = await _raw(impatient, trial)
-            except openai.APIStatusError as error:
-                if error.status_code != 429 and error.status_code < 500:
+                models = await impatient.models.with_raw_response.list()
+                listed = parsed(Models, models).data
+            except (openai.APIStatusError, MalformedAnswer):
+                if model is None:
                     raise
-                answer = await _raw(client, trial)  # it is there, but busy
-            parsed(Completion, answer)
+            model = model or listed[0].id
+            try:
+                await _try(client, impatient, model, question)
+            except openai.APIStatusError as error:
+                if error.status_code not in (400, 422) or not question.structural:
+                    raise
+                question = question._replace(structural=False)
+                await _try(client, impatient, model, question)
     except TimeoutError as error:
         raise ServerFailure(
             f"{client.base_url} did not answer within {timeout:g} s."
@@ -144,23 +166,54 @@ async def find_model(
             f"What answers at {client.base_url} has no model or is no server of "
             f"OpenAI's API. {error}"
         ) from error
-    return model
+    context = next((m.max_model_len for m in listed if m.id == model), None)
+    if context is not None and question.max_tokens >= context:
+        raise ValueError(
+            f"Answers of {question.max_tokens} tokens do not fit the server's context "
+            f"of {context} tokens, pages included. Lower --max-tokens."
+        )
+    return Served(model, context, question)
+
+
+async def _try(
+    client: "openai.AsyncOpenAI",
+    impatient: "openai.AsyncOpenAI",
+    model: str,
+    question: Question,
+) -> None:
+    import openai
+
+    from .client import Completion, parsed
+
+    trial = question.trial_request(model)
+    try:
+        answer = await _raw(impatient, trial)
+    except openai.APIStatusError as error:
+        if error.status_code != 429 and error.status_code < 500:
+            raise
+        answer = await _raw(client, trial)  # it is there, but busy
+    parsed(Completion, answer)
 
 
 async def _record(
     client: "openai.AsyncOpenAI",
-    model: str,
-    question: Question,
-    page: Page,
+    served: Served,
+    pages: Sequence[Page],
     timeout: float,
 ) -> dict[str, Any]:
-    record: dict[str, Any] = {"file": page.file, "page": page.number, "model": model}
-    if page.error is not None:
-        return record | {"error": page.error}
+    first = pages[0]
+    record: dict[str, Any] = {"file": first.file, "page": first.number}
+    if len(pages) > 1:
+        record["pages"] = [page.number for page in pages]
+    if first.error is not None:
+        return record | {"error": first.error}
+    if first.blank:
+        answer = "" if served.question.schema is None else None
+        return record | {"answer": answer, "blank": True}
     start = time.perf_counter()
     try:
         async with asyncio.timeout(timeout):
-            record |= await _answer(client, model, question, page)
+            record |= await _answer(client, served, pages)
     except TimeoutError:
         record |= {"error": f"No answer came within {timeout:g} s."}
     except _PageFailure as failure:
@@ -173,14 +226,15 @@ class _PageFailure(Exception):
 
 
 async def _answer(
-    client: "openai.AsyncOpenAI", model: str, question: Question, page: Page
+    client: "openai.AsyncOpenAI", served: Served, pages: Sequence[Page]
 ) -> dict[str, Any]:
     import openai
 
     from .client import Completion, MalformedAnswer, moved_to, parsed
 
+    model, _, question = served
     try:
-        answer = await _raw(client, question.chat_request(page, model))
+        answer = await _raw(client, question.chat_request(pages, model))
         completion = parsed(Completion, answer)
     except MalformedAnswer as error:
         raise _PageFailure(str(error)) from error
@@ -201,21 +255,15 @@ async def _answer(
     if choice is None or choice.message.content is None:
         raise _PageFailure("The server sent no answer.")
     text, usage = choice.message.content, completion.usage
-    cut = choice.finish_reason == "length"
-    record: dict[str, Any] = {"answer": text, "finish_reason": choice.finish_reason}
+    record = record_of(question, text, choice.finish_reason)
     if usage is not None:
         record["tokens"] = {
             "prompt": usage.prompt_tokens,
             "answer": usage.completion_tokens,
         }
-    hint = f"It was cut after {question.max_tokens} tokens."
-    try:
-        record["answer"] = question.parse(text)
-        if cut and question.schema is not None:  # 12 may be the start of 1200
-            record["error"] = f"The answer may not be complete. {hint}"
-    except ValueError as error:
-        message = _short(str(error))
-        record["error"] = f"{message} {hint}" if cut else message
+    layers = [page.text for page in pages if page.text]
+    if layers and question.schema is None:
+        record["text_layer"] = compared(text, "\n".join(layers))
     return record
 
 
@@ -243,16 +291,11 @@ def _status_message(error: "openai.APIStatusError") -> str:
 
     if place := moved_to(error):
         return (
-            f"{error.status_code}: it redirects to {_short(place)}, give that as --url"
+            f"{error.status_code}: it redirects to {shortened(place)}, give that as --url"
         )
     body = error.body
     text = body.get("message") if isinstance(body, dict) else None
-    return f"{error.status_code}: {_short(str(text or error.message))}"
-
-
-def _short(text: str) -> str:
-    """The beginning of a message that may hold all of an answer."""
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]} ..."
+    return f"{error.status_code}: {shortened(str(text or error.message))}"
 
 
 def _cause(error: Exception) -> str:

@@ -1,78 +1,113 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file of records, one for each page, that survives the death of its writer."""
 
+import errno
 import fcntl
 import io
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
+
+from vllm_nemotron_vl.config.nemotron_vl_names import plugin_version
 
 from ..regular_files import check_regular
 
-_START = b'{"file": '  # of each line
+_STARTS = (b'{"settings": ', b'{"file": ')  # of the first line, and of the others
 _MOST_BYTES = 1 << 26  # of a line, far more than a server's answer takes
+_MOST_SHOWN = 80  # characters of a setting
+
+Record = dict[str, Any]
 
 
-class PageRecords:
-    """JSON lines, a record for each page. Each is on the disk before the next.
+class Counts(NamedTuple):
+    """Of records: how many, with ``error``, and with ``cut`` but without ``error``."""
+
+    records: int = 0
+    errors: int = 0
+    cut: int = 0
+
+
+class _Known:
+    """What is known of a document's records."""
+
+    def __init__(self) -> None:
+        self.pages: set[int | None] = set()
+        self.source: dict[str, Any] | None = None
+        self.counts = Counts()
+
+    def add(self, record: Record) -> None:
+        self.pages |= {record["page"], *record.get("pages", ())}
+        self.source = record.get("source") or self.source
+        error = "error" in record
+        new = Counts(1, error, "cut" in record and not error)
+        self.counts = Counts(*map(sum, zip(self.counts, new, strict=True)))
+
+
+class Records:
+    """Records on standard output: a head with the settings, then JSON lines.
 
     A record has ``file``, ``page`` (from 1; null for a document that cannot be
-    opened), ``answer`` or ``error``, and ``question``, the digest of what was asked.
+    opened), and ``answer`` or ``error``. ``source`` is the state of the file that was
+    read, see `Source`. All answers are of the settings in the head.
 
-    A process that is killed may leave half a line. The next one removes it and does
-    that page again. A lock keeps two processes from writing to one file.
-
-    ``errors`` is the number of records with ``error``.
+    Args:
+        settings: What the answers depend on. ``model`` is ``None`` if it is not known
+            yet, see `settle`.
+        root: Folder that the names of the documents are relative to.
     """
 
-    def __init__(
-        self, path: Path, question: str, retry_errors: Collection[str] = ()
-    ) -> None:
-        """Open a file of records, or create it.
+    name = "standard output"
 
-        Args:
-            path: The file.
-            question: Digest of what is asked.
-            retry_errors: Files whose records of errors are removed, so that their
-                pages are done again.
+    def __init__(self, settings: dict[str, Any], root: str | None = None) -> None:
+        self._settings = dict(settings)
+        self._root = root
+        self._has_head = False
+        self._known: dict[str, _Known] = {}
 
-        Raises:
-            OSError: The file cannot be written.
-            ValueError: Another process writes to it, it is no file of records, or
-                its records answer another question.
-        """
-        self.path = path = Path(os.path.realpath(path))
-        self.errors = 0
-        self._question = question
-        self._done: dict[str, set[int | None]] = {}
-        self._file = open_alone(path)
-        try:
-            if retry_errors:
-                self._drop_errors(retry_errors)
-            self._recover()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> "PageRecords":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        pass
 
-    def __len__(self) -> int:
-        return sum(map(len, self._done.values()))
+    def __iter__(self) -> Iterator[Record]:
+        """The records that can be read again."""
+        return iter(())
 
     def done(self, file: str, page: int | None) -> bool:
         """Whether there is a record for a page."""
-        return page in self._done.get(file, ())
+        known = self._known.get(file)
+        return known is not None and page in known.pages
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Write a record and wait until it is on the disk.
+    def source(self, file: str) -> dict[str, Any] | None:
+        """The state of a document that its records are about."""
+        known = self._known.get(file)
+        return known.source if known else None
+
+    def counts(self, files: Collection[str] | None = None) -> Counts:
+        """Of the records of some documents, or of all."""
+        names = self._known if files is None else self._known.keys() & set(files)
+        found = (self._known[name].counts for name in names)
+        return Counts(*map(sum, zip(Counts(), *found, strict=True)))
+
+    def settle(self, model: str) -> None:
+        """Note which model answers.
+
+        Raises:
+            ValueError: There are answers of another one.
+        """
+        before = self._settings["model"]
+        if self._has_head and before not in (None, model):
+            raise ValueError(self._other({"model": before}, {"model": model}))
+        self._settings["model"] = model
+
+    def append(self, record: Record) -> None:
+        """Write a record.
 
         Raises:
             OSError: It cannot be written.
@@ -80,71 +115,165 @@ class PageRecords:
         """
         file, page = record["file"], record["page"]
         if self.done(file, page):
-            raise ValueError(f"{self.path} has page {page} of {file} already.")
-        record = {"file": file, "page": page, **record, "question": self._question}
-        line = json.dumps(record).encode() + b"\n"
-        if self._file.write(line) != len(line):
-            raise OSError(f"{self.path}: the disk is full.")
-        os.fsync(self._file.fileno())
+            raise ValueError(f"{self.name} has page {page} of {file} already.")
+        line = _line({"file": file, "page": page, **record})
+        self._write(line if self._has_head else self._head() + line)
+        self._has_head = True
         self._note(record)
 
-    def _note(self, record: dict[str, Any]) -> None:
-        self._done.setdefault(record["file"], set()).add(record["page"])
-        self.errors += "error" in record
+    def _write(self, line: bytes) -> None:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+
+    def _head(self) -> bytes:
+        head = {"settings": self._settings, "version": plugin_version()}
+        return _line({**head, "root": self._root})
+
+    def _note(self, record: Record) -> None:
+        self._known.setdefault(record["file"], _Known()).add(record)
+
+    def _other(self, before: dict[str, Any], now: dict[str, Any]) -> str:
+        differ = [
+            f"{name.replace('_', ' ')} {_short(before.get(name))}, not {_short(value)}"
+            for name, value in sorted(now.items())
+            if value != before.get(name)
+        ]
+        return (
+            f"{self.name} has answers with other settings: {'; '.join(differ)}. Choose "
+            "another file."
+        )
+
+
+class PageRecords(Records):
+    """Records in a file. Each is on the disk before the next.
+
+    A process that is killed may leave half a line. The next one removes it and does
+    that page again. A lock keeps two processes from writing to one file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: dict[str, Any],
+        root: str | None = None,
+        changeable: Collection[str] = (),
+    ) -> None:
+        """Open a file of records, or create it.
+
+        Args:
+            path: The file.
+            settings: See `Records`.
+            root: See `Records`.
+            changeable: Settings that may differ from those of the file, and replace
+                them in the next `drop`.
+
+        Raises:
+            OSError: The file cannot be written.
+            ValueError: Another process writes to it, it is no file of records, or
+                its records have other settings; names them.
+        """
+        super().__init__(settings, root)
+        self.path = path = Path(os.path.realpath(path))
+        self.name = str(path)
+        self._changeable = set(changeable)
+        self._file = open_alone(path)
+        try:
+            self._recover()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __iter__(self) -> Iterator[Record]:
+        return (record for _, record in self._lines() if "settings" not in record)
+
+    def drop(self, unwanted: Callable[[Record], bool]) -> None:
+        """Put a copy without some records in the place of the file.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        part = self.path.with_name(self.path.name + ".part")
+        copy = open_alone(part)
+        try:
+            copy.truncate(0)
+            shutil.copymode(self.path, part)
+            with io.BufferedWriter(io.FileIO(os.dup(copy.fileno()), "ab")) as lines:
+                lines.write(self._head())
+                for line, record in self._lines():
+                    if "settings" not in record and not unwanted(record):
+                        lines.write(line)
+            os.fsync(copy.fileno())
+            part.replace(self.path)
+        except BaseException as error:
+            copy.close()
+            part.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise _unwritten(part, error) from error
+            raise
+        self._file.close()
+        self._file = copy
+        self._known.clear()
+        self._recover()
+
+    def _write(self, line: bytes) -> None:
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _unwritten(self.path, error) from error
 
     def _recover(self) -> None:
         """Note which pages are done, and remove half a line at the end."""
         end = 0
         for line, record in self._lines():
             end += len(line)
-            self._note(record)
+            if "settings" in record:
+                self._compare(record["settings"])
+                self._has_head = True
+            else:
+                self._note(record)
         self._file.truncate(end)
 
-    def _drop_errors(self, files: Collection[str]) -> None:
-        """Put a copy without the records of errors in the place of the file."""
-        part = self.path.with_name(self.path.name + ".part")
-        copy = open_alone(part)
-        try:
-            copy.truncate(0)
-            shutil.copymode(self.path, part)
-            for line, record in self._lines():
-                if "error" not in record or record["file"] not in files:
-                    copy.write(line)
-            os.fsync(copy.fileno())
-            part.replace(self.path)
-        except BaseException:
-            copy.close()
-            part.unlink(missing_ok=True)
-            raise
-        self._file.close()
-        self._file = copy
+    def _compare(self, before: dict[str, Any]) -> None:
+        """Refuse settings other than those of the file, and take its model."""
+        now = self._settings
+        if now["model"] is None:
+            now["model"] = before.get("model")
+        kept = {name: now[name] for name in now.keys() - self._changeable}
+        if any(value != before.get(name) for name, value in kept.items()):
+            raise ValueError(self._other(before, kept))
 
-    def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        """The complete lines of the file and their records."""
+    def _lines(self) -> Iterator[tuple[bytes, Record]]:
+        """The complete lines of the file, and what they hold."""
         with self.path.open("rb") as lines:
             line_by_line = iter(partial(lines.readline, _MOST_BYTES), b"")
             for number, line in enumerate(line_by_line, 1):
+                start = _STARTS[number > 1]
                 if line.endswith(b"\n"):
                     yield line, self._parse(line, number)
-                elif not line.startswith(_START[: len(line)]):
+                elif not line.startswith(start[: len(line)]):
                     raise ValueError(self._foreign(number))
 
-    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+    def _parse(self, line: bytes, number: int) -> Record:
         try:
             record = json.loads(line)
-            question = record["question"]
-            record["file"], record["page"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(self._foreign(number)) from error
-        if question != self._question:
-            raise ValueError(
-                f"{self.path} has answers to another question or schema. Choose "
-                "another file."
-            )
+            if number == 1:
+                record["settings"].keys()
+            else:
+                record["file"], record["page"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            raise ValueError(self._foreign(number)) from e
         return record
 
     def _foreign(self, number: int) -> str:
-        return f"{self.path} is no file of answers: line {number}. Choose another file."
+        return (
+            f"{self.path} is no file of answers of this version: line {number}. Choose "
+            "another file."
+        )
 
 
 def open_alone(path: Path) -> io.FileIO:
@@ -166,3 +295,17 @@ def open_alone(path: Path) -> io.FileIO:
         file.close()
         raise ValueError(f"Another process writes to {path}.") from error
     return file
+
+
+def _line(record: Record) -> bytes:
+    return json.dumps(record).encode() + b"\n"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"{text[:_MOST_SHOWN]!r} ..." if len(text) > _MOST_SHOWN else repr(text)
+
+
+def _unwritten(path: Path, error: OSError) -> OSError:
+    """The same error, with the file's name."""
+    return OSError(error.errno, error.strerror or str(error), str(path))

@@ -2,16 +2,16 @@
 """The question about each page: as a chat request, and whether an answer fits it."""
 
 import base64
-import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..regular_files import open_regular, read_text
+from ..regular_files import open_regular
 from .pages import Page
 from .records import open_alone
+from .schemas import parse
 
 _START = b'{"custom_id": '  # of a file of requests
 
@@ -21,75 +21,59 @@ _ABOUT_A_SCHEMA = (
 
 
 class Question(NamedTuple):
-    """What is asked about each page.
+    """What is asked about each page, or about several pages at once.
 
     Args:
         text: The question. A question without a text asks for the schema's data.
         schema: JSON schema of the answer, or ``None`` for plain text.
         max_tokens: Most tokens of an answer.
         system: Text of a system message before the question.
+        structural: Send the schema as vLLM's structural tag, which lets an answer
+            have at most one blank between its values. Small models may otherwise
+            fill all of it with blanks.
     """
 
     text: str | None
-    schema: dict[str, Any] | None
-    max_tokens: int
+    schema: dict[str, Any] | None = None
+    max_tokens: int = 2048
     system: str | None = None
-
-    @classmethod
-    def from_files(
-        cls,
-        text: str | None,
-        schema_file: Path | None,
-        max_tokens: int,
-        system: str | None = None,
-    ) -> "Question":
-        """A question whose schema is in a file.
-
-        Raises:
-            OSError: The file cannot be read.
-            ValueError: It is not a JSON schema.
-        """
-        schema = None
-        if schema_file is not None:
-            schema = _read_schema(schema_file)
-        return cls(text, schema, max_tokens, system)
+    structural: bool = False
 
     @property
     def prompt(self) -> str:
-        """The text that follows the image."""
+        """The text that follows the images."""
         if self.text is not None:
             return self.text
         return _ABOUT_A_SCHEMA.format(schema=json.dumps(self.schema))
 
     @property
-    def digest(self) -> str:
-        """Equal for equal prompts, schemas and system messages, 12 characters."""
-        asked = [self.prompt, self.schema]
-        if self.system is not None:
-            asked.append(self.system)
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
+    def settings(self) -> dict[str, Any]:
+        """What is kept with the answers."""
+        return {
+            "question": self.prompt,
+            "system": self.system,
+            "schema": self.schema,
+            "max_tokens": self.max_tokens,
+        }
 
-    def chat_request(self, page: Page, model: str) -> dict[str, Any]:
-        """The body of a request to ``/v1/chat/completions``, without sampling.
+    def chat_request(self, pages: Iterable[Page], model: str) -> dict[str, Any]:
+        """The body of a request to ``/v1/chat/completions``.
 
         Args:
-            page: With an image.
+            pages: With images.
             model: Its name on the server.
         """
-        data = base64.b64encode(page.image).decode()
-        url = f"data:{page.media_type};base64,{data}"
-        return self._request(
-            model,
-            [
-                {"type": "image_url", "image_url": {"url": url}},
-                {"type": "text", "text": self.prompt},
-            ],
-            self.max_tokens,
-        )
+        content: list[dict[str, Any]] = []
+        for page in pages:
+            data = base64.b64encode(page.image).decode()
+            url = f"data:{page.media_type};base64,{data}"
+            content.append({"type": "image_url", "image_url": {"url": url}})
+        content.append({"type": "text", "text": self.prompt})
+        return self._request(model, content, self.max_tokens)
 
     def trial_request(self, model: str) -> dict[str, Any]:
-        """A request without a page: whether the server takes model and schema."""
-        return self._request(model, "Say yes.", max_tokens=1)
+        """A request without a page: whether the server takes all but the images."""
+        return self._request(model, self.prompt, max_tokens=1)
 
     def _request(self, model: str, content: Any, max_tokens: int) -> dict[str, Any]:
         messages = [{"role": "user", "content": content}]
@@ -102,9 +86,15 @@ class Question(NamedTuple):
             "temperature": 0,
         }
         if self.schema is not None:
-            answer = {"name": "answer", "schema": self.schema, "strict": True}
-            request["response_format"] = {"type": "json_schema", "json_schema": answer}
+            request["response_format"] = self._response_format(self.schema)
         return request
+
+    def _response_format(self, schema: dict[str, Any]) -> dict[str, Any]:
+        if not self.structural:
+            answer = {"name": "answer", "schema": schema, "strict": True}
+            return {"type": "json_schema", "json_schema": answer}
+        form = {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": 1}
+        return {"type": "structural_tag", "format": form}
 
     def parse(self, answer: str) -> Any:
         """The answer, as data if there is a schema.
@@ -112,70 +102,7 @@ class Question(NamedTuple):
         Raises:
             ValueError: It does not follow the schema.
         """
-        if self.schema is None:
-            return answer
-        import jsonschema
-        from pydantic_core import from_json
-        from referencing.exceptions import Unresolvable
-
-        try:
-            # Refuses what is nested so deeply that it could not be written again.
-            data = from_json(answer, allow_inf_nan=False)
-            json.dumps(data, allow_nan=False)  # 1e999 is read as infinity
-        except ValueError as error:
-            raise ValueError(f"The answer is not JSON: {error}") from error
-        try:
-            jsonschema.validate(data, self.schema)
-        except jsonschema.ValidationError as error:
-            at = error.json_path
-            message = f"The answer does not follow the schema: {at}: {error.message}"
-            raise ValueError(message) from error
-        except RecursionError as error:
-            raise ValueError("The answer is nested too deeply.") from error
-        except Unresolvable as error:
-            message = f"The schema refers to what it does not have: {error.ref}"
-            raise ValueError(message) from error
-        return data
-
-
-def _read_schema(file: Path) -> dict[str, Any]:
-    import jsonschema
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-    from referencing.jsonschema import DRAFT202012
-
-    try:
-        schema = json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(schema, dict):
-        raise ValueError(f"{file} must hold a JSON object, a schema.")
-    try:
-        jsonschema.validators.validator_for(schema).check_schema(schema)
-    except jsonschema.SchemaError as error:
-        message = f"{file} is not a JSON schema: {error.json_path}: {error.message}"
-        raise ValueError(message) from error
-    resource = DRAFT202012.create_resource(schema)
-    resolver = Registry().with_resource("", resource).resolver()
-    for reference in _references(schema):
-        try:
-            resolver.lookup(reference)
-        except Unresolvable as error:
-            message = f"{file} refers to {reference}, which it does not have."
-            raise ValueError(message) from error
-    return schema
-
-
-def _references(schema: Any) -> Iterator[str]:
-    """Each reference to a place in the same schema, unless it has other names."""
-    if isinstance(schema, dict):
-        if "$id" in schema:
-            return
-        if isinstance(reference := schema.get("$ref"), str):
-            yield reference
-    values = schema.values() if isinstance(schema, dict) else schema
-    for value in values if isinstance(schema, (dict, list)) else ():
-        yield from _references(value)
+        return answer if self.schema is None else parse(answer, self.schema)
 
 
 def write_batch(
@@ -208,13 +135,11 @@ def write_batch(
         lines.truncate(0)
         for page in pages:
             if page.error is None:
-                # The name may not be UTF-8.
-                name = page.file.encode(errors="backslashreplace").decode()
                 request = {
-                    "custom_id": f"{name}#{page.number}",
+                    "custom_id": f"{page.file}#{page.number}",
                     "method": "POST",
                     "url": "/v1/chat/completions",
-                    "body": question.chat_request(page, model),
+                    "body": question.chat_request([page], model),
                 }
                 lines.write(json.dumps(request).encode() + b"\n")
             yield page

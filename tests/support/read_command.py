@@ -13,7 +13,8 @@ def arguments(server: FakeServer, paths, out, *options: str) -> list[str]:
 
 
 def records(out) -> list[dict]:
-    return [json.loads(line) for line in out.read_text().splitlines()]
+    """Without the head."""
+    return [json.loads(line) for line in out.read_text().splitlines()[1:]]
 
 
 def places(out) -> list[tuple[str, int | None]]:

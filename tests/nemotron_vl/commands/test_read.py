@@ -10,7 +10,7 @@ import pytest
 
 from nemotron_vl.commands import read
 from nemotron_vl.documents import records as page_records
-from nemotron_vl.documents.requests import Question
+from nemotron_vl.documents.finding import Source
 from nemotron_vl.main import main
 from support.documents import blank_pdf, solid
 from support.fake_server import image_of
@@ -25,14 +25,14 @@ def test_each_page_has_a_record(server, folder, out, capsys):
     by_place = {(r["file"].rpartition("/")[2], r["page"]): r for r in records(out)}
     page = by_place["report.pdf", 2]
     assert page.pop("seconds") > 0
+    file = folder / "report.pdf"
     assert page == {
-        "file": str(folder / "report.pdf"),
+        "file": str(file),
         "page": 2,
-        "model": "fake",
         "answer": "1536x2048",
         "finish_reason": "stop",
         "tokens": {"prompt": 3330, "answer": 7},
-        "question": page["question"],
+        "source": Source.of(file)._asdict(),
     }
     assert by_place["photo.png", 1]["answer"] == "40x30"
     assert "needs a password" in by_place["locked.pdf", None]["error"]
@@ -51,7 +51,7 @@ def test_a_second_start_does_what_is_left(server, folder, out, capsys):
     main(arguments(server, folder / "report.pdf", out))
     assert len(server.requests) == 3
     lines = out.read_text().splitlines(keepends=True)
-    out.write_text(lines[0] + lines[1][:-9])
+    out.write_text(lines[0] + lines[1] + lines[2][:-9])
     assert main(arguments(server, folder, out)) == 1
     assert len(server.requests) == 3 + 5
     assert places(out) == ALL
@@ -86,7 +86,8 @@ def test_another_question_needs_another_file(server, folder, out, capsys):
     before = out.read_text()
     where = ("--url", server.url, "--out", str(out))
     assert main(["read", str(folder), "--question", "Other?", *where]) == 2
-    assert "has answers to another question or schema" in capsys.readouterr().err
+    message = "has answers with other settings: question 'Read it.', not 'Other?'."
+    assert message in capsys.readouterr().err
     assert out.read_text() == before
 
 
@@ -102,14 +103,7 @@ def test_a_system_message_precedes_each_question(server, folder, out, capsys):
         assert first == {"role": "system", "content": "Be brief."}
         assert second["role"] == "user"
     assert main(arguments(server, folder, out)) == 2
-    assert "to another question" in capsys.readouterr().err
-
-
-def test_files_of_earlier_versions_go_on():
-    """Digests that version 0.1.0 wrote."""
-    assert Question("Read it.", None, 9).digest == "74ef3ae3fbd0"
-    assert Question(None, {"type": "object"}, 9).digest == "469863558364"
-    assert Question("Read it.", None, 9, system="").digest != "74ef3ae3fbd0"
+    assert "system 'Be brief.', not 'null'" in capsys.readouterr().err
 
 
 def test_a_batch_replaces_batches_only(folder, tmp_path, capsys):
@@ -128,14 +122,17 @@ def test_a_batch_replaces_batches_only(folder, tmp_path, capsys):
     assert "Another process writes to" in capsys.readouterr().err
 
 
-def test_a_name_that_is_not_utf_8(folder, tmp_path):
+def test_a_name_that_is_not_utf_8(server, folder, out, tmp_path):
     odd = os.fsencode(folder) + b"/\xff.png"
     os.rename(folder / "photo.png", odd)
     batch = tmp_path / "requests.jsonl"
     asked = ["read", os.fsdecode(odd), "--question", "?", "--model", "m"]
     assert main([*asked, "--batch", str(batch)]) == 0
-    assert json.loads(batch.read_text())["custom_id"].endswith(r"\udcff.png#1")
-    assert "\\\\udcff" in batch.read_text()  # and no half of a surrogate pair
+    assert json.loads(batch.read_text())["custom_id"].endswith(r"/\xff.png#1")
+    for _ in range(2):
+        assert main(arguments(server, os.fsdecode(odd), out)) == 0
+    (record,) = records(out)
+    assert record["file"].encode().endswith(rb"/\xff.png")  # no half of a surrogate pair
 
 
 def test_a_batch_has_a_request_for_each_page(folder, tmp_path, capsys, schema):
@@ -162,7 +159,10 @@ def test_a_batch_has_a_request_for_each_page(folder, tmp_path, capsys, schema):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--out", "o"], "Give --question, --schema, or both."),
+        (["--out", "o"], "Give --question, --task, --schema, or"),
+        (["--out", "o", "--question", " "], "The question is empty."),
+        (["--out", "o", "--question", "?", "--task", "text"], "has a question of its"),
+        (["--out", "o", "--task", "none"], "tasks.toml has no task 'none'"),
         (["--out", "o", "--question", "?"], "Give --url of a server, or --model"),
         (["--batch", "b", "--question", "?"], "--batch needs --model"),
         (["--out", "o", "--schema", "nowhere.json"], "nowhere.json"),

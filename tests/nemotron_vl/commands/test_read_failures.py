@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from nemotron_vl.commands import read
+from nemotron_vl.documents import client as page_client
 from nemotron_vl.documents import reading as page_reading
 from nemotron_vl.main import main
 from support.fake_server import BREAK, fake_server, image_of
@@ -24,7 +24,7 @@ def test_a_failure_that_passes_is_not_seen(server, folder, out, failure):
 @pytest.fixture
 def no_patience(monkeypatch):
     """As after all retries."""
-    monkeypatch.setattr(read, "RETRIES", 1)
+    monkeypatch.setattr(page_client, "retries", lambda wait: 1)
 
 
 @pytest.mark.parametrize("failure", [429, 503, 401, 404])

@@ -41,7 +41,7 @@ def read(server: FakeServer, folder, *options: str) -> tuple[int, dict]:
     out = folder.parent / "answers.jsonl"
     command = ["read", str(folder), "--question", "?", "--url", server.url]
     status = main([*command, "--out", str(out), "--at-once", "1", *options])
-    lines = out.read_text().splitlines() if out.exists() else []
+    lines = out.read_text().splitlines()[1:] if out.exists() else []
     records = map(json.loads, lines)
     return status, {(r["file"].rpartition("/")[2], r["page"]): r for r in records}
 

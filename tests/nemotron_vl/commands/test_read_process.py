@@ -135,8 +135,10 @@ def read_four_at_once(
 
     async def read_all():
         client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none")
+        served = page_reading.Served("fake", None, Question("?", None, 9))
+        groups = ((page,) for page in pages)
         async for record in page_reading.read_answers(
-            client, "fake", Question("?", None, 9), pages, at_once=4, timeout=60
+            client, served, groups, at_once=4, timeout=60
         ):
             written.append(record)
 

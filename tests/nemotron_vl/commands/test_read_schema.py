@@ -14,12 +14,29 @@ def test_a_schema_is_enforced_and_its_data_recorded(server, folder, out, schema)
     (record,) = records(out)
     assert record["answer"] == {"total": 3.5}
     # The server is asked with the schema before any page is sent.
+    form = {"type": "json_schema", "json_schema": SCHEMA, "max_whitespace_cnt": 1}
     for request in (*server.trials, *server.requests):
         sent = request["response_format"]
-        assert sent["type"] == "json_schema"
-        assert sent["json_schema"]["schema"] == SCHEMA
+        assert sent == {"type": "structural_tag", "format": form}
     text = server.requests[0]["messages"][0]["content"][1]["text"]
     assert json.dumps(SCHEMA) in text
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_without_structural_tags_gets_the_schema(
+    server, folder, out, schema, status
+):
+    def answer(request):
+        if request["response_format"]["type"] == "structural_tag":
+            return status, "unknown response_format"
+        return '{"total": 3.5}'
+
+    server.answer = answer
+    assert main(arguments(server, folder / "photo.png", out, "--schema", schema)) == 0
+    (request,) = server.requests
+    sent = request["response_format"]
+    assert sent["type"] == "json_schema"
+    assert sent["json_schema"]["schema"] == SCHEMA
 
 
 @pytest.mark.parametrize(

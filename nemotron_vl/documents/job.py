@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All pages of documents are asked about, and each gets a record."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import re
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Container,
+    Generator,
+    Iterator,
+)
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from .answers import is_empty
+from .changes import equal_files
+from .finding import Found, Source, opened_locally
+from .pages import Document, Drawing, Page
+from .process import MOST_PAGES, PageProcess
+from .reading import Served, ServerFailure, read_answers
+from .records import PageRecords, Record, Records
+
+if TYPE_CHECKING:
+    import openai
+
+_ALIKE = 5  # refused pages at the start of a run that end it
+_REFUSED = re.compile("The server answered 4")
+_SPARE = 64  # tokens of a chat template and a system message
+
+_CHANGED = "The file changed while it was read. The next start reads it again."
+
+Place = tuple[str, int | None]
+
+
+class Options(NamedTuple):
+    """How documents are read.
+
+    Args:
+        drawing: How pages are drawn.
+        most_pages: Limit of a document.
+        pages: Numbers of the pages that are read; all if ``None``.
+        limit: Most pages that are read now.
+        per_document: Ask about as many pages of a document at once as fit.
+        context: Tokens of a request and its answer, if the server does not say it.
+        rotate: Turn pages whose text layer is not upright, and ask again, turned, where
+            an answer is empty.
+        compare: Write how far answers differ from the text layer.
+        at_once: Most requests at a time.
+        timeout: Seconds for an answer, with all retries.
+        keep_going: Go on if the first pages are all refused alike.
+    """
+
+    drawing: Drawing
+    most_pages: int = MOST_PAGES
+    pages: Container[int] | None = None
+    limit: int | None = None
+    per_document: bool = False
+    context: int = 16384
+    rotate: bool = False
+    compare: bool = False
+    at_once: int = 8
+    timeout: float = 1800
+    keep_going: bool = False
+
+
+class Job:
+    """Pages without a record are drawn and asked about.
+
+    Args:
+        documents: What is read.
+        options: How.
+        records: Of earlier runs, whose pages are left out. The caller appends the new
+            ones.
+    """
+
+    def __init__(
+        self,
+        documents: list[Found],
+        options: Options,
+        records: Records | None = None,
+    ) -> None:
+        self._documents = documents
+        self._copies: dict[str, list[Found]] = {}
+        if isinstance(records, PageRecords):
+            self._documents, self._copies = equal_files(documents)
+        self._records = Records({}) if records is None else records
+        self._options = options
+        self._sources: dict[str, dict[str, Any]] = {}
+        self._process: PageProcess | None = None
+        self._started: list[Generator[Page]] = []
+        # Pages that are asked again: at which turns, and the record so far.
+        self._again: dict[Place, tuple[Collection[int], Record | None]] = {}
+        self._due: set[Place] = set()  # of them, at the present turn
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process that draws. No thread may wait for a page any more."""
+        for pages in self._started:
+            pages.close()
+
+    def has_pages(self) -> bool:
+        """Whether there is anything to do."""
+        with contextlib.closing(self.measured()) as pages:
+            return next(pages, None) is not None
+
+    def measured(self) -> Generator[Page]:
+        """The pages without a record, with their sizes but without images."""
+        return self._pages(0, "measure")
+
+    def pages(self, turn: int = 0) -> Generator[Page]:
+        """The pages without a record, or those to be asked again at a turn.
+
+        Args:
+            turn: In degrees clockwise; 0 for the pages as they are.
+        """
+        self._started.append(self._pages(turn, "read"))
+        return self._started[-1]
+
+    def _pages(self, turn: int, method: str) -> Generator[Page]:
+        drawing = self._options.drawing._replace(turn=turn)
+        with PageProcess(drawing, self._options.most_pages) as self._process:
+            read = getattr(self._process, method)
+            self._due = self._due_at(turn)
+            names = {name for name, _ in self._due}
+            pages = itertools.chain.from_iterable(
+                self._pages_of(document, turn, read)
+                for document in self._documents
+                if not turn or document.name in names
+            )
+            yield from pages if turn else itertools.islice(pages, self._options.limit)
+
+    def _pages_of(
+        self, document: Found, turn: int, read: Callable[..., Iterator[Page]]
+    ) -> Iterator[Page]:
+        name = document.name
+        if self._left_out(name, None, turn):
+            return
+        try:
+            with opened_locally(document) as file:
+                before = _state(file)
+
+                def left_out(name: str, number: int | None) -> bool:
+                    if number is None:
+                        return False
+                    left_out = self._left_out(name, number, turn)
+                    if not left_out:  # before it is drawn
+                        self._note_source(document, file)
+                    return left_out
+
+                for page in read([Document(name, file)], left_out):
+                    if page.number is None:
+                        self._note_source(document, file)
+                    yield page
+                if name in self._sources and _state(file) != before:
+                    yield Page(name, None, error=_CHANGED)
+        except OSError as error:
+            yield Page(name, None, error=str(error))
+
+    def _left_out(self, name: str, number: int | None, turn: int) -> bool:
+        if turn and number is not None:
+            return (name, number) not in self._due
+        chosen = self._options.pages
+        if number is not None and chosen is not None and number not in chosen:
+            return True
+        return self._records.done(name, number)
+
+    def _due_at(self, turn: int) -> set[Place]:
+        return {place for place, (turns, _) in self._again.items() if turn in turns}
+
+    def _note_source(self, document: Found, file: Path) -> None:
+        if document.name in self._sources:
+            return
+        source = self._records.source(document.name)
+        if source is None:
+            modified = document.modified if document.remote else None
+            with contextlib.suppress(OSError, ValueError):  # its record says why
+                source = Source.of(file, modified)._asdict()
+        if source is not None:
+            self._sources[document.name] = source
+
+    async def answers(
+        self,
+        client: "openai.AsyncOpenAI",
+        served: Served,
+        ended: asyncio.Future | None = None,
+    ) -> AsyncGenerator[Record, None]:
+        """Ask about the pages.
+
+        Args:
+            client: Client of the server.
+            served: The model, and what is asked.
+            ended: See `read_answers`.
+
+        Yields:
+            A record for each, see `read_answers`, to be appended at once.
+
+        Raises:
+            ServerFailure: The server answers no page, or refuses the first ones alike.
+        """
+        options = self._options
+        try:
+            for turn in (0, 90, 180, 270) if options.rotate else (0,):
+                if turn and not self._due_at(turn):
+                    continue
+                groups = self._groups(self.pages(turn), served)
+                answers = read_answers(
+                    client, served, groups, options.at_once, options.timeout, ended
+                )
+                if not turn and not options.keep_going:
+                    answers = _unless_alike(answers)
+                async with contextlib.aclosing(answers):
+                    async for record in answers:
+                        if not options.rotate or self._is_final(record, turn):
+                            yield self._with_source(record)
+            for _, record in self._again.values():
+                if record is not None:
+                    yield self._with_source(record)
+            self._again.clear()
+        finally:
+            # A thread may wait for a page, and this process would wait for the thread.
+            if self._process is not None:
+                self._process.kill()
+
+    def _groups(
+        self, pages: Iterator[Page], served: Served
+    ) -> Iterator[tuple[Page, ...]]:
+        """What is asked at once."""
+        options, question = self._options, served.question
+        room = (served.context or options.context) - question.max_tokens - _SPARE
+        room -= len(question.prompt) // 2  # more than its tokens
+        group: list[Page] = []
+        left = room
+        for page in pages:
+            if options.rotate and page.angle and page.error is None:
+                if (page.file, page.number) not in self._again:
+                    self._again[page.file, page.number] = (page.angle,), None
+                    continue
+            if not options.compare:
+                page = page._replace(text=None)
+            alone = not options.per_document or page.blank or page.error is not None
+            tokens = 0
+            if not alone:
+                tiles = options.drawing.tiler.describe(*page.size, "fast")
+                tokens = tiles["prompt_tokens"]
+            if group and (alone or tokens > left or page.file != group[0].file):
+                yield tuple(group)
+                group, left = [], room
+            if alone:
+                yield (page,)
+            else:
+                group.append(page)
+                left -= tokens
+        if group:
+            yield tuple(group)
+
+    def _is_final(self, record: Record, turn: int) -> bool:
+        """Whether a page is not asked again at another turn. Says how it was turned."""
+        place = record["file"], record["page"]
+        if turn:
+            record["turned"] = turn
+        empty = "error" not in record and is_empty(record["answer"])
+        turns, before = self._again.get(place, ((90, 180, 270), None))
+        if not turn and empty and not record.get("blank"):
+            self._again[place] = turns, record
+            return False
+        if before is not None and (empty or "error" in record):
+            return False  # the first record stays
+        self._again.pop(place, None)
+        return True
+
+    def _with_source(self, record: Record) -> Record:
+        source = self._sources.get(record["file"])
+        return {**record, "source": source} if source else record
+
+    def copied(self) -> Iterator[Record]:
+        """Records of documents that equal others, once those have theirs."""
+        originals = [r for r in self._records if r["file"] in self._copies]
+        for record in originals:
+            for copy in self._copies[record["file"]]:
+                if self._records.done(copy.name, record["page"]):
+                    continue
+                changes = {"file": copy.name, "copy_of": record["file"]}
+                if source := record.get("source"):
+                    changes["source"] = {**source, "modified": copy.modified}
+                yield record | changes
+
+
+async def _unless_alike(
+    answers: AsyncGenerator[Record, None],
+) -> AsyncGenerator[Record, None]:
+    """The records, unless the server refuses the first pages for the same cause.
+
+    Raises:
+        ServerFailure: It does. None of them has a record.
+    """
+    held: list[Record] | None = []
+    async with contextlib.aclosing(answers):
+        async for record in answers:
+            error = record.get("error", "")
+            if held is not None and _REFUSED.match(error):
+                held.append(record)
+                # Figures may differ, such as tokens of the page.
+                causes = {re.sub(r"\d+", "0", r["error"]) for r in held}
+                if len(causes) == 1 and len(held) == _ALIKE:
+                    raise ServerFailure(
+                        f"The first {_ALIKE} pages were refused alike, so the cause may "
+                        f"be an option and not the pages. {error} (--keep-going reads "
+                        "the others.)"
+                    )
+                if len(causes) == 1:
+                    continue
+                record = held.pop()
+            elif held is not None and "answer" not in record:
+                yield record
+                continue
+            for earlier in held or ():
+                yield earlier
+            held = None
+            yield record
+        for earlier in held or ():
+            yield earlier
+
+
+def _state(file: Path) -> tuple[int, float] | None:
+    with contextlib.suppress(OSError):
+        status = os.stat(file)
+        return status.st_size, status.st_mtime
+    return None

@@ -1,0 +1,110 @@
+"""Which documents are found, their names, and whether they have changed."""
+
+import os
+
+import fsspec
+import pytest
+
+from nemotron_vl.documents.changes import equal_files
+from nemotron_vl.documents.finding import Source, find_documents, opened_locally
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "b.d").mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    for name in ("b.pdf", "b.d/a.HEIC", "a.docx", "notes", ".x.pdf", ".hidden/c.pdf"):
+        (folder / name).write_bytes(b"%PDF-" + name.encode())
+    return folder
+
+
+def names(found) -> list[str]:
+    return [document.name for document in found.documents]
+
+
+def test_documents_of_folders(folder):
+    found = find_documents([folder, folder / "b.pdf", folder / "notes"])
+    expected = ["b.d/a.HEIC", "b.pdf", "notes"]
+    assert names(found) == [str(folder / name) for name in expected]
+    assert found.left_out == {".docx": 1, "": 1}
+
+
+def test_names_below_a_root(folder, tmp_path):
+    assert names(find_documents([folder], str(tmp_path))) == [
+        "folder/b.d/a.HEIC",
+        "folder/b.pdf",
+    ]
+    with pytest.raises(ValueError, match=r"b\.pdf is not below the root .*b\.d\."):
+        find_documents([folder], str(folder / "b.d"))
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        find_documents([folder / "nowhere"])
+
+
+def test_a_name_that_is_not_utf_8(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    (name,) = names(find_documents([tmp_path]))
+    assert name.endswith(r"/\xff.png") and name.encode()
+
+
+def test_changes_are_seen(folder):
+    file = folder / "b.pdf"
+    (before,) = find_documents([file]).documents
+    source = Source.of(file)._asdict()
+    assert before.is_as_in(source)
+    os.utime(file, (1, 1))  # the content is what counts
+    (touched,) = find_documents([file]).documents
+    assert touched.is_as_in(source)
+    file.write_bytes(b"%PDF-B.pdf")
+    os.utime(file, (2, 2))
+    (changed,) = find_documents([file]).documents
+    assert changed.bytes == before.bytes and not changed.is_as_in(source)
+    file.unlink()
+    assert not before._replace(modified=3.0).is_as_in(source)
+
+
+def test_equal_files(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1"), ("d", b""), ("e", b"")):
+        (tmp_path / f"{name}.pdf").write_bytes(content)
+    found = find_documents([tmp_path], str(tmp_path)).documents
+    others, copies = equal_files(found)
+    assert [document.name for document in others] == ["a.pdf", "b.pdf", "d.pdf", "e.pdf"]
+    assert {k: [d.name for d in v] for k, v in copies.items()} == {"a.pdf": ["c.pdf"]}
+
+
+@pytest.fixture
+def memory():
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield system
+    system.store.clear()
+
+
+def test_documents_of_another_file_system(memory):
+    for name in ("/box/2/b.pdf", "/box/a.png", "/box/.x.png", "/box/n.txt", "/c.pdf"):
+        memory.pipe(name, name.encode())
+    found = find_documents(["memory://box", "memory://c.pdf"])
+    assert names(found) == ["memory:///box/2/b.pdf", "memory:///box/a.png"] + [
+        "memory:///c.pdf"
+    ]
+    assert found.left_out == {".txt": 1}
+    below = find_documents(["memory://box"], "memory:///box/")
+    assert names(below) == ["2/b.pdf", "a.png"]
+    document = found.documents[1]
+    with opened_locally(document) as file:
+        assert file.read_bytes() == b"/box/a.png"
+        source = Source.of(file, document.modified)._asdict()
+    assert not file.exists() and document.is_as_in(source)
+    memory.pipe("/box/a.png", b"/box/b.png")
+    (changed,) = find_documents(["memory:///box/a.png"]).documents
+    assert not changed.is_as_in(source)
+    memory.rm("/box/a.png")
+    with pytest.raises(OSError, match="cannot be fetched"), opened_locally(document):
+        pass
+    with pytest.raises(FileNotFoundError, match="memory://none does not exist"):
+        find_documents(["memory://none"])
+
+
+def test_a_missing_package_is_named():
+    with pytest.raises(ValueError, match="no-such-system://x needs a package|Protocol"):
+        find_documents(["no-such-system://x"])
