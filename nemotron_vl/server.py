@@ -14,7 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-_STOP_SECONDS = 30
+from .printable import show
+
+_STOP_SECONDS = 30  # a server finishes its requests
+_STARTING_STOP_SECONDS = 5  # one that starts has none
 
 
 @contextlib.contextmanager
@@ -76,7 +79,9 @@ def serving_process(
         f"--port={port}",
         *options,
     ]
-    with running(command, url=url, log=log, timeout=timeout, env=env) as process:
+    with running(
+        command, url=url, log=log, timeout=timeout, env=env, name="vllm serve"
+    ) as process:
         yield process, url
 
 
@@ -88,8 +93,11 @@ def running(
     log: str | Path,
     timeout: float = 600,
     env: Mapping[str, str] | None = None,
+    name: str | None = None,
 ) -> Iterator[subprocess.Popen]:
     """Run a command that answers at ``url`` while the block runs.
+
+    A Ctrl-C ends it, a second one at once.
 
     Args:
         command: Program and arguments.
@@ -97,6 +105,7 @@ def running(
         log: File for its output.
         timeout: Seconds to wait for that.
         env: Environment variables to set besides those of this process.
+        name: Its name in messages; by default the program's.
 
     Yields:
         The process, which is the leader of its own process group.
@@ -107,11 +116,17 @@ def running(
     """
     with _exit_at_sigterm(), open(log, "wb") as output:
         process = _start(command, output, {**os.environ, **(env or {})})
+        patience = _STARTING_STOP_SECONDS
         try:
-            _wait_until_healthy(process, url, Path(log), timeout)
+            name = name or Path(command[0]).name
+            _wait_until_healthy(process, name, url, Path(log), timeout)
+            patience = _STOP_SECONDS
             yield process
+        except (KeyboardInterrupt, SystemExit):
+            show("Stopping the server ...", sys.stderr)
+            raise
         finally:
-            _stop(process)
+            _stop(process, patience)
 
 
 def _start(
@@ -152,7 +167,7 @@ def free_port() -> int:
 
 
 def _wait_until_healthy(
-    process: subprocess.Popen, url: str, log: Path, timeout: float
+    process: subprocess.Popen, name: str, url: str, log: Path, timeout: float
 ) -> None:
     deadline = time.monotonic() + timeout
     # No proxy reaches a server of this machine.
@@ -167,17 +182,26 @@ def _wait_until_healthy(
     reason = f"did not answer in {timeout:.0f} s"
     if status is not None:
         reason = f"ended with status {status}"
-    name = Path(str(process.args[0])).name  # type: ignore[index]
     raise RuntimeError(f"{name} {reason}; the end of {log}:\n{tail}")
 
 
-def _stop(process: subprocess.Popen) -> None:
-    """End the server and the processes that it started: its process group."""
-    for sign, patience in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, 10)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
+def _stop(process: subprocess.Popen, patience: float) -> None:
+    """End the server and the processes that it started: its process group.
+
+    Args:
+        process: The server.
+        patience: Seconds until it is killed; a Ctrl-C does it at once.
+    """
+    try:
+        _signal(process, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience)
-            break
+    finally:
+        _signal(process, signal.SIGKILL)  # also orphans of the group
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+
+
+def _signal(process: subprocess.Popen, sign: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # orphans of the group
+        os.killpg(process.pid, sign)
