@@ -26,7 +26,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import MA
 
 from ..checkpoints.files import check_folder, read_json
 from ..checkpoints.tiler import Tiler
-from ..documents.pages import Page, find_documents
+from ..documents.pages import Document, Drawing, Page, find_documents
 from ..documents.process import MOST_PAGES, PageProcess
 from ..documents.reading import RETRIES, find_model, read_answers
 from ..documents.records import PageRecords
@@ -159,7 +159,7 @@ def _run(args: argparse.Namespace) -> int:
     retried = {str(file) for file in files} if args.retry_errors else set()
     with (
         PageRecords(args.out, question.digest, retried) as records,
-        PageProcess(_tiler(args), args.max_pages) as process,
+        PageProcess(Drawing(_tiler(args)), args.max_pages) as process,
     ):
         try:
             return _read(args, question, files, process, records)
@@ -174,6 +174,10 @@ def _tiler(args: argparse.Namespace) -> Tiler:
     return Tiler.from_model(args.model if served or local else None, args.max_tiles)
 
 
+def _documents(files: list[Path]) -> list[Document]:
+    return [Document(str(file), file) for file in files]
+
+
 def _write_batch(
     args: argparse.Namespace, question: Question, files: list[Path]
 ) -> int:
@@ -181,10 +185,10 @@ def _write_batch(
         raise ValueError("--batch needs --model, the model that `vllm run-batch` runs.")
     written = errors = 0
     with (
-        PageProcess(_tiler(args), args.max_pages) as process,
+        PageProcess(Drawing(_tiler(args)), args.max_pages) as process,
         _progress(_count(process, files), done=0) as bar,
     ):
-        pages = process.read(files, lambda file, page: False)
+        pages = process.read(_documents(files), lambda file, page: False)
         for page in write_batch(pages, question, args.model, args.batch):
             bar.update()
             written += page.error is None
@@ -203,7 +207,7 @@ def _read(
     records: PageRecords,
 ) -> int:
     total = _count(process, files)
-    pages = process.read(files, records.done)
+    pages = process.read(_documents(files), records.done)
     first = next(pages, None)
     before = len(records)
     rate = ""

@@ -7,15 +7,14 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from vllm_nemotron_vl.multimodal.nemotron_vl_containers import is_container
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import TileGrid
 
 from ..checkpoints.tiler import MARKERS, Tiler
+from ..images.kinds import HEAD, is_video
 from ..images.tiles import draw_tiles
 from ..regular_files import open_regular
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-_HEAD = 1024
 
 
 class Clip(NamedTuple):
@@ -57,9 +56,9 @@ class Clip(NamedTuple):
 
 
 def is_clip(file: Path) -> bool:
-    """Whether a file begins like a video that the server reads."""
+    """Whether a file begins like a video that the server reads, and is no image."""
     with open_regular(file) as opened:
-        return is_container(opened.read(_HEAD))
+        return is_video(opened.read(HEAD))
 
 
 def read_clip(file: Path, num_frames: int, side: int) -> Clip:

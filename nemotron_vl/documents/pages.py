@@ -5,32 +5,68 @@ Imports neither PyTorch, nor transformers, nor vLLM. PDFium is not thread-safe, 
 only one thread at a time may take pages.
 """
 
+import contextlib
 import io
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageOps
 
 from ..checkpoints.tiler import Tiler
-from ..images.files import open_image
-from ..regular_files import open_regular
+from ..images.blank import is_blank
+from ..images.files import displayed_size, open_image
+from .pdf import draw, drawn_size, is_pdf, open_pdf, text_layer
 
 # Suffixes of the files that are taken from folders.
 DOCUMENTS = {
-    *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pdf", ".pgm", ".png"),
-    *(".ppm", ".tif", ".tiff", ".webp"),
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".pbm"),
+    *(".pdf", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 }
 
 # Formats of Pillow that are sent as they are; servers open them. MPO is a kind of JPEG.
 _AS_THEY_ARE = {"GIF", "JPEG", "MPO", "PNG", "WEBP"}
 _MOST_SENT = 1 << 26  # bytes of a file; larger ones are drawn anew
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
-_PDF_HEADER_WITHIN = 1024  # bytes; PDFium's limit
-_PASSWORD_ERROR = 4  # FPDF_ERR_PASSWORD of PDFium
+_TURNS = {  # Pillow turns the other way
+    90: Image.Transpose.ROTATE_270,
+    180: Image.Transpose.ROTATE_180,
+    270: Image.Transpose.ROTATE_90,
+}
+
+
+class Document(NamedTuple):
+    """A file, and what it is called in records.
+
+    Args:
+        name: Its name in the records: a path or a URL.
+        path: A local file.
+    """
+
+    name: str
+    path: Path
+
+
+class Drawing(NamedTuple):
+    """How pages are drawn, and what else is told about them.
+
+    Args:
+        tiler: How the server cuts images.
+        text_layer: Whether `Page.text` and `Page.angle` are read.
+        find_blank: Whether `Page.blank` is computed.
+        passwords: Tried on encrypted PDFs.
+        turn: Degrees clockwise by which each page is turned: 0, 90, 180 or 270.
+    """
+
+    tiler: Tiler
+    text_layer: bool = False
+    find_blank: bool = False
+    passwords: tuple[str, ...] = ()
+    turn: int = 0
 
 
 class Page(NamedTuple):
@@ -41,6 +77,11 @@ class Page(NamedTuple):
         number: From 1; ``None`` if the document cannot be opened.
         image: The bytes of a file that vLLM opens.
         media_type: Such as ``image/png``.
+        size: Width and height in pixels of the image as it is displayed.
+        text: Text layer of a PDF's page, up to 1 MiB; ``None`` if there is none.
+        angle: Degrees clockwise by which the image should be turned so that the text
+            of its layer is upright.
+        blank: Whether the page has no marks, see `is_blank`.
         error: Why there is no image.
     """
 
@@ -48,10 +89,16 @@ class Page(NamedTuple):
     number: int | None
     image: bytes = b""
     media_type: str = ""
+    size: tuple[int, int] = (0, 0)
+    text: str | None = None
+    angle: int = 0
+    blank: bool = False
     error: str | None = None
 
 
-def find_documents(paths: Iterable[Path]) -> list[Path]:
+def find_documents(
+    paths: Iterable[Path], suffixes: Collection[str] = DOCUMENTS
+) -> list[Path]:
     """The given files, and all documents in the given folders, each once.
 
     In folders, files are chosen by their suffix; hidden files and folders are left out.
@@ -69,7 +116,7 @@ def find_documents(paths: Iterable[Path]) -> list[Path]:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist.")
         if path.is_dir():
-            files = _inside(Path(os.path.realpath(path)))
+            files = _inside(Path(os.path.realpath(path)), suffixes)
         else:
             files = [Path(os.path.realpath(path.parent), path.name)]
         for file in files:
@@ -77,7 +124,7 @@ def find_documents(paths: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _inside(folder: Path) -> list[Path]:
+def _inside(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """Documents in a folder and below it, and folders that cannot be listed."""
     unreadable: list[Path] = []
     files = []
@@ -87,7 +134,7 @@ def _inside(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if name[0] != "."]
         for name in names:
             file = Path(place, name)
-            if file.suffix.lower() in DOCUMENTS and name[0] != "." and _may_be(file):
+            if file.suffix.lower() in suffixes and name[0] != "." and _may_be(file):
                 files.append(file)
     return sorted(files + unreadable)
 
@@ -100,11 +147,11 @@ def _may_be(file: Path) -> bool:
         return True
 
 
-def count_pages(file: Path) -> int:
+def count_pages(file: Path, passwords: tuple[str, ...] = ()) -> int:
     """Number of pages of a document; 1 if it cannot be opened."""
     try:
-        if _is_pdf(file):
-            with _open_pdf(file) as document:
+        if is_pdf(file):
+            with open_pdf(file, passwords) as document:
                 return len(document)
         with open_image(file) as image:
             return getattr(image, "n_frames", 1) if _has_pages(image) else 1
@@ -113,41 +160,44 @@ def count_pages(file: Path) -> int:
 
 
 def read_pages(
-    files: Iterable[Path], tiler: Tiler, done: Callable[[str, int | None], bool]
+    documents: Iterable[Document],
+    drawing: Drawing,
+    done: Callable[[str, int | None], bool],
+    drawn: bool = True,
 ) -> Iterator[Page]:
     """The pages of all documents, in order. Only one is in memory.
 
     A PDF's page is drawn at the size at which it fills its tiles, with its form
-    fields and annotations. A page of a TIFF becomes a PNG, see `_as_png`. Other
-    images are the bytes of their files.
+    fields and annotations. A page of a TIFF becomes a PNG, see `_drawn`. Other
+    images are the bytes of their files, unless they are turned.
 
     Args:
-        files: Documents.
-        tiler: How the server cuts images.
-        done: Whether a page, by file and number, is left out.
+        documents: What is read.
+        drawing: How the pages are drawn.
+        done: Whether a page, by name and number, is left out.
+        drawn: Without it, pages have only their size.
 
     Yields:
         A page for each page, or one page with an error for a document that cannot
         be opened.
     """
-    for file in files:
-        name = str(file)
+    for name, path in documents:
         if done(name, None):
             continue
         try:
-            read = _pdf_pages if _is_pdf(file) else _image_pages
-            for number, draw in read(file, tiler):
+            read = _pdf_pages if is_pdf(path) else _image_pages
+            for number, make in read(path, drawing):
                 if not done(name, number):
-                    yield _page(name, number, draw)
+                    yield _page(name, number, partial(make, drawn))
         except MemoryError:
             raise  # the caller knows how much memory there is
         except Exception as error:  # Pillow raises all kinds for damaged files
             yield Page(name, None, error=_message(error))
 
 
-def _page(name: str, number: int, draw: Callable[[], tuple[bytes, str]]) -> Page:
+def _page(name: str, number: int, make: Callable[[], dict[str, Any]]) -> Page:
     try:
-        return Page(name, number, *draw())
+        return Page(name, number, **make())
     except MemoryError:
         raise
     except Exception as error:
@@ -160,54 +210,28 @@ def _message(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-# A document is an iterator over its pages: their number, and a function that draws
-# the page and returns the bytes and the media type of a file.
-_Drawn = Iterator[tuple[int, Callable[[], tuple[bytes, str]]]]
+# A document is an iterator over its pages: their number, and a function that makes the
+# fields of `Page`. It is told whether the page is drawn, or only measured.
+_Pages = Iterator[tuple[int, Callable[[bool], dict[str, Any]]]]
 
 
-def _is_pdf(file: Path) -> bool:
-    with open_regular(file) as opened:
-        return b"%PDF-" in opened.read(_PDF_HEADER_WITHIN)
+def _pdf_pages(file: Path, drawing: Drawing) -> _Pages:
+    def make(index: int, drawn: bool) -> dict[str, Any]:
+        scale, size = drawn_size(document, index, drawing.tiler, drawing.turn)
+        if not drawn:
+            return {"size": size}
+        with contextlib.closing(document[index]) as page:
+            image = draw(page, scale, drawing.turn)
+            text, angle = text_layer(page) if drawing.text_layer else (None, 0)
+        return _encoded(image) | {
+            "text": text,
+            "angle": (angle - drawing.turn) % 360 if text else 0,
+            "blank": drawing.find_blank and is_blank(image),
+        }
 
-
-def _open_pdf(file: Path):
-    """A document of pypdfium2, which reads the file as it needs it.
-
-    Raises:
-        ValueError: It is encrypted or damaged.
-    """
-    import pypdfium2
-
-    try:
-        document = pypdfium2.PdfDocument(file)
-    except pypdfium2.PdfiumError as error:
-        if error.err_code == _PASSWORD_ERROR:
-            raise ValueError("The PDF is encrypted and needs a password.") from error
-        raise ValueError(f"The PDF cannot be opened: {error}") from error
-    document.init_forms()  # before its pages: draws what is filled in
-    return document
-
-
-def _pdf_pages(file: Path, tiler: Tiler) -> _Drawn:
-    def draw() -> tuple[bytes, str]:
-        page = document[index]
-        try:
-            width, height = page.get_size()
-            if min(width, height) <= 0:
-                raise ValueError(f"The page is {width:g}x{height:g} points.")
-            bitmap = page.render(scale=tiler.filling_scale(width, height))
-            try:
-                return _as_png(bitmap.to_pil())
-            finally:
-                bitmap.close()
-        finally:
-            page.close()
-
-    with _open_pdf(file) as document:
-        if not len(document):
-            raise ValueError("The PDF has no pages.")
+    with open_pdf(file, drawing.passwords) as document:
         for index in range(len(document)):
-            yield index + 1, draw
+            yield index + 1, partial(make, index)
 
 
 def _has_pages(image: Image.Image) -> bool:
@@ -215,41 +239,68 @@ def _has_pages(image: Image.Image) -> bool:
     return image.format == "TIFF"
 
 
-def _image_pages(file: Path, tiler: Tiler) -> _Drawn:
-    def draw() -> tuple[bytes, str]:
-        return _as_png(image, tiler)
+def _image_pages(file: Path, drawing: Drawing) -> _Pages:
+    def make(drawn: bool) -> dict[str, Any]:
+        size = displayed_size(image) if as_it_is else _size(image, drawing)
+        if not drawn:
+            return {"size": size}
+        if as_it_is:
+            page = {"image": file.read_bytes(), "media_type": media_type, "size": size}
+        else:
+            page = _encoded(_drawn(image, drawing, size), "JPEG" if photo else "PNG")
+        return page | {"blank": drawing.find_blank and is_blank(image)}
 
     with open_image(file) as image:
-        kind = image.format or ""
-        if kind in _AS_THEY_ARE and file.stat().st_size <= _MOST_SENT:
-            media_type = Image.MIME["JPEG" if kind == "MPO" else kind]
-            yield 1, lambda: (file.read_bytes(), media_type)
-            return
+        kind = "JPEG" if image.format == "MPO" else image.format or ""
+        sent = kind in _AS_THEY_ARE and file.stat().st_size <= _MOST_SENT
+        as_it_is = sent and not drawing.turn
+        photo = kind == "JPEG" and sent
+        media_type = Image.MIME.get(kind, "")
         index = 0
         while index == 0 or _has_pages(image):
             try:
                 image.seek(index)
             except EOFError:
                 return
-            yield index + 1, draw
+            yield index + 1, make
             index += 1
 
 
-def _as_png(image: Image.Image, tiler: Tiler | None = None) -> tuple[bytes, str]:
-    """A PNG, reduced to the size that fills the tiles if it is more than twice that."""
+def _size(image: Image.Image, drawing: Drawing) -> tuple[int, int]:
+    """Of the image that is drawn: turned, and reduced to the size that fills its tiles
+    if it is more than twice that."""
+    width, height = displayed_size(image)
+    if drawing.turn % 180:
+        width, height = height, width
+    scale = drawing.tiler.filling_scale(width, height)
+    if scale >= 0.5 or image.mode[0] == "I":
+        return width, height
+    return math.ceil(width * scale), math.ceil(height * scale)
+
+
+def _drawn(
+    image: Image.Image, drawing: Drawing, size: tuple[int, int]
+) -> Image.Image:
+    """An image of `size`, in a mode of PNG files."""
     image = ImageOps.exif_transpose(image)
+    if drawing.turn:
+        image = image.transpose(_TURNS[drawing.turn])
     if image.mode == "F":  # levels from 0 to 1
         image = image.point(lambda level: level * 255 + 0.5).convert("L")
     elif image.mode[0] == "I" and image.mode != "I;16":
         image = image.convert("I").convert("I;16")
     elif image.mode not in _PNG_MODES:
         image = image.convert("RGB")
-    scale = 1.0 if tiler is None else tiler.filling_scale(*image.size)
-    if scale < 0.5 and image.mode != "I;16":
+    if image.size != size:
         if image.mode in ("1", "P"):
             image = image.convert("L" if image.mode == "1" else "RGBA")
-        width, height = (math.ceil(side * scale) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
+        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
+    return image
+
+
+def _encoded(image: Image.Image, kind: str = "PNG") -> dict[str, Any]:
     file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)  # the fastest
-    return file.getvalue(), "image/png"
+    # The fastest PNG; a JPEG in which a second compression is not seen.
+    image.save(file, kind, compress_level=1, quality=95)
+    data = file.getvalue()
+    return {"image": data, "media_type": Image.MIME[kind], "size": image.size}

@@ -16,8 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.tiler import Tiler
-from .pages import Page, count_pages, read_pages
+from .pages import Document, Drawing, Page, count_pages, read_pages
 
 # For a page; the slowest page of ordinary documents takes a few seconds.
 MOST_SECONDS = 120.0
@@ -44,12 +43,12 @@ class PageProcess:
     """A process that reads documents, and starts again if a document ends it.
 
     Args:
-        tiler: How the server cuts images.
+        drawing: How pages are drawn.
         most_pages: Limit of a document. A few bytes of a PDF can stand for a million.
     """
 
-    def __init__(self, tiler: Tiler, most_pages: int = MOST_PAGES) -> None:
-        self._tiler = tiler
+    def __init__(self, drawing: Drawing, most_pages: int = MOST_PAGES) -> None:
+        self._drawing = drawing
         self._most_pages = most_pages
         self._process: Any = None
         self._waited = 0.0  # seconds, for the answers of all documents
@@ -75,7 +74,7 @@ class PageProcess:
             return 1
 
     def read(
-        self, files: Iterable[Path], done: Callable[[str, int | None], bool]
+        self, documents: Iterable[Document], done: Callable[[str, int | None], bool]
     ) -> Iterator[Page]:
         """`read_pages`. What ends the process, or takes too long, is an error.
 
@@ -83,30 +82,42 @@ class PageProcess:
         has one error for the remaining ones.
 
         Args:
-            files: Documents.
-            done: Whether a page, by file and number, is left out.
+            documents: What is read.
+            done: Whether a page, by name and number, is left out.
         """
-        for file in files:
-            yield from self._read(file, done)
+        for document in documents:
+            yield from self._read(document, done, True)
 
-    def _read(self, file: Path, done: Callable[[str, int | None], bool]):
-        name, given_up, ended, drawn = str(file), 0, 0, 0
+    def measure(
+        self, documents: Iterable[Document], done: Callable[[str, int | None], bool]
+    ) -> Iterator[Page]:
+        """As `read`, without drawing: pages have no image, and the size it would have."""
+        for document in documents:
+            yield from self._read(document, done, False)
+
+    def _read(
+        self,
+        document: Document,
+        done: Callable[[str, int | None], bool],
+        drawn: bool,
+    ) -> Iterator[Page]:
+        name, given_up, ended, count = document.name, 0, 0, 0
         begun = self._waited
         while True:
             number: int | None = None  # the page that is drawn now
             try:
-                self._send((file, self._tiler))
+                self._send((document, drawn))
                 while (answer := self._receive()) != _END:
                     if isinstance(answer, Page):
                         number = None
-                        drawn += 1
+                        count += 1
                         yield answer
                         continue
                     number, seconds, cause = answer, self._waited - begun, ""
                     if number is not None and number > self._most_pages:
                         cause = f"It has more than {self._most_pages} pages."
-                    elif seconds > _SPARE_SECONDS + drawn * _SECONDS_OF_PAGE:
-                        cause = f"Drawing {drawn} of its pages took {seconds:.0f} s."
+                    elif seconds > _SPARE_SECONDS + count * _SECONDS_OF_PAGE:
+                        cause = f"Drawing {count} of its pages took {seconds:.0f} s."
                     if cause:
                         self._stop()
                         yield _last(name, cause)
@@ -131,7 +142,9 @@ class PageProcess:
             # Spawned: a fork would share the locks of this process's threads.
             context = multiprocessing.get_context("spawn")
             self._connection, other = context.Pipe()
-            self._process = context.Process(target=_serve, args=(other,), daemon=True)
+            self._process = context.Process(
+                target=_serve, args=(other, self._drawing), daemon=True
+            )
             self._process.start()
             other.close()
         self._connection.send(command)
@@ -175,8 +188,9 @@ def _cause(status: int) -> str:
     return f"It is damaged, and ended the process that reads it ({how})."
 
 
-def _serve(connection: Connection) -> None:
-    """Answer commands: a file, to count its pages; or file and `Tiler`, to read it.
+def _serve(connection: Connection, drawing: Drawing) -> None:
+    """Answer commands: a path, to count its pages; or a document, and whether its pages
+    are drawn.
 
     Before it draws a page, it sends the page's number and receives whether the page is
     left out.
@@ -195,10 +209,10 @@ def _serve(connection: Connection) -> None:
         while True:
             command = connection.recv()
             if isinstance(command, Path):
-                connection.send(count_pages(command))
+                connection.send(count_pages(command, drawing.passwords))
                 continue
-            file, tiler = command
-            for page in read_pages([file], tiler, left_out):
+            document, drawn = command
+            for page in read_pages([document], drawing, left_out, drawn):
                 connection.send(page)
             connection.send(_END)
     except MemoryError:

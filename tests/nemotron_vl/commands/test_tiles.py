@@ -74,7 +74,7 @@ def test_a_folder_is_a_table_of_images_as_displayed(folder, capsys):
 
 def test_a_bad_image_does_not_stop_the_others(folder, capsys):
     bad = folder / "broken.png"
-    bad.write_text("no image")
+    bad.write_bytes(b"\x89PNG\r\n")
     assert main(["tiles", str(folder)]) == 1
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 3
@@ -86,7 +86,7 @@ def test_a_bad_image_does_not_stop_the_others(folder, capsys):
     [
         (["{}", "-o", "out.png"], "-o draws one file, not 2."),
         (["{}/photo.jpg", "--model", "{}"], "config.json"),
-        (["{}/empty"], "The folder holds no images or videos."),
+        (["{}/empty"], "The folder holds no documents, images or videos."),
     ],
 )
 def test_wrong_use_is_explained(folder, capsys, arguments, message):
