@@ -278,9 +278,7 @@ def _size(image: Image.Image, drawing: Drawing) -> tuple[int, int]:
     return math.ceil(width * scale), math.ceil(height * scale)
 
 
-def _drawn(
-    image: Image.Image, drawing: Drawing, size: tuple[int, int]
-) -> Image.Image:
+def _drawn(image: Image.Image, drawing: Drawing, size: tuple[int, int]) -> Image.Image:
     """An image of `size`, in a mode of PNG files."""
     image = ImageOps.exif_transpose(image)
     if drawing.turn:

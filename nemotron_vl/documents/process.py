@@ -91,7 +91,7 @@ class PageProcess:
     def measure(
         self, documents: Iterable[Document], done: Callable[[str, int | None], bool]
     ) -> Iterator[Page]:
-        """As `read`, without drawing: pages have no image, and the size it would have."""
+        """As `read`, but no page is drawn: there is only `Page.size`."""
         for document in documents:
             yield from self._read(document, done, False)
 

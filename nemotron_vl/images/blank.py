@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a page is blank."""
 
+import itertools
+
 from PIL import Image
 
 from .files import as_rgb
@@ -23,12 +25,12 @@ def is_blank(image: Image.Image) -> bool:
     grey = as_rgb(image).convert("L")
     grey = grey.reduce(max(1, round(max(grey.size) / _LONG_SIDE)))
     levels = grey.histogram()
-    half, below = grey.width * grey.height / 2, 0
-    for background, count in enumerate(levels):
-        below += count
-        if below >= half:
-            break
-    marks = sum(levels[: max(0, background - _CLEAR)]) + sum(
-        levels[background + _CLEAR + 1 :]
+    background = next(
+        level
+        for level, below in enumerate(itertools.accumulate(levels))
+        if 2 * below >= grey.width * grey.height
+    )
+    marks = sum(
+        count for level, count in enumerate(levels) if abs(level - background) > _CLEAR
     )
     return marks <= _MOST_MARKS

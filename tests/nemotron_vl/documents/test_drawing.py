@@ -128,7 +128,9 @@ def test_the_text_layer_and_its_direction(read, matrix, rotate):
     assert upright.angle == 0
     # Drawn as a text that was never turned.
     (expected,) = read(text_pdf("Total: 12.50", "Thank you"))
-    boxes = [ImageOps.invert(opened(p).convert("L")).getbbox() for p in (upright, expected)]
+    boxes = [
+        ImageOps.invert(opened(p).convert("L")).getbbox() for p in (upright, expected)
+    ]
     sizes = [(right - left, low - top) for left, top, right, low in boxes]
     scale = upright.size[0] / (792 if (page.angle + rotate) % 180 else 612)
     expected_scale = expected.size[0] / 612
@@ -146,7 +148,10 @@ def test_most_characters_decide_the_direction(read):
 
 
 def test_pages_without_a_text_layer_have_none(read):
-    for name, data in {"a.pdf": pdf([draw_text("a")]), "a.png": FILES["turned.png"]}.items():
+    for name, data in {
+        "a.pdf": pdf([draw_text("a")]),
+        "a.png": FILES["turned.png"],
+    }.items():
         (page,) = read(data, name, text_layer=True)
         assert (page.text, page.angle) == (None, 0)
     assert read(text_pdf("a"))[0].text is None  # not asked for
@@ -176,7 +181,10 @@ def test_passwords_are_tried(read):
 
 
 def test_blank_pages_are_found(read):
-    for name, data in {"page.pdf": blank_pdf(612, 792), "page.png": FILES["turned.png"]}.items():
+    for name, data in {
+        "page.pdf": blank_pdf(612, 792),
+        "page.png": FILES["turned.png"],
+    }.items():
         (page,) = read(data, name, find_blank=True)
         assert page.blank and page.image
         assert not read(data, name)[0].blank  # not asked for

@@ -1,10 +1,13 @@
 """Which pages are blank."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from nemotron_vl.images.blank import is_blank
+from nemotron_vl.images.drawn import draw_text
 
 A4_AT_200_DPI = (1654, 2339)
 
@@ -25,6 +28,12 @@ def page(paper: int = 255, **marks) -> Image.Image:
     return image
 
 
+def as_jpeg(image: Image.Image) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=60)
+    return Image.open(file)
+
+
 BLANK = {
     "white": page(),
     "grey": page(190),
@@ -37,6 +46,8 @@ BLANK = {
     "16 bits": Image.fromarray(np.full((900, 700), 60000, np.uint16)),
     "1 bit": Image.new("1", (2000, 3000), 1),
     "palette": Image.new("RGB", (700, 900), "tan").quantize(4),
+    "pale yellow": draw_text("too faint", ink="yellow"),
+    "JPEG": as_jpeg(page(235, noise=8)),
     "a pixel": Image.new("L", (1, 1)),
 }
 MARKED = {
@@ -49,6 +60,7 @@ MARKED = {
     "coarse scan": page(text="7").resize((595, 842)),
     "16 bits": Image.fromarray(np.asarray(page(text="7")).astype(np.uint16) * 257),
     "1 bit": page(text="7").convert("1"),
+    "JPEG": as_jpeg(page(235, noise=8, text="7")),
 }
 
 

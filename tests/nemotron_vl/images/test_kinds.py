@@ -36,7 +36,10 @@ FILES = {
     "Excel": (zipped(*OFFICE, "xl/workbook.xml"), "It is an Excel workbook."),
     "slides": (zipped(*OFFICE, "ppt/slides/1.xml"), "It is a PowerPoint presentation."),
     "ODF": (opendocument("text"), "It is an OpenDocument file."),
-    "old Word": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "It is an old Office"),
+    "old Word": (
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99),
+        "It is an old Office",
+    ),
     "RTF": (b"{\\rtf1 a}", "It is an RTF document. Save it"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0", "It is a PostScript file. Save it"),
     "ZIP": (zipped("invoice.pdf"), "It is a ZIP archive. Unpack it"),
