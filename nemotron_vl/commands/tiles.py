@@ -222,7 +222,7 @@ def _print_images(found: list[dict[str, Any]]) -> None:
             cells.setdefault(key, []).append(recipe)
         size = f"{image['width']}x{image['height']}"
         name = image["image"]
-        if pages[name] > 1:
+        if pages[name] > 1 or image["page"] > 1:
             name += f", page {image['page']}"
         for rest, recipes in cells.items():
             rows.append((name, size, ", ".join(recipes), *rest))

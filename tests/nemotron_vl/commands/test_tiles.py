@@ -214,6 +214,7 @@ def test_a_page_of_a_document_is_drawn(documents, capsys):
     )
     assert not out.exists()
     assert main(["tiles", report, "--page", "2", "-o", str(out)]) == 0
+    assert "report.pdf, page 2  2048x1583" in capsys.readouterr().out
     with Image.open(out) as sheet:
         assert sheet.size == (4 * 512 + 64 + 512, 3 * 512)
         assert sheet.getpixel((9, 400))[0] > 250 and sheet.getpixel((9, 400))[1] == 0

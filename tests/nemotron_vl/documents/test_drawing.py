@@ -4,6 +4,7 @@ import io
 import time
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image, ImageOps
 
@@ -12,6 +13,7 @@ from nemotron_vl.documents.pages import Document, Drawing, Page
 from nemotron_vl.documents.process import PageProcess
 from nemotron_vl.images.drawn import draw_text
 from support.documents import (
+    HELVETICA,
     blank_pdf,
     drawn_pdf,
     encrypted_pdf,
@@ -142,7 +144,7 @@ def test_most_characters_decide_the_direction(read):
     data = drawn_pdf(
         b"BT /F 20 Tf 0 1 -1 0 300 100 Tm (a long line up the page) Tj "
         b"1 0 0 1 300 700 Tm (Page 7) Tj ET",
-        resources="/Font <</F <</Type /Font /Subtype /Type1 /BaseFont /Helvetica>>>>",
+        resources=HELVETICA,
     )
     assert read(data, text_layer=True)[0].angle == 90
 
@@ -161,7 +163,7 @@ def test_the_text_of_a_page_is_bounded(read):
     line = b"(" + b"endless " * 1000 + b") Tj\n"
     data = drawn_pdf(
         b"BT /F 1 Tf 1 0 0 1 9 400 Tm " + line * 300 + b" ET",
-        resources="/Font <</F <</Type /Font /Subtype /Type1 /BaseFont /Helvetica>>>>",
+        resources=HELVETICA,
     )
     (page,) = read(data, text_layer=True)
     assert page.error is None and 1_000_000 < len(page.text.encode()) <= 1 << 20
@@ -191,8 +193,7 @@ def test_blank_pages_are_found(read):
     assert not read(text_pdf("7"), find_blank=True)[0].blank
 
 
-def test_the_package_for_heic_is_named(read, monkeypatch):
-    pillow_heif = pytest.importorskip("pillow_heif")
+def test_heic_is_read(read):
     pillow_heif.register_heif_opener()
     image = Image.linear_gradient("L").resize((64, 48)).convert("RGB")
     data = saved(image, "HEIF", quality=90)
