@@ -18,7 +18,13 @@ from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
 from nemotron_vl.checkpoints.embedded import tiny_checkpoint
 from nemotron_vl.checkpoints.tiler import Tiler
-from nemotron_vl.documents.pages import Page, find_documents, read_pages
+from nemotron_vl.documents.pages import (
+    Document,
+    Drawing,
+    Page,
+    find_documents,
+    read_pages,
+)
 
 # A plain prompt spells out the chat format and has <image> for the image.
 PROMPT = (
@@ -81,7 +87,8 @@ def main() -> None:
     prompt = PROMPT.format(question=args.question)
 
     def draw(row: dict) -> list[dict]:
-        pages = read_pages([Path(row["file"])], tiler, lambda file, page: False)
+        document = Document(row["file"], Path(row["file"]))
+        pages = read_pages([document], Drawing(tiler), lambda file, page: False)
         return [check(page)._asdict() for page in pages]
 
     def check(page: Page) -> Page:

@@ -5,8 +5,10 @@ A folder from elsewhere may hold a pipe, which is never done opening, a link to 
 that never ends, or a file that is larger than the memory.
 """
 
+import contextlib
 import io
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from vllm_nemotron_vl.multimodal.nemotron_vl_files import without_waiting
@@ -69,6 +71,17 @@ def check_size(file: Path, most: int) -> None:
     """
     if file.stat().st_size > most:
         raise _too_large(file, most)
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[Path]:
+    """Name the file that is written in errors that do not, such as of a full disk."""
+    try:
+        yield file
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def _too_large(file: Path, most: int) -> ValueError:

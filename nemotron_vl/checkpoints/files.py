@@ -6,6 +6,7 @@ A checkpoint is a folder or a name on the hub. No weights are read.
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +17,12 @@ from ..regular_files import (
     MOST_TOKENIZER_BYTES,
     check_regular,
     check_size,
+    naming,
     read_text,
 )
 
+# The hub's own rule has more details.
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _STORED_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32}
 
 
@@ -41,16 +45,29 @@ def find_file(model: str, name: str) -> Path:
     """
     file = Path(model, name)
     if not Path(model).is_dir():
+        check_hub_name(model)
         from huggingface_hub import hf_hub_download
 
         try:
             file = Path(hf_hub_download(model, name))
         except OSError as error:
             raise OSError(
-                f"{model} is not a folder, and {name} cannot be loaded from the hub: "
-                f"{error}"
+                f"There is no folder {model}, and {name} cannot be loaded from the "
+                f"hub: {error}"
             ) from error
     return file
+
+
+def check_hub_name(model: str) -> None:
+    """Refuse what is no folder, and is no name on the hub: ``owner/name``.
+
+    Raises:
+        OSError: Says that there is no such folder.
+    """
+    if Path(model).is_file():
+        raise NotADirectoryError(f"{model} is a file. Give the checkpoint's folder.")
+    if not _HUB_NAME.fullmatch(model):
+        raise FileNotFoundError(f"There is no folder {model}.")
 
 
 def check_folder(model: str) -> None:
@@ -195,4 +212,5 @@ def headers_of_folder(folder: Path) -> dict[str, Header]:
 
 def write_json(file: Path, value: Any) -> None:
     """Write a data file as a checkpoint has it."""
-    file.write_text(json.dumps(value, indent=2) + "\n")
+    with naming(file):
+        file.write_text(json.dumps(value, indent=2) + "\n")

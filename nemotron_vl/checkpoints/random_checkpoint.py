@@ -69,6 +69,7 @@ def make_checkpoint(
     Raises:
         ValueError: The sizes do not fit each other.
         FileExistsError: ``out`` is not an empty folder.
+        OSError: A file cannot be written; names it. No file stays.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -148,15 +149,23 @@ def make_checkpoint(
     config = read_config(values)
     check_servable(config, preprocessor_config)
 
+    created = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", values)
-    write_json(out / "preprocessor_config.json", preprocessor_config)
-    write_json(
-        out / "generation_config.json",
-        {"bos_token_id": bos, "eos_token_id": [eos], "do_sample": False},
-    )
-    write_tokenizer(out, tokenizer, context)
-    write_weights(out, config, dtype, seed)
+    try:
+        write_json(out / "config.json", values)
+        write_json(out / "preprocessor_config.json", preprocessor_config)
+        write_json(
+            out / "generation_config.json",
+            {"bos_token_id": bos, "eos_token_id": [eos], "do_sample": False},
+        )
+        write_tokenizer(out, tokenizer, context)
+        write_weights(out, config, dtype, seed)
+    except BaseException:  # no part of a checkpoint stays
+        for file in out.iterdir():
+            file.unlink()
+        if created:
+            out.rmdir()
+        raise
     return config
 
 

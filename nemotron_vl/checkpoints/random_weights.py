@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
@@ -27,6 +28,9 @@ def write_weights(out: Path, config: Config, dtype: str, seed: int) -> None:
         config: The composite configuration.
         dtype: Type of the stored values, such as ``"bfloat16"``.
         seed: Seed of the values.
+
+    Raises:
+        OSError: A file cannot be written; names it.
     """
     kind = getattr(torch, dtype)
     shapes = checkpoint_tensors(config) | CONDITIONER_TENSORS
@@ -48,7 +52,10 @@ def write_weights(out: Path, config: Config, dtype: str, seed: int) -> None:
         tensors = {
             name: _draw(name, shapes[name], config, seed).to(kind) for name in names
         }
-        save_file(tensors, out / file, metadata={"format": "pt"})
+        try:
+            save_file(tensors, out / file, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{out / file} cannot be written: {error}") from error
         index |= dict.fromkeys(names, file)
     if len(shards) > 1:
         write_json(

@@ -12,6 +12,7 @@ from tokenizers.trainers import BpeTrainer
 
 from vllm_nemotron_vl.config.nemotron_vl_names import CHAT_TEMPLATE
 
+from ..regular_files import naming
 from .files import write_json
 
 BOS, EOS = "<|begin_of_text|>", "<|eot_id|>"
@@ -72,7 +73,8 @@ def train_tokenizer() -> Tokenizer:
 
 def write_tokenizer(out: Path, tokenizer: Tokenizer, context: int) -> None:
     """Write the tokenizer's files, with the chat template, into a folder."""
-    tokenizer.save(str(out / "tokenizer.json"))
+    with naming(out / "tokenizer.json") as file:
+        file.write_text(tokenizer.to_str(pretty=True))
     write_json(
         out / "tokenizer_config.json",
         {

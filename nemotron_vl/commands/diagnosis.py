@@ -74,22 +74,22 @@ class Finding(NamedTuple):
 
 
 def examine() -> Iterator[Finding]:
-    """All findings, the cheap ones first."""
+    """All findings, one by one: first those that need no vLLM."""
     yield _python()
+    yield _command()
+    yield _memory()
+    yield _shared_memory()
+    yield _cache()
     seen = _look()
     yield _torch(seen)
     yield _vllm(seen)
     yield _plugin(seen)
-    yield _command()
     on_cpu = "cuda" in seen and seen["cuda"] is None
     if on_cpu:
         yield from _kernels(seen)
         yield _dtype()
         yield from _cpu_libraries()
     yield _threads(on_cpu)
-    yield _memory()
-    yield _shared_memory()
-    yield _cache()
     yield _pixels()
 
 

@@ -7,6 +7,8 @@ import json
 from ..printable import show
 from .diagnosis import PROBLEM, examine
 
+_WIDTH = len("shared memory")  # the longest name of a check
+
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
@@ -21,13 +23,15 @@ def add_parser(subparsers) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    findings = list(examine())
+    if not args.json:
+        show("Most checks need vLLM: importing it takes 10 to 30 s.")
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        if not args.json:
+            show(f"{finding.state:<8} {finding.what:<{_WIDTH}}  {finding.found}")
+            if finding.fix:
+                show(f"{'':<8} {'':<{_WIDTH}}  -> {finding.fix}")
     if args.json:
         show(json.dumps([finding._asdict() for finding in findings], indent=2))
-    else:
-        width = max(len(finding.what) for finding in findings)
-        for finding in findings:
-            show(f"{finding.state:<8} {finding.what:<{width}}  {finding.found}")
-            if finding.fix:
-                show(f"{'':<8} {'':<{width}}  -> {finding.fix}")
     return 1 if any(finding.state == PROBLEM for finding in findings) else 0

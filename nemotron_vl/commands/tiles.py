@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``nemotron-vl tiles``: how images are cut and how many tokens they take.
+"""``nemotron-vl tiles``: how pages are cut and how many tokens they take.
 
-Reads only the sizes of the images and imports neither PyTorch nor vLLM. Of a video it
-takes the frames that the server takes.
+Reads only the sizes of pages and imports neither PyTorch nor vLLM. Of a video it takes
+the frames that the server takes.
 """
 
 import argparse
+import io
 import json
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from vllm_nemotron_vl.config.nemotron_vl_video import DEFAULT_FRAMES, MOST_FRAMES
@@ -23,22 +25,25 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
 
 from ..checkpoints.tiler import Tiler
 from ..documents.clip import SUFFIXES, is_clip, read_clip
-from ..images.files import FORMATS, open_image
+from ..documents.pages import DOCUMENTS, Document, Drawing, Page, find_documents
+from ..documents.process import PageProcess
+from ..images.files import as_rgb
 from ..images.tiles import draw_tiles
 from ..printable import printable, show
+from ..regular_files import naming
 from .arguments import number
 
 _SHOWN_FRAMES = 10
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "tiles",
-        help="show how images are cut and how many prompt tokens they take",
+        help="show how pages are cut and how many prompt tokens they take",
         description="Prints grid, resized size, tiles and prompt tokens (with <img> "
-        "and </img>) of images for each resize recipe. Of a video it prints which "
-        "frames are taken, and their tokens. Exits with 1 if a file cannot be read.",
+        "and </img>) of images and of pages, as `read` draws them, for each resize "
+        "recipe. Of a video it prints which frames are taken, and their tokens. Exits "
+        "with 1 if a file or a page cannot be read.",
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
     parser.add_argument(
@@ -68,7 +73,10 @@ def add_parser(subparsers) -> None:
         "-o",
         "--out",
         type=Path,
-        help="file for a drawing of the image with its tiles, or of the frames",
+        help="file for a drawing of the page with its tiles, or of the frames",
+    )
+    parser.add_argument(
+        "--page", type=number(), metavar="N", help="only this page of documents"
     )
     parser.add_argument("--json", action="store_true", help="print a list, for scripts")
     parser.set_defaults(run=_run)
@@ -77,26 +85,29 @@ def add_parser(subparsers) -> None:
 def _run(args: argparse.Namespace) -> int:
     tiler = Tiler.from_model(args.model, args.max_tiles)
     recipes = args.recipe or RESIZE_RECIPES
-    files = list(_find_images(args.images))
+    files = find_documents(args.images, {*DOCUMENTS, *SUFFIXES})
     if not files:
-        raise ValueError("The folder holds no images or videos.")
-    if args.out and len(files) > 1:
-        raise ValueError(f"-o draws one file, not {len(files)}.")
+        raise ValueError("The folder holds no documents, images or videos.")
+    if args.out:
+        _check_drawn(args.out, files)
     found = []
-    # A progress bar for several files, only on a terminal.
-    for file in tqdm(files, unit="image", disable=None if files[1:] else True):
-        row: dict[str, Any] = {"image": str(file)}
-        try:
-            if is_clip(file):
-                clip = read_clip(file, args.frames, tiler.image_size)
-                row |= clip.describe(tiler)
-                if args.out:
-                    clip.draw(tiler.image_size).save(args.out)
-            else:
-                row |= _describe_image(file, tiler, recipes, args.out)
-        except _UNREADABLE as error:
-            row["error"] = str(error)
-        found.append(row)
+    with PageProcess(Drawing(tiler)) as process:
+        # A progress bar for several files, only on a terminal.
+        for file in tqdm(files, unit="file", disable=None if files[1:] else True):
+            try:
+                clip = is_clip(file)
+            except (OSError, ValueError):  # the page process says why
+                clip = False
+            if clip:
+                found.append(_clip(file, args.frames, tiler, args.out))
+                continue
+            pages = [*_pages(process, file, args.page, args.out is not None)]
+            if args.out and len(pages) > 1:
+                raise ValueError(f"{file} has several pages: choose one with --page.")
+            for page in pages:
+                found.append(_row(page, tiler, recipes))
+                if args.out and page.error is None:
+                    _draw(page, tiler, recipes[0], args.out)
     if args.json:
         show(json.dumps(found, indent=1))
     else:
@@ -104,43 +115,72 @@ def _run(args: argparse.Namespace) -> int:
         _print_clips([row for row in found if "taken" in row])
     errors = [row for row in found if "error" in row]
     for row in errors:
-        line = f"nemotron-vl: {row['image']}: {row['error']}"
-        show(printable(line), sys.stderr)
+        place = f"{row['image']}, page {row['page']}" if row["page"] else row["image"]
+        show(printable(f"nemotron-vl: {place}: {row['error']}"), sys.stderr)
     return 1 if errors else 0
 
 
-def _describe_image(
-    file: Path, tiler: Tiler, recipes: Iterable[str], out: Path | None
-) -> dict[str, Any]:
-    width, height = _displayed_size(file)
+def _check_drawn(out: Path, files: Sequence[Path]) -> None:
+    """Refuse what cannot be drawn, before files are read."""
+    if len(files) > 1:
+        raise ValueError(f"-o draws one file, not {len(files)}.")
+    if out.exists() and out.samefile(files[0]):
+        raise ValueError(f"-o {out} is the file that is read. Choose another name.")
+    Image.init()
+    if Image.EXTENSION.get(out.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"-o {out} must end with .png or the suffix of another image.")
+
+
+def _clip(file: Path, frames: int, tiler: Tiler, out: Path | None) -> dict[str, Any]:
+    row = {"image": str(file), "page": None}
+    try:
+        clip = read_clip(file, frames, tiler.image_size)
+    except (OSError, ValueError) as error:
+        return row | {"error": str(error)}
     if out:
-        with open_image(file) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-        grid = tiler.grid_for(width, height, next(iter(recipes)))
-        draw_tiles(image, grid, tiler.image_size).save(out)
+        with naming(out):
+            clip.draw(tiler.image_size).save(out)
+    return row | clip.describe(tiler)
+
+
+def _pages(
+    process: PageProcess, file: Path, wanted: int | None, drawn: bool
+) -> Iterator[Page]:
+    """The pages of a file, or the wanted one. If they are drawn, two are enough."""
+    document = Document(str(file), file)
+
+    def left_out(name: str, number: int | None) -> bool:
+        if number is None:
+            return False
+        return drawn and number > 2 if wanted is None else number != wanted
+
+    page = None
+    read = process.read if drawn else process.measure
+    for found in read([document], left_out):
+        if wanted is None or page is None:
+            page = found
+            yield page
+    if page is None:
+        error = f"It has no page {wanted}, but {process.count(file)}."
+        yield Page(document.name, None, error=error)
+
+
+def _row(page: Page, tiler: Tiler, recipes: Sequence[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {"image": page.file, "page": page.number}
+    if page.error is not None:
+        return row | {"error": page.error}
+    width, height = page.size
     described = {recipe: tiler.describe(width, height, recipe) for recipe in recipes}
-    return {"width": width, "height": height, "recipes": described}
+    return row | {"width": width, "height": height, "recipes": described}
 
 
-def _find_images(paths: Iterable[Path]) -> Iterable[Path]:
-    """The files, and in the folders those that have a suffix of images or videos."""
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        known = {*SUFFIXES}
-        known |= {
-            s for s, kind in Image.registered_extensions().items() if kind in FORMATS
-        }
-        yield from sorted(f for f in path.rglob("*") if f.suffix.lower() in known)
-
-
-def _displayed_size(file: Path) -> tuple[int, int]:
-    """Width and height after the EXIF rotation."""
-    with open_image(file) as image:
-        width, height = image.size
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    return (height, width) if turned else (width, height)
+def _draw(page: Page, tiler: Tiler, recipe: str, out: Path) -> None:
+    """Write the drawing of a page with its tiles."""
+    with Image.open(io.BytesIO(page.image)) as opened:
+        image = as_rgb(ImageOps.exif_transpose(opened))
+    grid = tiler.grid_for(*page.size, recipe)
+    with naming(out):
+        draw_tiles(image, grid, tiler.image_size).save(out)
 
 
 def _print_clips(found: list[dict[str, Any]]) -> None:
@@ -168,6 +208,7 @@ def _print_images(found: list[dict[str, Any]]) -> None:
     rows: list[tuple[str, ...]] = [
         ("image", "pixels", "recipe", "grid", "resized", "tiles", "tokens")
     ]
+    pages = Counter(row["image"] for row in found)
     for image in found:
         cells: dict[tuple[str, ...], list[str]] = {}
         for recipe, cut in image["recipes"].items():
@@ -180,8 +221,11 @@ def _print_images(found: list[dict[str, Any]]) -> None:
             )
             cells.setdefault(key, []).append(recipe)
         size = f"{image['width']}x{image['height']}"
+        name = image["image"]
+        if pages[name] > 1 or image["page"] > 1:
+            name += f", page {image['page']}"
         for rest, recipes in cells.items():
-            rows.append((image["image"], size, ", ".join(recipes), *rest))
+            rows.append((name, size, ", ".join(recipes), *rest))
     _print_table(rows)
 
 

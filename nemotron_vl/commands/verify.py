@@ -11,7 +11,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..checkpoints.files import check_folder, code_repositories
+from ..checkpoints.files import check_folder, check_hub_name, code_repositories
 from ..printable import show
 from ..verify.stages import DTYPES, ENGINES, PARTS
 from .arguments import number
@@ -187,6 +187,7 @@ def _folder(model: str, with_code: bool) -> Path:
     if Path(model).is_dir():
         check_folder(model)
         return Path(model)
+    check_hub_name(model)
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.jinja", "*.safetensors", *(["*.py"] if with_code else [])]
@@ -194,5 +195,5 @@ def _folder(model: str, with_code: bool) -> Path:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except OSError as error:
         raise OSError(
-            f"{model} is not a folder, and it cannot be loaded from the hub: {error}"
+            f"There is no folder {model}, and it cannot be loaded from the hub: {error}"
         ) from error

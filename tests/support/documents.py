@@ -1,5 +1,6 @@
 """Documents of drawn pages: PDFs, TIFFs and those that cannot be read."""
 
+import hashlib
 import io
 import zlib
 from collections.abc import Iterable
@@ -89,3 +90,60 @@ def encrypted_pdf() -> bytes:
 
 def solid(colour: str, size: tuple[int, int] = (60, 80)) -> Image.Image:
     return Image.new("RGB", size, colour)
+
+
+HELVETICA = "/Font <</F <</Type /Font /Subtype /Type1 /BaseFont /Helvetica>>>>"
+
+
+def text_pdf(*lines: str, matrix: str = "1 0 0 1", rotate: int = 0) -> bytes:
+    """A PDF of one page with lines of text.
+
+    Args:
+        lines: From the middle of the page.
+        matrix: Of the text: direction of the line, and upwards.
+        rotate: Degrees clockwise by which the page is displayed.
+    """
+    shown = " T* ".join(f"({line}) Tj" for line in lines)
+    content = f"BT /F 20 Tf 24 TL {matrix} 300 400 Tm {shown} ET"
+    page = drawn_pdf(content.encode(), resources=HELVETICA)
+    return page.replace(b"/Type /Page ", b"/Type /Page /Rotate %d " % rotate)
+
+
+def locked_pdf(password: str, text: str) -> bytes:
+    """An encrypted PDF of one page of text (RC4 of 40 bits, PDF 1.7, 7.6)."""
+    padding = bytes.fromhex(
+        "28bf4e5e4e758a4164004e56fffa01082e2e00b6d0683e802f0ca9fe6453697a"
+    )
+    padded = (password.encode() + padding)[:32]
+    owner = _rc4(hashlib.md5(padded).digest()[:5], padded)
+    rights = (-4).to_bytes(4, "little", signed=True)
+    key = hashlib.md5(padded + owner + rights + b"\0").digest()[:5]
+    user = _rc4(key, padding)
+    of_object = hashlib.md5(key + b"\4\0\0\0\0").digest()[:10]
+    content = _rc4(of_object, f"BT /F 20 Tf 300 400 Td ({text}) Tj ET".encode())
+    entries = f"/V 1 /R 2 /P -4 /O <{owner.hex()}> /U <{user.hex()}>"
+    return (
+        b"%PDF-1.4\n1 0 obj <</Type /Catalog /Pages 2 0 R>> endobj\n"
+        b"2 0 obj <</Type /Pages /Kids [3 0 R] /Count 1>> endobj\n"
+        b"3 0 obj <</Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
+        + f"/Resources <<{HELVETICA}>>>> endobj\n".encode()
+        + b"4 0 obj <</Length %d>> stream\n" % len(content)
+        + content
+        + b"\nendstream endobj\n"
+        + f"5 0 obj <</Filter /Standard {entries}>> endobj\n".encode()
+        + b"trailer <</Root 1 0 R /Size 6 /Encrypt 5 0 R /ID [<00><00>]>>\n%%EOF\n"
+    )
+
+
+def _rc4(key: bytes, data: bytes) -> bytes:
+    state, j = [*range(256)], 0
+    for i in range(256):
+        j = (j + state[i] + key[i % len(key)]) % 256
+        state[i], state[j] = state[j], state[i]
+    out, i, j = bytearray(), 0, 0
+    for byte in data:
+        i = (i + 1) % 256
+        j = (j + state[i]) % 256
+        state[i], state[j] = state[j], state[i]
+        out.append(byte ^ state[(state[i] + state[j]) % 256])
+    return bytes(out)

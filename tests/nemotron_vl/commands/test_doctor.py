@@ -54,6 +54,23 @@ def diagnose(monkeypatch, capsys, seen):
     return run
 
 
+def test_each_check_is_printed_when_it_is_known(monkeypatch, capsys):
+    printed = []
+
+    def look():
+        printed.append(capsys.readouterr().out)
+        return {"error": "no vLLM"}
+
+    monkeypatch.setattr(doctor, "_look", look)
+    main(["doctor"])
+    first, *checks = printed[0].splitlines()
+    assert first == "Most checks need vLLM: importing it takes 10 to 30 s."
+    assert checks[0].startswith("ok       Python         3.")
+    assert any("available" in line for line in checks)
+    rest = capsys.readouterr().out
+    assert "problem  vLLM           no vLLM\n" in rest and first not in rest
+
+
 def test_a_switched_off_plugin(diagnose, monkeypatch):
     monkeypatch.setenv("VLLM_PLUGINS", "other")
     status, printed = diagnose()

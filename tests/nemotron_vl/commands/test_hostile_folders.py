@@ -127,7 +127,7 @@ def test_read_serves_no_folder_with_a_pipe(folder, tmp_path):
 def test_tiles_and_demo_read_only_regular_files(tmp_path, kind):
     put(tmp_path / "page.png", kind)
     put(tmp_path / "clip.mp4", kind)
-    done = run("tiles", tmp_path)
+    done = run("tiles", tmp_path / "page.png", tmp_path / "clip.mp4")
     assert done.returncode == 1
     assert done.stderr.count(b"is not a regular file.") == 2
     done = run("demo", "--image", tmp_path / "page.png", "--out", tmp_path / "out")
@@ -224,7 +224,7 @@ def test_names_of_files_are_escaped(tmp_path, name):
         path.write_bytes(content)
     options = ("--question", "?", "--model", "m")
     for done, lines in (
-        (run("tiles", folder), 4 + 1),
+        (run("tiles", folder), 4 + 2),
         (run("read", folder, *options, "--batch", tmp_path / "requests"), 1 + 2),
         (run("read", *paths, "--what" + os.fsdecode(name)), None),
         (run("inspect", folder / os.fsdecode(name)), None),

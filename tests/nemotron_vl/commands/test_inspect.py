@@ -169,3 +169,23 @@ def test_adapters_of_special_layers(tiny, tmp_path, layer, shapes, fits):
     problems = inspect(str(tiny), adapters=[str(tmp_path)])["problems"]
     assert (not problems) == fits
     assert all(layer in problem for problem in problems)
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("{}/nothing", "There is no folder {}/nothing."),
+        ("./no/thing", "There is no folder ./no/thing."),
+        ("~/nothing", "There is no folder ~/nothing."),
+        ("nothing", "There is no folder nothing."),
+        ("{}/file", "{}/file is a file. Give the checkpoint's folder."),
+        ("nobody/nothing", "There is no folder nobody/nothing, and "),
+    ],
+)
+def test_a_missing_folder_is_called_one(tmp_path, capsys, command, model, message):
+    (tmp_path / "file").touch()
+    assert main([command, model.format(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"nemotron-vl: {message.format(tmp_path)}")
+    assert ("from the hub: " in error) == (model == "nobody/nothing")

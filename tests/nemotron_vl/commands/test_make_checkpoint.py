@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,19 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys):
     assert main(["make-checkpoint", str(tmp_path)]) == 2
     assert "exists and is not an empty folder" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("most", [100, 20_000, 1_000_000])  # JSON, tokenizer, tensors
+@pytest.mark.parametrize("empty", [True, False])
+def test_of_a_checkpoint_that_cannot_be_written_nothing_stays(tmp_path, most, empty):
+    out = tmp_path / "new"
+    if empty:
+        out.mkdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        with pytest.raises(OSError, match=str(out)):
+            module.make_checkpoint(out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert out.exists() == empty and not [*tmp_path.rglob("*.*")]

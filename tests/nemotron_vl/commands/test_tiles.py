@@ -1,6 +1,8 @@
 """`nemotron-vl tiles` shows how images are cut into tiles, without an engine."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -9,6 +11,7 @@ from nemotron_vl.checkpoints.tiler import Tiler
 from nemotron_vl.images.tiles import draw_tiles
 from nemotron_vl.main import main
 from support.clips import encoded, noise
+from support.documents import pdf, solid, tiff
 from vllm_nemotron_vl.config.nemotron_vl_video import frame_indices
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
@@ -74,7 +77,7 @@ def test_a_folder_is_a_table_of_images_as_displayed(folder, capsys):
 
 def test_a_bad_image_does_not_stop_the_others(folder, capsys):
     bad = folder / "broken.png"
-    bad.write_text("no image")
+    bad.write_bytes(b"\x89PNG\r\n")
     assert main(["tiles", str(folder)]) == 1
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 3
@@ -86,7 +89,7 @@ def test_a_bad_image_does_not_stop_the_others(folder, capsys):
     [
         (["{}", "-o", "out.png"], "-o draws one file, not 2."),
         (["{}/photo.jpg", "--model", "{}"], "config.json"),
-        (["{}/empty"], "The folder holds no images or videos."),
+        (["{}/empty"], "The folder holds no documents, images or videos."),
     ],
 )
 def test_wrong_use_is_explained(folder, capsys, arguments, message):
@@ -171,3 +174,90 @@ def test_a_wrong_number_of_frames_is_named(folder, capsys, frames):
     with pytest.raises(SystemExit):
         main(["tiles", str(folder), "--frames", frames])
     assert f"{frames!r} is not a number from 1 to 1024" in capsys.readouterr().err
+
+
+@pytest.fixture
+def documents(tmp_path):
+    """A PDF of three pages, one of them landscape, and a TIFF of two."""
+    pages = [solid("red", size) for size in ((612, 792), (792, 612), (612, 792))]
+    (tmp_path / "report.pdf").write_bytes(pdf(pages))
+    (tmp_path / "scan.tif").write_bytes(tiff([solid("white"), solid("lime")]))
+    return tmp_path
+
+
+def test_each_page_of_a_document_is_a_row(documents, capsys):
+    assert main(["tiles", str(documents), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    report, scan = (str(documents / name) for name in ("report.pdf", "scan.tif"))
+    assert [
+        (row["image"], row["page"], row["width"], row["height"]) for row in found
+    ] == [
+        (report, 1, 1583, 2048),  # as `read` draws it
+        (report, 2, 2048, 1583),
+        (report, 3, 1583, 2048),
+        (scan, 1, 60, 80),
+        (scan, 2, 60, 80),
+    ]
+    assert main(["tiles", report, "--recipe", "fast"]) == 0
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert rows[1].split() == [
+        *(f"{report},", "page", "2", "2048x1583", "fast", "4x3", "2048x1536"),
+        *("12", "+", "thumbnail", "3330"),
+    ]
+
+
+def test_a_page_of_a_document_is_drawn(documents, capsys):
+    out, report = documents / "out.png", str(documents / "report.pdf")
+    assert main(["tiles", report, "-o", str(out)]) == 2
+    assert "report.pdf has several pages: choose one with --page." in (
+        capsys.readouterr().err
+    )
+    assert not out.exists()
+    assert main(["tiles", report, "--page", "2", "-o", str(out)]) == 0
+    assert "report.pdf, page 2  2048x1583" in capsys.readouterr().out
+    with Image.open(out) as sheet:
+        assert sheet.size == (4 * 512 + 64 + 512, 3 * 512)
+        assert sheet.getpixel((9, 400))[0] > 250 and sheet.getpixel((9, 400))[1] == 0
+    capsys.readouterr()
+    assert main(["tiles", report, "--page", "4"]) == 1
+    assert capsys.readouterr().err.endswith("report.pdf: It has no page 4, but 3.\n")
+
+
+def test_the_pages_of_many_documents_are_chosen(documents, capsys):
+    assert main(["tiles", str(documents), "--page", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["page"] for row in found] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("photo.jpg", "photo.jpg is the file that is read. Choose another name."),
+        ("link.png", "link.png is the file that is read. Choose another name."),
+        ("full.png", "[Errno 28] No space left on device: "),
+        ("none/out.png", "[Errno 2] No such file or directory: "),
+        ("out.xyz", "out.xyz must end with .png or the suffix of another image."),
+    ],
+)
+def test_where_nothing_can_be_drawn(folder, capsys, out, message):
+    photo = folder / "photo.jpg"
+    before = photo.read_bytes()
+    (folder / "link.png").symlink_to(photo)
+    (folder / "full.png").symlink_to("/dev/full")
+    assert main(["tiles", str(photo), "-o", str(folder / out)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and out in error
+    assert photo.read_bytes() == before
+
+
+def test_files_are_found_as_read_finds_them(folder, capsys):
+    os.mkfifo(folder / "pipe.pdf")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "photo.png").write_bytes(b"")
+    Image.new("RGB", (60, 80)).save(folder / "photo.avif")
+    assert main(["tiles", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = [Path(row["image"]).name for row in found]
+    assert names == ["photo.avif", "photo.jpg", "turned.png"]
+    assert main(["tiles", str(folder / "pipe.pdf")]) == 1
+    assert "pipe.pdf is not a regular file." in capsys.readouterr().err

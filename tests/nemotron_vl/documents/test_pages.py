@@ -11,7 +11,14 @@ import pytest
 from PIL import Image
 
 from nemotron_vl.checkpoints.tiler import Tiler
-from nemotron_vl.documents.pages import Page, count_pages, find_documents, read_pages
+from nemotron_vl.documents.pages import (
+    Document,
+    Drawing,
+    Page,
+    count_pages,
+    find_documents,
+    read_pages,
+)
 from support.chat import saved
 from support.documents import blank_pdf, encrypted_pdf, pdf, solid, tiff
 
@@ -20,7 +27,8 @@ COLOURS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255)}
 
 
 def pages(*files: Path, tiler: Tiler = PUBLISHED, done=()) -> list[Page]:
-    return list(read_pages(files, tiler, lambda *page: page in done))
+    documents = [Document(str(file), file) for file in files]
+    return list(read_pages(documents, Drawing(tiler), lambda *page: page in done))
 
 
 def opened(page: Page) -> Image.Image:
@@ -146,8 +154,9 @@ def test_a_turned_scan_is_upright(tmp_path, kind):
 BROKEN = {
     "encrypted.pdf": (encrypted_pdf(), "The PDF is encrypted and needs a password."),
     "cut.pdf": (pdf([solid("red")])[:100], "The PDF cannot be opened: "),
-    "empty.pdf": (b"", "It is not an image of a known format."),
-    "text.tif": (b"no image", "It is not an image of a known format."),
+    "empty.pdf": (b"", "The file is empty."),
+    "text.tif": (b"no image", "It is a text file."),
+    "noise.tif": (bytes(99), "It is not an image of a known format."),
     "flat.pdf": (blank_pdf(612, 0), ""),
 }
 
@@ -201,10 +210,12 @@ def test_folders_are_searched_for_documents(tmp_path):
 CODE = """
 import resource, sys
 from pathlib import Path
-from nemotron_vl.documents.pages import read_pages
+from nemotron_vl.documents.pages import Document, Drawing, read_pages
 from nemotron_vl.checkpoints.tiler import Tiler
 tiler = Tiler.from_model(None, 1)._replace(image_size=256)
-pages = read_pages([Path(sys.argv[1])], tiler, lambda *_: False)
+drawing = Drawing(tiler, text_layer=True, find_blank=True)
+documents = [Document("long.pdf", Path(sys.argv[1]))]
+pages = read_pages(documents, drawing, lambda *_: False)
 for number, page in enumerate(pages, 1):
     assert page.number == number and page.error is None
     if number in (10, 1000):
