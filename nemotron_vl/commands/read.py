@@ -11,7 +11,6 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ from ..checkpoints.tiler import Tiler
 from ..documents.changes import prepare
 from ..documents.finding import Folders, find_documents, is_url
 from ..documents.job import Job, Options
-from ..documents.pages import Drawing, Page
+from ..documents.pages import Drawing
 from ..documents.process import PageProcess
 from ..documents.reading import find_model
-from ..documents.records import PageRecords, Record, Records
+from ..documents.records import PageRecords, Records
 from ..documents.remote import RemoteRecords
 from ..documents.requests import Question, write_batch
 from ..documents.schemas import read_schema
@@ -45,9 +44,9 @@ def add_parser(subparsers) -> None:
         help="ask about each page of documents in files and folders",
         description="Asks a server about each page of PDFs, TIFFs and images and "
         "writes a record for each to a file of JSON lines. Started again, it goes on "
-        "with the pages that have no record, and does changed files again. Exits with 1 "
-        "if a record is an error. The environment variable NEMOTRON_VL_API_KEY is the "
-        "server's key; OPENAI_API_KEY is sent through https and to this machine only.",
+        "with the pages that have no record, and does changed files again. Exits with "
+        "1 if a record is an error. The environment variable NEMOTRON_VL_API_KEY is "
+        "the server's key; OPENAI_API_KEY goes through https or to this machine only.",
     )
     add_options(parser)
     parser.set_defaults(run=_run)
@@ -81,11 +80,8 @@ def _run(args: argparse.Namespace) -> int:
         raise ValueError("--rotate auto needs --per page.")
     with _records(args, question) as records:
         if isinstance(records, PageRecords):
-            retried = (*["error"] * args.retry_errors, *["cut"] * args.retry_cut)
-            changed = prepare(
-                records, found.documents, lambda record: any(k in record for k in retried)
-            )
-            for name in changed:
+            retried = {*["error"] * args.retry_errors, *["cut"] * args.retry_cut}
+            for name in prepare(records, found.documents, retried):
                 _tell(f"{name}: it has changed and is read again")
         try:
             return _read(args, question, options, found, records)
@@ -105,7 +101,7 @@ def _question(args: argparse.Namespace) -> Question:
         system = task.system if system is None else system
         max_tokens = max_tokens or task.max_tokens
     if text is None and schema is None:
-        raise ValueError("Give --question, --task, --schema, or --question and --schema.")
+        raise ValueError("Give --task, --question, --schema, or both of these.")
     if text is not None and not text.strip():
         raise ValueError("The question is empty.")
     structural = schema is not None and bool(args.url or args.batch)
@@ -153,10 +149,10 @@ def _records(args: argparse.Namespace, question: Question) -> Records:
         root = os.path.realpath(root)
     if args.out == "-":
         return Records(settings, root)
-    kind = RemoteRecords if is_url(args.out) else PageRecords
-    place = args.out if is_url(args.out) else Path(args.out)
-    changeable = {"max_tokens"} if args.retry_cut else ()
-    return kind(place, settings, root, changeable=changeable)
+    changeable = {"max_tokens"} if args.retry_cut else set()
+    if is_url(args.out):
+        return RemoteRecords(args.out, settings, root, changeable)
+    return PageRecords(Path(args.out), settings, root, changeable)
 
 
 def _write_batch(
@@ -216,7 +212,10 @@ def _read(
     rate = ""
     with Job(found.documents, options, records) as job:
         if job.has_pages():
-            with server(args, question, _tell) as served, _progress(total, before) as bar:
+            with (
+                server(args, question, _tell) as served,
+                _progress(total, before) as bar,
+            ):
                 start = time.perf_counter()
                 asyncio.run(_ask(args, served, question, job, records, bar))
                 seconds = time.perf_counter() - start
@@ -293,9 +292,7 @@ def _left_out(found: Folders) -> str:
     return f"; not read: {listed}"
 
 
-def _count(
-    args: argparse.Namespace, options: Options, found: Folders
-) -> int | None:
+def _count(args: argparse.Namespace, options: Options, found: Folders) -> int | None:
     """The number of all pages, if a terminal shows progress."""
     documents = found.documents
     if not sys.stderr.isatty() or any(document.remote for document in documents):

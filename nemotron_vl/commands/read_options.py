@@ -67,7 +67,7 @@ def _add_result(parser: argparse.ArgumentParser) -> None:
     result.add_argument(
         "--out",
         metavar="FILE",
-        help="records, one JSON object a line; a URL of fsspec, or - for standard output",
+        help="records, one JSON object a line; also a URL of fsspec, or -",
     )
     result.add_argument(
         "--batch",

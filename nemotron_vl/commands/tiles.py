@@ -6,6 +6,7 @@ the frames that the server takes.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import sys
@@ -24,8 +25,11 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
 )
 
 from ..checkpoints.tiler import Tiler
-from ..documents.clip import SUFFIXES, is_clip, read_clip
-from ..documents.pages import DOCUMENTS, Document, Drawing, Page, find_documents
+from ..documents import clip as clips
+from ..documents import finding
+from ..documents.clip import is_clip, read_clip
+from ..documents.finding import Found, find_documents, opened_locally
+from ..documents.pages import Document, Drawing, Page
 from ..documents.process import PageProcess
 from ..images.files import as_rgb
 from ..images.tiles import draw_tiles
@@ -45,7 +49,7 @@ def add_parser(subparsers) -> None:
         "recipe. Of a video it prints which frames are taken, and their tokens. Exits "
         "with 1 if a file or a page cannot be read.",
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
+    parser.add_argument("images", nargs="+", metavar="FILE_OR_FOLDER")
     parser.add_argument(
         "--model",
         help="folder or hub name (default: the published checkpoint's settings)",
@@ -85,29 +89,26 @@ def add_parser(subparsers) -> None:
 def _run(args: argparse.Namespace) -> int:
     tiler = Tiler.from_model(args.model, args.max_tiles)
     recipes = args.recipe or RESIZE_RECIPES
-    files = find_documents(args.images, {*DOCUMENTS, *SUFFIXES})
-    if not files:
+    suffixes = {*finding.SUFFIXES, *clips.SUFFIXES}
+    documents = find_documents(args.images, suffixes=suffixes).documents
+    if not documents:
         raise ValueError("The folder holds no documents, images or videos.")
     if args.out:
-        _check_drawn(args.out, files)
-    found = []
+        _check_drawn(args.out, documents)
+    found: list[dict[str, Any]] = []
     with PageProcess(Drawing(tiler)) as process:
         # A progress bar for several files, only on a terminal.
-        for file in tqdm(files, unit="file", disable=None if files[1:] else True):
+        several = None if documents[1:] else True
+        for document in tqdm(documents, unit="file", disable=several):
             try:
-                clip = is_clip(file)
-            except (OSError, ValueError):  # the page process says why
-                clip = False
-            if clip:
-                found.append(_clip(file, args.frames, tiler, args.out))
-                continue
-            pages = [*_pages(process, file, args.page, args.out is not None)]
-            if args.out and len(pages) > 1:
-                raise ValueError(f"{file} has several pages: choose one with --page.")
-            for page in pages:
-                found.append(_row(page, tiler, recipes))
-                if args.out and page.error is None:
-                    _draw(page, tiler, recipes[0], args.out)
+                with opened_locally(document) as file:
+                    found += _rows(
+                        process, Document(document.name, file), args, recipes
+                    )
+            except OSError as error:
+                found.append(
+                    {"image": document.name, "page": None, "error": str(error)}
+                )
     if args.json:
         show(json.dumps(found, indent=1))
     else:
@@ -120,34 +121,59 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-def _check_drawn(out: Path, files: Sequence[Path]) -> None:
+def _rows(
+    process: PageProcess,
+    document: Document,
+    args: argparse.Namespace,
+    recipes: Sequence[str],
+) -> Iterator[dict[str, Any]]:
+    """A row for each page, or one for a video."""
+    tiler = process.drawing.tiler
+    video = False
+    with contextlib.suppress(OSError, ValueError):  # the page process says why
+        video = is_clip(document.path)
+    if video:
+        yield _clip(document, args.frames, tiler, args.out)
+        return
+    pages = [*_pages(process, document, args.page, args.out is not None)]
+    if args.out and len(pages) > 1:
+        raise ValueError(f"{document.name} has several pages: choose one with --page.")
+    for page in pages:
+        yield _row(page, tiler, recipes)
+        if args.out and page.error is None:
+            _draw(page, tiler, recipes[0], args.out)
+
+
+def _check_drawn(out: Path, documents: Sequence[Found]) -> None:
     """Refuse what cannot be drawn, before files are read."""
-    if len(files) > 1:
-        raise ValueError(f"-o draws one file, not {len(files)}.")
-    if out.exists() and out.samefile(files[0]):
+    if len(documents) > 1:
+        raise ValueError(f"-o draws one file, not {len(documents)}.")
+    (document,) = documents
+    if out.exists() and not document.remote and out.samefile(document.place):
         raise ValueError(f"-o {out} is the file that is read. Choose another name.")
     Image.init()
     if Image.EXTENSION.get(out.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"-o {out} must end with .png or the suffix of another image.")
 
 
-def _clip(file: Path, frames: int, tiler: Tiler, out: Path | None) -> dict[str, Any]:
-    row = {"image": str(file), "page": None}
+def _clip(
+    document: Document, frames: int, tiler: Tiler, out: Path | None
+) -> dict[str, Any]:
+    row = {"image": document.name, "page": None}
     try:
-        clip = read_clip(file, frames, tiler.image_size)
+        taken = read_clip(document.path, frames, tiler.image_size)
     except (OSError, ValueError) as error:
         return row | {"error": str(error)}
     if out:
         with naming(out):
-            clip.draw(tiler.image_size).save(out)
-    return row | clip.describe(tiler)
+            taken.draw(tiler.image_size).save(out)
+    return row | taken.describe(tiler)
 
 
 def _pages(
-    process: PageProcess, file: Path, wanted: int | None, drawn: bool
+    process: PageProcess, document: Document, wanted: int | None, drawn: bool
 ) -> Iterator[Page]:
     """The pages of a file, or the wanted one. If they are drawn, two are enough."""
-    document = Document(str(file), file)
 
     def left_out(name: str, number: int | None) -> bool:
         if number is None:
@@ -161,7 +187,7 @@ def _pages(
             page = found
             yield page
     if page is None:
-        error = f"It has no page {wanted}, but {process.count(file)}."
+        error = f"It has no page {wanted}, but {process.count(document.path)}."
         yield Page(document.name, None, error=error)
 
 

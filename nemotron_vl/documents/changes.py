@@ -4,7 +4,7 @@
 import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
 
 from .finding import Found, Source
@@ -34,14 +34,14 @@ def equal_files(documents: list[Found]) -> tuple[list[Found], dict[str, list[Fou
 
 
 def prepare(
-    records: PageRecords, documents: list[Found], retry: Callable[[Record], bool]
+    records: PageRecords, documents: list[Found], retried: Collection[str]
 ) -> list[str]:
     """Remove the records of documents that have changed, and those to be done again.
 
     Args:
         records: Of earlier runs.
         documents: Those that are read now.
-        retry: Whether a record of one of them is to be done again.
+        retried: Keys of records that are to be done again, such as ``error``.
 
     Returns:
         Names of the changed documents.
@@ -52,7 +52,9 @@ def prepare(
 
     def unwanted(record: Record) -> bool:
         name = record["file"]
-        return name in changed or (name in names and retry(record))
+        return name in changed or (
+            name in names and not record.keys().isdisjoint(retried)
+        )
 
     if any(map(unwanted, records)):
         records.drop(unwanted)

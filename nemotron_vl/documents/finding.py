@@ -9,7 +9,7 @@ import os
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +74,7 @@ class Found(NamedTuple):
         return is_url(self.place)
 
     def is_as_in(self, source: Mapping[str, Any]) -> bool:
-        """Whether it is still what was read. The content decides if the time differs."""
+        """Whether it is what was read. The content decides if the time differs."""
         if (self.bytes, self.modified) == (source["bytes"], source["modified"]):
             return True
         if self.bytes not in (None, source["bytes"]):
@@ -98,7 +98,11 @@ class Folders(NamedTuple):
     left_out: Counter[str]
 
 
-def find_documents(paths: Iterable[str | Path], root: str | None = None) -> Folders:
+def find_documents(
+    paths: Iterable[str | Path],
+    root: str | None = None,
+    suffixes: Collection[str] = SUFFIXES,
+) -> Folders:
     """The given files, and all documents in the given folders, each once.
 
     In folders, files are chosen by their suffix; hidden files and folders are left out.
@@ -109,6 +113,7 @@ def find_documents(paths: Iterable[str | Path], root: str | None = None) -> Fold
         paths: Local paths and URLs of fsspec.
         root: Names are relative to this folder; otherwise they are absolute, so that
             the same document has one name wherever the command runs.
+        suffixes: Of the files that are taken from folders.
 
     Raises:
         FileNotFoundError: A path does not exist.
@@ -116,16 +121,24 @@ def find_documents(paths: Iterable[str | Path], root: str | None = None) -> Fold
     """
     found: dict[str, Found] = {}
     left_out: Counter[str] = Counter()
+
+    def wanted(name: str) -> bool:
+        if name[0] == ".":
+            return False
+        suffix = os.path.splitext(name)[1].lower()
+        left_out[suffix] += suffix not in suffixes
+        return suffix in suffixes
+
     if root is not None:
         root = root.rstrip("/") if is_url(root) else os.path.realpath(root)
     for path in paths:
         listed = _remote if is_url(str(path)) else _local
-        for document in listed(str(path), left_out):
+        for document in listed(str(path), wanted):
             same = document.place
             if not document.remote:
                 same = os.path.realpath(same)
             found.setdefault(same, document._replace(name=_name(document.place, root)))
-    return Folders(list(found.values()), left_out)
+    return Folders(list(found.values()), +left_out)
 
 
 def is_url(place: str) -> bool:
@@ -141,11 +154,11 @@ def _name(place: str, root: str | None) -> str:
     return os.fsencode(place).decode(errors="backslashreplace")
 
 
-def _local(path: str, left_out: Counter[str]) -> Iterator[Found]:
+def _local(path: str, wanted: Callable[[str], bool]) -> Iterator[Found]:
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path} does not exist.")
     if os.path.isdir(path):
-        files = _inside(os.path.realpath(path), left_out)
+        files = _inside(os.path.realpath(path), wanted)
     else:
         folder, name = os.path.split(path)
         files = [os.path.join(os.path.realpath(folder), name)]
@@ -157,7 +170,7 @@ def _local(path: str, left_out: Counter[str]) -> Iterator[Found]:
             yield Found(file, file)
 
 
-def _inside(folder: str, left_out: Counter[str]) -> list[str]:
+def _inside(folder: str, wanted: Callable[[str], bool]) -> list[str]:
     """Documents in a folder and below it, and folders that cannot be listed."""
     unreadable: list[str] = []
     files = []
@@ -166,18 +179,9 @@ def _inside(folder: str, left_out: Counter[str]) -> list[str]:
     ):
         folders[:] = [name for name in folders if name[0] != "."]
         for name in names:
-            if _is_document(name, left_out) and _may_be(os.path.join(place, name)):
+            if wanted(name) and _may_be(os.path.join(place, name)):
                 files.append(os.path.join(place, name))
     return sorted(files + unreadable, key=lambda file: Path(file).parts)
-
-
-def _is_document(name: str, left_out: Counter[str]) -> bool:
-    if name[0] == ".":
-        return False
-    suffix = os.path.splitext(name)[1].lower()
-    if suffix not in SUFFIXES:
-        left_out[suffix] += 1
-    return suffix in SUFFIXES
 
 
 def _may_be(file: str) -> bool:
@@ -202,7 +206,7 @@ def file_system(url: str) -> tuple[Any, str]:
         raise ValueError(f"{url} needs a package: {error}") from error
 
 
-def _remote(url: str, left_out: Counter[str]) -> Iterator[Found]:
+def _remote(url: str, wanted: Callable[[str], bool]) -> Iterator[Found]:
     system, path = file_system(url)
     entries = system.find(path, detail=True)  # a file itself, too
     if not entries and not system.exists(path):
@@ -210,8 +214,7 @@ def _remote(url: str, left_out: Counter[str]) -> Iterator[Found]:
     for name, entry in sorted(entries.items()):
         below = name[len(path) :].strip("/").split("/")
         if below != [""] and (
-            any(part[:1] == "." for part in below)
-            or not _is_document(below[-1], left_out)
+            any(part[:1] == "." for part in below) or not wanted(below[-1])
         ):
             continue
         place = system.unstrip_protocol(name)

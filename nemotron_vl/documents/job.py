@@ -219,9 +219,9 @@ class Job:
                     async for record in answers:
                         if not options.rotate or self._is_final(record, turn):
                             yield self._with_source(record)
-            for _, record in self._again.values():
-                if record is not None:
-                    yield self._with_source(record)
+            for _, first in self._again.values():
+                if first is not None:
+                    yield self._with_source(first)
             self._again.clear()
         finally:
             # A thread may wait for a page, and this process would wait for the thread.
@@ -238,10 +238,10 @@ class Job:
         group: list[Page] = []
         left = room
         for page in pages:
-            if options.rotate and page.angle and page.error is None:
-                if (page.file, page.number) not in self._again:
-                    self._again[page.file, page.number] = (page.angle,), None
-                    continue
+            place = page.file, page.number
+            if options.rotate and page.angle and place not in self._again:
+                self._again[place] = (page.angle,), None
+                continue
             if not options.compare:
                 page = page._replace(text=None)
             alone = not options.per_document or page.blank or page.error is not None
@@ -310,9 +310,9 @@ async def _unless_alike(
                 causes = {re.sub(r"\d+", "0", r["error"]) for r in held}
                 if len(causes) == 1 and len(held) == _ALIKE:
                     raise ServerFailure(
-                        f"The first {_ALIKE} pages were refused alike, so the cause may "
-                        f"be an option and not the pages. {error} (--keep-going reads "
-                        "the others.)"
+                        f"The first {_ALIKE} pages were refused alike, so the cause "
+                        f"may be an option and not the pages. {error} (--keep-going "
+                        "reads the others.)"
                     )
                 if len(causes) == 1:
                     continue

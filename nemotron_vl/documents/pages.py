@@ -8,9 +8,7 @@ only one thread at a time may take pages.
 import contextlib
 import io
 import math
-import os
-import stat
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +19,6 @@ from ..checkpoints.tiler import Tiler
 from ..images.blank import is_blank
 from ..images.files import displayed_size, open_image
 from .pdf import draw, drawn_size, is_pdf, open_pdf, text_layer
-
-# Suffixes of the files that are taken from folders.
-DOCUMENTS = {
-    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".pbm"),
-    *(".pdf", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
-}
 
 # Formats of Pillow that are sent as they are; servers open them. MPO is a kind of JPEG.
 _AS_THEY_ARE = {"GIF", "JPEG", "MPO", "PNG", "WEBP"}
@@ -94,57 +86,6 @@ class Page(NamedTuple):
     angle: int = 0
     blank: bool = False
     error: str | None = None
-
-
-def find_documents(
-    paths: Iterable[Path], suffixes: Collection[str] = DOCUMENTS
-) -> list[Path]:
-    """The given files, and all documents in the given folders, each once.
-
-    In folders, files are chosen by their suffix; hidden files and folders are left out.
-    Links to folders are not followed. What cannot be read is among the documents, so
-    that `read_pages` says why.
-
-    Returns:
-        Absolute paths: the same document has one name, wherever the command runs.
-
-    Raises:
-        FileNotFoundError: A path does not exist.
-    """
-    found: dict[str, Path] = {}
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist.")
-        if path.is_dir():
-            files = _inside(Path(os.path.realpath(path)), suffixes)
-        else:
-            files = [Path(os.path.realpath(path.parent), path.name)]
-        for file in files:
-            found.setdefault(os.path.realpath(file), file)
-    return list(found.values())
-
-
-def _inside(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """Documents in a folder and below it, and folders that cannot be listed."""
-    unreadable: list[Path] = []
-    files = []
-    for place, folders, names in os.walk(
-        folder, onerror=lambda error: unreadable.append(Path(error.filename))
-    ):
-        folders[:] = [name for name in folders if name[0] != "."]
-        for name in names:
-            file = Path(place, name)
-            if file.suffix.lower() in suffixes and name[0] != "." and _may_be(file):
-                files.append(file)
-    return sorted(files + unreadable)
-
-
-def _may_be(file: Path) -> bool:
-    """Whether it is a file, or cannot be examined; not a pipe or a socket."""
-    try:
-        return stat.S_ISREG(file.stat().st_mode)
-    except OSError:
-        return True
 
 
 def count_pages(file: Path, passwords: tuple[str, ...] = ()) -> int:

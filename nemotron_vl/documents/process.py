@@ -48,7 +48,7 @@ class PageProcess:
     """
 
     def __init__(self, drawing: Drawing, most_pages: int = MOST_PAGES) -> None:
-        self._drawing = drawing
+        self.drawing = drawing
         self._most_pages = most_pages
         self._process: Any = None
         self._waited = 0.0  # seconds, for the answers of all documents
@@ -143,7 +143,7 @@ class PageProcess:
             context = multiprocessing.get_context("spawn")
             self._connection, other = context.Pipe()
             self._process = context.Process(
-                target=_serve, args=(other, self._drawing), daemon=True
+                target=_serve, args=(other, self.drawing), daemon=True
             )
             self._process.start()
             other.close()

@@ -290,9 +290,8 @@ def _status_message(error: "openai.APIStatusError") -> str:
     from .client import moved_to
 
     if place := moved_to(error):
-        return (
-            f"{error.status_code}: it redirects to {shortened(place)}, give that as --url"
-        )
+        place = shortened(place)
+        return f"{error.status_code}: it redirects to {place}, give that as --url"
     body = error.body
     text = body.get("message") if isinstance(body, dict) else None
     return f"{error.status_code}: {shortened(str(text or error.message))}"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 from vllm_nemotron_vl.config.nemotron_vl_names import plugin_version
 
-from ..regular_files import check_regular
+from ..regular_files import check_regular, naming
 
 _STARTS = (b'{"settings": ', b'{"file": ')  # of the first line, and of the others
 _MOST_BYTES = 1 << 26  # of a line, far more than a server's answer takes
@@ -198,20 +198,19 @@ class PageRecords(Records):
         part = self.path.with_name(self.path.name + ".part")
         copy = open_alone(part)
         try:
-            copy.truncate(0)
-            shutil.copymode(self.path, part)
-            with io.BufferedWriter(io.FileIO(os.dup(copy.fileno()), "ab")) as lines:
-                lines.write(self._head())
-                for line, record in self._lines():
-                    if "settings" not in record and not unwanted(record):
-                        lines.write(line)
-            os.fsync(copy.fileno())
-            part.replace(self.path)
-        except BaseException as error:
+            with naming(part):
+                copy.truncate(0)
+                shutil.copymode(self.path, part)
+                with io.BufferedWriter(io.FileIO(os.dup(copy.fileno()), "ab")) as lines:
+                    lines.write(self._head())
+                    for line, record in self._lines():
+                        if "settings" not in record and not unwanted(record):
+                            lines.write(line)
+                os.fsync(copy.fileno())
+                part.replace(self.path)
+        except BaseException:
             copy.close()
             part.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise _unwritten(part, error) from error
             raise
         self._file.close()
         self._file = copy
@@ -219,12 +218,10 @@ class PageRecords(Records):
         self._recover()
 
     def _write(self, line: bytes) -> None:
-        try:
+        with naming(self.path):
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise _unwritten(self.path, error) from error
 
     def _recover(self) -> None:
         """Note which pages are done, and remove half a line at the end."""
@@ -304,8 +301,3 @@ def _line(record: Record) -> bytes:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return f"{text[:_MOST_SHOWN]!r} ..." if len(text) > _MOST_SHOWN else repr(text)
-
-
-def _unwritten(path: Path, error: OSError) -> OSError:
-    """The same error, with the file's name."""
-    return OSError(error.errno, error.strerror or str(error), str(path))

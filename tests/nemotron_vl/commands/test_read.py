@@ -132,7 +132,9 @@ def test_a_name_that_is_not_utf_8(server, folder, out, tmp_path):
     for _ in range(2):
         assert main(arguments(server, os.fsdecode(odd), out)) == 0
     (record,) = records(out)
-    assert record["file"].encode().endswith(rb"/\xff.png")  # no half of a surrogate pair
+    assert (
+        record["file"].encode().endswith(rb"/\xff.png")
+    )  # no half of a surrogate pair
 
 
 def test_a_batch_has_a_request_for_each_page(folder, tmp_path, capsys, schema):

@@ -118,9 +118,7 @@ def test_documents_of_other_folders_are_told_apart(server, folder, out, capsys):
 
 
 @pytest.mark.parametrize("status", [400, 422])
-def test_pages_that_are_refused_alike_end_the_run(
-    server, folder, out, capsys, status
-):
+def test_pages_that_are_refused_alike_end_the_run(server, folder, out, capsys, status):
     count = iter(range(100))
 
     def answer(request):
@@ -145,7 +143,9 @@ def test_a_few_refused_pages_are_records(server, folder, out):
 
     server.answer = answer
     assert main(arguments(server, folder / "report.pdf", out)) == 1
-    assert [r["error"] for r in records(out)] == ["The server answered 400: too red"] * 3
+    assert [r["error"] for r in records(out)] == [
+        "The server answered 400: too red"
+    ] * 3
 
 
 def test_answers_that_the_context_cannot_hold_are_refused(server, folder, out, capsys):
@@ -282,7 +282,9 @@ def test_ready_tasks(server, folder, out, tmp_path):
     own = tmp_path / "own.toml"
     own.write_text('[total]\nquestion = "Total?"\nsystem = "Brief."\nmax_tokens = 7\n')
     out.unlink()
-    assert main(["read", str(page), "--task", "total", "--tasks", str(own), *asked]) == 0
+    assert (
+        main(["read", str(page), "--task", "total", "--tasks", str(own), *asked]) == 0
+    )
     request = server.requests[1]
     assert request["max_tokens"] == 7
     assert request["messages"][0]["content"] == "Brief."

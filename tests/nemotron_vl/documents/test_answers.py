@@ -25,7 +25,9 @@ def test_repetition(text, expected):
     assert repeats(text) is expected
 
 
-@pytest.mark.parametrize("answer", ["", " \n", None, {}, [], {"a": None, "b": ["", {}]}])
+@pytest.mark.parametrize(
+    "answer", ["", " \n", None, {}, [], {"a": None, "b": ["", {}]}]
+)
 def test_empty_answers(answer):
     assert is_empty(answer)
 

@@ -64,11 +64,22 @@ def test_changes_are_seen(folder):
 
 
 def test_equal_files(tmp_path):
-    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1"), ("d", b""), ("e", b"")):
+    for name, content in (
+        ("a", b"1"),
+        ("b", b"2"),
+        ("c", b"1"),
+        ("d", b""),
+        ("e", b""),
+    ):
         (tmp_path / f"{name}.pdf").write_bytes(content)
     found = find_documents([tmp_path], str(tmp_path)).documents
     others, copies = equal_files(found)
-    assert [document.name for document in others] == ["a.pdf", "b.pdf", "d.pdf", "e.pdf"]
+    assert [document.name for document in others] == [
+        "a.pdf",
+        "b.pdf",
+        "d.pdf",
+        "e.pdf",
+    ]
     assert {k: [d.name for d in v] for k, v in copies.items()} == {"a.pdf": ["c.pdf"]}
 
 
@@ -84,9 +95,8 @@ def test_documents_of_another_file_system(memory):
     for name in ("/box/2/b.pdf", "/box/a.png", "/box/.x.png", "/box/n.txt", "/c.pdf"):
         memory.pipe(name, name.encode())
     found = find_documents(["memory://box", "memory://c.pdf"])
-    assert names(found) == ["memory:///box/2/b.pdf", "memory:///box/a.png"] + [
-        "memory:///c.pdf"
-    ]
+    expected = [f"memory:///{name}" for name in ("box/2/b.pdf", "box/a.png", "c.pdf")]
+    assert names(found) == expected
     assert found.left_out == {".txt": 1}
     below = find_documents(["memory://box"], "memory:///box/")
     assert names(below) == ["2/b.pdf", "a.png"]

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from nemotron_vl.checkpoints.tiler import Tiler
+from nemotron_vl.documents.finding import find_documents
 from nemotron_vl.documents.pages import (
     Document,
     Drawing,
     Page,
     count_pages,
-    find_documents,
     read_pages,
 )
 from support.chat import saved
@@ -193,20 +193,6 @@ def test_a_broken_page_does_not_stop_the_others(tmp_path):
     assert found[1].number == 2
 
 
-def test_folders_are_searched_for_documents(tmp_path):
-    inner = tmp_path / "inner"
-    inner.mkdir()
-    for name in ("b.PDF", "a.tiff", "notes.txt", ".hidden.pdf", "inner/c.jpg"):
-        (tmp_path / name).touch()
-    (tmp_path / "folder.pdf").mkdir()
-    odd = tmp_path / "notes.txt"
-    found = find_documents([tmp_path, inner, odd, tmp_path / "inner/../a.tiff"])
-    names = [str(file.relative_to(tmp_path)) for file in found]
-    assert names == ["a.tiff", "b.PDF", "inner/c.jpg", "notes.txt"]
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        find_documents([tmp_path / "nowhere"])
-
-
 CODE = """
 import resource, sys
 from pathlib import Path
@@ -284,7 +270,7 @@ def test_what_cannot_be_read_in_a_folder_is_named(tmp_path):
     (tmp_path / ".hidden" / "a.png").write_bytes(b"")
     os.mkfifo(tmp_path / "pipe.pdf")
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
-    found = find_documents([tmp_path])
+    found = [Path(document.place) for document in find_documents([tmp_path]).documents]
     assert [file.name for file in found] == ["dangling.pdf", "loop.png"]
     assert all(page.error for page in pages(*found))
 
@@ -300,6 +286,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert find_documents([tmp_path]) == [secret]
+    (found,) = find_documents([tmp_path]).documents
+    assert found.place == str(secret)
     (page,) = pages(secret)
     assert page.number is None and page.error

@@ -142,9 +142,12 @@ def test_a_setting_that_may_change_is_replaced(path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"%PDF-1.4", b"a report\nof two lines\n", b'{"total": 3}\n', b"[]\n", b"\0\n\0"]
-    # Of a version that had no head.
-    + [b'{"file": "a.pdf", "page": 1, "answer": "", "question": "0"}\n'],
+    [
+        *(b"%PDF-1.4", b"a report\nof two lines\n", b'{"total": 3}\n', b"[]\n"),
+        b"\0\n\0",
+        # Of a version that had no head.
+        b'{"file": "a.pdf", "page": 1, "answer": "", "question": "0"}\n',
+    ],
 )
 def test_another_file_is_left_alone(path, content):
     path.write_bytes(content)

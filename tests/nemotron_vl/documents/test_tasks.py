@@ -23,7 +23,9 @@ def test_no_other_task_is_shipped():
 
 def test_a_copy_can_be_changed(tmp_path):
     file = tmp_path / "own.toml"
-    file.write_text('[total]\nquestion = "Total?"\nsystem = "Be brief."\nmax_tokens = 9')
+    file.write_text(
+        '[total]\nquestion = "Total?"\nsystem = "Be brief."\nmax_tokens = 9'
+    )
     assert read_task("total", file) == ("Total?", "Be brief.", None, 9)
 
 
@@ -37,7 +39,10 @@ def test_a_copy_can_be_changed(tmp_path):
         ("[a]\nquestion = 1", "task a: question cannot be 1"),
         ('[a]\nquestion = "?"\nother = 1', "task a: other cannot be 1"),
         ('[a]\nquestion = "?"\nmax_tokens = 0', "max_tokens must be at least 1"),
-        ('[a]\nquestion = "?"\n[a.schema]\ntype = "x"', "schema of task a in .* is not a"),
+        (
+            '[a]\nquestion = "?"\n[a.schema]\ntype = "x"',
+            "schema of task a in .* is not a",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path, content, message):
