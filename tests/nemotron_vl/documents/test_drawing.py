@@ -149,6 +149,13 @@ def test_most_characters_decide_the_direction(read):
     assert read(data, text_layer=True)[0].angle == 90
 
 
+def test_line_feeds_of_pdfium_have_no_direction(read):
+    """It puts them between letters that are far apart."""
+    letters = b"".join(b"0 1 -1 0 300 %d Tm (a) Tj " % y for y in (100, 140, 180))
+    data = drawn_pdf(b"BT /F 20 Tf " + letters + b"ET", resources=HELVETICA)
+    assert read(data, text_layer=True)[0].angle == 90
+
+
 def test_pages_without_a_text_layer_have_none(read):
     for name, data in {
         "a.pdf": pdf([draw_text("a")]),
