@@ -125,11 +125,10 @@ def test_read_serves_no_folder_with_a_pipe(folder, tmp_path):
 
 @pytest.mark.parametrize("kind", ["a pipe", "a device"])
 def test_tiles_and_demo_read_only_regular_files(tmp_path, kind):
-    put(tmp_path / "page.png", kind)
-    put(tmp_path / "clip.mp4", kind)
-    done = run("tiles", tmp_path / "page.png", tmp_path / "clip.mp4")
-    assert done.returncode == 1
-    assert done.stderr.count(b"is not a regular file.") == 2
+    for name in ("page.png", "clip.mp4"):
+        put(tmp_path / name, kind)
+        done = run("tiles", tmp_path / name)
+        assert done.returncode == 1 and b"is not a regular file." in done.stderr
     done = run("demo", "--image", tmp_path / "page.png", "--out", tmp_path / "out")
     assert done.returncode == 2 and b"is not a regular file." in done.stderr
 

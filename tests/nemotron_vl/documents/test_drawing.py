@@ -149,6 +149,14 @@ def test_most_characters_decide_the_direction(read):
     assert read(data, text_layer=True)[0].angle == 90
 
 
+def test_line_feeds_of_pdfium_have_no_direction(read):
+    """It puts them between letters that are far apart."""
+    places = (b"300 100", b"300 140", b"300 180", b"330 180")
+    letters = b"".join(b"0 1 -1 0 %b Tm (a) Tj " % place for place in places)
+    data = drawn_pdf(b"BT /F 20 Tf " + letters + b"ET", resources=HELVETICA)
+    assert read(data, text_layer=True)[0].angle == 90
+
+
 def test_pages_without_a_text_layer_have_none(read):
     for name, data in {
         "a.pdf": pdf([draw_text("a")]),
