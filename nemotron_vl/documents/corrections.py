@@ -2,8 +2,8 @@
 """Corrections of answers, which the checking page saves.
 
 A line of the file is a JSON object: ``file`` and ``page`` of a record,
-``answer_sha256`` of the answer that is corrected, and either ``answer``, the new one, or
-``fields``, the properties that change.
+``answer_sha256`` of the answer that is corrected, and either ``answer``, the new one,
+or ``fields``, the properties that change.
 """
 
 import json
