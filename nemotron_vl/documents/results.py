@@ -64,12 +64,13 @@ class Record:
     @property
     def empty(self) -> bool:
         """Whether there is neither an answer nor an error."""
-        answer = self.answer
-        if isinstance(answer, dict):
-            answer = any(value not in (None, "", []) for value in answer.values())
-        elif isinstance(answer, str):
-            answer = answer.strip()
-        return self.error is None and answer in (None, "", [], False)
+        if self.error is not None:
+            return False
+        if isinstance(self.answer, dict):
+            return all(value in (None, "", []) for value in self.answer.values())
+        if isinstance(self.answer, str):
+            return not self.answer.strip()
+        return self.answer in (None, [])
 
     @property
     def digest(self) -> str:

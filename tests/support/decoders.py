@@ -47,7 +47,9 @@ def check_rights(found: dict[str, str], *own: str) -> None:
     assert re.search("Max open files +0 +0 ", found["limits"])
     # The second needs a capability. The kernel forbids the first in a chroot.
     ways = (["--net", "--map-root-user"], ["--net"])
-    allowed = any(subprocess.run(["unshare", *way, "true"]).returncode == 0 for way in ways)
+    allowed = any(
+        subprocess.run(["unshare", *way, "true"]).returncode == 0 for way in ways
+    )
     assert allowed == (found["network"] != os.readlink("/proc/self/ns/net"))
 
 
