@@ -132,7 +132,7 @@ def _form() -> Sheet:
 
 
 def _receipt(shop: str, *lines: tuple[str, str]) -> Sheet:
-    sheet = Sheet(300, 190 + 24 * len(lines))
+    sheet = Sheet(300, 320 + 24 * len(lines))
     sheet.text(60, 45, shop, 18, bold=True)
     sheet.texts(60, 66, "Ferry Terminal 2", "21.06.2024  14:32", size=10)
     for number, (name, price) in enumerate(lines):
