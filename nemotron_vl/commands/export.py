@@ -6,6 +6,7 @@ Imports neither PyTorch, nor transformers, nor vLLM.
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import MAX_TILES
@@ -80,6 +81,7 @@ def _run(args: argparse.Namespace) -> int:
     results = read_records(args.records)
     if args.to == "html" and args.per == "document":
         raise ValueError("The page for checking shows pages: leave out --per document.")
+    _check_packages(args)
     corrections: Corrections = {}
     refused: list[str] = []
     if args.corrections:
@@ -96,6 +98,13 @@ def _run(args: argparse.Namespace) -> int:
     corrected = f", {len(corrections)} corrected" if args.corrections else ""
     show(f"{len(results.records)} records of {documents} documents{corrected}.")
     return 1 if refused else 0
+
+
+def _check_packages(args: argparse.Namespace) -> None:
+    needed = ["jsonschema"] if args.corrections else []
+    needed += {"html": ["pypdfium2"], "parquet": ["pyarrow"]}.get(args.to, [])
+    if missing := " ".join(name for name in needed if not find_spec(name)):
+        raise RuntimeError(f"This export needs more packages: pip install {missing}")
 
 
 def _write(

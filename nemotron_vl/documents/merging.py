@@ -61,10 +61,10 @@ def _merge(name: str, records: list[Record], fields: list[Field]) -> Record:
         source=records[0].source,
         corrected=any(record.corrected for record in records),
     )
-    compared = [record for record in records if record.cer is not None]
-    if merged_length := sum(record.characters for record in compared):
-        errors = sum(record.cer * record.characters for record in compared)  # type: ignore[operator]
-        merged.cer, merged.characters = errors / merged_length, merged_length
+    compared = [(r.cer, r.characters) for r in records if r.cer is not None]
+    if length := sum(characters for _, characters in compared):
+        errors = sum(cer * characters for cer, characters in compared)
+        merged.cer, merged.characters = errors / length, length
     if all(isinstance(record.answer, str | None) for record in good):
         merged.answer = "\n\n".join(r.answer for r in good if r.answer) or None
         return merged

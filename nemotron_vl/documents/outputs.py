@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
 
 from ..regular_files import open_regular, read_text
 from .records import open_alone
@@ -135,9 +136,7 @@ def _safe_part(part: str) -> str:
 
 
 @contextlib.contextmanager
-def replaced_file(
-    path: Path, start: bytes, end: bytes = b""
-) -> Iterator[io.BufferedWriter]:
+def replaced_file(path: Path, start: bytes, end: bytes = b"") -> Iterator[BinaryIO]:
     """A file that appears when it is complete.
 
     Args:
@@ -160,7 +159,7 @@ def replaced_file(
     file = io.BufferedWriter(open_alone(part))
     try:
         file.truncate(0)
-        yield file
+        yield cast(BinaryIO, file)
         file.flush()
         part.replace(path)
     except BaseException:

@@ -67,7 +67,7 @@ def draw_images(
             if not turns:
                 continue
             path, error = _find(name, folder, records[0])
-            drawn = {}
+            drawn: dict[int, PageImage] = {}
             if path is not None:
                 drawn, error = _draw(process, Document(name, path), turns, reduce)
             for page in sorted(turns):

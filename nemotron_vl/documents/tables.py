@@ -10,7 +10,6 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +96,7 @@ def write_parquet(path: Path, found: Iterable[Row], fields: list[Field]) -> None
     """Columns have the types of the schema where it gives a simple one.
 
     Other values are JSON, and so are all of a property if one of them does not fit.
-
-    Raises:
-        ValueError: pyarrow is not installed.
     """
-    if not find_spec("pyarrow"):
-        raise ValueError("Parquet needs pyarrow: pip install pyarrow")
     import pyarrow
     from pyarrow import parquet
 

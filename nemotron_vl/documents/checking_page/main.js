@@ -2,9 +2,10 @@
 // The list, the bar above it and the keys.
 "use strict";
 
+const CHUNK = 100; // rows that the browser leaves out together while they are not seen
 const list = byId("list");
 const rows = records.map((record, index) => {
-  const row = make("li", { className: "page" });
+  const row = make("div", { className: "page" });
   row.dataset.index = String(index);
   return row;
 });
@@ -40,11 +41,15 @@ function showList() {
     const record = records[index];
     if (record.file !== file) {
       file = record.file;
-      items.push(make("li", { className: "document", title: file }, make("bdi", {}, file.slice(file.lastIndexOf("/") + 1))));
+      items.push(make("div", { className: "document", title: file }, make("bdi", {}, file.slice(file.lastIndexOf("/") + 1))));
     }
     items.push(rows[index]);
   }
-  list.replaceChildren(...items);
+  const chunks = [];
+  for (let start = 0; start < items.length; start += CHUNK) {
+    chunks.push(make("li", {}, ...items.slice(start, start + CHUNK)));
+  }
+  list.replaceChildren(...chunks);
   byId("nothing").hidden = items.length > 0;
 }
 

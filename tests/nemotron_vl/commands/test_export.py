@@ -1,9 +1,12 @@
 """`nemotron-vl export`: Markdown, corrections, and what is refused."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+from nemotron_vl.commands import export as command
 from nemotron_vl.documents.results import read_records
 from support.export_command import export, schema, write
 
@@ -103,3 +106,30 @@ def test_what_cannot_be_exported_is_refused(tmp_path, capsys):
     assert export(data, "md", tmp_path) == 2
     assert "is not empty, and no earlier export" in capsys.readouterr().err
     assert {*tmp_path.iterdir()} == {data}
+
+
+@pytest.mark.parametrize(
+    ("kind", "package"),
+    [("parquet", "pyarrow"), ("html", "pypdfium2"), ("md", "jsonschema")],
+)
+def test_missing_packages_are_named(tmp_path, monkeypatch, capsys, kind, package):
+    records = write(tmp_path / "r.jsonl", page("a", 1, "x"))
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    assert export(records, kind, tmp_path / "out", "--corrections", "c.jsonl") == 2
+    error = capsys.readouterr().err
+    assert "pip install" in error and package in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_runs_without_packages_for_reading_and_for_engines(tmp_path):
+    """Markdown and CSV need the standard library only."""
+    records = write(tmp_path / "r.jsonl", page("a", 1, {"x": 1}), schema=schema(x={}))
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(['jsonschema', 'openai', 'pyarrow',"
+        "'pydantic', 'pypdfium2', 'torch', 'transformers', 'vllm']);"
+        "from nemotron_vl.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    for kind in ("csv", "jsonl", "md"):
+        out = str(tmp_path / f"out.{kind}")
+        arguments = ["export", str(records), "--to", kind, "--out", out]
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True)

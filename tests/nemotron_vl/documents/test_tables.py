@@ -163,11 +163,3 @@ def test_an_earlier_export_is_replaced_and_another_file_is_not(
     assert export(records, kind, records) == 2
     assert "r.jsonl is no earlier export" in capsys.readouterr().err
     assert records.read_bytes() == kept
-
-
-def test_parquet_without_pyarrow_says_what_to_install(
-    tmp_path, records, monkeypatch, capsys
-):
-    monkeypatch.setattr("nemotron_vl.documents.tables.find_spec", lambda name: None)
-    assert export(records, "parquet", tmp_path / "t.parquet") == 2
-    assert "pip install pyarrow" in capsys.readouterr().err
