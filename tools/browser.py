@@ -12,7 +12,7 @@ from typing import Any
 from websockets.sync.client import connect
 
 CHROMIUM = shutil.which("chromium")
-_SECONDS = 60.0
+_SECONDS = 30.0
 _KEYS = {"Escape": 27, "ArrowDown": 40, "ArrowUp": 38}
 
 

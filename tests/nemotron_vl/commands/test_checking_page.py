@@ -86,16 +86,8 @@ def saved(page, downloads):
 
 def test_pages_are_beside_their_answers_and_what_to_look_at_is_marked(page):
     assert page.run("byId('title').textContent") == "10 pages, 9 documents"
-    counts = page.run("byId('filters').innerText")
-    counts = dict(re.findall(r"([A-Z][a-z]+)\s*(\d+)", counts))
-    assert counts == {
-        "All": "10",
-        "Errors": "2",
-        "Cut": "1",
-        "Empty": "2",
-        "Differ": "1",
-        "Corrected": "0",
-    }
+    counts = page.run("byId('filters').textContent")
+    assert counts == "All10Errors2Cut1Empty2Differ1Corrected0"
     # The largest disagreement is first.
     assert page.run(TITLE) == "Nordlicht 2024-031.pdf"
     assert "12 % of the characters" in page.run("panel.innerText")
@@ -281,6 +273,7 @@ def test_names_answers_and_errors_are_text_only(show, downloads, tmp_path, data)
         name = page.run("records[state.current].file")
         assert name in HOSTILE and name in values
         assert name.rpartition("/")[2] == page.run(TITLE)
+        assert not data or page.run("own(records[state.current].answer, '__proto__')")
         assert page.run("document.querySelectorAll('main script, main a').length") == 0
         assert page.run("panel.querySelectorAll('img').length") == 0
         page.press("e", "Escape", "j")

@@ -122,7 +122,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch, capsys, kind, package
 
 
 def test_it_runs_without_packages_for_reading_and_for_engines(tmp_path):
-    """Markdown and CSV need the standard library only."""
+    """Markdown, CSV and JSON lines need no extra of this package."""
     records = write(tmp_path / "r.jsonl", page("a", 1, {"x": 1}), schema=schema(x={}))
     code = (
         "import sys; sys.modules |= dict.fromkeys(['jsonschema', 'openai', 'pyarrow',"

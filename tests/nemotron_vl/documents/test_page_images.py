@@ -46,6 +46,14 @@ def test_the_pages_of_records_are_drawn_and_reduced(tmp_path):
     assert width < height
 
 
+def test_an_answer_about_several_pages_has_an_image_of_each(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(pdf([solid("red"), solid("blue"), solid("red")]))
+    record = {"file": "a.pdf", "page": 1, "pages": [1, 3], "answer": "x"}
+    records = write(tmp_path / "r.jsonl", record, root=str(tmp_path), per="document")
+    pages = drawn(records)
+    assert [*pages] == [("a.pdf", 1), ("a.pdf", 3)] and all(map(opened, pages.values()))
+
+
 def test_a_pdf_has_its_own_text_and_an_image_has_none(tmp_path):
     pages = drawn(write_mail(tmp_path))
     assert "Gesamt EUR" in pages["invoices/Nordlicht 2024-031.pdf", 1].text
