@@ -65,8 +65,10 @@ def _field(name: str, part: Any, schema: dict[str, Any]) -> Field:
     return Field(name, kind, nullable, choices, **texts)
 
 
-def _kinds(part: dict[str, Any], schema: dict[str, Any]) -> set[str]:
+def _kinds(part: dict[str, Any], schema: dict[str, Any], depth: int = 0) -> set[str]:
     """Types that a part of a schema allows, where it says so."""
+    if depth > _MOST_REFERENCES:
+        return {"json"}
     if isinstance(choices := part.get("enum", [part.get("const", ...)]), list):
         names = {kind_of(choice) for choice in choices if choice is not ...}
         if names:
@@ -75,10 +77,10 @@ def _kinds(part: dict[str, Any], schema: dict[str, Any]) -> set[str]:
         if isinstance(options := part.get(key), list):
             found: set[str] = set()
             for option in options:
-                found |= _kinds(_resolved(option, schema), schema)
+                found |= _kinds(_resolved(option, schema), schema, depth + 1)
             return found
-    kinds = part.get("type")
-    return set(kinds) if isinstance(kinds, list) else {str(kinds)}
+    kinds = part.get("type", ["json", "null"])
+    return set(kinds) if isinstance(kinds, list) else {kinds}
 
 
 def _resolved(part: Any, schema: dict[str, Any]) -> dict[str, Any]:

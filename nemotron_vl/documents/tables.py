@@ -78,13 +78,13 @@ def write_csv(path: Path, found: Iterable[Row]) -> None:
         for number, row in enumerate(found):
             if number == 0:
                 writer.writerow(map(_inert, row))
-            writer.writerow([_cell(value) for value in row.values()])
+            if "pages" in row:
+                row["pages"] = " ".join(map(str, row["pages"]))
+            writer.writerow(map(_cell, row.values()))
         text.detach()
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, list) and all(type(item) is int for item in value):
-        return " ".join(map(str, value))
     return _inert(as_text(value)) if isinstance(value, str) else as_text(value)
 
 

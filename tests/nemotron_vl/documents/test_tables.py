@@ -114,6 +114,13 @@ def test_csv_is_for_spreadsheets(tmp_path, records):
     assert (row["pages"], row["number"], row["flag"]) == ("1 2 3", "2", "true")
 
 
+def test_a_list_of_numbers_is_json_as_other_lists_are(tmp_path):
+    out = tmp_path / "t.csv"
+    pages = [record(1, {"items": [1, 2]}), record(2, {"items": []})]
+    assert export(write(tmp_path / "r.jsonl", *pages, schema=SCHEMA), "csv", out) == 0
+    assert [row["items"] for row in read_csv(out)] == ["[1, 2]", "[]"]
+
+
 @pytest.mark.parametrize("text", ["=1+1", "@A1", "+HYPERLINK(1)", "-a", "\t=1", "\r=1"])
 def test_csv_holds_no_formulas_of_documents(tmp_path, text):
     out = tmp_path / "t.csv"
