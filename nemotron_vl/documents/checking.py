@@ -11,6 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from ..checkpoints.tiler import Tiler
 from .corrections import Corrections
 from .fields import fields_of
@@ -46,7 +48,10 @@ def write_checking_page(
     for asset in _ASSETS.iterdir():
         folder.write(asset.name, asset.read_bytes())
     images: dict[tuple[str, int], dict[str, Any]] = {}
-    for name, page in draw_images(results, tiler, root):
+    count = len({(r.file, page) for r in results.records for page in r.pages})
+    drawn = draw_images(results, tiler, root)
+    # A progress bar, only on a terminal.
+    for name, page in tqdm(drawn, total=count, unit="page", disable=None):
         shown: dict[str, Any] = {"page": page.number}
         if page.error is None:
             shown["image"] = f"images/{len(images) + 1:04}.webp"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as TooSlow
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ class PageImage(NamedTuple):
 def draw_images(
     results: Results, tiler: Tiler, root: Path | None = None
 ) -> Iterator[tuple[str, PageImage]]:
-    """Draw the pages of all records, in order.
+    """Draw the pages of all records. Only two are in memory.
 
     A document that has changed since it was read is not drawn.
 
@@ -67,41 +68,45 @@ def draw_images(
             if not turns:
                 continue
             path, error = _find(name, folder, records[0])
-            drawn: dict[int, PageImage] = {}
-            if path is not None:
-                drawn, error = _draw(process, Document(name, path), turns, reduce)
-            for page in sorted(turns):
-                yield name, drawn.get(page) or PageImage(page, error=error)
+            if path is None:
+                pages = (PageImage(page, error=error) for page in sorted(turns))
+            else:
+                pages = _draw(process, Document(name, path), turns, reduce)
+            for page in pages:
+                yield name, page
 
 
 def _draw(
-    process: PageProcess,
-    document: Document,
-    turns: dict[int, int],
-    reduce: Callable[[bytes, int], bytes],
-) -> tuple[dict[int, PageImage], str]:
-    """The pages of a document, and why there are no others."""
-    drawn = {}
+    process: PageProcess, document: Document, turns: dict[int, int], reduce: "_Reducer"
+) -> Iterator[PageImage]:
+    """The pages of a document. One is reduced while the next is drawn."""
     error = "The document has no such page."
-    # It always asks about the document itself, `None`.
-    for page in process.read(
-        [document], lambda _, number: number not in {None, *turns}
-    ):
+    missing = {*turns}
+    reducing: Callable[[], PageImage] | None = None
+    wanted = {None, *turns}  # `None` asks about the document itself
+    for page in process.read([document], lambda _, number: number not in wanted):
+        if reducing is not None:
+            yield reducing()
+            reducing = None
         if page.number is None:
             error = page.error or error
+            continue
+        missing.remove(page.number)
+        if page.error is not None:
+            yield PageImage(page.number, error=page.error)
         else:
-            drawn[page.number] = _reduced(page, turns[page.number], reduce)
-    return drawn, error
+            reduced = reduce(page.image, turns[page.number])
+            reducing = partial(_finished, page, reduced)
+    if reducing is not None:
+        yield reducing()
+    for number in sorted(missing):
+        yield PageImage(number, error=error)
 
 
-def _reduced(
-    page: Page, turned: int, reduce: Callable[[bytes, int], bytes]
-) -> PageImage:
+def _finished(page: Page, reduced: Callable[[], bytes]) -> PageImage:
     assert page.number is not None
-    if page.error is not None:
-        return PageImage(page.number, error=page.error)
     try:
-        return PageImage(page.number, reduce(page.image, turned), text=page.text)
+        return PageImage(page.number, reduced(), text=page.text)
     except (ValueError, OSError) as error:
         return PageImage(page.number, error=str(error), text=page.text)
 
@@ -151,22 +156,27 @@ class _Reducer:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def __call__(self, image: bytes, turned: int) -> bytes:
-        """A WebP image.
+    def __call__(self, image: bytes, turned: int) -> Callable[[], bytes]:
+        """Begin to reduce an image; only one at a time.
 
-        Raises:
-            OSError: The image is damaged.
-            ValueError: It is, or takes too much time or memory.
+        Returns:
+            A function that waits for the WebP image. It raises ``ValueError`` if the
+            image is damaged, or takes too much time or memory.
         """
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(1, context, _limit)
-        try:
-            return self._pool.submit(_reduce, image, turned).result(_SECONDS)
-        except (BrokenProcessPool, MemoryError, TooSlow) as error:
-            self._stop()
-            message = "Reducing the image took too much time or memory."
-            raise ValueError(message) from error
+        future = self._pool.submit(_reduce, image, turned)
+
+        def wait() -> bytes:
+            try:
+                return future.result(_SECONDS)
+            except (BrokenProcessPool, MemoryError, TooSlow) as error:
+                self._stop()
+                message = "Reducing the image took too much time or memory."
+                raise ValueError(message) from error
+
+        return wait
 
     def _stop(self) -> None:
         if self._pool is not None:

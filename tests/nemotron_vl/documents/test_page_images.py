@@ -154,6 +154,6 @@ def test_an_image_that_ends_the_process_is_an_error_and_the_next_is_shown(
     reducer = page_images._Reducer()
     with reducer:
         with pytest.raises(ValueError, match="too much time or memory"):
-            reducer((tmp_path / "a.png").read_bytes(), 0)
+            reducer((tmp_path / "a.png").read_bytes(), 0)()
         monkeypatch.setattr(page_images, "_SECONDS", 60.0)
-        assert reducer((tmp_path / "a.png").read_bytes(), 0)
+        assert reducer((tmp_path / "a.png").read_bytes(), 0)()
