@@ -68,6 +68,7 @@ def draw_images(
             if not turns:
                 continue
             path, error = _find(name, folder, records[0])
+            pages: Iterator[PageImage]
             if path is None:
                 pages = (PageImage(page, error=error) for page in sorted(turns))
             else:
