@@ -17,6 +17,7 @@ from .printable import printable, show
 COMMANDS = (
     "demo",
     "doctor",
+    "export",
     "inspect",
     "make-checkpoint",
     "probe",

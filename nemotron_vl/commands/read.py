@@ -53,12 +53,14 @@ def add_parser(subparsers) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    packages = [*_PACKAGES, *["jiwer"] * (args.text_layer == "compare")]
+    packages = [*_PACKAGES]
+    if args.text_layer == "compare":
+        packages.append("jiwer")  # the extra "text-layer"
     if missing := [package for package in packages if not find_spec(package)]:
         names = " ".join(missing)
         raise RuntimeError(
-            f"`nemotron-vl read` needs more packages: pip install {names} (the extra "
-            '"documents" of this package)'
+            f"`nemotron-vl read` needs more packages: pip install {names} (extras "
+            "of this package)"
         )
     question = _question(args)
     options = _options(args)

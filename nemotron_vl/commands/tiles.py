@@ -100,15 +100,15 @@ def _run(args: argparse.Namespace) -> int:
         # A progress bar for several files, only on a terminal.
         several = None if documents[1:] else True
         for document in tqdm(documents, unit="file", disable=several):
-            try:
-                with opened_locally(document) as file:
-                    found += _rows(
-                        process, Document(document.name, file), args, recipes
-                    )
-            except OSError as error:
-                found.append(
-                    {"image": document.name, "page": None, "error": str(error)}
-                )
+            with contextlib.ExitStack() as stack:
+                try:
+                    file = stack.enter_context(opened_locally(document))
+                except OSError as error:
+                    place = {"image": document.name, "page": None}
+                    found.append(place | {"error": str(error)})
+                    continue
+                local = Document(document.name, file)
+                found += _rows(process, local, args, recipes)
     if args.json:
         show(json.dumps(found, indent=1))
     else:

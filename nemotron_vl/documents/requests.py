@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..regular_files import open_regular
 from .pages import Page
 from .records import open_alone
-from .schemas import parse
+from .schemas import parse, without_rules
 
 _START = b'{"custom_id": '  # of a file of requests
 
@@ -44,7 +44,7 @@ class Question(NamedTuple):
         """The text that follows the images."""
         if self.text is not None:
             return self.text
-        return _ABOUT_A_SCHEMA.format(schema=json.dumps(self.schema))
+        return _ABOUT_A_SCHEMA.format(schema=json.dumps(without_rules(self.schema)))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -90,6 +90,7 @@ class Question(NamedTuple):
         return request
 
     def _response_format(self, schema: dict[str, Any]) -> dict[str, Any]:
+        schema = without_rules(schema)
         if not self.structural:
             answer = {"name": "answer", "schema": schema, "strict": True}
             return {"type": "json_schema", "json_schema": answer}

@@ -8,6 +8,8 @@ from typing import Any
 
 from ..regular_files import read_text
 
+MERGE = "x-merge"  # how the values of several pages become one, see `merging`
+
 
 def read_schema(file: Path) -> dict[str, Any]:
     """A schema in a file.
@@ -84,6 +86,17 @@ def parse(answer: str, schema: dict[str, Any]) -> Any:
         message = f"The schema refers to what it does not have: {error.ref}"
         raise ValueError(message) from error
     return data
+
+
+def without_rules(schema: Any) -> Any:
+    """A schema without our keyword `MERGE`, which vLLM's grammars misunderstand."""
+    if isinstance(schema, dict):
+        return {
+            key: without_rules(value)
+            for key, value in schema.items()
+            if key != MERGE or not isinstance(value, str)  # a property of that name
+        }
+    return [*map(without_rules, schema)] if isinstance(schema, list) else schema
 
 
 def _references(schema: Any) -> Iterator[str]:

@@ -151,7 +151,7 @@ def test_a_batch_has_a_request_for_each_page(folder, tmp_path, capsys, schema):
     body = requests[1]["body"]
     assert body["model"] == "nvidia/model"
     assert image_of(body).size == (1536, 2048)
-    assert body["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert body["response_format"]["format"]["json_schema"] == SCHEMA
     captured = capsys.readouterr()
     assert "requests: 6, errors: 2" in captured.out
     assert "locked.pdf: The PDF is encrypted" in captured.err
@@ -161,7 +161,7 @@ def test_a_batch_has_a_request_for_each_page(folder, tmp_path, capsys, schema):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--out", "o"], "Give --question, --task, --schema, or"),
+        (["--out", "o"], "Give --task, --question, --schema, or"),
         (["--out", "o", "--question", " "], "The question is empty."),
         (["--out", "o", "--question", "?", "--task", "text"], "has a question of its"),
         (["--out", "o", "--task", "none"], "tasks.toml has no task 'none'"),
