@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,12 +11,15 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from .printable import show
 
+_SHOWN_LINES = 20  # of the end of a log
+_SHOWN_CAUSES = 3
+_ERROR = re.compile(r"\b[A-Z]\w*(Error|Exception): .+")
 _STOP_SECONDS = 30  # a server finishes its requests
 _STARTING_STOP_SECONDS = 5  # one that starts has none
 
@@ -177,12 +181,21 @@ def _wait_until_healthy(
             opener.open(url + "/health", timeout=5).close()
             return
         time.sleep(0.5)
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+    lines = log.read_text(errors="replace").splitlines()
+    # vLLM's first process ends with the message that another one failed.
+    shown = [*_causes(lines[:-_SHOWN_LINES])[:_SHOWN_CAUSES], *lines[-_SHOWN_LINES:]]
+    tail = "\n".join(shown)
     status = process.poll()
     reason = f"did not answer in {timeout:.0f} s"
     if status is not None:
         reason = f"ended with status {status}"
     raise RuntimeError(f"{name} {reason}; the end of {log}:\n{tail}")
+
+
+def _causes(lines: Iterable[str]) -> list[str]:
+    """The messages of errors in a log, each once."""
+    found = filter(None, map(_ERROR.search, lines))
+    return [*dict.fromkeys(match[0] for match in found)]
 
 
 def _stop(process: subprocess.Popen, patience: float) -> None:

@@ -104,8 +104,8 @@ def _run(args: argparse.Namespace) -> int:
                 try:
                     file = stack.enter_context(opened_locally(document))
                 except OSError as error:
-                    place = {"image": document.name, "page": None}
-                    found.append(place | {"error": str(error)})
+                    row: dict[str, Any] = {"image": document.name, "page": None}
+                    found.append(row | {"error": str(error)})
                     continue
                 local = Document(document.name, file)
                 found += _rows(process, local, args, recipes)

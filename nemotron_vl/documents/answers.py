@@ -2,6 +2,7 @@
 """What a server's answer is: data or text, whole or cut, like the page's own text."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from .requests import Question
@@ -64,14 +65,25 @@ def is_empty(answer: Any) -> bool:
     return answer is None or (isinstance(answer, str) and not answer.strip())
 
 
-def compared(answer: str, layer: str) -> dict[str, Any]:
+def compared(answer: Any, layer: str) -> dict[str, Any]:
     """How far an answer differs from the text that is in the PDF.
+
+    Args:
+        answer: Text or data.
+        layer: The PDF's own text.
 
     Returns:
         ``cer``, the character error rate: the characters to insert, delete or replace,
-        by the characters of the PDF. Equal white space of any kind and length is
-        equal. ``characters`` of the PDF's text.
+        by the ``characters`` of the PDF. White space of any kind and length is equal.
+        Of data, both are about the values: ``cer`` is the share of their letters and
+        digits that stand in values which the PDF does not have.
     """
+    if not isinstance(answer, str):
+        text, values = _plain(layer), [*filter(None, map(_plain, _values(answer)))]
+        missing = sum(len(value) for value in values if value not in text)
+        total = sum(map(len, values))
+        cer = round(missing / total, 4) if total else 0.0
+        return {"cer": cer, "characters": total}
     import jiwer
 
     expected, found = (re.sub(r"\s+", " ", text).strip() for text in (layer, answer))
@@ -81,6 +93,20 @@ def compared(answer: str, layer: str) -> dict[str, Any]:
         "cer": round(jiwer.cer(expected, found), 4),
         "characters": len(expected),
     }
+
+
+def _values(answer: Any) -> Iterator[str]:
+    """Texts and numbers of data."""
+    if isinstance(answer, (dict, list)):
+        for part in answer.values() if isinstance(answer, dict) else answer:
+            yield from _values(part)
+    elif answer is not None and not isinstance(answer, bool):
+        yield str(answer).removesuffix(".0")
+
+
+def _plain(text: str) -> str:
+    """Letters and digits, in lower case: 1.388,02 as 1388.02."""
+    return "".join(filter(str.isalnum, text.casefold()))
 
 
 _MOST_SHOWN = 1000  # characters of a message

@@ -262,8 +262,8 @@ async def _answer(
             "answer": usage.completion_tokens,
         }
     layers = [page.text for page in pages if page.text]
-    if layers and question.schema is None:
-        record["text_layer"] = compared(text, "\n".join(layers))
+    if layers and "error" not in record:
+        record["text_layer"] = compared(record["answer"], "\n".join(layers))
     return record
 
 

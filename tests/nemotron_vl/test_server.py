@@ -110,3 +110,23 @@ def test_a_server_that_ends_is_named(tmp_path, monkeypatch):
         running(["false"], url="http://127.0.0.1:9", log=os.devnull),
     ):
         pass
+
+
+FAILED = """
+print("(Worker) ERROR [file.py:1] ValueError: Available memory is less than desired.")
+print("frames\\n" * 50)
+print("RuntimeError: See root cause above.")
+raise SystemExit(1)
+"""
+
+
+def test_the_cause_of_a_failed_start_is_shown(tmp_path):
+    """It may stand far above the end of the log."""
+    command = [sys.executable, "-c", FAILED]
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(RuntimeError, match="ended with status 1") as error:  # noqa: SIM117
+        with running(command, url=url, log=tmp_path / "log"):
+            pass
+    lines = str(error.value).splitlines()
+    assert lines[1] == "ValueError: Available memory is less than desired."
+    assert lines[-1] == "RuntimeError: See root cause above."

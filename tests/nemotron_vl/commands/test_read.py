@@ -197,7 +197,7 @@ def test_a_missing_package_is_named(folder, capsys, monkeypatch):
     assert main(["read", str(folder), "--question", "?", "--out", "o"]) == 2
     assert capsys.readouterr().err == (
         "nemotron-vl: `nemotron-vl read` needs more packages: pip install pypdfium2 "
-        '(the extra "documents" of this package)\n'
+        "(extras of this package)\n"
     )
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from nemotron_vl.commands import read_server
 from nemotron_vl.main import main
 from support.read_command import SCHEMA, arguments, records
 
@@ -102,3 +103,55 @@ def test_a_refused_schema_stops_before_the_first_page(
         in capsys.readouterr().err
     )
     assert server.requests == [] and records(out) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], ['--limit-mm-per-prompt={"image": 1}']),
+        (["--max-tiles", "3"], ['--mm-processor-kwargs={"max_dynamic_patch": 3}']),
+        (["--per", "document"], ['--limit-mm-per-prompt={"image": MOST}']),
+        (
+            ["--schema", "{schema}"],
+            [
+                "--structured-outputs-config="
+                '{"backend": "xgrammar", "disable_any_whitespace": true}'
+            ],
+        ),
+    ],
+)
+def test_the_options_of_a_server_of_its_own(
+    folder, out, tiny, schema, monkeypatch, options, expected
+):
+    started = []
+
+    def serving_process(model, *options, **settings):
+        started.extend(options)
+        raise RuntimeError("no server in this test")
+
+    monkeypatch.setattr(read_server, "serving_process", serving_process)
+    command = ["read", str(folder), "--model", str(tiny), "--out", str(out)]
+    asked = ["--question", "?", *(option.format(schema=schema) for option in options)]
+    own = "--serve-options=--seed 3"
+    assert main([*command, *asked, own]) == 2
+    (context,) = (o.partition("=")[2] for o in started if "max-model-len" in o)
+    most = str(int(context) // 64)  # tokens of the smallest page
+    expected = {option.replace("MOST", most) for option in expected}
+    assert expected <= {*started} and started[-2:] == ["--seed", "3"]
+    forbids = any("disable_any_whitespace" in option for option in started)
+    assert forbids == ("--schema" in options)
+
+
+def test_rules_for_merging_are_not_sent(server, folder, out, tmp_path):
+    file = tmp_path / "schema.json"
+    part = {"type": "number", "x-merge": "sum"}
+    named = {"type": "object", "properties": {"x-merge": part}}
+    file.write_text(json.dumps(named))
+    server.answer = lambda request: "{}"
+    assert (
+        main(arguments(server, folder / "photo.png", out, "--schema", str(file))) == 0
+    )
+    sent = server.requests[0]["response_format"]["format"]["json_schema"]
+    assert sent["properties"] == {"x-merge": {"type": "number"}}
+    assert "sum" not in json.dumps(server.requests)
+    assert "sum" in out.read_text()

@@ -1,7 +1,7 @@
 """An export replaces earlier exports and nothing else, whatever documents are named."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemotron_vl.documents.outputs import (
@@ -96,6 +96,7 @@ def test_equal_names_get_numbers(tmp_path):
     assert names == ["a_.md", "a_ (2).md", "A_ (3).md"]
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_name_can_be_written(tmp_path_factory, name):
     with OutputFolder(tmp_path_factory.mktemp("out")) as folder:

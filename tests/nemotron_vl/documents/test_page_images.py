@@ -119,7 +119,7 @@ def test_a_document_that_has_changed_is_not_drawn(tmp_path):
         ("a\0b", "is not on this machine"),
         (".", "is not a regular file"),
         ("broken.pdf", "PDF"),
-        ("broken.png", "cannot be shown"),
+        ("broken.png", "truncated"),
     ],
 )
 def test_what_cannot_be_drawn_says_why(tmp_path, file, cause):
