@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .requests import Question
+from .schemas import enumerated
 
 # An answer repeats itself if its end is the same piece of at most so many characters,
 # so often, and takes so many characters in all.
@@ -65,21 +66,28 @@ def is_empty(answer: Any) -> bool:
     return answer is None or (isinstance(answer, str) and not answer.strip())
 
 
-def compared(answer: Any, layer: str) -> dict[str, Any]:
+def compared(
+    answer: Any, layer: str, schema: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """How far an answer differs from the text that is in the PDF.
 
     Args:
         answer: Text or data.
         layer: The PDF's own text.
+        schema: Of the data.
 
     Returns:
         ``cer``, the character error rate: the characters to insert, delete or replace,
         by the ``characters`` of the PDF. White space of any kind and length is equal.
         Of data, both are about the values: ``cer`` is the share of their letters and
-        digits that stand in values which the PDF does not have.
+        digits that stand in values which the PDF does not have. Dates and values that
+        the schema lists do not count, because pages write them in other forms.
     """
-    if not isinstance(answer, str):
-        text, values = _plain(layer), [*filter(None, map(_plain, _values(answer)))]
+    if schema is not None:
+        listed = {*map(str, enumerated(schema))}
+        values = {text for text in _values(answer) if text not in listed}
+        values = {*filter(None, map(_plain, values))}
+        text = _plain(layer)
         missing = sum(len(value) for value in values if value not in text)
         total = sum(map(len, values))
         cer = round(missing / total, 4) if total else 0.0
@@ -101,7 +109,9 @@ def _values(answer: Any) -> Iterator[str]:
         for part in answer.values() if isinstance(answer, dict) else answer:
             yield from _values(part)
     elif answer is not None and not isinstance(answer, bool):
-        yield str(answer).removesuffix(".0")
+        text = str(answer).removesuffix(".0")
+        if not _DATE.fullmatch(text):
+            yield text
 
 
 def _plain(text: str) -> str:
@@ -109,6 +119,7 @@ def _plain(text: str) -> str:
     return "".join(filter(str.isalnum, text.casefold()))
 
 
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}(T.*)?")
 _MOST_SHOWN = 1000  # characters of a message
 
 

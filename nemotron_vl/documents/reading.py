@@ -263,7 +263,8 @@ async def _answer(
         }
     layers = [page.text for page in pages if page.text]
     if layers and "error" not in record:
-        record["text_layer"] = compared(record["answer"], "\n".join(layers))
+        layer = "\n".join(layers)
+        record["text_layer"] = compared(record["answer"], layer, question.schema)
     return record
 
 

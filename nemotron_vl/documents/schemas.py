@@ -99,6 +99,18 @@ def without_rules(schema: Any) -> Any:
     return [*map(without_rules, schema)] if isinstance(schema, list) else schema
 
 
+def enumerated(schema: Any) -> Iterator[Any]:
+    """The values that a schema lists, wherever."""
+    if isinstance(schema, dict):
+        values = schema.get("enum")
+        yield from values if isinstance(values, list) else ()
+        if "const" in schema:
+            yield schema["const"]
+    for part in schema.values() if isinstance(schema, dict) else schema:
+        if isinstance(part, (dict, list)):
+            yield from enumerated(part)
+
+
 def _references(schema: Any) -> Iterator[str]:
     """Each reference to a place in the same schema, unless it has other names."""
     if isinstance(schema, dict):
