@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from nemotron_vl.main import main
-from support.documents import blank_pdf, drawn_pdf, pdf, solid, tiff
+from support.documents import blank_pdf, drawn_pdf, locked_pdf, pdf, solid, tiff
 from support.fake_server import image_of
 from support.read_command import ALL, arguments, places, records
 
@@ -193,10 +193,15 @@ def test_what_reading_would_cost(folder, capsys):
 def test_a_password_opens_a_document(server, folder, out, tmp_path):
     file = tmp_path / "passwords"
     file.write_text("wrong\n\n")
-    again = ("--retry-errors", "--password-file", str(file))
-    assert main(arguments(server, folder / "locked.pdf", out, *again)) == 1
+    passwords = ("--password-file", str(file))
+    (folder / "locked.pdf").write_bytes(locked_pdf("sesame", "secret"))
+    assert main(arguments(server, folder / "locked.pdf", out, *passwords)) == 1
     error = records(out)[0]["error"]
     assert "password" in error and "wrong" not in out.read_text()
+    file.write_text("wrong\nsesame\n")
+    again = (*passwords, "--retry-errors")
+    assert main(arguments(server, folder / "locked.pdf", out, *again)) == 0
+    assert places(out) == [("locked.pdf", 1)] and "sesame" not in out.read_text()
 
 
 def test_blank_pages_are_not_asked(server, tmp_path, out):
