@@ -4,6 +4,9 @@
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Container
+from pathlib import Path
+
+from ..regular_files import read_text
 
 
 def number(most: int | None = None) -> Callable[[str], int]:
@@ -21,6 +24,31 @@ def number(most: int | None = None) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def positive(text: str) -> float:
+    """A number above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def read_passwords(file: Path | None) -> tuple[str, ...]:
+    """The lines of a file that are not empty.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no text in UTF-8.
+    """
+    return tuple(filter(None, read_text(file).splitlines())) if file else ()
 
 
 class Ranges(Container[int]):

@@ -14,13 +14,14 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import MA
 from ..checkpoints.tiler import Tiler
 from ..documents.corrections import Corrections, apply, read_corrections
 from ..documents.fields import fields_of
+from ..documents.finding import Found, opened_locally
 from ..documents.markdown import write_markdown
 from ..documents.merging import merge_documents
 from ..documents.outputs import OutputFolder
 from ..documents.results import Results, read_records
 from ..documents.schemas import MERGE
 from ..printable import show
-from .arguments import number
+from .arguments import number, read_passwords
 
 FORMATS = ("md", "html", "csv", "parquet", "jsonl")
 
@@ -35,7 +36,7 @@ def add_parser(subparsers) -> None:
         "earlier exports. Exits with 1 if a correction was refused.",
     )
     parser.add_argument(
-        "records", type=Path, help="file of records, or folder of part files"
+        "records", help="file of records (also a URL), or folder of part files"
     )
     parser.add_argument(
         "--to",
@@ -65,9 +66,14 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument(
         "--root",
-        type=Path,
         metavar="FOLDER",
         help="folder of the documents, for html, if they have moved",
+    )
+    parser.add_argument(
+        "--password-file",
+        type=Path,
+        metavar="FILE",
+        help="passwords of PDFs for html, one a line; each is tried",
     )
     parser.add_argument(
         "--max-tiles",
@@ -79,7 +85,8 @@ def add_parser(subparsers) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    results = read_records(args.records)
+    with opened_locally(Found(args.records, args.records)) as records:
+        results = read_records(records)
     if args.to == "html" and args.per == "document":
         raise ValueError("The page for checking shows pages: leave out --per document.")
     _check_packages(args)
@@ -120,7 +127,10 @@ def _write(
 
             most = args.max_tiles or results.settings.get("max_tiles")
             tiler = Tiler.from_model(None, most)
-            write_checking_page(folder, results, corrections, tiler, args.root)
+            passwords = read_passwords(args.password_file)
+            write_checking_page(
+                folder, results, corrections, tiler, args.root, passwords
+            )
         return
     from ..documents import tables
 

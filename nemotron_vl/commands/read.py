@@ -19,11 +19,10 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from ..checkpoints.tiler import Tiler
-from ..documents.changes import prepare
+from ..documents.equal import equal_files
 from ..documents.finding import Folders, find_documents, is_url
 from ..documents.job import Job, Options
 from ..documents.pages import Drawing
-from ..documents.process import PageProcess
 from ..documents.reading import find_model
 from ..documents.records import PageRecords, Records
 from ..documents.remote import RemoteRecords
@@ -31,10 +30,11 @@ from ..documents.requests import Question, write_batch
 from ..documents.schemas import read_schema
 from ..documents.tasks import read_task
 from ..printable import printable, show
-from ..regular_files import read_text
+from .arguments import read_passwords
 from .read_options import add_options
 from .read_server import CONTEXT, Server, server
 
+_SUFFIXES = 8  # of files that are not read, that are listed
 _PACKAGES = ("jsonschema", "openai", "pypdfium2")  # the extra "documents"
 
 
@@ -83,8 +83,7 @@ def _run(args: argparse.Namespace) -> int:
     with _records(args, question) as records:
         if isinstance(records, PageRecords):
             retried = {*["error"] * args.retry_errors, *["cut"] * args.retry_cut}
-            for name in prepare(records, found.documents, retried):
-                _tell(f"{name}: it has changed and is read again")
+            records.retry({document.name for document in found.documents}, retried)
         try:
             return _read(args, question, options, found, records)
         except KeyboardInterrupt:
@@ -112,16 +111,13 @@ def _question(args: argparse.Namespace) -> Question:
 
 
 def _options(args: argparse.Namespace) -> Options:
-    passwords = []
-    if args.password_file:
-        passwords = [p for p in read_text(args.password_file).splitlines() if p]
     served = args.model and not args.url and not args.batch
     local = args.model and Path(args.model).is_dir()
     drawing = Drawing(
         Tiler.from_model(args.model if served or local else None, args.max_tiles),
         text_layer=args.text_layer == "compare" or args.rotate == "auto",
         find_blank=args.skip_blank,
-        passwords=tuple(passwords),
+        passwords=read_passwords(args.password_file),
     )
     return Options(
         drawing,
@@ -144,6 +140,9 @@ def _records(args: argparse.Namespace, question: Question) -> Records:
         "model": args.model,
         "max_tiles": args.max_tiles,
         "per": args.per,
+        "rotate": args.rotate,
+        "skip_blank": args.skip_blank,
+        "text_layer": args.text_layer,
         "relative": args.root is not None,
     }
     root = args.root
@@ -162,14 +161,16 @@ def _write_batch(
 ) -> int:
     if not args.model:
         raise ValueError("--batch needs --model, the model that `vllm run-batch` runs.")
+    if (args.per, args.rotate, args.text_layer) != ("page", "never", "ignore"):
+        raise ValueError("--batch takes no --per, --rotate and --text-layer.")
     written = errors = 0
     with (
         Job(found.documents, options) as job,
-        _progress(_count(args, options, found), done=0) as bar,
+        _progress(_count(job, found), done=0) as bar,
     ):
         for page in write_batch(job.pages(), question, args.model, args.batch):
             bar.update()
-            written += page.error is None
+            written += page.error is None and not page.blank
             errors += page.error is not None
             if page.error is not None:
                 bar.write(_complaint(page.file, page.number, page.error), sys.stderr)
@@ -182,7 +183,8 @@ def _show_costs(
 ) -> int:
     """What reading would take."""
     pages = tiles = tokens = errors = 0
-    for page in Job(found.documents, options).measured():
+    others, _ = equal_files(found.documents)
+    for page in Job(others, options).measured():
         if page.error is not None:
             errors += 1
             _tell(_place(page.file, page.number, page.error))
@@ -209,11 +211,12 @@ def _read(
     records: Records,
 ) -> int:
     names = [document.name for document in found.documents]
-    total = _count(args, options, found)
     before = records.counts(names).records
     rate = ""
-    with Job(found.documents, options, records) as job:
+    with Job(found.documents, options, records, _tell) as job:
         if job.has_pages():
+            left = _count(job, found)
+            total = None if left is None else before + left
             with (
                 server(args, question, _tell) as served,
                 _progress(total, before) as bar,
@@ -263,7 +266,7 @@ async def _ask(
             async with contextlib.aclosing(answers):
                 async for record in answers:
                     records.append(record)
-                    bar.update()
+                    bar.update(len(record.get("pages", [None])))
                     for key in ("error", "cut"):
                         if key in record:
                             place = record["file"], record["page"]
@@ -289,19 +292,18 @@ def _left_out(found: Folders) -> str:
     """Which files are not read, by suffix."""
     if not found.left_out:
         return ""
-    kinds = found.left_out.most_common()
-    listed = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in kinds)
-    return f"; not read: {listed}"
+    kinds = found.left_out.most_common(_SUFFIXES)
+    listed = [f"{n} {suffix or 'without a suffix'}" for suffix, n in kinds]
+    if others := found.left_out.total() - sum(n for _, n in kinds):
+        listed.append(f"{others} others")
+    return f"; not read: {', '.join(listed)}"
 
 
-def _count(args: argparse.Namespace, options: Options, found: Folders) -> int | None:
-    """The number of all pages, if a terminal shows progress."""
-    documents = found.documents
-    if not sys.stderr.isatty() or any(document.remote for document in documents):
+def _count(job: Job, found: Folders) -> int | None:
+    """The number of pages that are read, if a terminal shows progress."""
+    if not sys.stderr.isatty() or any(document.remote for document in found.documents):
         return None
-    with PageProcess(options.drawing, args.max_pages) as process:
-        counted = tqdm(documents, "counting pages", unit="file", leave=False)
-        return sum(process.count(Path(document.place)) for document in counted)
+    return sum(1 for _ in tqdm(job.measured(), "counting pages", leave=False))
 
 
 def _progress(total: int | None, done: int) -> tqdm:

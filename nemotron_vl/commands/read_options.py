@@ -8,7 +8,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import MA
 
 from ..documents.process import MOST_PAGES
 from ..documents.tasks import SHIPPED
-from .arguments import Ranges, number
+from .arguments import Ranges, number, positive
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +82,7 @@ def _add_result(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--rate",
-        type=float,
+        type=positive,
         metavar="PAGES",
         help="pages a second, for the time of --dry-run",
     )

@@ -8,7 +8,6 @@ of `RECORDS`, never HTML.
 import hashlib
 import json
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -30,7 +29,8 @@ def write_checking_page(
     results: Results,
     corrections: Corrections,
     tiler: Tiler,
-    root: Path | None = None,
+    root: str | None = None,
+    passwords: tuple[str, ...] = (),
 ) -> None:
     """Write the page, its data and the images of the documents.
 
@@ -40,6 +40,7 @@ def write_checking_page(
         corrections: Those that the page starts with.
         tiler: How large PDFs are drawn.
         root: See `draw_images`.
+        passwords: See `draw_images`.
 
     Raises:
         OSError: A file cannot be written.
@@ -49,7 +50,7 @@ def write_checking_page(
         folder.write(asset.name, asset.read_bytes())
     images: dict[tuple[str, int], dict[str, Any]] = {}
     count = len({(r.file, page) for r in results.records for page in r.pages})
-    drawn = draw_images(results, tiler, root)
+    drawn = draw_images(results, tiler, root, passwords)
     # A progress bar, only on a terminal.
     for name, page in tqdm(drawn, total=count, unit="page", disable=None):
         shown: dict[str, Any] = {"page": page.number}

@@ -62,13 +62,17 @@ def connect(
             key = openai_key
         else:
             tell(f"{_OPENAI_KEY} is not sent without TLS; set {KEY} to send a key.")
-    return openai.AsyncOpenAI(
+    client = openai.AsyncOpenAI(
         http_client=BoundedClient(tell, wait, trust_env=not local),
         base_url=f"{url.rstrip('/').removesuffix('/v1')}/v1",
         api_key=key or "none",
         max_retries=retries(wait),
         timeout=openai.Timeout(timeout, connect=10),
     )
+    # OpenAI's variables, which may hold secrets of its service.
+    client.organization = client.project = None
+    client._custom_headers = {}
+    return client
 
 
 def retries(wait: float) -> int:
@@ -119,7 +123,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
             answer = await super().send(request, **options)
         except httpx.TransportError as error:
             if self._reached:  # otherwise the caller waits for a few seconds only
-                cause = error or type(error).__name__
+                cause = str(error) or type(error).__name__
                 self._note(f"The server does not answer ({cause}).")
             raise
         self._reached = True

@@ -6,6 +6,7 @@ Folders may be on any file system that fsspec knows, such as ``s3://bucket/folde
 
 import hashlib
 import os
+import re
 import stat
 import tempfile
 from collections import Counter
@@ -73,15 +74,31 @@ class Found(NamedTuple):
     def remote(self) -> bool:
         return is_url(self.place)
 
-    def is_as_in(self, source: Mapping[str, Any]) -> bool:
-        """Whether it is what was read. The content decides if the time differs."""
-        if (self.bytes, self.modified) == (source["bytes"], source["modified"]):
-            return True
-        if self.bytes not in (None, source["bytes"]):
+    def examined_again(self) -> "Found":
+        """With the size and time of now, if it is a local file."""
+        if self.remote:
+            return self
+        try:
+            status = os.stat(self.place)
+        except OSError:
+            return self._replace(bytes=None, modified=None)
+        return self._replace(bytes=status.st_size, modified=status.st_mtime)
+
+    def has_changed(self, source: Mapping[str, Any]) -> bool:
+        """Whether it is not what was read. The content decides if the time differs.
+
+        What cannot be examined now, such as on a drive that is not there, has not
+        changed.
+        """
+        if self.bytes is None:
             return False
+        if (self.bytes, self.modified) == (source["bytes"], source["modified"]):
+            return False
+        if self.bytes != source["bytes"]:
+            return True
         try:
             with opened_locally(self) as file:
-                return Source.of(file).sha256 == source["sha256"]
+                return Source.of(file).sha256 != source["sha256"]
         except (OSError, ValueError):
             return False
 
@@ -138,7 +155,12 @@ def find_documents(
             if not document.remote:
                 same = os.path.realpath(same)
             found.setdefault(same, document._replace(name=_name(document.place, root)))
-    return Folders(list(found.values()), +left_out)
+    documents = list(found.values())
+    names = {document.name: document for document in documents}
+    for document in documents:
+        if names[document.name] is not document:
+            raise ValueError(f"Two documents are called {document.name}. Rename one.")
+    return Folders(documents, +left_out)
 
 
 def is_url(place: str) -> bool:
@@ -152,6 +174,17 @@ def _name(place: str, root: str | None) -> str:
         place = place[len(root.rstrip("/")) + 1 :]
     # Bytes that are not UTF-8, such as \xff, would make the records unreadable.
     return os.fsencode(place).decode(errors="backslashreplace")
+
+
+def local_file(name: str) -> Path:
+    """The file of a name in records, see `_name`."""
+    path = Path(name)
+    if not path.exists():
+        escaped = rb"\\x([0-9a-f]{2})"
+        raw = re.sub(escaped, lambda found: bytes([int(found[1], 16)]), name.encode())
+        odd = Path(os.fsdecode(raw))
+        path = odd if odd.exists() else path
+    return path
 
 
 def _local(path: str, wanted: Callable[[str], bool]) -> Iterator[Found]:
@@ -250,7 +283,7 @@ class opened_locally:
             system.get_file(path, str(file))
         except Exception as error:  # each file system has its own
             self._folder.cleanup()
-            message = f"It cannot be fetched: {error or type(error).__name__}"
+            message = f"It cannot be fetched: {str(error) or type(error).__name__}"
             raise OSError(message) from error
         return file
 

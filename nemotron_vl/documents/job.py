@@ -4,8 +4,6 @@
 import asyncio
 import contextlib
 import itertools
-import os
-import re
 from collections.abc import (
     AsyncGenerator,
     Callable,
@@ -13,25 +11,26 @@ from collections.abc import (
     Container,
     Generator,
     Iterator,
+    Mapping,
 )
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from .alike import unless_alike
 from .answers import is_empty
-from .changes import equal_files
+from .equal import equal_files
 from .finding import Found, Source, opened_locally
 from .pages import Document, Drawing, Page
 from .process import MOST_PAGES, PageProcess
-from .reading import Served, ServerFailure, read_answers
+from .reading import Served, read_answers
 from .records import PageRecords, Record, Records
 
 if TYPE_CHECKING:
     import openai
 
-_ALIKE = 5  # refused pages at the start of a run that end it
-_REFUSED = re.compile("The server answered 4")
 _SPARE = 64  # tokens of a chat template and a system message
 
+_UNTURNED = "It could not be drawn upright."
 _CHANGED = "The file changed while it was read. The next start reads it again."
 
 Place = tuple[str, int | None]
@@ -76,6 +75,7 @@ class Job:
         options: How.
         records: Of earlier runs, whose pages are left out. The caller appends the new
             ones.
+        tell: Called with a sentence about a document that has changed.
     """
 
     def __init__(
@@ -83,7 +83,9 @@ class Job:
         documents: list[Found],
         options: Options,
         records: Records | None = None,
+        tell: Callable[[str], object] = lambda text: None,
     ) -> None:
+        self._tell = tell
         self._documents = documents
         self._copies: dict[str, list[Found]] = {}
         if isinstance(records, PageRecords):
@@ -108,7 +110,9 @@ class Job:
     def has_pages(self) -> bool:
         """Whether there is anything to do."""
         with contextlib.closing(self.measured()) as pages:
-            return next(pages, None) is not None
+            found = next(pages, None) is not None
+        self._sources.clear()  # files may change until they are drawn
+        return found
 
     def measured(self) -> Generator[Page]:
         """The pages without a record, with their sizes but without images."""
@@ -140,11 +144,12 @@ class Job:
         self, document: Found, turn: int, read: Callable[..., Iterator[Page]]
     ) -> Iterator[Page]:
         name = document.name
-        if self._left_out(name, None, turn):
-            return
+        if not turn:
+            self._check(document)
+            if self._records.done(name, None):
+                return
         try:
             with opened_locally(document) as file:
-                before = _state(file)
 
                 def left_out(name: str, number: int | None) -> bool:
                     if number is None:
@@ -156,18 +161,31 @@ class Job:
 
                 for page in read([Document(name, file)], left_out):
                     if page.number is None:
+                        if turn:  # it was said at the first turn
+                            continue
                         self._note_source(document, file)
                     yield page
-                if name in self._sources and _state(file) != before:
+                source = self._sources.get(name)
+                if source is None or document.remote or self._records.done(name, None):
+                    return
+                if _differs(file, source):
                     yield Page(name, None, error=_CHANGED)
         except OSError as error:
-            yield Page(name, None, error=str(error))
+            if not turn:
+                yield Page(name, None, error=str(error))
 
-    def _left_out(self, name: str, number: int | None, turn: int) -> bool:
-        if turn and number is not None:
+    def _check(self, document: Found) -> None:
+        """Forget the records of a document that has changed."""
+        source = self._records.source(document.name)
+        if source and document.examined_again().has_changed(source):
+            self._records.outdate(document.name)
+            self._tell(f"{document.name}: it has changed and is read again")
+
+    def _left_out(self, name: str, number: int, turn: int) -> bool:
+        if turn:
             return (name, number) not in self._due
         chosen = self._options.pages
-        if number is not None and chosen is not None and number not in chosen:
+        if chosen is not None and number not in chosen:
             return True
         return self._records.done(name, number)
 
@@ -214,14 +232,14 @@ class Job:
                     client, served, groups, options.at_once, options.timeout, ended
                 )
                 if not turn and not options.keep_going:
-                    answers = _unless_alike(answers)
+                    answers = unless_alike(answers)
                 async with contextlib.aclosing(answers):
                     async for record in answers:
                         if not options.rotate or self._is_final(record, turn):
                             yield self._with_source(record)
-            for _, first in self._again.values():
-                if first is not None:
-                    yield self._with_source(first)
+            for (file, page), (_, first) in self._again.items():
+                unturned = {"file": file, "page": page, "error": _UNTURNED}
+                yield self._with_source(first or unturned)
             self._again.clear()
         finally:
             # A thread may wait for a page, and this process would wait for the thread.
@@ -234,7 +252,8 @@ class Job:
         """What is asked at once."""
         options, question = self._options, served.question
         room = (served.context or options.context) - question.max_tokens - _SPARE
-        room -= len(question.prompt) // 2  # more than its tokens
+        asked = question.prompt + (question.system or "")
+        room -= len(asked.encode()) // 2  # more than its tokens
         group: list[Page] = []
         left = room
         for page in pages:
@@ -284,6 +303,9 @@ class Job:
         originals = [r for r in self._records if r["file"] in self._copies]
         for record in originals:
             for copy in self._copies[record["file"]]:
+                before, now = self._records.source(copy.name), record.get("source")
+                if before and now and before["sha256"] != now["sha256"]:
+                    self._records.outdate(copy.name)
                 if self._records.done(copy.name, record["page"]):
                     continue
                 changes = {"file": copy.name, "copy_of": record["file"]}
@@ -292,44 +314,7 @@ class Job:
                 yield record | changes
 
 
-async def _unless_alike(
-    answers: AsyncGenerator[Record, None],
-) -> AsyncGenerator[Record, None]:
-    """The records, unless the server refuses the first pages for the same cause.
-
-    Raises:
-        ServerFailure: It does. None of them has a record.
-    """
-    held: list[Record] | None = []
-    async with contextlib.aclosing(answers):
-        async for record in answers:
-            error = record.get("error", "")
-            if held is not None and _REFUSED.match(error):
-                held.append(record)
-                # Figures may differ, such as tokens of the page.
-                causes = {re.sub(r"\d+", "0", r["error"]) for r in held}
-                if len(causes) == 1 and len(held) == _ALIKE:
-                    raise ServerFailure(
-                        f"The first {_ALIKE} pages were refused alike, so the cause "
-                        f"may be an option and not the pages. {error} (--keep-going "
-                        "reads the others.)"
-                    )
-                if len(causes) == 1:
-                    continue
-                record = held.pop()
-            elif held is not None and "answer" not in record:
-                yield record
-                continue
-            for earlier in held or ():
-                yield earlier
-            held = None
-            yield record
-        for earlier in held or ():
-            yield earlier
-
-
-def _state(file: Path) -> tuple[int, float] | None:
-    with contextlib.suppress(OSError):
-        status = os.stat(file)
-        return status.st_size, status.st_mtime
-    return None
+def _differs(file: Path, source: Mapping[str, Any]) -> bool:
+    """Whether a file is no longer what was noted before its pages were drawn."""
+    found = Found("", str(file)).examined_again()
+    return found.bytes is None or found.has_changed(source)

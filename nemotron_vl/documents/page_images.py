@@ -18,11 +18,13 @@ from PIL import Image, ImageOps
 from ..checkpoints.tiler import Tiler
 from ..images.files import FORMATS
 from ..regular_files import open_regular
+from .finding import Found, is_url, local_file, opened_locally
 from .pages import Document, Drawing, Page
 from .process import PageProcess
-from .results import Record, Results
+from .results import Results
 
 MOST_HEIGHT = 1600  # pixels
+_OUTSIDE = "The document is not in the folder that was read."
 _QUALITY = 80  # of WebP
 _MEMORY = 4 << 30  # bytes, of the process that reduces
 _SECONDS = 60.0  # for a page
@@ -45,7 +47,10 @@ class PageImage(NamedTuple):
 
 
 def draw_images(
-    results: Results, tiler: Tiler, root: Path | None = None
+    results: Results,
+    tiler: Tiler,
+    root: str | None = None,
+    passwords: tuple[str, ...] = (),
 ) -> Iterator[tuple[str, PageImage]]:
     """Draw the pages of all records. Only two are in memory.
 
@@ -56,25 +61,30 @@ def draw_images(
         tiler: How large PDFs are drawn.
         root: Folder of the documents whose names are relative, in the place of the one
             where they were read.
+        passwords: Tried on encrypted PDFs.
 
     Yields:
         The document's name and a page.
     """
-    folder = root or (Path(results.root) if results.root else None)
-    drawing = Drawing(tiler, text_layer=True)
+    folder = root or results.root
+    drawing = Drawing(tiler, text_layer=True, passwords=passwords)
     with PageProcess(drawing) as process, _Reducer() as reduce:
         for name, records in results.documents():
             turns = {page: r.turned for r in records for page in r.pages}
             if not turns:
                 continue
-            path, error = _find(name, folder, records[0])
-            pages: Iterator[PageImage]
-            if path is None:
-                pages = (PageImage(page, error=error) for page in sorted(turns))
-            else:
-                pages = _draw(process, Document(name, path), turns, reduce)
-            for page in pages:
-                yield name, page
+            try:
+                with opened_locally(_find(name, folder)) as path:
+                    _check(path, records[0].source)
+                    for page in _draw(process, Document(name, path), turns, reduce):
+                        yield name, page
+                continue
+            except OSError as error:
+                cause = f"The document cannot be read: {error.strerror or error}."
+            except ValueError as error:
+                cause = str(error)
+            for number in sorted(turns):
+                yield name, PageImage(number, error=cause)
 
 
 def _draw(
@@ -112,37 +122,44 @@ def _finished(page: Page, reduced: Callable[[], bytes]) -> PageImage:
         return PageImage(page.number, error=str(error), text=page.text)
 
 
-def _find(name: str, folder: Path | None, record: Record) -> tuple[Path | None, str]:
-    """Where a document is, or why it is not drawn."""
-    if "\0" in name or "://" in name:
-        return None, "The document is not on this machine."
+def _find(name: str, folder: str | None) -> Found:
+    """A document.
+
+    Raises:
+        ValueError: It is in no known folder, or outside of the one that was read.
+    """
+    if "\0" in name:
+        raise ValueError("The document is not on this machine.")
+    if is_url(name):
+        return Found(name, name)
     path = Path(name)
     if not path.is_absolute():
         if folder is None:
-            return None, "The records do not say in which folder it was (--root)."
-        path = (folder / path).resolve()
-        if not path.is_relative_to(folder.resolve()):
-            return None, "The document is not in the folder that was read."
-    try:
-        if problem := _changed(path, record.source):
-            return None, problem
-    except OSError as error:
-        return None, f"The document cannot be read: {error.strerror or error}."
-    except ValueError as error:
-        return None, str(error)
-    return path, ""
+            raise ValueError("The records do not say in which folder it was (--root).")
+        if ".." in path.parts:
+            raise ValueError(_OUTSIDE)
+        if is_url(folder):
+            return Found(name, f"{folder.rstrip('/')}/{name}")
+        path = local_file(f"{folder}/{name}").resolve()
+        if not path.is_relative_to(Path(folder).resolve()):
+            raise ValueError(_OUTSIDE)
+    return Found(name, str(local_file(str(path))))
 
 
-def _changed(path: Path, source: dict) -> str:
-    """How a document differs from the one that was read."""
+def _check(path: Path, source: dict) -> None:
+    """Refuse a document that differs from the one that was read.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It differs, or is not a regular file.
+    """
     with open_regular(path) as file:
         size = path.stat().st_size
         if source.get("bytes", size) != size or (
             "sha256" in source
             and hashlib.file_digest(file, "sha256").hexdigest() != source["sha256"]
         ):
-            return "The document has changed since it was read."
-    return ""
+            raise ValueError("The document has changed since it was read.")
 
 
 class _Reducer:

@@ -215,7 +215,10 @@ async def _record(
         async with asyncio.timeout(timeout):
             record |= await _answer(client, served, pages)
     except TimeoutError:
-        record |= {"error": f"No answer came within {timeout:g} s."}
+        message = f"No answer came within {timeout:g} s."
+        if not await _answers(client, served.model, served.question):
+            raise ServerFailure(message) from None
+        record |= {"error": message}
     except _PageFailure as failure:
         record |= {"error": str(failure)}
     return record | {"seconds": round(time.perf_counter() - start, 3)}

@@ -8,44 +8,20 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from vllm_nemotron_vl.config.nemotron_vl_names import plugin_version
 
 from ..regular_files import check_regular, naming
+from .finding import is_url
+from .known import Counts, Known, Record
 
 _STARTS = (b'{"settings": ', b'{"file": ')  # of the first line, and of the others
 _MOST_BYTES = 1 << 26  # of a line, far more than a server's answer takes
 _MOST_SHOWN = 80  # characters of a setting
-
-Record = dict[str, Any]
-
-
-class Counts(NamedTuple):
-    """Of records: how many, with ``error``, and with ``cut`` but without ``error``."""
-
-    records: int = 0
-    errors: int = 0
-    cut: int = 0
-
-
-class _Known:
-    """What is known of a document's records."""
-
-    def __init__(self) -> None:
-        self.pages: set[int | None] = set()
-        self.source: dict[str, Any] | None = None
-        self.counts = Counts()
-
-    def add(self, record: Record) -> None:
-        self.pages |= {record["page"], *record.get("pages", ())}
-        self.source = record.get("source") or self.source
-        error = "error" in record
-        new = Counts(1, error, "cut" in record and not error)
-        self.counts = Counts(*map(sum, zip(self.counts, new, strict=True)))
 
 
 class Records:
@@ -64,10 +40,11 @@ class Records:
     name = "standard output"
 
     def __init__(self, settings: dict[str, Any], root: str | None = None) -> None:
-        self._settings = dict(settings)
+        self._settings = {"model": None, **settings}
         self._root = root
         self._has_head = False
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, Known] = {}
+        self._untidy = False
 
     def __enter__(self) -> Self:
         return self
@@ -82,17 +59,21 @@ class Records:
     def done(self, file: str, page: int | None) -> bool:
         """Whether there is a record for a page."""
         known = self._known.get(file)
-        return known is not None and page in known.pages
+        return known is not None and known.done(page)
 
     def source(self, file: str) -> dict[str, Any] | None:
         """The state of a document that its records are about."""
         known = self._known.get(file)
-        return known.source if known else None
+        return known.source if known and not known.outdated else None
+
+    def outdate(self, file: str) -> None:
+        """Note that a document has changed: none of its pages is done."""
+        self._known[file].outdated = True
 
     def counts(self, files: Collection[str] | None = None) -> Counts:
         """Of the records of some documents, or of all."""
         names = self._known if files is None else self._known.keys() & set(files)
-        found = (self._known[name].counts for name in names)
+        found = (self._known[name].counts() for name in names)
         return Counts(*map(sum, zip(Counts(), *found, strict=True)))
 
     def settle(self, model: str) -> None:
@@ -129,8 +110,8 @@ class Records:
         head = {"settings": self._settings, "version": plugin_version()}
         return _line({**head, "root": self._root})
 
-    def _note(self, record: Record) -> None:
-        self._known.setdefault(record["file"], _Known()).add(record)
+    def _note(self, record: Record) -> bool:
+        return self._known.setdefault(record["file"], Known()).add(record)
 
     def _other(self, before: dict[str, Any], now: dict[str, Any]) -> str:
         differ = [
@@ -148,7 +129,9 @@ class PageRecords(Records):
     """Records in a file. Each is on the disk before the next.
 
     A process that is killed may leave half a line. The next one removes it and does
-    that page again. A lock keeps two processes from writing to one file.
+    that page again. A lock keeps two processes from writing to one file. Records that
+    newer ones replace, and those about an earlier state of a document, leave when the
+    file is closed or opened.
     """
 
     def __init__(
@@ -163,9 +146,10 @@ class PageRecords(Records):
         Args:
             path: The file.
             settings: See `Records`.
-            root: See `Records`.
+            root: See `Records`. It may be another one than before if that folder is
+                gone: it has moved.
             changeable: Settings that may differ from those of the file, and replace
-                them in the next `drop`.
+                them.
 
         Raises:
             OSError: The file cannot be written.
@@ -179,22 +163,48 @@ class PageRecords(Records):
         self._file = open_alone(path)
         try:
             self._recover()
+            self._tidy()
         except BaseException:
             self._file.close()
             raise
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        try:
+            self._tidy()
+        finally:
+            self._file.close()
 
     def __iter__(self) -> Iterator[Record]:
         return (record for _, record in self._lines() if "settings" not in record)
 
-    def drop(self, unwanted: Callable[[Record], bool]) -> None:
-        """Put a copy without some records in the place of the file.
+    def retry(self, files: Collection[str], keys: Collection[str]) -> None:
+        """Have the pages of some records done again. The records stay until then.
 
-        Raises:
-            OSError: It cannot be written.
+        Args:
+            files: Documents.
+            keys: The records have one of these, such as ``error``.
         """
+        for record in self:
+            if record["file"] in files and not record.keys().isdisjoint(keys):
+                self._known[record["file"]].retry(record["page"])
+
+    def append(self, record: Record) -> None:
+        known = self._known.get(record["file"])
+        opens_again = known is not None and known.opens_again()
+        super().append(record)
+        if opens_again:  # the next start would leave the document out
+            self._tidy()
+
+    def _note(self, record: Record) -> bool:
+        last = super()._note(record)
+        self._untidy |= not last
+        return last
+
+    def _tidy(self) -> None:
+        """Put a copy without the records that no longer count in the file's place."""
+        if not self._untidy:
+            return
+        last = {(r["file"], r["page"]): number for number, r in enumerate(self)}
         part = self.path.with_name(self.path.name + ".part")
         copy = open_alone(part)
         try:
@@ -203,9 +213,11 @@ class PageRecords(Records):
                 shutil.copymode(self.path, part)
                 with io.BufferedWriter(io.FileIO(os.dup(copy.fileno()), "ab")) as lines:
                     lines.write(self._head())
-                    for line, record in self._lines():
-                        if "settings" not in record and not unwanted(record):
-                            lines.write(line)
+                    for number, record in enumerate(self):
+                        place = record["file"], record["page"]
+                        known = self._known[record["file"]]
+                        if last[place] == number and known.has(record):
+                            lines.write(_line(record))
                 os.fsync(copy.fileno())
                 part.replace(self.path)
         except BaseException:
@@ -213,9 +225,7 @@ class PageRecords(Records):
             part.unlink(missing_ok=True)
             raise
         self._file.close()
-        self._file = copy
-        self._known.clear()
-        self._recover()
+        self._file, self._untidy = copy, False
 
     def _write(self, line: bytes) -> None:
         with naming(self.path):
@@ -229,20 +239,27 @@ class PageRecords(Records):
         for line, record in self._lines():
             end += len(line)
             if "settings" in record:
-                self._compare(record["settings"])
+                self._compare(record)
                 self._has_head = True
             else:
                 self._note(record)
         self._file.truncate(end)
 
-    def _compare(self, before: dict[str, Any]) -> None:
+    def _compare(self, head: dict[str, Any]) -> None:
         """Refuse settings other than those of the file, and take its model."""
-        now = self._settings
+        before, now = head["settings"], self._settings
         if now["model"] is None:
             now["model"] = before.get("model")
         kept = {name: now[name] for name in now.keys() - self._changeable}
         if any(value != before.get(name) for name, value in kept.items()):
             raise ValueError(self._other(before, kept))
+        root = head.get("root")
+        if root and root != self._root and (is_url(root) or os.path.exists(root)):
+            raise ValueError(
+                f"{self.name} has answers about documents below {root}, not "
+                f"{self._root}. Choose another file."
+            )
+        self._untidy = now != before or root != self._root
 
     def _lines(self) -> Iterator[tuple[bytes, Record]]:
         """The complete lines of the file, and what they hold."""

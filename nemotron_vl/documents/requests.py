@@ -121,7 +121,8 @@ def write_batch(
         out: A file of requests is replaced.
 
     Yields:
-        Each page, after its request is written. Pages with errors have none.
+        Each page, after its request is written. Pages with errors, and blank ones that
+        were looked for, have none.
 
     Raises:
         ValueError: `out` is another file, or another process writes to it.
@@ -135,7 +136,7 @@ def write_batch(
     try:
         lines.truncate(0)
         for page in pages:
-            if page.error is None:
+            if page.error is None and not page.blank:
                 request = {
                     "custom_id": f"{page.file}#{page.number}",
                     "method": "POST",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..regular_files import open_regular
+from .answers import is_empty
 
 _MOST_BYTES = 1 << 26  # of a line, far more than a server's answer takes
 _SUFFIXES = {".json", ".jsonl"}  # of the part files in a folder
@@ -64,13 +65,7 @@ class Record:
     @property
     def empty(self) -> bool:
         """Whether there is neither an answer nor an error."""
-        if self.error is not None:
-            return False
-        if isinstance(self.answer, dict):
-            return all(value in (None, "", []) for value in self.answer.values())
-        if isinstance(self.answer, str):
-            return not self.answer.strip()
-        return self.answer in (None, [])
+        return self.error is None and is_empty(self.answer)
 
     @property
     def digest(self) -> str:
@@ -110,7 +105,11 @@ def read_records(path: Path) -> Results:
     """Read a file of records, or a folder of part files.
 
     A line without an end that is no JSON is left out: the writer was interrupted. Of
-    two records of a page the later one counts.
+    two records of a page the later one counts, and of a document that has changed those
+    of its last state.
+
+    Args:
+        path: The file or folder. A URL of fsspec is fetched by the caller.
 
     Raises:
         OSError: A file cannot be read.
@@ -121,6 +120,7 @@ def read_records(path: Path) -> Results:
         files = sorted(f for f in path.rglob("*") if f.suffix in _SUFFIXES)
     head: dict[str, Any] = {}
     records: dict[tuple[str, int | None], Record] = {}
+    states: dict[str, str] = {}
     for file in files:
         for number, data in _lines(file):
             try:
@@ -133,9 +133,16 @@ def read_records(path: Path) -> Results:
             except ValueError as error:
                 raise ValueError(f"{file}, line {number}: {error}.") from error
             records[record.file, record.page] = record
+            if digest := record.source.get("sha256"):
+                states[record.file] = digest
     if not records:
         raise ValueError(f"{path} has no records.")
-    ordered = sorted(records.values(), key=_place)
+    last = (
+        r
+        for r in records.values()
+        if r.source.get("sha256") in (None, states.get(r.file))
+    )
+    ordered = sorted(last, key=_place)
     return Results(head.get("settings", {}), head.get("root"), ordered)
 
 

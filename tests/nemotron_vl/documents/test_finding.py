@@ -5,8 +5,13 @@ import os
 import fsspec
 import pytest
 
-from nemotron_vl.documents.changes import equal_files
-from nemotron_vl.documents.finding import Source, find_documents, opened_locally
+from nemotron_vl.documents.equal import equal_files
+from nemotron_vl.documents.finding import (
+    Source,
+    find_documents,
+    local_file,
+    opened_locally,
+)
 
 
 @pytest.fixture
@@ -51,16 +56,18 @@ def test_changes_are_seen(folder):
     file = folder / "b.pdf"
     (before,) = find_documents([file]).documents
     source = Source.of(file)._asdict()
-    assert before.is_as_in(source)
+    assert not before.has_changed(source)
     os.utime(file, (1, 1))  # the content is what counts
     (touched,) = find_documents([file]).documents
-    assert touched.is_as_in(source)
+    assert not touched.has_changed(source)
     file.write_bytes(b"%PDF-B.pdf")
     os.utime(file, (2, 2))
     (changed,) = find_documents([file]).documents
-    assert changed.bytes == before.bytes and not changed.is_as_in(source)
-    file.unlink()
-    assert not before._replace(modified=3.0).is_as_in(source)
+    assert changed.bytes == before.bytes and changed.has_changed(source)
+    assert before.examined_again() == changed
+    file.unlink()  # as on a drive that is not there
+    assert not before._replace(modified=3.0).has_changed(source)
+    assert not before.examined_again().has_changed(source)
 
 
 def test_equal_files(tmp_path):
@@ -104,11 +111,12 @@ def test_documents_of_another_file_system(memory):
     with opened_locally(document) as file:
         assert file.read_bytes() == b"/box/a.png"
         source = Source.of(file, document.modified)._asdict()
-    assert not file.exists() and document.is_as_in(source)
+    assert not file.exists() and not document.has_changed(source)
     memory.pipe("/box/a.png", b"/box/b.png")
     (changed,) = find_documents(["memory:///box/a.png"]).documents
-    assert not changed.is_as_in(source)
+    assert changed.has_changed(source)
     memory.rm("/box/a.png")
+    assert not changed._replace(modified="later").has_changed(source)
     with pytest.raises(OSError, match="cannot be fetched"), opened_locally(document):
         pass
     with pytest.raises(FileNotFoundError, match="memory://none does not exist"):
@@ -118,3 +126,13 @@ def test_documents_of_another_file_system(memory):
 def test_a_missing_package_is_named():
     with pytest.raises(ValueError, match="no-such-system://x needs a package|Protocol"):
         find_documents(["no-such-system://x"])
+
+
+def test_names_are_told_apart(tmp_path):
+    for name in (b"a\xff.pdf", b"a\\xff.pdf"):
+        (tmp_path / os.fsdecode(name)).write_bytes(name)
+    with pytest.raises(ValueError, match=r"Two documents are called .*a\\xff.pdf"):
+        find_documents([tmp_path])
+    (tmp_path / r"a\xff.pdf").unlink()
+    (name,) = names(find_documents([tmp_path]))
+    assert local_file(name).read_bytes() == b"a\xff.pdf"

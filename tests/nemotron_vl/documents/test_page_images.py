@@ -114,7 +114,7 @@ def test_a_document_that_has_changed_is_not_drawn(tmp_path):
     ("file", "cause"),
     [
         ("missing.pdf", "cannot be read: No such file"),
-        ("s3://bucket/a.pdf", "is not on this machine"),
+        ("s3://bucket/a.pdf", "needs a package: Install s3fs"),
         ("../../etc/passwd", "is not in the folder that was read"),
         ("a\0b", "is not on this machine"),
         (".", "is not a regular file"),
@@ -143,7 +143,7 @@ def test_relative_names_need_a_folder_and_another_one_may_be_given(tmp_path):
     record = {"file": "a.png", "page": 1, "answer": "x"}
     records = write(tmp_path / "r.jsonl", record)
     assert "(--root)" in drawn(records)["a.png", 1].error
-    assert drawn(records, moved)["a.png", 1].error is None
+    assert drawn(records, str(moved))["a.png", 1].error is None
 
 
 def test_an_image_that_ends_the_process_is_an_error_and_the_next_is_shown(

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Documents that have changed since they were read, and documents that are equal."""
+"""Documents of equal content."""
 
 import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import Collection
 from pathlib import Path
 
 from .finding import Found, Source
-from .records import PageRecords, Record
 
 
 def equal_files(documents: list[Found]) -> tuple[list[Found], dict[str, list[Found]]]:
@@ -31,31 +29,3 @@ def equal_files(documents: list[Found]) -> tuple[list[Found], dict[str, list[Fou
                 copies[original].append(document)
     others = {copy.name for same in copies.values() for copy in same}
     return [found for found in documents if found.name not in others], copies
-
-
-def prepare(
-    records: PageRecords, documents: list[Found], retried: Collection[str]
-) -> list[str]:
-    """Remove the records of documents that have changed, and those to be done again.
-
-    Args:
-        records: Of earlier runs.
-        documents: Those that are read now.
-        retried: Keys of records that are to be done again, such as ``error``.
-
-    Returns:
-        Names of the changed documents.
-    """
-    names = {document.name for document in documents}
-    sources = ((document, records.source(document.name)) for document in documents)
-    changed = {d.name for d, source in sources if source and not d.is_as_in(source)}
-
-    def unwanted(record: Record) -> bool:
-        name = record["file"]
-        return name in changed or (
-            name in names and not record.keys().isdisjoint(retried)
-        )
-
-    if any(map(unwanted, records)):
-        records.drop(unwanted)
-    return sorted(changed)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pages of a document have records, and which of those still count."""
+
+from typing import Any, NamedTuple
+
+Record = dict[str, Any]
+
+
+class Counts(NamedTuple):
+    """Of records: how many, with ``error``, and with ``cut`` but without ``error``."""
+
+    records: int = 0
+    errors: int = 0
+    cut: int = 0
+
+
+class Known:
+    """What is known of a document's records: those about its last state."""
+
+    def __init__(self) -> None:
+        self.source: dict[str, Any] | None = None
+        self.outdated = False  # it has changed since
+        self._records: dict[int | None, Counts] = {}  # by page
+        self._pages: dict[int, int | None] = {}  # which of them has the page
+        self._again: set[int | None] = set()  # to be done again
+
+    def add(self, record: Record) -> bool:
+        """Whether all earlier records still count."""
+        page, source = record["page"], record.get("source")
+        replaces = page in self._records
+        if source and self.source and source["sha256"] != self.source["sha256"]:
+            replaces = True
+            self._records.clear()
+            self._pages.clear()
+            self._again.clear()
+        if page is not None and self.opens_again():
+            replaces = True
+            del self._records[None]
+            self._again.discard(None)
+        self.source = source or self.source
+        self.outdated = False
+        error = "error" in record
+        self._records[page] = Counts(1, error, "cut" in record and not error)
+        self._pages |= dict.fromkeys(record.get("pages", ()), page)
+        self._again.discard(page)
+        return not replaces
+
+    def done(self, page: int | None) -> bool:
+        if self.outdated:
+            return False
+        place = page if page in self._records else self._pages.get(page or 0, page)
+        return place in self._records and place not in self._again
+
+    def opens_again(self) -> bool:
+        """Whether the record that it cannot be opened is to be replaced."""
+        return None in self._again and None in self._records
+
+    def retry(self, page: int | None) -> None:
+        self._again.add(page)
+
+    def counts(self) -> Counts:
+        return Counts(*map(sum, zip(Counts(), *self._records.values(), strict=True)))
+
+    def has(self, record: Record) -> bool:
+        """Whether the last record of a page counts."""
+        source = record.get("source")
+        if source and self.source and source["sha256"] != self.source["sha256"]:
+            return False
+        return record["page"] in self._records
