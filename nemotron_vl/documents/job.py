@@ -144,10 +144,10 @@ class Job:
         self, document: Found, turn: int, read: Callable[..., Iterator[Page]]
     ) -> Iterator[Page]:
         name = document.name
-        if not turn:
-            self._check(document)
-            if self._records.done(name, None):
-                return
+        if not turn and (
+            not self._is_there(document) or self._records.done(name, None)
+        ):
+            return
         try:
             with opened_locally(document) as file:
 
@@ -159,27 +159,38 @@ class Job:
                         self._note_source(document, file)
                     return left_out
 
+                left = self._records.done(name, None)
                 for page in read([Document(name, file)], left_out):
                     if page.number is None:
                         if turn:  # it was said at the first turn
                             continue
+                        left = True
                         self._note_source(document, file)
                     yield page
                 source = self._sources.get(name)
-                if source is None or document.remote or self._records.done(name, None):
-                    return
-                if _differs(file, source):
+                if (
+                    source
+                    and not left
+                    and not document.remote
+                    and _differs(file, source)
+                ):
                     yield Page(name, None, error=_CHANGED)
         except OSError as error:
             if not turn:
                 yield Page(name, None, error=str(error))
 
-    def _check(self, document: Found) -> None:
-        """Forget the records of a document that has changed."""
-        source = self._records.source(document.name)
-        if source and document.examined_again().has_changed(source):
+    def _is_there(self, document: Found) -> bool:
+        """Whether it can be read. If it has changed, its records are forgotten."""
+        source, now = self._records.source(document.name), document.examined_again()
+        if source is None:
+            return True
+        if now.bytes is None:
+            self._tell(f"{document.name}: it is not there now; its records stay")
+            return False
+        if now.has_changed(source):
             self._records.outdate(document.name)
             self._tell(f"{document.name}: it has changed and is read again")
+        return True
 
     def _left_out(self, name: str, number: int, turn: int) -> bool:
         if turn:

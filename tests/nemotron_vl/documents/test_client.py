@@ -40,6 +40,14 @@ def test_which_key_is_sent(monkeypatch, url, variables, key):
     assert bool(told) == bool(withheld)
 
 
+def test_no_other_variable_of_openai_is_sent(monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "secret")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "secret")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Key: secret")
+    headers = connect("http://host.example").default_headers
+    assert "secret" not in map(str, headers.values())
+
+
 @pytest.mark.parametrize(("wait", "count"), [(0, 0), (1, 2), (6.5, 4), (120, 21)])
 def test_retries_fill_the_time(wait, count):
     assert retries(wait) == count
