@@ -153,6 +153,8 @@ def main() -> None:
     # A few pages go on while the others of a document are drawn.
     ray.data.DataContext.get_current().target_max_block_size = BLOCK
     files = [d._asdict() for d in documents.find_documents([args.folder], args.root)[0]]
+    if not files:
+        parser.error(f"{args.folder} holds no PDFs and no images")
     tasks = [files[i : i + DOCUMENTS] for i in range(0, len(files), DOCUMENTS)]
     pages = ray.data.from_items([{"documents": task} for task in tasks]).flat_map(draw)
     processor = build_processor(make_config(args), preprocess=ask)
