@@ -25,6 +25,7 @@ compile cuda.in cuda.txt
 compile test.in test.txt --override cpu-overrides.txt
 compile lint.in lint.txt
 compile lmms-eval.in lmms-eval.txt
+compile ray.in ray.txt
 # The other releases of vLLM: as test.in, with overrides for what differs.
 for differs in releases/*.in; do
   compile test.in "${differs%.in}.txt" --override cpu-overrides.txt --override "$differs"

@@ -22,6 +22,7 @@ from typing import Any
 # Each is imported when it is used: OpenAI's client takes a second.
 _PLACES = {
     "Drawing": "pages",
+    "Found": "finding",
     "Job": "job",
     "Options": "job",
     "Page": "pages",
@@ -31,6 +32,8 @@ _PLACES = {
     "connect": "client",
     "find_documents": "finding",
     "find_model": "reading",
+    "read_records": "results",
+    "read_schema": "schemas",
     "read_task": "tasks",
     "record_of": "answers",
 }

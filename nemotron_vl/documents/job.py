@@ -305,8 +305,12 @@ class Job:
         self._again.pop(place, None)
         return True
 
+    def source(self, name: str) -> dict[str, Any] | None:
+        """The state of a document, see `Source`, once its first page is drawn."""
+        return self._sources.get(name)
+
     def _with_source(self, record: Record) -> Record:
-        source = self._sources.get(record["file"])
+        source = self.source(record["file"])
         return {**record, "source": source} if source else record
 
     def copied(self) -> Iterator[Record]:

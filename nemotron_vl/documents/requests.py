@@ -44,7 +44,12 @@ class Question(NamedTuple):
         """The text that follows the images."""
         if self.text is not None:
             return self.text
-        return _ABOUT_A_SCHEMA.format(schema=json.dumps(without_rules(self.schema)))
+        return _ABOUT_A_SCHEMA.format(schema=json.dumps(self.grammar))
+
+    @property
+    def grammar(self) -> dict[str, Any] | None:
+        """The schema as vLLM's structured outputs take it."""
+        return without_rules(self.schema)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -86,11 +91,11 @@ class Question(NamedTuple):
             "temperature": 0,
         }
         if self.schema is not None:
-            request["response_format"] = self._response_format(self.schema)
+            request["response_format"] = self._response_format()
         return request
 
-    def _response_format(self, schema: dict[str, Any]) -> dict[str, Any]:
-        schema = without_rules(schema)
+    def _response_format(self) -> dict[str, Any]:
+        schema = self.grammar
         if not self.structural:
             answer = {"name": "answer", "schema": schema, "strict": True}
             return {"type": "json_schema", "json_schema": answer}

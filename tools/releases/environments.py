@@ -13,7 +13,8 @@ TEST_LOCK = ROOT / "requirements" / "test.txt"
 METADATA = ROOT / "tools" / "vllm_metadata"
 
 # An environment is built again when one of these has changed.
-MADE_OF = ["pyproject.toml", "requirements/lint.txt", "tools/install.sh"]
+MADE_OF = ["pyproject.toml", "tools/install.sh"]
+MADE_OF += ["requirements/lint.txt", "requirements/test.txt"]
 
 
 def pinned(lock: Path, name: str) -> str:

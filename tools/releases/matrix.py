@@ -25,10 +25,14 @@ from pathlib import Path
 from cuda import CUDA, CudaEnvironment
 from cuda import TESTS as CUDA_TESTS
 from environments import BUILD, ROOT, Environment, locks
+from ray_data import RAY, RayEnvironment
+from ray_data import TESTS as RAY_TESTS
 
 from vllm_nemotron_vl.config.nemotron_vl_cpu import processor_flags
 
 DOCS = ROOT / "docs" / "releases.md"
+# Environments that are no release.
+OTHERS = {CUDA: CudaEnvironment, RAY: RayEnvironment}
 
 # Folders whose tests start engines, and those whose tests do not depend on vLLM.
 STARTS_ENGINES = [
@@ -104,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [*locks(), CUDA]
+    known = [*locks(), *OTHERS]
     parser.add_argument("releases", nargs="*", help=f"any of {', '.join(known)}")
     parser.add_argument("--tests", default="", help="arguments for pytest")
     args = parser.parse_args()
@@ -114,8 +118,8 @@ def main() -> None:
 
     rows, failed = {}, []
     for release in args.releases or (locks() if args.tests else known):
-        cuda = release == CUDA
-        environment = CudaEnvironment() if cuda else Environment(release)
+        other = OTHERS.get(release)
+        environment = other() if other else Environment(release)
         print(f"== vLLM {release}: {environment.describe()}", flush=True)
         try:
             environment.make()
@@ -148,6 +152,8 @@ def parts(release: str, tests: str) -> list[tuple[str, list[str]]]:
         return [("tests", shlex.split(tests))]
     if release == CUDA:
         return [("without an engine", CUDA_TESTS), ("with engines", [])]
+    if release == RAY:
+        return [("without an engine", []), ("with engines", RAY_TESTS)]
     left_out = [f"--ignore={path}" for path in STARTS_ENGINES + NEEDS_NO_VLLM]
     newest = release == list(locks())[-1]
     more = [*OPERATIONS, "-m", "releases or not releases"] if newest else []
