@@ -167,13 +167,8 @@ class Job:
                         left = True
                         self._note_source(document, file)
                     yield page
-                source = self._sources.get(name)
-                if (
-                    source
-                    and not left
-                    and not document.remote
-                    and _differs(file, source)
-                ):
+                source = None if left else self._sources.get(name)
+                if source and not document.remote and _differs(file, source):
                     yield Page(name, None, error=_CHANGED)
         except OSError as error:
             if not turn:

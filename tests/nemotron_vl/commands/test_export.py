@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 
+import fsspec
 import pytest
 
 from nemotron_vl.commands import export as command
 from nemotron_vl.documents.results import read_records
+from nemotron_vl.main import main
 from support.export_command import export, schema, write
 
 
@@ -133,3 +135,12 @@ def test_it_runs_without_packages_for_reading_and_for_engines(tmp_path):
         out = str(tmp_path / f"out.{kind}")
         arguments = ["export", str(records), "--to", kind, "--out", out]
         subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+
+
+def test_records_of_another_file_system(tmp_path):
+    system = fsspec.filesystem("memory")
+    file = write(tmp_path / "r.jsonl", page("a", 1, "first"))
+    system.pipe("/r.jsonl", file.read_bytes())
+    out = tmp_path / "out.csv"
+    assert main(["export", "memory://r.jsonl", "--to", "csv", "--out", str(out)]) == 0
+    assert "a,1,first" in out.read_text()

@@ -3,6 +3,7 @@
 import hashlib
 import io
 
+import fsspec
 import pytest
 from PIL import Image
 
@@ -11,7 +12,7 @@ from nemotron_vl.checkpoints.tiler import Tiler
 from nemotron_vl.documents import page_images
 from nemotron_vl.documents.page_images import MOST_HEIGHT, draw_images
 from nemotron_vl.documents.results import read_records
-from support.documents import pdf, solid
+from support.documents import locked_pdf, pdf, solid
 from support.export_command import write
 
 TILER = Tiler.from_model(None)
@@ -157,3 +158,24 @@ def test_an_image_that_ends_the_process_is_an_error_and_the_next_is_shown(
             reducer((tmp_path / "a.png").read_bytes(), 0)()
         monkeypatch.setattr(page_images, "_SECONDS", 60.0)
         assert reducer((tmp_path / "a.png").read_bytes(), 0)()
+
+
+def test_a_document_that_needs_a_password(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(locked_pdf("sesame", "secret"))
+    records = write(tmp_path / "r.jsonl", {"file": "a.pdf", "page": 1, "answer": "x"})
+    for passwords, text in ((), None), (("wrong", "sesame"), "secret"):
+        found = draw_images(read_records(records), TILER, str(tmp_path), passwords)
+        ((_, page),) = found
+        assert page.text == text and bool(page.image) == (text is not None)
+
+
+def test_documents_of_another_file_system(tmp_path):
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pipe("/box/a.pdf", pdf([solid("red")]))
+    for root, name in ("memory://box", "a.pdf"), ("", "memory://box/a.pdf"):
+        record = {"file": name, "page": 1, "answer": "x"}
+        records = write(tmp_path / "r.jsonl", record, root=root or None)
+        assert opened(drawn(records)[name, 1]).format == "WEBP"
+    system.store.clear()
+    assert "cannot be fetched" in drawn(records)[name, 1].error
