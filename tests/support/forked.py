@@ -78,8 +78,14 @@ def _join_server(log: str) -> None:
 
 
 def preload() -> None:
-    """Let the process that is forked import vLLM, if it does not run yet."""
+    """Start the process that is forked and let it import vLLM, if it does not run yet.
+
+    It outlives the test that starts it, so it does not take over this variable.
+    """
     multiprocessing.forkserver.set_forkserver_preload(IMPORTED)
+    with mock.patch.dict(os.environ):
+        os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+        multiprocessing.forkserver.ensure_running()
 
 
 def run_forked(function: Callable, *args, output: Path, seconds: float = 400) -> str:
