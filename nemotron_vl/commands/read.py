@@ -166,7 +166,7 @@ def _write_batch(
     written = errors = 0
     with (
         Job(found.documents, options) as job,
-        _progress(_count(job, found), done=0) as bar,
+        _progress(_count(job, found)) as bar,
     ):
         for page in write_batch(job.pages(), question, args.model, args.batch):
             bar.update()
@@ -211,25 +211,19 @@ def _read(
     records: Records,
 ) -> int:
     names = [document.name for document in found.documents]
-    before = records.counts(names).records
     rate = ""
     with Job(found.documents, options, records, _tell) as job:
         if job.has_pages():
-            left = _count(job, found)
-            total = None if left is None else before + left
-            with (
-                server(args, question, _tell) as served,
-                _progress(total, before) as bar,
-            ):
+            total = _count(job, found)
+            with server(args, question, _tell) as served, _progress(total) as bar:
                 start = time.perf_counter()
                 asyncio.run(_ask(args, served, question, job, records, bar))
                 seconds = time.perf_counter() - start
-            new = records.counts(names).records - before
-            rate = f" at {new / seconds:.2f} pages/s"
+            rate = f" at {records.appended / seconds:.2f} pages/s"
         for record in job.copied():
             records.append(record)
     counts, everything = records.counts(names), records.counts()
-    parts = [f"records: {counts.records}", f"new: {counts.records - before}{rate}"]
+    parts = [f"records: {counts.records}", f"new: {records.appended}{rate}"]
     parts.append(f"errors: {counts.errors}")
     if counts.cut:
         parts.append(f"cut: {counts.cut} (--retry-cut)")
@@ -306,6 +300,6 @@ def _count(job: Job, found: Folders) -> int | None:
     return sum(1 for _ in tqdm(job.measured(), "counting pages", leave=False))
 
 
-def _progress(total: int | None, done: int) -> tqdm:
+def _progress(total: int | None) -> tqdm:
     """A bar with rate and time left, on a terminal only."""
-    return tqdm(total=total, initial=done, unit="page", disable=total is None)
+    return tqdm(total=total, unit="page", disable=total is None)

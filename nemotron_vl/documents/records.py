@@ -35,6 +35,8 @@ class Records:
         settings: What the answers depend on. ``model`` is ``None`` if it is not known
             yet, see `settle`.
         root: Folder that the names of the documents are relative to.
+
+    ``appended`` is the number of new records.
     """
 
     name = "standard output"
@@ -45,6 +47,7 @@ class Records:
         self._has_head = False
         self._known: dict[str, Known] = {}
         self._untidy = False
+        self.appended = 0
 
     def __enter__(self) -> Self:
         return self
@@ -100,6 +103,7 @@ class Records:
         line = _line({"file": file, "page": page, **record})
         self._write(line if self._has_head else self._head() + line)
         self._has_head = True
+        self.appended += 1
         self._note(record)
 
     def _write(self, line: bytes) -> None:

@@ -20,7 +20,9 @@ def test_a_file_that_has_changed_is_read_again(server, folder, out, capsys):
     os.utime(folder / "scan.tif", (1, 1))  # its content is the same
     server.requests.clear()
     assert main(arguments(server, folder, out)) == 1
-    assert "report.pdf: it has changed and is read again" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "report.pdf: it has changed and is read again" in captured.err
+    assert "records: 7, new: 2 at " in captured.out
     assert len(server.requests) == 2
     pages = [r for r in records(out) if r["file"] == str(report)]
     assert [(r["page"], r["answer"]) for r in pages] == [
