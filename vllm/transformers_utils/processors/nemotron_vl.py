@@ -12,16 +12,20 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoProcessor, BatchFeature, TokenizersBackend
+from transformers import (
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedConfig,
+    TokenizersBackend,
+)
 from transformers.utils import TensorType
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.processing import PromptUpdateDetails
 from vllm.tokenizers.hf import HfTokenizer
 
-from ...config.nemotron_vl_names import IMAGE_TOKEN
 from ...multimodal.nemotron_vl import to_rgb
 from ..configs.nemotron_vl import NemotronVLConfig
-from ..configs.nemotron_vl_checks import image_token_ids
+from ..configs.nemotron_vl_checks import IMAGE_TOKENS, image_token_ids
 from .nemotron_vl_compat import InternVLChatImageProcessor, InternVLChatProcessor
 from .nemotron_vl_digest import NO_REUSE, tile_digests
 from .nemotron_vl_tiling import (
@@ -54,7 +58,7 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         dynamic_image_size: ``False`` makes every image one tile.
         use_thumbnail: Append the whole image as one more tile if the grid has
             more than one tile.
-        resize: One of `RESIZE_RECIPES`.
+        resize: One of ``recipes``.
         do_rescale: Return float32 in 0..1 instead of uint8. By default vLLM
             switches it off, and the model conditions the pixels on its device.
         do_normalize: Accepted because vLLM sets it, without effect. The model
@@ -66,6 +70,8 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         VLLMValidationError: A setting is of the wrong type or out of range.
     """
 
+    recipes = RESIZE_RECIPES  # the first is the default
+
     def __init__(
         self,
         image_size: int,
@@ -74,7 +80,7 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         dynamic_image_size: bool = True,
         use_thumbnail: bool = True,
         *,
-        resize: str = RESIZE_RECIPES[0],
+        resize: str | None = None,
         do_rescale: bool = True,
         do_normalize: bool = True,
         do_convert_rgb: bool = True,
@@ -86,15 +92,15 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
             dynamic_image_size,
             use_thumbnail,
         )
-        self.resize = resize
+        self.resize = _given(resize, self.recipes[0])
         self.do_rescale = do_rescale
         self.do_normalize = do_normalize
         self.do_convert_rgb = do_convert_rgb
         for name in ("dynamic_image_size", "use_thumbnail", "do_rescale"):
             _check_bool(name, getattr(self, name))
-        if resize not in RESIZE_RECIPES:
+        if self.resize not in self.recipes:
             raise VLLMValidationError(
-                f"resize must be one of {', '.join(map(repr, RESIZE_RECIPES))}, "
+                f"resize must be one of {', '.join(map(repr, self.recipes))}, "
                 f"but is {resize!r}.",
                 parameter="mm_processor_kwargs",
             )
@@ -232,6 +238,10 @@ class NemotronVLProcessor(InternVLChatProcessor):
     ``</img>``. There, each ``<image>`` stands for one image feature.
     """
 
+    image_tokens = IMAGE_TOKENS
+    config_class: type[PreTrainedConfig] = NemotronVLConfig
+    image_processor_class = NemotronVLImageProcessor
+
     def __init__(
         self,
         image_processor: NemotronVLImageProcessor,
@@ -243,9 +253,10 @@ class NemotronVLProcessor(InternVLChatProcessor):
             image_processor,
             tokenizer,
             image_seq_length=image_seq_length,
-            ctx_image_token=IMAGE_TOKEN,
+            ctx_image_token=self.image_tokens[1],
         )
-        self._image_token_ids = image_token_ids(tokenizer.get_vocab())
+        vocabulary = tokenizer.get_vocab()
+        self._image_token_ids = image_token_ids(vocabulary, self.image_tokens)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -256,9 +267,9 @@ class NemotronVLProcessor(InternVLChatProcessor):
         ``trust_remote_code`` is accepted and has no effect.
         """
         hub = {k: v for k, v in kwargs.items() if k in _HUB_OPTIONS}
-        config = NemotronVLConfig.from_pretrained(path, **hub)
+        config: Any = cls.config_class.from_pretrained(path, **hub)
         return cls(
-            NemotronVLImageProcessor.from_pretrained(path, **hub),
+            cls.image_processor_class.from_pretrained(path, **hub),
             TokenizersBackend.from_pretrained(path, **hub),
             image_seq_length=image_seq_length(config),
         )
@@ -280,7 +291,7 @@ class NemotronVLProcessor(InternVLChatProcessor):
         )
 
 
-def image_seq_length(config: NemotronVLConfig) -> int:
+def image_seq_length(config: Any) -> int:
     """Image tokens of one tile after the pixel shuffle."""
     return tokens_of_tile(
         config.force_image_size,
