@@ -5,7 +5,9 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from vllm.config import VllmConfig
 from vllm.inputs import TokensPrompt
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 from vllm.renderers.params import ChatParams
 
 from ..config.nemotron_vl_names import (
@@ -13,8 +15,10 @@ from ..config.nemotron_vl_names import (
     EMBED_TEMPLATE,
     IMAGE_TOKEN,
 )
+from ..multimodal.nemotron_vl_loading import NemotronVLConnector
 from ..transformers_utils.processors.nemotron_vl_retrieval import RETRIEVAL_TOKENS
 from .nemotron_vl import NemotronVLRenderer
+from .nemotron_vl_media_errors import media_errors_are_the_clients
 
 
 class NemotronVLRetrievalRenderer(NemotronVLRenderer):
@@ -25,6 +29,10 @@ class NemotronVLRetrievalRenderer(NemotronVLRenderer):
     """
 
     image_tokens = RETRIEVAL_TOKENS
+
+    def __init__(self, config: VllmConfig, tokenizer: Any) -> None:
+        super().__init__(config, tokenizer)
+        MEDIA_CONNECTOR_REGISTRY.register("http")(_ScoringConnector)
 
     def render_messages(self, messages: list[Any], params: ChatParams):
         return super().render_messages(messages, self._with_template(params))
@@ -47,6 +55,14 @@ class NemotronVLRetrievalRenderer(NemotronVLRenderer):
         # Without an image, `<image>` is text: it stands for no embedding.
         if prompt.get("multi_modal_data"):
             super()._compare(prompt, *args)
+
+
+class _ScoringConnector(NemotronVLConnector):
+    """vLLM loads the images of /score and /rerank outside of the renderer."""
+
+    def fetch_image(self, *args: Any, **options: Any):
+        with media_errors_are_the_clients(NemotronVLRenderer.servers_errors):
+            return super().fetch_image(*args, **options)
 
 
 @cache

@@ -116,12 +116,19 @@ class NemotronVLEmbedConfig(DataOnlyConfig):
 
 
 class NemotronVLRerankConfig(NemotronVLEmbedConfig):
-    """Composite configuration of ``LlamaNemotronVLForSequenceClassification``."""
+    """Composite configuration of ``LlamaNemotronVLForSequenceClassification``.
+
+    Args:
+        temperature: Divisor of the score. vLLM does not divide, so it must be 1.
+        kwargs: As of `NemotronVLEmbedConfig`.
+    """
 
     model_type = RERANK_MODEL_TYPE
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, temperature: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        # transformers drops the key, which it takes for a setting of sampling.
+        self.temperature = temperature
 
     @property
     def task_instructions(self) -> None:  # type: ignore[override]

@@ -36,9 +36,7 @@ def embed(llm, requests, **params) -> list[torch.Tensor]:
         {"prompt": text, "multi_modal_data": {"image": images} if images else None}
         for text, images in requests
     ]
-    outputs = llm.embed(
-        prompts, pooling_params=PoolingParams(**params), use_tqdm=False
-    )
+    outputs = llm.embed(prompts, pooling_params=PoolingParams(**params), use_tqdm=False)
     return [torch.tensor(output.outputs.embedding) for output in outputs]
 
 
