@@ -15,7 +15,7 @@ from ..config.nemotron_vl_names import (
     EMBED_TEMPLATE,
     IMAGE_TOKEN,
 )
-from ..multimodal.nemotron_vl_loading import NemotronVLConnector
+from ..multimodal.nemotron_vl_loading import CONNECTORS
 from ..transformers_utils.processors.nemotron_vl_retrieval import RETRIEVAL_TOKENS
 from .nemotron_vl import NemotronVLRenderer
 from .nemotron_vl_media_errors import media_errors_are_the_clients
@@ -32,7 +32,10 @@ class NemotronVLRetrievalRenderer(NemotronVLRenderer):
 
     def __init__(self, config: VllmConfig, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)
-        MEDIA_CONNECTOR_REGISTRY.register("http")(_ScoringConnector)
+        # vLLM loads the images of /score and /rerank outside of the renderer.
+        for name, connector in CONNECTORS.items():
+            reporting = type(connector.__name__, (_ReportsErrors, connector), {})
+            MEDIA_CONNECTOR_REGISTRY.register(name)(reporting)
 
     def render_messages(self, messages: list[Any], params: ChatParams):
         return super().render_messages(messages, self._with_template(params))
@@ -57,12 +60,12 @@ class NemotronVLRetrievalRenderer(NemotronVLRenderer):
             super()._compare(prompt, *args)
 
 
-class _ScoringConnector(NemotronVLConnector):
-    """vLLM loads the images of /score and /rerank outside of the renderer."""
+class _ReportsErrors:
+    """Before a connector, reports its errors as the renderer does."""
 
     def fetch_image(self, *args: Any, **options: Any):
         with media_errors_are_the_clients(NemotronVLRenderer.servers_errors):
-            return super().fetch_image(*args, **options)
+            return super().fetch_image(*args, **options)  # type: ignore[misc]
 
 
 @cache

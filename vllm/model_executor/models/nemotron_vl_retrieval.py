@@ -6,8 +6,12 @@ what differs.
 """
 
 from functools import cached_property
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 
+import torch
+from torch import nn
+from vllm.config import VllmConfig
 from vllm.model_executor.models.interfaces import SupportsScoreTemplate
 from vllm.model_executor.models.nemotron_vl import (
     LlamaNemotronVLForEmbedding as InTreeForEmbedding,
@@ -18,17 +22,20 @@ from vllm.model_executor.models.nemotron_vl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 
+from ...config.nemotron_vl import EncoderConfig
 from ...config.nemotron_vl_names import IMAGE_TOKEN
 from ...transformers_utils.configs.nemotron_vl_retrieval import NemotronVLEmbedConfig
 from ...transformers_utils.processors.nemotron_vl_retrieval import (
     NemotronVLRetrievalProcessor,
 )
 from ...transformers_utils.processors.nemotron_vl_tiling import image_settings
+from .nemotron_vl_graphs import DIGESTS, PIXELS
 from .nemotron_vl_processing import (
     NemotronVLDummyInputsBuilder,
     NemotronVLMultiModalProcessor,
     NemotronVLProcessingInfo,
 )
+from .nemotron_vl_reuse import make_tile_reuse
 
 
 class NemotronVLRetrievalProcessingInfo(NemotronVLProcessingInfo):
@@ -60,12 +67,47 @@ class NemotronVLRetrievalProcessingInfo(NemotronVLProcessingInfo):
         return {"max_dynamic_patch": 1} | image_settings(self._processor_config, config)
 
 
+class EqualTilesOnce(nn.Module):
+    """Encodes equal tiles once, and a bounded number of tiles at once."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore
+        self.max_encoder_tiles = EncoderConfig.from_vllm_config(
+            vllm_config
+        ).max_encoder_tiles
+        model = cast(Any, self)
+        self.tile_reuse = make_tile_reuse(
+            vllm_config,
+            (model.num_image_token, model.config.text_config.hidden_size),
+            lambda: chain(
+                model.vision_model.parameters(),
+                model.mlp1.parameters(),
+            ),
+        )
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Embeddings of images, ``(tokens, hidden_size)`` for each.
+
+        Args:
+            kwargs: The fields of vLLM's InternVL model, and ``tile_digests``.
+        """
+        if (digests := kwargs.get(DIGESTS)) is None:  # embeddings, or a plain batch
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        images = cast(Any, self)._parse_and_validate_image_input(**kwargs)
+        features = self.tile_reuse(self._encode, images[PIXELS], digests)
+        return [x.flatten(0, 1) for x in features.split(images["num_patches"].tolist())]
+
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        parts = pixels.split(self.max_encoder_tiles)
+        return torch.cat([*map(cast(Any, self).extract_feature, parts)])
+
+
 @MULTIMODAL_REGISTRY.register_processor(
     NemotronVLMultiModalProcessor,
     info=NemotronVLRetrievalProcessingInfo,
     dummy_inputs=NemotronVLDummyInputsBuilder,
 )
-class LlamaNemotronVLForEmbedding(InTreeForEmbedding):
+class LlamaNemotronVLForEmbedding(EqualTilesOnce, InTreeForEmbedding):
     """llama-nemotron-embed-vl: an embedding of a text, an image or both."""
 
     # vLLM caches a model's flags until the model's own file changes.
@@ -79,7 +121,7 @@ class LlamaNemotronVLForEmbedding(InTreeForEmbedding):
     dummy_inputs=NemotronVLDummyInputsBuilder,
 )
 class LlamaNemotronVLForSequenceClassification(
-    InTreeForSequenceClassification, SupportsScoreTemplate
+    EqualTilesOnce, InTreeForSequenceClassification, SupportsScoreTemplate
 ):
     """llama-nemotron-rerank-vl: how well a passage answers a question."""
 

@@ -7,7 +7,14 @@ from vllm.exceptions import VLLMValidationError
 from nemotron_vl.verify.reference_retrieval import RetrievalReference
 from support.noise import noise
 
-OPTIONS = dict(dtype="float32", mm_processor_kwargs=None, max_model_len=1024)
+OPTIONS = dict(
+    dtype="float32",
+    mm_processor_kwargs=None,
+    max_model_len=1024,
+    mm_processor_cache_gb=0,
+    enable_prefix_caching=False,
+    additional_config={"nemotron_vl": {"tile_cache_mb": 1}},
+)
 PROMPTS = {
     "a question": ("query: what is the total?", []),
     "a text": ("passage: The total is 4711.", []),
@@ -60,3 +67,20 @@ def test_they_are_normalised_by_default(llm, reference):
 def test_an_image_without_its_placeholder_is_refused(llm):
     with pytest.raises(VLLMValidationError, match="has 0 <image> placeholder"):
         embed(llm, [("passage: no place", [noise(64, 64)])])
+
+
+def test_equal_tiles_are_encoded_once(llm, reference):
+    """Of two equal images in a request, and again in the next request."""
+
+    def encoded(model) -> int:
+        return model.tile_reuse.counts["encoded"]
+
+    image = noise(200, 64, seed=1)
+    tiles = len(reference.to_pixels(image))
+    prompt = "passage: <image> <image> "
+    (before,) = llm.apply_model(encoded)
+    for _ in range(2):
+        (found,) = embed(llm, [(prompt, [image, image])], use_activation=False)
+        assert torch.allclose(found, reference.pooled(prompt, [image] * 2), atol=1e-5)
+        (after,) = llm.apply_model(encoded)
+        assert after - before == tiles
