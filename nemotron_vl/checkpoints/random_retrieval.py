@@ -8,7 +8,7 @@ as docs/provenance.md has them; the sizes are small.
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_nemotron_vl.config.nemotron_vl_names import (
     CONTEXT_TOKEN,
@@ -29,6 +29,9 @@ from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl_schema import Langu
 
 from .files import write_json
 from .random_checkpoint import new_folder
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _CONTEXT = 10240
 
@@ -59,20 +62,20 @@ def make_retrieval_checkpoint(
     from .small_tokenizer import train_tokenizer, write_tokenizer
 
     tokenizer = train_tokenizer((IMAGE_START, IMAGE_END, CONTEXT_TOKEN))
-    context_id, size = tokenizer.token_to_id(CONTEXT_TOKEN), tokenizer.get_vocab_size()
-    values = _config(ranks, tile_size, dtype, context_id, size)
+    values = _config(ranks, tile_size, dtype, tokenizer)
     shapes = _tensors(values)
     if ranks:
         shapes = {f"model.{name}": shape for name, shape in shapes.items()}
         shapes[SCORE] = (1, values["llm_config"]["hidden_size"])
+    processor = f"LlamaNemotronVL{'Rerank' if ranks else ''}Processor"
     with new_folder(out) as folder:
         write_json(folder / "config.json", values)
         write_json(
             folder / "processor_config.json",
             {
-                "auto_map": {"AutoProcessor": "processing.LlamaNemotronVLProcessor"},
+                "auto_map": {"AutoProcessor": f"processing.{processor}"},
                 "max_input_tiles": 6,
-                "processor_class": "LlamaNemotronVLProcessor",
+                "processor_class": processor,
                 "use_thumbnail": True,
             },
         )
@@ -81,9 +84,10 @@ def make_retrieval_checkpoint(
 
 
 def _config(
-    ranks: bool, tile_size: int, dtype: str, context_id: int, vocab_size: int
+    ranks: bool, tile_size: int, dtype: str, tokenizer: "Tokenizer"
 ) -> dict[str, Any]:
     """``config.json`` with the published keys."""
+    vocab_size = tokenizer.get_vocab_size()
     one_label = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     own: dict[str, Any] = {
         "architectures": [EMBED_ARCHITECTURE],
@@ -113,7 +117,7 @@ def _config(
         "downsample_ratio": 0.5,
         "dynamic_image_size": True,
         "force_image_size": tile_size,
-        "img_context_token_id": context_id,
+        "img_context_token_id": tokenizer.token_to_id(CONTEXT_TOKEN),
         "passage_prefix": "passage:",
         "pooling": "avg",
         "ps_version": "v2",

@@ -43,7 +43,7 @@ class NemotronVLRenderer(HfRenderer):
 
     # Errors in the loading of media that are not the client's.
     servers_errors: tuple[type[Exception], ...] = (MemoryError,)
-    image_tokens = IMAGE_TOKENS
+    image_tokens: Sequence[str] = IMAGE_TOKENS
 
     def __init__(self, config: VllmConfig, tokenizer: Any) -> None:
         check_encoder(config)

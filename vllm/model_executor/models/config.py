@@ -95,7 +95,10 @@ def _integers(kind: dict) -> int | None:
     return kind.get("num_bits") if kind.get("type", "int") == "int" else None
 
 
-def _check_front_end() -> None:
+def _prepare(model_config: ModelConfig) -> None:
+    # AutoProcessor, which vLLM asks for a chat template, runs the checkpoint's code
+    # where processor_config.json has a `processor_class`.
+    model_config.trust_remote_code = False
     if envs.VLLM_USE_RUST_FRONTEND:
         raise ValueError(
             "VLLM_USE_RUST_FRONTEND replaces the API server in Python, so this model's "
@@ -104,7 +107,7 @@ def _check_front_end() -> None:
 
 
 def _check_model(model_config: ModelConfig) -> None:
-    _check_front_end()
+    _prepare(model_config)
     check_servable(model_config.hf_config, model_config.hf_image_processor_config)
     if "ps_version" not in vars(model_config.hf_config):
         logger.warning_once(PS_VERSION_ASSUMED)
@@ -266,7 +269,7 @@ class NemotronVLRetrievalModelConfig(LlamaNemotronVLConfig):
         Raises:
             ValueError: Names the key of the checkpoint's configuration.
         """
-        _check_front_end()
+        _prepare(model_config)
         cast(Any, model_config.hf_config).check_servable()
         _select_renderer(model_config, RETRIEVAL_TOKENIZER_MODE)
         LlamaNemotronVLConfig.verify_and_update_model_config(model_config)

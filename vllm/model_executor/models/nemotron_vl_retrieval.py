@@ -10,9 +10,11 @@ from itertools import chain
 from typing import Any, cast
 
 import torch
-from torch import nn
 from vllm.config import VllmConfig
-from vllm.model_executor.models.interfaces import SupportsScoreTemplate
+from vllm.model_executor.models.interfaces import (
+    MultiModalEmbeddings,
+    SupportsScoreTemplate,
+)
 from vllm.model_executor.models.nemotron_vl import (
     LlamaNemotronVLForEmbedding as InTreeForEmbedding,
 )
@@ -67,61 +69,58 @@ class NemotronVLRetrievalProcessingInfo(NemotronVLProcessingInfo):
         return {"max_dynamic_patch": 1} | image_settings(self._processor_config, config)
 
 
-class EqualTilesOnce(nn.Module):
-    """Encodes equal tiles once, and a bounded number of tiles at once."""
-
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore
-        self.max_encoder_tiles = EncoderConfig.from_vllm_config(
-            vllm_config
-        ).max_encoder_tiles
-        model = cast(Any, self)
-        self.tile_reuse = make_tile_reuse(
-            vllm_config,
-            (model.num_image_token, model.config.text_config.hidden_size),
-            lambda: chain(
-                model.vision_model.parameters(),
-                model.mlp1.parameters(),
-            ),
-        )
-
-    def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Embeddings of images, ``(tokens, hidden_size)`` for each.
-
-        Args:
-            kwargs: The fields of vLLM's InternVL model, and ``tile_digests``.
-        """
-        if (digests := kwargs.get(DIGESTS)) is None:  # embeddings, or a plain batch
-            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        images = cast(Any, self)._parse_and_validate_image_input(**kwargs)
-        features = self.tile_reuse(self._encode, images[PIXELS], digests)
-        return [x.flatten(0, 1) for x in features.split(images["num_patches"].tolist())]
-
-    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        parts = pixels.split(self.max_encoder_tiles)
-        return torch.cat([*map(cast(Any, self).extract_feature, parts)])
-
-
 @MULTIMODAL_REGISTRY.register_processor(
     NemotronVLMultiModalProcessor,
     info=NemotronVLRetrievalProcessingInfo,
     dummy_inputs=NemotronVLDummyInputsBuilder,
 )
-class LlamaNemotronVLForEmbedding(EqualTilesOnce, InTreeForEmbedding):
-    """llama-nemotron-embed-vl: an embedding of a text, an image or both."""
+class LlamaNemotronVLForEmbedding(InTreeForEmbedding):
+    """llama-nemotron-embed-vl: an embedding of a text, an image or both.
+
+    Equal tiles are encoded once, and a bounded number of tiles at once.
+    """
 
     # vLLM caches a model's flags until the model's own file changes.
     is_pooling_model = True
     supports_mm_device_do_normalize = True
 
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        encoder_config = EncoderConfig.from_vllm_config(vllm_config)
+        self.max_encoder_tiles = encoder_config.max_encoder_tiles
+        self.tile_reuse = make_tile_reuse(
+            vllm_config,
+            (self.num_image_token, self.config.text_config.hidden_size),
+            lambda: chain(self.vision_model.parameters(), self.mlp1.parameters()),
+        )
+
+    def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
+        """Embeddings of images, ``(tokens, hidden_size)`` for each.
+
+        Args:
+            kwargs: The fields of vLLM's InternVL model, and ``tile_digests`` for
+                `TileReuse`. Without digests all tiles are encoded.
+        """
+        if (digests := kwargs.get(DIGESTS)) is None:
+            return super().embed_multimodal(**kwargs)
+        images: Any = self._parse_and_validate_image_input(**kwargs)
+        features = self.tile_reuse(
+            self._encode_tiles, images[PIXELS], cast(torch.Tensor, digests)
+        )
+        return [x.flatten(0, 1) for x in features.split(images["num_patches"].tolist())]
+
+    def _encode_tiles(self, pixels: torch.Tensor) -> torch.Tensor:
+        parts = pixels.split(cast(int, self.max_encoder_tiles))
+        return torch.cat([self.extract_feature(part) for part in parts])
+
 
 @MULTIMODAL_REGISTRY.register_processor(
     NemotronVLMultiModalProcessor,
     info=NemotronVLRetrievalProcessingInfo,
     dummy_inputs=NemotronVLDummyInputsBuilder,
 )
-class LlamaNemotronVLForSequenceClassification(
-    EqualTilesOnce, InTreeForSequenceClassification, SupportsScoreTemplate
+class LlamaNemotronVLForSequenceClassification(  # type: ignore[misc]
+    LlamaNemotronVLForEmbedding, InTreeForSequenceClassification, SupportsScoreTemplate
 ):
     """llama-nemotron-rerank-vl: how well a passage answers a question."""
 

@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache, cached_property
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from vllm.config import VllmConfig
@@ -249,7 +249,7 @@ def make_tile_reuse(
                 "tile_cache_mb has no effect with %s: %s.", option, reason
             )
             megabytes = 0
-    dtype = config.model_config.dtype
+    dtype = cast(torch.dtype, config.model_config.dtype)
     slots = int(megabytes * 1e6 / (math.prod(shape) * dtype.itemsize))
     if megabytes and not slots:
         logger.warning_once("tile_cache_mb=%d does not hold a tile.", megabytes)

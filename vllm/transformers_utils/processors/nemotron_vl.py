@@ -6,7 +6,7 @@ The prompt format is that of NVIDIA's example of the model
 and of vLLM's in-tree model. Pixels stay uint8 until the model conditions them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         VLLMValidationError: A setting is of the wrong type or out of range.
     """
 
-    recipes = RESIZE_RECIPES  # the first is the default
+    recipes: Sequence[str] = RESIZE_RECIPES  # the first is the default
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class NemotronVLProcessor(InternVLChatProcessor):
     ``</img>``. There, each ``<image>`` stands for one image feature.
     """
 
-    image_tokens = IMAGE_TOKENS
+    image_tokens: Sequence[str] = IMAGE_TOKENS
     config_class: type[PreTrainedConfig] = NemotronVLConfig
     image_processor_class = NemotronVLImageProcessor
 

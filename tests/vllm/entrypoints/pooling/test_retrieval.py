@@ -4,6 +4,11 @@ The tokenizers of these checkpoints have a template of a chat, which must not be
 and no template is passed.
 """
 
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
 import httpx
 import pytest
 import torch
@@ -19,8 +24,11 @@ OPTIONS = [
     "--dtype=float32",
     "--enforce-eager",
     "--max-model-len=1024",
+    "--trust-remote-code",
     ONE_WORKER,
 ]
+# The Python files that the checkpoints' `auto_map` name.
+CODE = ("configuration", "modeling", "processing", "llama_bidirectional_model")
 IMAGES = [noise(64, 64), noise(300, 200)]
 TEXT = "The total is 4711."
 QUESTION = "What is the total?"
@@ -38,10 +46,24 @@ def post(url: str, path: str, **body) -> httpx.Response:
     return httpx.post(f"{url}{path}", json={"model": "tiny", **body}, timeout=120)
 
 
+@contextlib.contextmanager
+def serving_baited(checkpoint: Path, folder: Path) -> Iterator[str]:
+    """Serve a checkpoint with Python files, none of which may be imported."""
+    model = shutil.copytree(checkpoint, folder / "model")
+    canary = folder / "canary.txt"
+    for name in CODE:
+        (model / f"{name}.py").write_text(f"open({str(canary)!r}, 'w')")
+    with (
+        forked_servers(),
+        serving(model, *OPTIONS, log=folder / "log.txt") as url,
+    ):
+        yield url
+    assert not canary.exists()
+
+
 @pytest.fixture(scope="module")
 def embed_url(embed_checkpoint, tmp_path_factory):
-    log = tmp_path_factory.mktemp("embed") / "log.txt"
-    with forked_servers(), serving(embed_checkpoint, *OPTIONS, log=log) as url:
+    with serving_baited(embed_checkpoint, tmp_path_factory.mktemp("embed")) as url:
         yield url
 
 
@@ -119,8 +141,7 @@ def test_what_is_no_image_is_refused(embed_url):
 
 @pytest.fixture(scope="module")
 def rerank_url(rerank_checkpoint, tmp_path_factory):
-    log = tmp_path_factory.mktemp("rerank") / "log.txt"
-    with forked_servers(), serving(rerank_checkpoint, *OPTIONS, log=log) as url:
+    with serving_baited(rerank_checkpoint, tmp_path_factory.mktemp("rerank")) as url:
         yield url
 
 
