@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from vllm.config import VllmConfig
+from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models.interfaces import (
     MultiModalEmbeddings,
     SupportsScoreTemplate,
@@ -136,7 +137,16 @@ class LlamaNemotronVLForSequenceClassification(  # type: ignore[misc]
         Args:
             query: The question.
             document: The passage, with a placeholder for each of its images.
+
+        Raises:
+            VLLMValidationError: The question has an image.
         """
+        if IMAGE_TOKEN in query:
+            raise VLLMValidationError(
+                f"The question must be text without {IMAGE_TOKEN}. Images belong to "
+                "documents.",
+                parameter="query",
+            )
         images = f"{IMAGE_TOKEN} " * document.count(IMAGE_TOKEN)
         passage = document.replace(IMAGE_TOKEN, "")
         return f"{images}question:{query} \n \n passage:{passage}"

@@ -12,12 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import (
-    AutoProcessor,
-    BatchFeature,
-    PreTrainedConfig,
-    TokenizersBackend,
-)
+from transformers import AutoProcessor, BatchFeature, TokenizersBackend
 from transformers.utils import TensorType
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.processing import PromptUpdateDetails
@@ -58,7 +53,7 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         dynamic_image_size: ``False`` makes every image one tile.
         use_thumbnail: Append the whole image as one more tile if the grid has
             more than one tile.
-        resize: One of ``recipes``.
+        resize: One of `RESIZE_RECIPES`.
         do_rescale: Return float32 in 0..1 instead of uint8. By default vLLM
             switches it off, and the model conditions the pixels on its device.
         do_normalize: Accepted because vLLM sets it, without effect. The model
@@ -70,7 +65,7 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         VLLMValidationError: A setting is of the wrong type or out of range.
     """
 
-    recipes: Sequence[str] = RESIZE_RECIPES  # the first is the default
+    recipes: Sequence[str] = RESIZE_RECIPES
 
     def __init__(
         self,
@@ -80,7 +75,7 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         dynamic_image_size: bool = True,
         use_thumbnail: bool = True,
         *,
-        resize: str | None = None,
+        resize: str = RESIZE_RECIPES[0],
         do_rescale: bool = True,
         do_normalize: bool = True,
         do_convert_rgb: bool = True,
@@ -92,13 +87,13 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
             dynamic_image_size,
             use_thumbnail,
         )
-        self.resize = _given(resize, self.recipes[0])
+        self.resize = resize
         self.do_rescale = do_rescale
         self.do_normalize = do_normalize
         self.do_convert_rgb = do_convert_rgb
         for name in ("dynamic_image_size", "use_thumbnail", "do_rescale"):
             _check_bool(name, getattr(self, name))
-        if self.resize not in self.recipes:
+        if resize not in self.recipes:
             raise VLLMValidationError(
                 f"resize must be one of {', '.join(map(repr, self.recipes))}, "
                 f"but is {resize!r}.",
@@ -239,7 +234,6 @@ class NemotronVLProcessor(InternVLChatProcessor):
     """
 
     image_tokens: Sequence[str] = IMAGE_TOKENS
-    config_class: type[PreTrainedConfig] = NemotronVLConfig
     image_processor_class = NemotronVLImageProcessor
 
     def __init__(
@@ -267,9 +261,9 @@ class NemotronVLProcessor(InternVLChatProcessor):
         ``trust_remote_code`` is accepted and has no effect.
         """
         hub = {k: v for k, v in kwargs.items() if k in _HUB_OPTIONS}
-        config: Any = cls.config_class.from_pretrained(path, **hub)
+        config = NemotronVLConfig.from_pretrained(path, **hub)
         return cls(
-            cls.image_processor_class.from_pretrained(path, **hub),
+            NemotronVLImageProcessor.from_pretrained(path, **hub),
             TokenizersBackend.from_pretrained(path, **hub),
             image_seq_length=image_seq_length(config),
         )

@@ -7,13 +7,9 @@ They cut images as the chat model's do. The tokens between ``<img>`` and ``</img
 
 from typing import Any
 
-from transformers import AutoProcessor, BatchFeature
+from transformers import BatchFeature
 
 from ...config.nemotron_vl_names import CONTEXT_TOKEN, IMAGE_END, IMAGE_START
-from ..configs.nemotron_vl_retrieval import (
-    NemotronVLEmbedConfig,
-    NemotronVLRerankConfig,
-)
 from .nemotron_vl import NemotronVLImageProcessor, NemotronVLProcessor
 
 RETRIEVAL_TOKENS = (IMAGE_START, CONTEXT_TOKEN, IMAGE_END)
@@ -27,6 +23,9 @@ class NemotronVLRetrievalImageProcessor(NemotronVLImageProcessor):
 
     recipes = ("exact", "fast")
 
+    def __init__(self, *args: Any, resize: str = "exact", **kwargs: Any) -> None:
+        super().__init__(*args, resize=resize, **kwargs)
+
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
         """As of the base class. With ``do_rescale``, pixels are in -1..1."""
         features = super().__call__(*args, **kwargs)
@@ -39,9 +38,4 @@ class NemotronVLRetrievalProcessor(NemotronVLProcessor):
     """Joins tokenizer and image processor; ``<image>`` is an image's placeholder."""
 
     image_tokens = RETRIEVAL_TOKENS
-    config_class = NemotronVLEmbedConfig
     image_processor_class = NemotronVLRetrievalImageProcessor
-
-
-for config in (NemotronVLEmbedConfig, NemotronVLRerankConfig):
-    AutoProcessor.register(config, NemotronVLRetrievalProcessor, exist_ok=True)

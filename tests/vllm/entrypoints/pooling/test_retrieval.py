@@ -205,6 +205,13 @@ def test_what_is_no_image_is_not_ranked(rerank_url, part):
     assert answer.status_code == 400, answer.text
 
 
+def test_an_image_as_question_is_refused(rerank_url):
+    query = {"content": [image_part(IMAGES[0])]}
+    answer = post(rerank_url, "/score", data_1=query, data_2=[TEXT])
+    assert answer.status_code == 400, answer.text
+    assert "Images belong to documents" in answer.text
+
+
 def test_a_placeholder_in_a_text_beside_an_image_is_refused(rerank_url):
     parts = [image_part(IMAGES[0]), text_part("<image> <image>")]
     answer = post(rerank_url, "/rerank", query=QUESTION, documents=[{"content": parts}])
