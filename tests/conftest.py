@@ -21,6 +21,7 @@ from PIL import Image
 
 from nemotron_vl.checkpoints.embedded import tiny_checkpoint
 from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
+from nemotron_vl.checkpoints.random_retrieval import make_retrieval_checkpoint
 from support.engines import engines
 from support.workers import workers_here
 from vllm_nemotron_vl.config import nemotron_vl_cpu
@@ -41,6 +42,22 @@ def checkpoint(tmp_path_factory) -> Path:
     """A checkpoint of random weights: 64-pixel tiles of 4 tokens, at most 12 tiles."""
     path = tmp_path_factory.mktemp("checkpoint") / "random"
     make_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def embed_checkpoint(tmp_path_factory) -> Path:
+    """Embeds questions and pages; random weights, 64-pixel tiles of 4 tokens."""
+    path = tmp_path_factory.mktemp("checkpoint") / "embed"
+    make_retrieval_checkpoint(path, ranks=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def rerank_checkpoint(tmp_path_factory) -> Path:
+    """Ranks pages for a question, as `embed_checkpoint`."""
+    path = tmp_path_factory.mktemp("checkpoint") / "rerank"
+    make_retrieval_checkpoint(path, ranks=True)
     return path
 
 

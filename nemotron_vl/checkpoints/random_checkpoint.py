@@ -5,6 +5,8 @@ Configuration keys, tensor names, special tokens and prompt format are those of
 ``nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1``; the sizes are free.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +73,6 @@ def make_checkpoint(
         FileExistsError: ``out`` is not an empty folder.
         OSError: A file cannot be written; names it. No file stays.
     """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not an empty folder.")
     if hidden_size % heads or heads % kv_heads:
         raise ValueError(
             f"--hidden-size {hidden_size} must be a multiple of --heads {heads}, "
@@ -149,9 +148,7 @@ def make_checkpoint(
     config = read_config(values)
     check_servable(config, preprocessor_config)
 
-    created = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    try:
+    with new_folder(out) as out:
         write_json(out / "config.json", values)
         write_json(out / "preprocessor_config.json", preprocessor_config)
         write_json(
@@ -160,13 +157,29 @@ def make_checkpoint(
         )
         write_tokenizer(out, tokenizer, context)
         write_weights(out, config, dtype, seed)
-    except BaseException:  # no part of a checkpoint stays
+    return config
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder for a checkpoint, of which no part stays if it cannot be written.
+
+    Raises:
+        FileExistsError: ``path`` is not an empty folder.
+    """
+    out = Path(path)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not an empty folder.")
+    created = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield out
+    except BaseException:
         for file in out.iterdir():
             file.unlink()
         if created:
             out.rmdir()
         raise
-    return config
 
 
 def _vision_config(

@@ -2,7 +2,9 @@
 """Random tensors of a checkpoint, drawn from a seed."""
 
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +19,7 @@ from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
 
 from .files import write_json
 
+SCORE = "score.weight"
 _SHARD_BYTES = 4 * 2**30
 
 
@@ -32,8 +35,35 @@ def write_weights(out: Path, config: Config, dtype: str, seed: int) -> None:
     Raises:
         OSError: A file cannot be written; names it.
     """
-    kind = getattr(torch, dtype)
+    statistics = {
+        name: getattr(config.vision_config, name.rpartition(".")[2])
+        for name in CONDITIONER_TENSORS
+    }
     shapes = checkpoint_tensors(config) | CONDITIONER_TENSORS
+    write_tensors(out, shapes, dtype, seed, statistics)
+
+
+def write_tensors(
+    out: Path,
+    shapes: Mapping[str, Shape],
+    dtype: str,
+    seed: int,
+    values: Mapping[str, Sequence[float]] = MappingProxyType({}),
+) -> None:
+    """Write random tensors, in files of bounded size.
+
+    Args:
+        out: Folder.
+        shapes: Shapes of the tensors by their names.
+        dtype: Type of the stored values, but for the head of a ranking model, which
+            is stored in float32.
+        seed: Seed of the values.
+        values: Those of tensors that are not random.
+
+    Raises:
+        OSError: A file cannot be written; names it.
+    """
+    kind = getattr(torch, dtype)
     sizes = {name: torch.Size(s).numel() * kind.itemsize for name, s in shapes.items()}
     shards: list[list[str]] = [[]]
     filled = 0
@@ -49,9 +79,13 @@ def write_weights(out: Path, config: Config, dtype: str, seed: int) -> None:
         file = "model.safetensors"
         if len(shards) > 1:
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {
-            name: _draw(name, shapes[name], config, seed).to(kind) for name in names
-        }
+        tensors = {}
+        for name in names:
+            if name in values:
+                drawn = torch.tensor(values[name]).reshape(shapes[name])
+            else:
+                drawn = _draw(name, shapes[name], seed)
+            tensors[name] = drawn if name == SCORE else drawn.to(kind)
         try:
             save_file(tensors, out / file, metadata={"format": "pt"})
         except SafetensorError as error:
@@ -64,12 +98,8 @@ def write_weights(out: Path, config: Config, dtype: str, seed: int) -> None:
         )
 
 
-def _draw(name: str, shape: Shape, config: Config, seed: int) -> torch.Tensor:
+def _draw(name: str, shape: Shape, seed: int) -> torch.Tensor:
     """Values of one tensor. They depend only on its name and the seed."""
-    if name.endswith("norm_mean"):
-        return torch.tensor(config.vision_config.norm_mean).reshape(shape)
-    if name.endswith("norm_std"):
-        return torch.tensor(config.vision_config.norm_std).reshape(shape)
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
     noise = torch.randn(shape, generator=generator)
     if len(shape) == 1:  # a bias, or the scale of a norm

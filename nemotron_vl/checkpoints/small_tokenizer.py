@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small tokenizer with the special tokens and the splitting of Llama 3."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers.pre_tokenizers import Sequence as Steps
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
@@ -16,18 +18,16 @@ from ..regular_files import naming
 from .files import write_json
 
 BOS, EOS = "<|begin_of_text|>", "<|eot_id|>"
-# NVIDIA/Megatron-LM appends them to the vocabulary of Llama in this order.
-_ADDED_TOKENS = (
-    *("<image>", "<img>", "</img>"),
-    *("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"),
-)
-_SPECIAL_TOKENS = (
+# NVIDIA/Megatron-LM appends them to the vocabulary of Llama in this order, and
+# after them those of quadrilaterals, references and boxes.
+_IMAGE_TOKENS = ("<image>", "<img>", "</img>")
+_OTHER_ADDED = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
+_LLAMA_TOKENS = (
     BOS,
     "<|end_of_text|>",
     "<|start_header_id|>",
     "<|end_header_id|>",
     EOS,
-    *_ADDED_TOKENS,
 )
 
 # Llama 3 splits words, runs of at most three digits, punctuation and spaces.
@@ -44,10 +44,10 @@ _TOKENIZER_TEXT = (
 )
 
 
-def train_tokenizer() -> Tokenizer:
+def train_tokenizer(image_tokens: Sequence[str] = _IMAGE_TOKENS) -> Tokenizer:
     """Bytes, a few merges and the special tokens, split as Llama 3 does."""
     tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = Sequence(
+    tokenizer.pre_tokenizer = Steps(
         [
             Split(Regex(_LLAMA3_SPLIT), behavior="isolated"),
             ByteLevel(add_prefix_space=False, use_regex=False),
@@ -61,7 +61,10 @@ def train_tokenizer() -> Tokenizer:
     )
     tokenizer.train_from_iterator([_TOKENIZER_TEXT], trainer)
     tokenizer.add_special_tokens(
-        [AddedToken(token, normalized=False) for token in _SPECIAL_TOKENS]
+        [
+            AddedToken(token, normalized=False)
+            for token in (*_LLAMA_TOKENS, *image_tokens, *_OTHER_ADDED)
+        ]
     )
     tokenizer.post_processor = TemplateProcessing(
         single=f"{BOS} $A",
@@ -79,8 +82,8 @@ def write_tokenizer(out: Path, tokenizer: Tokenizer, context: int) -> None:
         out / "tokenizer_config.json",
         {
             "added_tokens_decoder": {
-                str(tokenizer.token_to_id(token)): {"content": token, "special": True}
-                for token in _SPECIAL_TOKENS
+                str(number): {"content": token.content, "special": True}
+                for number, token in tokenizer.get_added_tokens_decoder().items()
             },
             "bos_token": BOS,
             "chat_template": CHAT_TEMPLATE.read_text(),

@@ -14,20 +14,27 @@ IMAGES_ONLY = (
     f"{ARCHITECTURE} reads images only. To send videos, start vLLM with {VIDEO_SWITCH}."
 )
 
+# The two models of the same family that find and rank pages.
+EMBED_ARCHITECTURE = "LlamaNemotronVLModel"
+EMBED_MODEL_TYPE = "llama_nemotron_vl"
+RERANK_ARCHITECTURE = "LlamaNemotronVLForSequenceClassification"
+RERANK_MODEL_TYPE = "llama_nemotron_vl_rerank"
+
 # Special tokens of a prompt. The second is the placeholder of an image, and stands for
 # each of its embeddings, between the other two.
 IMAGE_START, IMAGE_TOKEN, IMAGE_END = "<img>", "<image>", "</img>"
+# What stands for each embedding in the models that find and rank pages.
+CONTEXT_TOKEN = "<IMG_CONTEXT>"
 
 # vLLM's --tokenizer-mode that selects our renderer. The tokenizer is that of "hf".
 TOKENIZER_MODE = "nemotron_vl"
 VIDEO_TOKENIZER_MODE = "nemotron_vl_video"
+RETRIEVAL_TOKENIZER_MODE = "nemotron_vl_retrieval"
 
+_TEMPLATES = Path(__file__).parents[1] / "transformers_utils" / "chat_templates"
 # The template of checkpoints that bring none.
-CHAT_TEMPLATE = (
-    Path(__file__)
-    .parents[1]
-    .joinpath("transformers_utils", "chat_templates", "template_nemotron_vl.jinja")
-)
+CHAT_TEMPLATE = _TEMPLATES / "template_nemotron_vl.jinja"
+EMBED_TEMPLATE = _TEMPLATES / "template_nemotron_vl_embed.jinja"
 
 # The tests run on these releases of vLLM: from the first to below the second.
 TESTED_VLLM = ((0, 31), (0, 34))

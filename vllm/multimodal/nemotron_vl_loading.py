@@ -68,8 +68,8 @@ def check_and_load_images(more_formats: Sequence[str]) -> None:
     # Python keeps the text of each warning, and Pillow's name numbers of the file.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     NemotronVLConnector.more_formats = tuple(more_formats)
-    MEDIA_CONNECTOR_REGISTRY.register(_DEFAULT)(NemotronVLConnector)
-    MEDIA_CONNECTOR_REGISTRY.register(PUBLIC)(PublicConnector)
+    for name, connector in CONNECTORS.items():
+        MEDIA_CONNECTOR_REGISTRY.register(name)(connector)
     if envs.VLLM_MEDIA_CONNECTOR not in (_DEFAULT, PUBLIC):
         logger.warning(
             "The connector of VLLM_MEDIA_CONNECTOR (%s) loads images. Their formats "
@@ -240,3 +240,6 @@ class PublicConnector(NemotronVLConnector):
     """The same; it connects to no private address by itself."""
 
     connects_to_private_addresses = False
+
+
+CONNECTORS = {_DEFAULT: NemotronVLConnector, PUBLIC: PublicConnector}

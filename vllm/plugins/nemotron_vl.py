@@ -12,6 +12,12 @@ from pathlib import Path
 from ..config.nemotron_vl_names import (
     ARCHITECTURE,
     CHAT_TEMPLATE,
+    EMBED_ARCHITECTURE,
+    EMBED_MODEL_TYPE,
+    EMBED_TEMPLATE,
+    RERANK_ARCHITECTURE,
+    RERANK_MODEL_TYPE,
+    RETRIEVAL_TOKENIZER_MODE,
     TOKENIZER_MODE,
     VIDEO_ARCHITECTURE,
     VIDEO_TOKENIZER_MODE,
@@ -60,7 +66,8 @@ def _is_checkpoint(folder: Path) -> bool:
         if config.is_file():
             with config.open("rb") as file:
                 content = json.loads(file.read(_MOST_BYTES))
-            return ARCHITECTURE in content["architectures"]
+            served = {ARCHITECTURE, EMBED_ARCHITECTURE, RERANK_ARCHITECTURE}
+            return not served.isdisjoint(content["architectures"])
     return False
 
 
@@ -80,6 +87,7 @@ def _register() -> None:
 
     from ..model_executor.models.config import (
         NemotronVLModelConfig,
+        NemotronVLRetrievalModelConfig,
         NemotronVLVideoModelConfig,
     )
     from ..transformers_utils.config import register_nemotron_vl_config
@@ -88,21 +96,41 @@ def _register() -> None:
         return
     logger = init_logger("vllm.plugins.nemotron_vl")
     register_nemotron_vl_config()
-    video = f"{_MODEL}_video:LlamaNemotronVLVideoChatModel"
-    ModelRegistry.register_model(ARCHITECTURE, f"{_MODEL}:LlamaNemotronVLChatModel")
-    ModelRegistry.register_model(VIDEO_ARCHITECTURE, video)
-    MODELS_CONFIG_MAP[ARCHITECTURE] = NemotronVLModelConfig
-    MODELS_CONFIG_MAP[VIDEO_ARCHITECTURE] = NemotronVLVideoModelConfig
+    rerank = f"_retrieval:{RERANK_ARCHITECTURE}"
+    for architecture, place, config in (
+        (ARCHITECTURE, ":LlamaNemotronVLChatModel", NemotronVLModelConfig),
+        (
+            VIDEO_ARCHITECTURE,
+            "_video:LlamaNemotronVLVideoChatModel",
+            NemotronVLVideoModelConfig,
+        ),
+        (
+            EMBED_ARCHITECTURE,
+            "_retrieval:LlamaNemotronVLForEmbedding",
+            NemotronVLRetrievalModelConfig,
+        ),
+        (RERANK_ARCHITECTURE, rerank, NemotronVLRetrievalModelConfig),
+    ):
+        ModelRegistry.register_model(architecture, f"{_MODEL}{place}")
+        MODELS_CONFIG_MAP[architecture] = config
     # For the models in this set vLLM reads the tokenizer from its data files only.
     # AutoTokenizer would import the class that tokenizer_config.json names.
-    _MODEL_TYPES_WITH_INCORRECT_TOKENIZER_CLASS.add(ARCHITECTURE)
+    _MODEL_TYPES_WITH_INCORRECT_TOKENIZER_CLASS.update(
+        (ARCHITECTURE, EMBED_MODEL_TYPE, RERANK_MODEL_TYPE)
+    )
     for mode, file, name in (
         (TOKENIZER_MODE, "nemotron_vl", "NemotronVLRenderer"),
         (VIDEO_TOKENIZER_MODE, "nemotron_vl_video", "NemotronVLVideoRenderer"),
+        (
+            RETRIEVAL_TOKENIZER_MODE,
+            "nemotron_vl_retrieval",
+            "NemotronVLRetrievalRenderer",
+        ),
     ):
         TokenizerRegistry.register(mode, "vllm.tokenizers.hf", "CachedHfTokenizer")
         RENDERER_REGISTRY.register(mode, f"{_PACKAGE}.renderers.{file}", name)
     register_chat_template_fallback_path(ARCHITECTURE, CHAT_TEMPLATE)
+    register_chat_template_fallback_path(EMBED_MODEL_TYPE, EMBED_TEMPLATE)
     # One warning, not one for each process.
     if not is_tested(vllm.__version__) and parent_process() is None:
         logger.warning(
@@ -160,12 +188,14 @@ def _refuse(sentence: str) -> None:
     base = getattr(transformers, "PreTrainedConfig", None)
     base = base or transformers.PretrainedConfig  # type: ignore[attr-defined]
 
-    class RefusedConfig(base):  # type: ignore[misc, valid-type]
-        model_type = ARCHITECTURE
+    for refused in (ARCHITECTURE, EMBED_MODEL_TYPE, RERANK_MODEL_TYPE):
 
-        @classmethod
-        def from_dict(cls, *args, **kwargs):
-            raise ValueError(sentence)
+        class RefusedConfig(base):  # type: ignore[misc, valid-type]
+            model_type = refused
 
-    transformers.AutoConfig.register(ARCHITECTURE, RefusedConfig, exist_ok=True)
+            @classmethod
+            def from_dict(cls, *args, **kwargs):
+                raise ValueError(sentence)
+
+        transformers.AutoConfig.register(refused, RefusedConfig, exist_ok=True)
     logging.getLogger("vllm.plugins.nemotron_vl").error(sentence)

@@ -20,7 +20,10 @@ from ..config.nemotron_vl import ImageConfig
 from ..config.nemotron_vl_names import IMAGE_TOKEN
 from ..multimodal.nemotron_vl_embeddings import has_embeddings, with_plain_embeddings
 from ..multimodal.nemotron_vl_loading import check_and_load_images, share_threads
-from ..transformers_utils.configs.nemotron_vl_checks import check_image_tokens
+from ..transformers_utils.configs.nemotron_vl_checks import (
+    IMAGE_TOKENS,
+    check_image_tokens,
+)
 from ..transformers_utils.processors.nemotron_vl_resampling.threads import (
     set_image_threads,
 )
@@ -40,12 +43,13 @@ class NemotronVLRenderer(HfRenderer):
 
     # Errors in the loading of media that are not the client's.
     servers_errors: tuple[type[Exception], ...] = (MemoryError,)
+    image_tokens: Sequence[str] = IMAGE_TOKENS
 
     def __init__(self, config: VllmConfig, tokenizer: Any) -> None:
         check_encoder(config)
         if tokenizer is not None:
             vocab_size = config.model_config.get_vocab_size()
-            check_image_tokens(tokenizer.get_vocab(), vocab_size)
+            check_image_tokens(tokenizer.get_vocab(), vocab_size, self.image_tokens)
         settings = ImageConfig.from_vllm_config(config)
         self._trusted_uuids = settings.trusted_uuids
         # Both before vLLM processes its first image, to warm up.
@@ -121,9 +125,11 @@ class NemotronVLRenderer(HfRenderer):
         check_no_embeddings(prompt, self.config)
         if self.tokenizer is None:  # --skip-tokenizer-init
             return
-        placeholder = self.tokenizer.get_vocab().get(IMAGE_TOKEN, -1)
-        written = prompt["prompt_token_ids"].count(placeholder)
+        written = self._count_placeholders(prompt["prompt_token_ids"])
         self._compare(prompt, "image", IMAGE_TOKEN, written)
+
+    def _count_placeholders(self, token_ids: list[int]) -> int:
+        return token_ids.count(self.get_tokenizer().get_vocab().get(IMAGE_TOKEN, -1))
 
     def _compare(
         self, prompt: TokensPrompt, modality: str, placeholder: str, written: int

@@ -8,13 +8,17 @@ import torch
 from vllm import envs
 from vllm.config import ModelConfig, VllmConfig
 from vllm.logger import init_logger
-from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.model_executor.models.config import (
+    LlamaNemotronVLConfig,
+    VerifyAndUpdateConfig,
+)
 from vllm.platforms import current_platform
 
 from ...config.nemotron_vl import check_settings
 from ...config.nemotron_vl_cpu import INT4_KERNEL, has_amx, int4_advice, slow_dtype
 from ...config.nemotron_vl_names import (
     IMAGES_ONLY,
+    RETRIEVAL_TOKENIZER_MODE,
     TOKENIZER_MODE,
     VIDEO_TOKENIZER_MODE,
 )
@@ -91,12 +95,19 @@ def _integers(kind: dict) -> int | None:
     return kind.get("num_bits") if kind.get("type", "int") == "int" else None
 
 
-def _check_model(model_config: ModelConfig) -> None:
+def _prepare(model_config: ModelConfig) -> None:
+    # AutoProcessor, which vLLM asks for a chat template, runs the checkpoint's code
+    # where processor_config.json has a `processor_class`.
+    model_config.trust_remote_code = False
     if envs.VLLM_USE_RUST_FRONTEND:
         raise ValueError(
             "VLLM_USE_RUST_FRONTEND replaces the API server in Python, so this model's "
             "tiles and checks of requests are not used. Unset it."
         )
+
+
+def _check_model(model_config: ModelConfig) -> None:
+    _prepare(model_config)
     check_servable(model_config.hf_config, model_config.hf_image_processor_config)
     if "ps_version" not in vars(model_config.hf_config):
         logger.warning_once(PS_VERSION_ASSUMED)
@@ -246,3 +257,28 @@ class NemotronVLVideoModelConfig(NemotronVLModelConfig):
         )
         if too_short:
             logger.warning(too_short)
+
+
+class NemotronVLRetrievalModelConfig(LlamaNemotronVLConfig):
+    """vLLM's hook for the models that find and rank pages, with checks."""
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: ModelConfig) -> None:
+        """vLLM calls this after it has read the checkpoint's configuration.
+
+        Raises:
+            ValueError: Names the key of the checkpoint's configuration.
+        """
+        _prepare(model_config)
+        cast(Any, model_config.hf_config).check_servable()
+        _select_renderer(model_config, RETRIEVAL_TOKENIZER_MODE)
+        LlamaNemotronVLConfig.verify_and_update_model_config(model_config)
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+        """Check ``additional_config``.
+
+        Raises:
+            ValueError: Names the setting.
+        """
+        check_settings(vllm_config)

@@ -4,7 +4,6 @@
 Built on vLLM's InternVL model and C-RADIO tower; this file holds only what differs.
 """
 
-import math
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -15,7 +14,6 @@ import torch
 import torch.nn as nn
 from transformers import PreTrainedConfig
 from vllm.config import VllmConfig
-from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.quantization import QuantizationConfig
@@ -43,8 +41,6 @@ from ...config.nemotron_vl import EncoderConfig
 from ...config.nemotron_vl_names import IMAGE_TOKEN
 from ...config.nemotron_vl_options import (
     encoder_adapters,
-    encoder_data_parallel,
-    encoder_graphs,
 )
 from ...multimodal.nemotron_vl_embeddings import EMBEDS
 from .nemotron_vl_graphs import DIGESTS, EncoderGraphs, check_pixels
@@ -67,7 +63,7 @@ from .nemotron_vl_processing import (
     NemotronVLProcessingInfo,
 )
 from .nemotron_vl_reload import Reload, is_whole
-from .nemotron_vl_reuse import TileReuse
+from .nemotron_vl_reuse import TileReuse, make_tile_reuse
 from .nemotron_vl_tower import InputConditioner, NemotronVLRadioModel
 from .nemotron_vl_weights import (
     checked,
@@ -142,8 +138,14 @@ class LlamaNemotronVLChatModel(
         self.max_encoder_tiles = encoder_config.max_encoder_tiles
         self.tile_reuse: TileReuse | None = None
         if not encoder_adapters(vllm_config):
-            self.tile_reuse = self._make_tile_reuse(
-                encoder_config.tile_cache_mb, vllm_config
+            self.tile_reuse = make_tile_reuse(
+                vllm_config,
+                (self.num_image_token, self.config.text_config.hidden_size),
+                lambda: chain(
+                    self.input_conditioner.buffers(),
+                    self.vision_model.parameters(),
+                    self.mlp1.parameters(),
+                ),
             )
         else:
             # vLLM assigns adapters for one forward with all tiles of a batch, so
@@ -203,46 +205,6 @@ class LlamaNemotronVLChatModel(
                 nn.GELU(),
                 RowParallelLinear(inner, outer, prefix="mlp1.3", **options),
             )
-
-    def _make_tile_reuse(self, megabytes: int, config: VllmConfig) -> TileReuse:
-        """Allocates the cache now, before vLLM measures the memory that is left."""
-        # The manager of graphs has shared the tiles among the ranks already.
-        own_tiles = encoder_graphs(config) and encoder_data_parallel(config)
-        for option, given, reason in (
-            (
-                "encoder graphs and --mm-encoder-tp-mode data",
-                own_tiles,
-                "each rank would decide otherwise than the rest",
-            ),
-            (
-                "--weight-transfer-config",
-                config.weight_transfer_config is not None,
-                "vLLM may replace weights without a sign",
-            ),
-        ):
-            if megabytes and given:
-                logger.warning_once(
-                    "tile_cache_mb has no effect with %s: %s.", option, reason
-                )
-                megabytes = 0
-        shape = (self.num_image_token, self.config.text_config.hidden_size)
-        slots = int(megabytes * 1e6 / (math.prod(shape) * self.dtype.itemsize))
-        if megabytes and not slots:
-            logger.warning_once("tile_cache_mb=%d does not hold a tile.", megabytes)
-        if not get_pp_group().is_first_rank:
-            slots = 0  # only the first stage encodes images
-        return TileReuse(
-            # Some loaders build the model on the meta device.
-            torch.empty(
-                (slots, *shape), dtype=self.dtype, device=config.device_config.device
-            ),
-            lambda: chain(
-                self.input_conditioner.buffers(),
-                self.vision_model.parameters(),
-                self.mlp1.parameters(),
-            ),
-            quiet=get_tensor_model_parallel_rank() > 0 and not own_tiles,
-        )
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
         """Embeddings of images, ``(tokens, hidden_size)`` for each.

@@ -54,7 +54,7 @@ class NemotronVLImagePixelInputs(InternVLImagePixelInputs):
 class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
     """Image-only processing; settings come from the checkpoint's data files."""
 
-    processor_class = NemotronVLProcessor
+    processor_class: type[NemotronVLProcessor] = NemotronVLProcessor
 
     def get_image_processor(self, **kwargs: object) -> NemotronVLImageProcessor:
         """Image processor with engine and request ``mm_processor_kwargs`` applied.
@@ -64,16 +64,22 @@ class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
         """
         config = self.get_hf_config()
         given = self.ctx.get_merged_mm_kwargs(kwargs)
-        NemotronVLImageProcessor.check_names(given)
+        image_processor_class = self.processor_class.image_processor_class
+        image_processor_class.check_names(given)
         # The pixels of an engine have one type, whatever a request asks for.
         on_device = self.ctx.get_mm_config().mm_device_do_normalize
         given["do_rescale"] = not on_device
-        checkpoint = image_settings(
-            self.ctx.get_hf_image_processor_config(), vars(config)
-        )
-        checkpoint["image_size"] = config.force_image_size
-        settings = {**checkpoint, **given}
-        return NemotronVLImageProcessor(**settings, do_convert_rgb=False)
+        settings = {
+            **self.checkpoint_settings(),
+            "image_size": config.force_image_size,
+            **given,
+        }
+        return image_processor_class(**settings, do_convert_rgb=False)
+
+    def checkpoint_settings(self) -> dict[str, Any]:
+        """How the checkpoint's files say that images are cut."""
+        files = self.ctx.get_hf_image_processor_config(), vars(self.get_hf_config())
+        return image_settings(*files)
 
     def get_hf_config(self) -> NemotronVLConfig:
         return self.ctx.get_hf_config(NemotronVLConfig)

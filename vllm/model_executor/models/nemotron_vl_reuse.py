@@ -6,16 +6,22 @@ so tiles with equal pixels have equal embeddings. Tiles are compared by the dige
 that the image processor computes from their pixels.
 """
 
+import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache, cached_property
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+from vllm.config import VllmConfig
+from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
 from vllm.logger import init_logger
 from vllm.utils.torch_utils import async_tensor_h2d
+
+from ...config.nemotron_vl import EncoderConfig
+from ...config.nemotron_vl_options import encoder_data_parallel, encoder_graphs
 
 logger = init_logger("vllm.model_executor.models.nemotron_vl_reuse")
 
@@ -209,6 +215,52 @@ class TileReuse:
                 self.counts.total(),
                 *(self.counts[outcome] for outcome in OUTCOMES),
             )
+
+
+def make_tile_reuse(
+    config: VllmConfig,
+    shape: tuple[int, int],
+    weights: Callable[[], Iterable[torch.Tensor]],
+) -> TileReuse:
+    """Allocate the cache now, before vLLM measures the memory that is left.
+
+    Args:
+        config: Has the size of the cache.
+        shape: ``(tokens, hidden)`` of a tile's embeddings.
+        weights: As of `TileReuse`.
+    """
+    megabytes = EncoderConfig.from_vllm_config(config).tile_cache_mb
+    # The manager of graphs has shared the tiles among the ranks already.
+    own_tiles = encoder_graphs(config) and encoder_data_parallel(config)
+    for option, given, reason in (
+        (
+            "encoder graphs and --mm-encoder-tp-mode data",
+            own_tiles,
+            "each rank would decide otherwise than the rest",
+        ),
+        (
+            "--weight-transfer-config",
+            config.weight_transfer_config is not None,
+            "vLLM may replace weights without a sign",
+        ),
+    ):
+        if megabytes and given:
+            logger.warning_once(
+                "tile_cache_mb has no effect with %s: %s.", option, reason
+            )
+            megabytes = 0
+    dtype = cast(torch.dtype, config.model_config.dtype)
+    slots = int(megabytes * 1e6 / (math.prod(shape) * dtype.itemsize))
+    if megabytes and not slots:
+        logger.warning_once("tile_cache_mb=%d does not hold a tile.", megabytes)
+    if not get_pp_group().is_first_rank:
+        slots = 0  # only the first stage encodes images
+    return TileReuse(
+        # Some loaders build the model on the meta device.
+        torch.empty((slots, *shape), dtype=dtype, device=config.device_config.device),
+        weights,
+        quiet=get_tensor_model_parallel_rank() > 0 and not own_tiles,
+    )
 
 
 @cache

@@ -16,7 +16,7 @@ from .nemotron_vl_schema import read_config
 from .nemotron_vl_towers import DEFAULT_VIT, TOWER_ARGS, TOWER_DIMS
 
 
-class _DataOnlyConfig(PreTrainedConfig):
+class DataOnlyConfig(PreTrainedConfig):
     """A configuration that keeps ``auto_map`` as data.
 
     transformers and vLLM load remote code if a configuration has an attribute
@@ -32,10 +32,26 @@ class _DataOnlyConfig(PreTrainedConfig):
         auto_map = output.pop("_ignored_auto_map", None)
         if auto_map is not None:
             output["auto_map"] = auto_map
+        output.pop("text_config", None)  # vLLM's second name of llm_config
         return output
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """Build from ``config.json``.
 
-class NemotronVLVisionConfig(_DataOnlyConfig, RadioConfig):
+        Raises:
+            ValueError: A value cannot be used.
+        """
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except ValueError:
+            raise
+        except Exception as error:  # transformers' own error types, for example
+            text = " ".join(str(error).split())
+            raise ValueError(f"config.json cannot be used: {text}") from error
+
+
+class NemotronVLVisionConfig(DataOnlyConfig, RadioConfig):
     """vLLM's ``RadioConfig`` read from C-RADIO's own configuration layout.
 
     Args:
@@ -77,7 +93,7 @@ class NemotronVLVisionConfig(_DataOnlyConfig, RadioConfig):
         self.pos_embed_align_corners = pos_embed_align_corners
 
 
-class NemotronVLConfig(_DataOnlyConfig):
+class NemotronVLConfig(DataOnlyConfig):
     """Composite configuration of ``Llama_Nemotron_Nano_VL``.
 
     Args:
@@ -112,8 +128,8 @@ class NemotronVLConfig(_DataOnlyConfig):
         projector_hidden_size: int = 4096,
         **kwargs: Any,
     ) -> None:
-        self.llm_config = _sub_config(LlamaConfig, llm_config)
-        self.vision_config = _sub_config(NemotronVLVisionConfig, vision_config)
+        self.llm_config = sub_config(LlamaConfig, llm_config)
+        self.vision_config = sub_config(NemotronVLVisionConfig, vision_config)
         self.vision_config.image_size = force_image_size
         self.force_image_size = force_image_size
         self.downsample_ratio = downsample_ratio
@@ -131,21 +147,10 @@ class NemotronVLConfig(_DataOnlyConfig):
                 that no model has.
         """
         read_config(config_dict)  # checks keys, types and sizes
-        try:
-            return super().from_dict(config_dict, **kwargs)
-        except ValueError:
-            raise
-        except Exception as error:  # transformers' own error types, for example
-            text = " ".join(str(error).split())
-            raise ValueError(f"config.json cannot be used: {text}") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        output = super().to_dict()
-        output.pop("text_config", None)  # vLLM's second name of llm_config
-        return output
+        return super().from_dict(config_dict, **kwargs)
 
 
-def _sub_config(
+def sub_config(
     config_cls: type[PreTrainedConfig], value: dict[str, Any] | PreTrainedConfig | None
 ) -> PreTrainedConfig:
     if isinstance(value, PreTrainedConfig):

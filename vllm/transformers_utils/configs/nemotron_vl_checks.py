@@ -5,7 +5,7 @@ The model and the command ``nemotron-vl`` share these checks. Nothing here impor
 PyTorch, transformers or vLLM, which takes seconds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...config.nemotron_vl_names import IMAGE_END, IMAGE_START, IMAGE_TOKEN
@@ -21,7 +21,8 @@ PS_VERSION_ASSUMED = (
     'the configuration, but the model was trained with "v2". If answers are wrong, '
     """set --hf-overrides '{"ps_version": "v2"}'."""
 )
-_IMAGE_TOKENS = (IMAGE_START, IMAGE_TOKEN, IMAGE_END)
+# Before the embeddings of an image, for each of them, and behind them.
+IMAGE_TOKENS = (IMAGE_START, IMAGE_TOKEN, IMAGE_END)
 
 
 def check_shape(config: Any) -> None:
@@ -138,36 +139,44 @@ def check_servable(
         )
 
 
-def image_token_ids(vocabulary: Mapping[str, int]) -> list[int]:
-    """Ids of ``<img>``, ``<image>`` and ``</img>``.
+def image_token_ids(
+    vocabulary: Mapping[str, int], tokens: Sequence[str] = IMAGE_TOKENS
+) -> list[int]:
+    """Ids of the tokens around and in the place of an image.
 
     Args:
         vocabulary: Ids of the tokenizer's tokens.
+        tokens: Names of the three tokens.
 
     Raises:
         ValueError: Names the token that is missing.
     """
-    for token in _IMAGE_TOKENS:
+    for token in tokens:
         if token not in vocabulary:
             raise ValueError(
                 f"tokenizer.json: the special token {token!r} is missing. "
                 "Use the tokenizer of the checkpoint."
             )
-    return [vocabulary[token] for token in _IMAGE_TOKENS]
+    return [vocabulary[token] for token in tokens]
 
 
-def check_image_tokens(vocabulary: Mapping[str, int], vocab_size: int) -> None:
+def check_image_tokens(
+    vocabulary: Mapping[str, int],
+    vocab_size: int,
+    tokens: Sequence[str] = IMAGE_TOKENS,
+) -> None:
     """Refuse a tokenizer whose image tokens have no embedding.
 
     Args:
         vocabulary: Ids of the tokenizer's tokens.
         vocab_size: Rows of the language model's embeddings.
+        tokens: Names of the three tokens.
 
     Raises:
         ValueError: Names the token, its id and ``vocab_size``.
     """
-    ids = image_token_ids(vocabulary)
-    for token, number in zip(_IMAGE_TOKENS, ids, strict=True):
+    ids = image_token_ids(vocabulary, tokens)
+    for token, number in zip(tokens, ids, strict=True):
         if number >= vocab_size:
             raise ValueError(
                 f"tokenizer.json: the special token {token!r} has the id {number}, "

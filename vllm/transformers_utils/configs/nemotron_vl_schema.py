@@ -178,13 +178,18 @@ class Tower(TowerSizes):
         return self
 
 
-class Sizes(_Section):
-    """Sizes to check in a built `NemotronVLConfig`, after ``--hf-overrides``."""
+class RetrievalSizes(_Section):
+    """Sizes to check in a configuration of the models that find and rank pages."""
 
     force_image_size: StrictInt = _up_to(4096)
-    projector_hidden_size: StrictInt = _up_to(1 << 20)
     vision_config: TowerSizes
     llm_config: LanguageModelSizes
+
+
+class Sizes(RetrievalSizes):
+    """Sizes to check in a built `NemotronVLConfig`, after ``--hf-overrides``."""
+
+    projector_hidden_size: StrictInt = _up_to(1 << 20)
 
 
 class CheckpointConfig(Sizes):
@@ -223,6 +228,15 @@ def check_sizes(config: Any) -> None:
         ValueError: As of `read_config`.
     """
     _validate(Sizes, config)
+
+
+def check_retrieval_sizes(config: Any) -> None:
+    """Check the sizes of a configuration of the models that find and rank pages.
+
+    Raises:
+        ValueError: As of `read_config`.
+    """
+    _validate(RetrievalSizes, config)
 
 
 def _validate(model: type[BaseModel], value: Any) -> Any:

@@ -6,7 +6,7 @@ The prompt format is that of NVIDIA's example of the model
 and of vLLM's in-tree model. Pixels stay uint8 until the model conditions them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.processing import PromptUpdateDetails
 from vllm.tokenizers.hf import HfTokenizer
 
-from ...config.nemotron_vl_names import IMAGE_TOKEN
 from ...multimodal.nemotron_vl import to_rgb
 from ..configs.nemotron_vl import NemotronVLConfig
-from ..configs.nemotron_vl_checks import image_token_ids
+from ..configs.nemotron_vl_checks import IMAGE_TOKENS, image_token_ids
 from .nemotron_vl_compat import InternVLChatImageProcessor, InternVLChatProcessor
 from .nemotron_vl_digest import NO_REUSE, tile_digests
 from .nemotron_vl_tiling import (
@@ -66,6 +65,8 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         VLLMValidationError: A setting is of the wrong type or out of range.
     """
 
+    recipes: Sequence[str] = RESIZE_RECIPES
+
     def __init__(
         self,
         image_size: int,
@@ -92,9 +93,9 @@ class NemotronVLImageProcessor(InternVLChatImageProcessor):
         self.do_convert_rgb = do_convert_rgb
         for name in ("dynamic_image_size", "use_thumbnail", "do_rescale"):
             _check_bool(name, getattr(self, name))
-        if resize not in RESIZE_RECIPES:
+        if resize not in self.recipes:
             raise VLLMValidationError(
-                f"resize must be one of {', '.join(map(repr, RESIZE_RECIPES))}, "
+                f"resize must be one of {', '.join(map(repr, self.recipes))}, "
                 f"but is {resize!r}.",
                 parameter="mm_processor_kwargs",
             )
@@ -232,6 +233,9 @@ class NemotronVLProcessor(InternVLChatProcessor):
     ``</img>``. There, each ``<image>`` stands for one image feature.
     """
 
+    image_tokens: Sequence[str] = IMAGE_TOKENS
+    image_processor_class = NemotronVLImageProcessor
+
     def __init__(
         self,
         image_processor: NemotronVLImageProcessor,
@@ -243,9 +247,10 @@ class NemotronVLProcessor(InternVLChatProcessor):
             image_processor,
             tokenizer,
             image_seq_length=image_seq_length,
-            ctx_image_token=IMAGE_TOKEN,
+            ctx_image_token=self.image_tokens[1],
         )
-        self._image_token_ids = image_token_ids(tokenizer.get_vocab())
+        vocabulary = tokenizer.get_vocab()
+        self._image_token_ids = image_token_ids(vocabulary, self.image_tokens)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -280,7 +285,7 @@ class NemotronVLProcessor(InternVLChatProcessor):
         )
 
 
-def image_seq_length(config: NemotronVLConfig) -> int:
+def image_seq_length(config: Any) -> int:
     """Image tokens of one tile after the pixel shuffle."""
     return tokens_of_tile(
         config.force_image_size,

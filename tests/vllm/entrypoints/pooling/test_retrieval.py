@@ -1,0 +1,219 @@
+"""Servers of the models that find and rank pages give the reference's values.
+
+The tokenizers of these checkpoints have a template of a chat, which must not be used,
+and no template is passed.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from nemotron_vl.server import serving
+from nemotron_vl.verify.reference_retrieval import RetrievalReference
+from support.chat import ONE_WORKER, data_url, saved
+from support.noise import noise
+from support.servers import forked_servers
+
+OPTIONS = [
+    "--served-model-name=tiny",
+    "--dtype=float32",
+    "--enforce-eager",
+    "--max-model-len=1024",
+    "--trust-remote-code",
+    ONE_WORKER,
+]
+# The Python files that the checkpoints' `auto_map` name.
+CODE = ("configuration", "modeling", "processing", "llama_bidirectional_model")
+IMAGES = [noise(64, 64), noise(300, 200)]
+TEXT = "The total is 4711."
+QUESTION = "What is the total?"
+
+
+def image_part(image) -> dict:
+    return {"type": "image_url", "image_url": {"url": data_url(saved(image, "PNG"))}}
+
+
+def text_part(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+def post(url: str, path: str, **body) -> httpx.Response:
+    return httpx.post(f"{url}{path}", json={"model": "tiny", **body}, timeout=120)
+
+
+@contextlib.contextmanager
+def serving_baited(checkpoint: Path, folder: Path) -> Iterator[str]:
+    """Serve a checkpoint with Python files, none of which may be imported."""
+    model = shutil.copytree(checkpoint, folder / "model")
+    canary = folder / "canary.txt"
+    for name in CODE:
+        (model / f"{name}.py").write_text(f"open({str(canary)!r}, 'w')")
+    with (
+        forked_servers(),
+        serving(model, *OPTIONS, log=folder / "log.txt") as url,
+    ):
+        yield url
+    assert not canary.exists()
+
+
+@pytest.fixture(scope="module")
+def embed_url(embed_checkpoint, tmp_path_factory):
+    with serving_baited(embed_checkpoint, tmp_path_factory.mktemp("embed")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def embedder(embed_checkpoint):
+    return RetrievalReference(embed_checkpoint)
+
+
+def close(found: list[float], reference, prompt: str, images=()) -> bool:
+    expected = torch.nn.functional.normalize(reference.pooled(prompt, images), dim=0)
+    return torch.allclose(torch.tensor(found), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("role", "parts", "prompt", "images"),
+    [
+        ("query", QUESTION, f"query: {QUESTION}", []),
+        ("query", [text_part(QUESTION)], f"query: {QUESTION}", []),
+        ("document", TEXT, f"passage: {TEXT}", []),
+        ("document", [image_part(IMAGES[1])], "passage: <image> ", IMAGES[1:]),
+        (
+            "document",
+            [image_part(IMAGES[0]), text_part(TEXT)],
+            f"passage: <image> {TEXT}",
+            IMAGES[:1],
+        ),
+        (
+            "document",
+            [text_part(TEXT), *map(image_part, IMAGES)],
+            f"passage: <image> <image> {TEXT}",
+            IMAGES,
+        ),
+    ],
+)
+def test_chats_have_the_published_prefix(
+    embed_url, embedder, role, parts, prompt, images
+):
+    messages = [{"role": role, "content": parts}]
+    answer = post(embed_url, "/v1/embeddings", messages=messages)
+    assert answer.status_code == 200, answer.text
+    (found,) = answer.json()["data"]
+    assert close(found["embedding"], embedder, prompt, images)
+
+
+def test_inputs_are_embedded_as_they_are(embed_url, embedder):
+    answer = post(embed_url, "/v1/embeddings", input=[f"query: {QUESTION}", TEXT])
+    first, second = answer.json()["data"]
+    assert close(first["embedding"], embedder, f"query: {QUESTION}")
+    assert close(second["embedding"], embedder, TEXT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix"), [("search_query", "query"), ("search_document", "passage")]
+)
+def test_an_input_type_has_its_prefix(embed_url, embedder, kind, prefix):
+    body = dict(input_type=kind, embedding_types=["float"])
+    answer = post(embed_url, "/v2/embed", texts=[TEXT], **body)
+    (found,) = answer.json()["embeddings"]["float"]
+    assert close(found, embedder, f"{prefix}: {TEXT}")
+    content = [
+        {"type": "image_url", "image_url": {"url": data_url(saved(IMAGES[0], "PNG"))}}
+    ]
+    answer = post(embed_url, "/v2/embed", inputs=[{"content": content}], **body)
+    (found,) = answer.json()["embeddings"]["float"]
+    assert close(found, embedder, f"{prefix}: <image> ", IMAGES[:1])
+
+
+def test_what_is_no_image_is_refused(embed_url):
+    url = data_url(b"no image")
+    part = {"type": "image_url", "image_url": {"url": url}}
+    messages = [{"role": "document", "content": [part]}]
+    answer = post(embed_url, "/v1/embeddings", messages=messages)
+    assert answer.status_code == 400, answer.text
+
+
+@pytest.fixture(scope="module")
+def rerank_url(rerank_checkpoint, tmp_path_factory):
+    with serving_baited(rerank_checkpoint, tmp_path_factory.mktemp("rerank")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def logits(rerank_checkpoint) -> torch.Tensor:
+    """Of a text, an image, an image with a text, and two images."""
+    reference = RetrievalReference(rerank_checkpoint)
+    around = f"question:{QUESTION} \n \n passage:"
+    return torch.tensor(
+        [
+            reference.logit(around + TEXT, []),
+            reference.logit(f"<image> {around}", IMAGES[:1]),
+            reference.logit(f"<image> {around}{TEXT}", IMAGES[1:]),
+            reference.logit(f"<image> <image> {around}", IMAGES),
+        ]
+    )
+
+
+DOCUMENTS = [
+    TEXT,
+    {"content": [image_part(IMAGES[0])]},
+    {"content": [image_part(IMAGES[1]), text_part(TEXT)]},
+    {"content": [*map(image_part, IMAGES)]},
+]
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_documents_are_ranked(rerank_url, logits, raw):
+    answer = post(
+        rerank_url,
+        "/rerank",
+        query=QUESTION,
+        documents=DOCUMENTS,
+        use_activation=not raw,
+    )
+    assert answer.status_code == 200, answer.text
+    results = answer.json()["results"]
+    expected = logits if raw else logits.sigmoid()
+    assert [r["index"] for r in results] == expected.argsort(descending=True).tolist()
+    found = torch.tensor([r["relevance_score"] for r in results])
+    assert torch.allclose(found, expected.sort(descending=True)[0], atol=1e-5)
+
+
+def test_pairs_are_scored(rerank_url, logits):
+    answer = post(rerank_url, "/score", data_1=QUESTION, data_2=DOCUMENTS)
+    assert answer.status_code == 200, answer.text
+    found = torch.tensor([one["score"] for one in answer.json()["data"]])
+    assert torch.allclose(found, logits.sigmoid(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": data_url(b"no image")}},
+        {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}},
+    ],
+)
+def test_what_is_no_image_is_not_ranked(rerank_url, part):
+    documents = [{"content": [part]}]
+    answer = post(rerank_url, "/rerank", query=QUESTION, documents=documents)
+    assert answer.status_code == 400, answer.text
+
+
+def test_an_image_as_question_is_refused(rerank_url):
+    query = {"content": [image_part(IMAGES[0])]}
+    answer = post(rerank_url, "/score", data_1=query, data_2=[TEXT])
+    assert answer.status_code == 400, answer.text
+    assert "Images belong to documents" in answer.text
+
+
+def test_a_placeholder_in_a_text_beside_an_image_is_refused(rerank_url):
+    parts = [image_part(IMAGES[0]), text_part("<image> <image>")]
+    answer = post(rerank_url, "/rerank", query=QUESTION, documents=[{"content": parts}])
+    assert answer.status_code == 400, answer.text
+    assert "placeholder" in answer.text

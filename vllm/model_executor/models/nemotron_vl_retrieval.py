@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models that find and rank pages: SigLIP, pixel shuffle, MLP, bidirectional Llama.
+
+vLLM's in-tree classes with this package's processing of images; this file holds only
+what differs.
+"""
+
+from functools import cached_property
+from itertools import chain
+from typing import Any, cast
+
+import torch
+from vllm.config import VllmConfig
+from vllm.exceptions import VLLMValidationError
+from vllm.model_executor.models.interfaces import (
+    MultiModalEmbeddings,
+    SupportsScoreTemplate,
+)
+from vllm.model_executor.models.nemotron_vl import (
+    LlamaNemotronVLForEmbedding as InTreeForEmbedding,
+)
+from vllm.model_executor.models.nemotron_vl import (
+    LlamaNemotronVLForSequenceClassification as InTreeForSequenceClassification,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
+
+from ...config.nemotron_vl import EncoderConfig
+from ...config.nemotron_vl_names import IMAGE_TOKEN
+from ...transformers_utils.configs.nemotron_vl_retrieval import NemotronVLEmbedConfig
+from ...transformers_utils.processors.nemotron_vl_retrieval import (
+    NemotronVLRetrievalProcessor,
+)
+from ...transformers_utils.processors.nemotron_vl_tiling import image_settings
+from .nemotron_vl_graphs import DIGESTS, PIXELS
+from .nemotron_vl_processing import (
+    NemotronVLDummyInputsBuilder,
+    NemotronVLMultiModalProcessor,
+    NemotronVLProcessingInfo,
+)
+from .nemotron_vl_reuse import make_tile_reuse
+
+
+class NemotronVLRetrievalProcessingInfo(NemotronVLProcessingInfo):
+    """Settings come from ``processor_config.json``, then from ``config.json``."""
+
+    processor_class = NemotronVLRetrievalProcessor
+
+    def get_hf_config(self) -> Any:
+        return self.ctx.get_hf_config(NemotronVLEmbedConfig)
+
+    @cached_property
+    def _processor_config(self) -> dict[str, Any]:
+        model = self.ctx.model_config
+        name = "processor_config.json"
+        found = get_hf_file_to_dict(name, model.model, model.revision) or {}
+        for key, published in (
+            ("min_dynamic_patch", "min_input_tiles"),
+            ("max_dynamic_patch", "max_input_tiles"),
+        ):
+            if published in found:
+                found[key] = found[published]
+        return found
+
+    def checkpoint_settings(self) -> dict[str, Any]:
+        config = vars(self.get_hf_config())
+        # One tile by default, as in vLLM's in-tree model. It does not read
+        # `max_input_tiles` and `use_thumbnail` of config.json either.
+        config = {k: v for k, v in config.items() if k != "use_thumbnail"}
+        return {"max_dynamic_patch": 1} | image_settings(self._processor_config, config)
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    NemotronVLMultiModalProcessor,
+    info=NemotronVLRetrievalProcessingInfo,
+    dummy_inputs=NemotronVLDummyInputsBuilder,
+)
+class LlamaNemotronVLForEmbedding(InTreeForEmbedding):
+    """llama-nemotron-embed-vl: an embedding of a text, an image or both.
+
+    Equal tiles are encoded once, and a bounded number of tiles at once.
+    """
+
+    # vLLM caches a model's flags until the model's own file changes.
+    is_pooling_model = True
+    supports_mm_device_do_normalize = True
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        encoder_config = EncoderConfig.from_vllm_config(vllm_config)
+        self.max_encoder_tiles = encoder_config.max_encoder_tiles
+        self.tile_reuse = make_tile_reuse(
+            vllm_config,
+            (self.num_image_token, self.config.text_config.hidden_size),
+            lambda: chain(self.vision_model.parameters(), self.mlp1.parameters()),
+        )
+
+    def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
+        """Embeddings of images, ``(tokens, hidden_size)`` for each.
+
+        Args:
+            kwargs: The fields of vLLM's InternVL model, and ``tile_digests`` for
+                `TileReuse`. Without digests all tiles are encoded.
+        """
+        if (digests := kwargs.get(DIGESTS)) is None:
+            return super().embed_multimodal(**kwargs)
+        images: Any = self._parse_and_validate_image_input(**kwargs)
+        features = self.tile_reuse(
+            self._encode_tiles, images[PIXELS], cast(torch.Tensor, digests)
+        )
+        return [x.flatten(0, 1) for x in features.split(images["num_patches"].tolist())]
+
+    def _encode_tiles(self, pixels: torch.Tensor) -> torch.Tensor:
+        parts = pixels.split(cast(int, self.max_encoder_tiles))
+        return torch.cat([self.extract_feature(part) for part in parts])
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    NemotronVLMultiModalProcessor,
+    info=NemotronVLRetrievalProcessingInfo,
+    dummy_inputs=NemotronVLDummyInputsBuilder,
+)
+class LlamaNemotronVLForSequenceClassification(  # type: ignore[misc]
+    LlamaNemotronVLForEmbedding, InTreeForSequenceClassification, SupportsScoreTemplate
+):
+    """llama-nemotron-rerank-vl: how well a passage answers a question."""
+
+    is_pooling_model = True
+    supports_mm_device_do_normalize = True
+    supports_score_template = True
+    score_type = "cross-encoder"
+
+    @classmethod
+    def get_score_template(cls, query: str, document: str) -> str:
+        """The published prompt, without the token at its beginning.
+
+        Args:
+            query: The question.
+            document: The passage, with a placeholder for each of its images.
+
+        Raises:
+            VLLMValidationError: The question has an image.
+        """
+        if IMAGE_TOKEN in query:
+            raise VLLMValidationError(
+                f"The question must be text without {IMAGE_TOKEN}. Images belong to "
+                "documents.",
+                parameter="query",
+            )
+        images = f"{IMAGE_TOKEN} " * document.count(IMAGE_TOKEN)
+        passage = document.replace(IMAGE_TOKEN, "")
+        return f"{images}question:{query} \n \n passage:{passage}"
