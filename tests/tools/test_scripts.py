@@ -43,7 +43,8 @@ def defines(place: Path, name: str) -> bool:
         return (place / f"{name}.py").exists()
     tree = ast.parse(place.read_text())
     found = {getattr(node, "name", getattr(node, "id", "")) for node in ast.walk(tree)}
-    return name in found or place.with_name(f"{name}.py").exists()
+    below = place.with_name(f"{name}.py"), place.with_name(name) / "__init__.py"
+    return name in found or any(file.exists() for file in below)
 
 
 @pytest.mark.parametrize("file", SCRIPTS, ids=lambda f: f"{f.parent.name}/{f.stem}")
