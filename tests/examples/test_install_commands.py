@@ -20,6 +20,7 @@ COMMAND = re.compile(rf"(pip|apt-get) install((?: +(?:{WORD}))+)")
 VALUES = {
     "{wanted}": f"vllm{nemotron_vl_names.tested_range()}",
     "{names}": " ".join(read._PACKAGES),
+    "{missing}": "jsonschema pypdfium2 pyarrow",  # for an export
     "{package}": "g++ libnuma1",
 }
 

@@ -154,7 +154,7 @@ def test_a_large_line_in_the_place_of_records(tmp_path, capsys):
     asked = ["--question", "?", "--url", "http://127.0.0.1:9", "--out", str(out)]
     with bounded_memory(150):
         assert main(["read", str(tmp_path / "page.png"), *asked]) == 2
-    assert "is no file of answers: line 1" in capsys.readouterr().err
+    assert "is no file of answers of this version: line 1" in capsys.readouterr().err
 
 
 def test_the_largest_data_files_take_bounded_memory(folder):

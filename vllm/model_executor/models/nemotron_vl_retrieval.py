@@ -5,6 +5,7 @@ vLLM's in-tree classes with this package's processing of images; this file holds
 what differs.
 """
 
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import chain
 from typing import Any, cast
@@ -12,6 +13,7 @@ from typing import Any, cast
 import torch
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
+from vllm.logger import init_logger
 from vllm.model_executor.models.interfaces import (
     MultiModalEmbeddings,
     SupportsScoreTemplate,
@@ -27,6 +29,7 @@ from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 
 from ...config.nemotron_vl import EncoderConfig
 from ...config.nemotron_vl_names import IMAGE_TOKEN
+from ...multimodal.nemotron_vl_embeddings import EMBEDS
 from ...transformers_utils.configs.nemotron_vl_retrieval import NemotronVLEmbedConfig
 from ...transformers_utils.processors.nemotron_vl_retrieval import (
     NemotronVLRetrievalProcessor,
@@ -39,6 +42,13 @@ from .nemotron_vl_processing import (
     NemotronVLProcessingInfo,
 )
 from .nemotron_vl_reuse import make_tile_reuse
+
+logger = init_logger(__name__)
+
+NO_PROCESSOR_CONFIG = (
+    "The checkpoint has no processor_config.json, so an image has one tile. The "
+    "published ones have 6: --mm-processor-kwargs '{\"max_dynamic_patch\": 6}'."
+)
 
 
 class NemotronVLRetrievalProcessingInfo(NemotronVLProcessingInfo):
@@ -53,7 +63,10 @@ class NemotronVLRetrievalProcessingInfo(NemotronVLProcessingInfo):
     def _processor_config(self) -> dict[str, Any]:
         model = self.ctx.model_config
         name = "processor_config.json"
-        found = get_hf_file_to_dict(name, model.model, model.revision) or {}
+        found = get_hf_file_to_dict(name, model.model, model.revision)
+        if found is None:
+            found = {}
+            logger.warning_once(NO_PROCESSOR_CONFIG)
         for key, published in (
             ("min_dynamic_patch", "min_input_tiles"),
             ("max_dynamic_patch", "max_input_tiles"),
@@ -102,6 +115,9 @@ class LlamaNemotronVLForEmbedding(InTreeForEmbedding):
             kwargs: The fields of vLLM's InternVL model, and ``tile_digests`` for
                 `TileReuse`. Without digests all tiles are encoded.
         """
+        if (embeds := kwargs.get(EMBEDS)) is not None:
+            # InternVL's check refuses a batch of images with different lengths.
+            return cast(MultiModalEmbeddings, embeds)
         if (digests := kwargs.get(DIGESTS)) is None:
             return super().embed_multimodal(**kwargs)
         images: Any = self._parse_and_validate_image_input(**kwargs)
@@ -109,6 +125,12 @@ class LlamaNemotronVLForEmbedding(InTreeForEmbedding):
             self._encode_tiles, images[PIXELS], cast(torch.Tensor, digests)
         )
         return [x.flatten(0, 1) for x in features.split(images["num_patches"].tolist())]
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load a checkpoint or a part of one. Cached tiles are of the old weights."""
+        if self.tile_reuse is not None:
+            self.tile_reuse.clear()
+        return super().load_weights(weights)
 
     def _encode_tiles(self, pixels: torch.Tensor) -> torch.Tensor:
         parts = pixels.split(cast(int, self.max_encoder_tiles))
