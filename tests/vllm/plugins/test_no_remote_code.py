@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from vllm.engine.arg_utils import EngineArgs
 
 from nemotron_vl.server import serving_process
 from support.engines import ONE_PROCESS
@@ -113,8 +114,7 @@ def baited(checkpoint, tmp_path) -> tuple[Path, Path]:
         },
     )
     (model / "processor_config.json").write_text(
-        # With this key, AutoProcessor imports the class, whatever else there is.
-        json.dumps({"auto_map": {"AutoProcessor": processor}, "processor_class": "Any"})
+        json.dumps({"auto_map": {"AutoProcessor": processor}})
     )
     shutil.copytree(model, in_cache(HUB_ID))
     return model, canary
@@ -213,3 +213,10 @@ def test_the_bait_works_without_the_plugin(baited, tmp_path):
     canary.unlink()
     run(script, tmp_path, model)
     assert canary.exists()
+
+
+def test_the_flag_is_cleared(tiny):
+    """AutoProcessor, which vLLM asks for a template, imports the class that
+    processor_config.json names with ``processor_class``, if it is trusted."""
+    arguments = EngineArgs(model=str(tiny), trust_remote_code=True)
+    assert arguments.create_model_config().trust_remote_code is False
