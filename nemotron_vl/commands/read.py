@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -168,12 +169,13 @@ def _write_batch(
         Job(found.documents, options) as job,
         _progress(_count(job, found)) as bar,
     ):
+        tell = _beside(bar)
         for page in write_batch(job.pages(), question, args.model, args.batch):
             bar.update()
             written += page.error is None and not page.blank
             errors += page.error is not None
             if page.error is not None:
-                bar.write(_complaint(page.file, page.number, page.error), sys.stderr)
+                tell(_place(page.file, page.number, page.error))
     show(f"{args.batch}: requests: {written}, errors: {errors}{_left_out(found)}")
     return 1 if errors else 0
 
@@ -246,9 +248,7 @@ async def _ask(
     """Append a record for each page."""
     from ..documents.client import connect
 
-    def tell(text: str) -> None:
-        bar.write(printable(f"nemotron-vl: {text}"), sys.stderr)
-
+    tell = _beside(bar)
     client = connect(served.url, args.timeout, args.wait, tell)
     ended = asyncio.ensure_future(served.ended())
     try:
@@ -274,12 +274,13 @@ def _tell(text: str) -> None:
     show(printable(f"nemotron-vl: {text}"), sys.stderr)
 
 
+def _beside(bar: tqdm) -> Callable[[str], None]:
+    """`_tell`, for as long as there is a bar."""
+    return lambda text: bar.write(printable(f"nemotron-vl: {text}"), sys.stderr)
+
+
 def _place(file: str, number: int | None, text: str) -> str:
     return f"{file}{'' if number is None else f', page {number}'}: {text}"
-
-
-def _complaint(file: str, number: int | None, error: str) -> str:
-    return printable(f"nemotron-vl: {_place(file, number, error)}")
 
 
 def _left_out(found: Folders) -> str:

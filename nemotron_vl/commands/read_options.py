@@ -183,7 +183,7 @@ def _add_repetition(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--retry-errors",
         action="store_true",
-        help="remove the records of errors and do their pages again",
+        help="do the pages of errors again; the old records stay until then",
     )
     group.add_argument(
         "--retry-cut",

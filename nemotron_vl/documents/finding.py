@@ -196,11 +196,7 @@ def _local(path: str, wanted: Callable[[str], bool]) -> Iterator[Found]:
         folder, name = os.path.split(path)
         files = [os.path.join(os.path.realpath(folder), name)]
     for file in files:
-        try:
-            status = os.stat(file)
-            yield Found(file, file, status.st_size, status.st_mtime)
-        except OSError:
-            yield Found(file, file)
+        yield Found(file, file).examined_again()
 
 
 def _inside(folder: str, wanted: Callable[[str], bool]) -> list[str]:

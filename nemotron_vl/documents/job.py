@@ -28,7 +28,7 @@ from .records import PageRecords, Record, Records
 if TYPE_CHECKING:
     import openai
 
-_SPARE = 64  # tokens of a chat template and a system message
+_SPARE = 64  # tokens of a chat template
 
 _UNTURNED = "It could not be drawn upright."
 _CHANGED = "The file changed while it was read. The next start reads it again."
@@ -110,13 +110,11 @@ class Job:
     def has_pages(self) -> bool:
         """Whether there is anything to do."""
         with contextlib.closing(self.measured()) as pages:
-            found = next(pages, None) is not None
-        self._sources.clear()  # files may change until they are drawn
-        return found
+            return next(pages, None) is not None
 
     def measured(self) -> Generator[Page]:
         """The pages without a record, with their sizes but without images."""
-        return self._pages(0, "measure")
+        return self._pages(0, drawn=False)
 
     def pages(self, turn: int = 0) -> Generator[Page]:
         """The pages without a record, or those to be asked again at a turn.
@@ -124,24 +122,30 @@ class Job:
         Args:
             turn: In degrees clockwise; 0 for the pages as they are.
         """
-        self._started.append(self._pages(turn, "read"))
+        self._started.append(self._pages(turn, drawn=True))
         return self._started[-1]
 
-    def _pages(self, turn: int, method: str) -> Generator[Page]:
+    def _pages(self, turn: int, drawn: bool) -> Generator[Page]:
         drawing = self._options.drawing._replace(turn=turn)
         with PageProcess(drawing, self._options.most_pages) as self._process:
-            read = getattr(self._process, method)
+            read = self._process.read if drawn else self._process.measure
+            # Files may change between the measuring and the drawing.
+            note = self._note_source if drawn else lambda document, file: None
             self._due = self._due_at(turn)
             names = {name for name, _ in self._due}
             pages = itertools.chain.from_iterable(
-                self._pages_of(document, turn, read)
+                self._pages_of(document, turn, read, note)
                 for document in self._documents
                 if not turn or document.name in names
             )
             yield from pages if turn else itertools.islice(pages, self._options.limit)
 
     def _pages_of(
-        self, document: Found, turn: int, read: Callable[..., Iterator[Page]]
+        self,
+        document: Found,
+        turn: int,
+        read: Callable[..., Iterator[Page]],
+        note: Callable[[Found, Path], None],
     ) -> Iterator[Page]:
         name = document.name
         if not turn and (
@@ -156,7 +160,7 @@ class Job:
                         return False
                     left_out = self._left_out(name, number, turn)
                     if not left_out:  # before it is drawn
-                        self._note_source(document, file)
+                        note(document, file)
                     return left_out
 
                 left = self._records.done(name, None)
@@ -165,7 +169,7 @@ class Job:
                         if turn:  # it was said at the first turn
                             continue
                         left = True
-                        self._note_source(document, file)
+                        note(document, file)
                     yield page
                 source = None if left else self._sources.get(name)
                 if source and not document.remote and _differs(file, source):

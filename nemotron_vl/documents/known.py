@@ -28,7 +28,7 @@ class Known:
         """Whether all earlier records still count."""
         page, source = record["page"], record.get("source")
         replaces = page in self._records
-        if source and self.source and source["sha256"] != self.source["sha256"]:
+        if self._is_of_another_state(record):
             replaces = True
             self._records.clear()
             self._pages.clear()
@@ -63,7 +63,10 @@ class Known:
 
     def has(self, record: Record) -> bool:
         """Whether the last record of a page counts."""
+        return not self._is_of_another_state(record) and record["page"] in self._records
+
+    def _is_of_another_state(self, record: Record) -> bool:
         source = record.get("source")
-        if source and self.source and source["sha256"] != self.source["sha256"]:
-            return False
-        return record["page"] in self._records
+        return bool(
+            source and self.source and source["sha256"] != self.source["sha256"]
+        )

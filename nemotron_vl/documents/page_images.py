@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pages that answers are about, drawn again and reduced for a browser."""
 
-import hashlib
 import io
 import multiprocessing
 import resource
@@ -17,8 +16,7 @@ from PIL import Image, ImageOps
 
 from ..checkpoints.tiler import Tiler
 from ..images.files import FORMATS
-from ..regular_files import open_regular
-from .finding import Found, is_url, local_file, opened_locally
+from .finding import Found, Source, is_url, local_file, opened_locally
 from .pages import Document, Drawing, Page
 from .process import PageProcess
 from .results import Results
@@ -153,13 +151,9 @@ def _check(path: Path, source: dict) -> None:
         OSError: It cannot be read.
         ValueError: It differs, or is not a regular file.
     """
-    with open_regular(path) as file:
-        size = path.stat().st_size
-        if source.get("bytes", size) != size or (
-            "sha256" in source
-            and hashlib.file_digest(file, "sha256").hexdigest() != source["sha256"]
-        ):
-            raise ValueError("The document has changed since it was read.")
+    now = Source.of(path)._asdict()
+    if any(source.get(key, now[key]) != now[key] for key in ("bytes", "sha256")):
+        raise ValueError("The document has changed since it was read.")
 
 
 class _Reducer:
