@@ -125,11 +125,12 @@ class NemotronVLRenderer(HfRenderer):
         check_no_embeddings(prompt, self.config)
         if self.tokenizer is None:  # --skip-tokenizer-init
             return
-        written = self._count_placeholders(prompt["prompt_token_ids"])
+        written = self._count_placeholders(prompt)
         self._compare(prompt, "image", IMAGE_TOKEN, written)
 
-    def _count_placeholders(self, token_ids: list[int]) -> int:
-        return token_ids.count(self.get_tokenizer().get_vocab().get(IMAGE_TOKEN, -1))
+    def _count_placeholders(self, prompt: TokensPrompt) -> int:
+        placeholder = self.get_tokenizer().get_vocab().get(IMAGE_TOKEN, -1)
+        return prompt["prompt_token_ids"].count(placeholder)
 
     def _compare(
         self, prompt: TokensPrompt, modality: str, placeholder: str, written: int

@@ -50,14 +50,13 @@ class NemotronVLRetrievalRenderer(NemotronVLRenderer):
             return params
         return replace(params, chat_template=_embed_template())
 
-    def _count_placeholders(self, token_ids: list[int]) -> int:
-        # `<image>` need not be a token of its own.
-        return self.get_tokenizer().decode(token_ids).count(IMAGE_TOKEN)
-
-    def _compare(self, prompt: TokensPrompt, *args: Any) -> None:
+    def _count_placeholders(self, prompt: TokensPrompt) -> int:
         # Without an image, `<image>` is text: it stands for no embedding.
-        if prompt.get("multi_modal_data"):
-            super()._compare(prompt, *args)
+        if not prompt.get("multi_modal_data"):
+            return 0
+        # It need not be a token of its own.
+        text = self.get_tokenizer().decode(prompt["prompt_token_ids"])
+        return text.count(IMAGE_TOKEN)
 
 
 class _ReportsErrors:
