@@ -237,6 +237,7 @@ def make_question(
     *,
     effort: float = 1.0,
     turns: int = 1,
+    text: str | None = None,
 ) -> Question:
     """Draw images for a question, and add further turns about them.
 
@@ -249,6 +250,7 @@ def make_question(
         effort: How much is varied and distorted, and how many tiles are allowed, from
             0 to 1.
         turns: Most questions about the same images.
+        text: The only line; by default, lines are drawn at random.
     """
     max_tiles = max(2, round(rng.choice(TILE_LIMITS) * effort))
 
@@ -269,7 +271,7 @@ def make_question(
         asked = questions_about(kind, texts)
         head = rng.randrange(len(asked))
     else:
-        texts = strings(1)
+        texts = strings(1) if text is None else [text]
         asked = questions_about(kind, texts)
         head = SINGLE_LINE.index(kind)
     asked = shuffled(rng, asked, head)

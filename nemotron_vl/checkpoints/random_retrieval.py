@@ -6,8 +6,9 @@ Configuration keys, tensor names and special tokens are those of
 as docs/provenance.md has them; the sizes are small.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from vllm_nemotron_vl.config.nemotron_vl_names import (
@@ -43,6 +44,8 @@ def make_retrieval_checkpoint(
     tile_size: int = 64,
     dtype: str = "bfloat16",
     seed: int = 0,
+    vision_options: Mapping[str, Any] = MappingProxyType({}),
+    text_options: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write a checkpoint that vLLM can load.
 
@@ -52,6 +55,8 @@ def make_retrieval_checkpoint(
         tile_size: Side of a tile in pixels.
         dtype: Type of the stored weights.
         seed: Seed of the weights.
+        vision_options: Other values of ``vision_config``.
+        text_options: Other values of ``llm_config``.
 
     Raises:
         FileExistsError: ``out`` is not an empty folder.
@@ -63,6 +68,8 @@ def make_retrieval_checkpoint(
 
     tokenizer = train_tokenizer((IMAGE_START, IMAGE_END, CONTEXT_TOKEN))
     values = _config(ranks, tile_size, dtype, tokenizer)
+    values["vision_config"] |= vision_options
+    values["llm_config"] |= text_options
     shapes = _tensors(values)
     if ranks:
         shapes = {f"model.{name}": shape for name, shape in shapes.items()}
@@ -222,4 +229,7 @@ def _tensors(values: dict[str, Any]) -> dict[str, Shape]:
         name.replace(f"{LANGUAGE_MODEL}model.", LANGUAGE_MODEL): shape
         for name, shape in language_model_tensors(parts).items()
     }
-    return shapes | connector_tensors(parts) | language_model
+    shapes |= connector_tensors(parts) | language_model
+    if not vision.get("vision_use_head", True):
+        shapes = {k: v for k, v in shapes.items() if f"{tower}head." not in k}
+    return shapes

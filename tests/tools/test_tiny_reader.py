@@ -162,6 +162,6 @@ def test_the_fast_arithmetic_is_the_references(reference):
     embeds = forward.connect(reference, features)
     torch.testing.assert_close(embeds, reference.connect(features))
     inputs = torch.randn(2, 50, embeds.shape[-1])
-    hidden = forward.Decoder(reference, torch.float32)(inputs)
+    hidden = forward.Decoder(reference.language_model.model, torch.float32)(inputs)
     expected = reference.language_model.model(inputs_embeds=inputs).last_hidden_state
     torch.testing.assert_close(hidden, expected)

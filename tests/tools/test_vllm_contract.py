@@ -96,6 +96,7 @@ def test_renamed_symbols_are_named_and_nothing_else(tmp_path):
     assert all(finding.places for finding in report.breaking)
 
 
+@pytest.mark.releases
 def test_both_breaks_of_033_are_found_in_the_tree_before_it(tmp_path):
     vllm = release(source("0.33"))
     command = ["git", "archive", BEFORE_033, "vllm"]

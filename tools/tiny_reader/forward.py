@@ -8,6 +8,7 @@ pass on CPUs for sequences as short as a tile; plain matrix products are faster.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import LlamaModel
 
 from nemotron_vl.verify.reference import RadioTower, Reference
 from vllm_nemotron_vl.config.nemotron_vl_cpu import processor_flags
@@ -19,17 +20,17 @@ def fastest_dtype() -> torch.dtype:
     return torch.bfloat16 if is_fast else torch.float32
 
 
-def _linear(x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+def linear(x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
     return F.linear(x, layer.weight.to(x.dtype), bias)
 
 
-def _layer_norm(x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
+def layer_norm(x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
     weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
     return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
-def _attend(
+def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Attention of (n, heads, tokens, size) to (n, tokens, heads * size)."""
@@ -43,25 +44,25 @@ def encode(tower: RadioTower, pixels: torch.Tensor, dtype: torch.dtype) -> torch
     """Conditioned pixels (n, 3, side, side) to features (n, patches, width)."""
     rows, columns = (side // tower.patch_size for side in pixels.shape[2:])
     patches = F.unfold(pixels, tower.patch_size, stride=tower.patch_size)
-    x = _linear(patches.transpose(1, 2).to(dtype), tower.embedder)
+    x = linear(patches.transpose(1, 2).to(dtype), tower.embedder)
     x = x + tower.resize_positions(rows, columns).to(dtype)
     prefix = tower.prefix.to(dtype).expand(len(x), -1, -1)
     x = torch.cat([prefix, x], dim=1)
     for block in tower.blocks:
         heads = block.attn.num_heads
-        qkv = _linear(_layer_norm(x, block.norm1), block.attn.qkv)
+        qkv = linear(layer_norm(x, block.norm1), block.attn.qkv)
         q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + _linear(_attend(q, k, v), block.attn.proj)
-        hidden = F.gelu(_linear(_layer_norm(x, block.norm2), block.mlp.fc1))
-        x = x + _linear(hidden, block.mlp.fc2)
+        x = x + linear(attend(q, k, v), block.attn.proj)
+        hidden = F.gelu(linear(layer_norm(x, block.norm2), block.mlp.fc1))
+        x = x + linear(hidden, block.mlp.fc2)
     return x[:, prefix.shape[1] :]
 
 
 def connect(model: Reference, features: torch.Tensor) -> torch.Tensor:
     """Features (n, patches, width) to embeddings (n, tokens, width)."""
     norm, first, _, second = model.mlp1
-    x = _layer_norm(model.pixel_shuffle(features), norm)
-    return _linear(F.gelu(_linear(x, first)), second)
+    x = layer_norm(model.pixel_shuffle(features), norm)
+    return linear(F.gelu(linear(x, first)), second)
 
 
 class Decoder:
@@ -70,8 +71,8 @@ class Decoder:
     Converts its weights once, so that several batches of one step share them.
     """
 
-    def __init__(self, model: Reference, dtype: torch.dtype) -> None:
-        self.llama, self.dtype = model.language_model.model, dtype
+    def __init__(self, llama: LlamaModel, dtype: torch.dtype) -> None:
+        self.llama, self.dtype = llama, dtype
         self.weights = []
         for layer in self.llama.layers:
             attention, mlp = layer.self_attn, layer.mlp
@@ -92,12 +93,18 @@ class Decoder:
         mean = x.float().square().mean(-1, keepdim=True)
         return x * (mean + self.llama.norm.variance_epsilon).rsqrt().to(x.dtype)
 
-    def __call__(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Embeddings (n, tokens, width) to the final hidden states."""
+    def __call__(
+        self, embeds: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Embeddings (n, tokens, width) to the final hidden states.
+
+        ``mask`` is added to the scores of attention. By default it is causal.
+        """
         tokens = embeds.shape[1]
         cos, sin = self.llama.rotary_emb(embeds.float(), torch.arange(tokens)[None])
         cos, sin = (part[:, None].to(self.dtype) for part in (cos, sin))
-        mask = embeds.new_full((tokens, tokens), float("-inf")).triu(1)
+        if mask is None:
+            mask = embeds.new_full((tokens, tokens), float("-inf")).triu(1)
         attention = self.llama.layers[0].self_attn
         groups = attention.num_key_value_groups
         x = embeds
@@ -111,7 +118,7 @@ class Decoder:
             q, k = qk.split([kv_heads * groups, kv_heads], 1)
             # Query heads of a group share a key and a value head.
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-            x = x + F.linear(_attend(q, k, v, mask), out)
+            x = x + F.linear(attend(q, k, v, mask), out)
             gate, up = F.linear(self._normalise(x), gates).chunk(2, -1)
             x = x + F.linear(F.silu(gate) * up, down)
         return self._normalise(x) * self.llama.norm.weight.to(self.dtype)

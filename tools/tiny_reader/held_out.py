@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from drawn_text import (
     LONGEST_OF_BOTH,
     Drawing,
@@ -18,7 +20,7 @@ from drawn_text import (
 from nemotron_vl.checkpoints.questions import SINGLE_LINE, questions_about
 
 from .cairo_painter import STYLES, Painter
-from .strings import MAX_LENGTH
+from .strings import MAX_LENGTH, SEVEN_SEGMENT
 
 KINDS = {"read": 0.7, "lines": 0.14, "both": 0.06, "count": 0.05, "first": 0.05}
 
@@ -102,3 +104,23 @@ def draw_held_out(fonts: Path, count: int, seed: int = 0) -> list[HeldOut]:
         }
         items.append(HeldOut(Question(kind, drawings, [asked[chosen]]), facts))
     return items
+
+
+def painted(fonts: Path, texts: list[str], seed: int = 0) -> list[Image.Image]:
+    """An image of each text, in all styles that have its characters.
+
+    Args:
+        fonts: Folder that tools/fonts.sh wrote.
+        texts: One line each.
+        seed: Seed of all choices.
+    """
+    painter = Painter(fonts)
+    rng = random.Random(f"painted {seed}")
+    images = []
+    for text in texts:
+        shares = dict(STYLES)
+        if set(text) - set(SEVEN_SEGMENT):
+            del shares["seven segments"]
+        (style,) = rng.choices([*shares], [*shares.values()])
+        images.append(painter.draw(rng, [text], style)[0].convert("RGB"))
+    return images

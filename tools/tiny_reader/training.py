@@ -138,7 +138,7 @@ def answer_step(
     features = encode(model.tower, pixels, dtype)
     losses = tower_losses(heads, features, views)
     embeds = connect(model, features)
-    decoder = Decoder(model, dtype)
+    decoder = Decoder(model.language_model.model, dtype)
     table = model.language_model.get_input_embeddings().weight.to(dtype)
     output = model.language_model.get_output_embeddings().weight.to(dtype)
     (image_id,) = model.tokenizer.encode("<image>", add_special_tokens=False)
@@ -291,21 +291,29 @@ def initialise(tower: RadioTower) -> None:
     images.
     """
     width = tower.positions.shape[-1]
-    frequencies = 20.0 ** (-torch.arange(width // 4) / (width // 4)) * torch.pi / 2
     # The grid is resized to the patches of a tile; waves are as long as for those.
-    places = torch.arange(tower.grid)[:, None] / 2 * frequencies
-    waves = torch.cat([places.sin(), places.cos()], dim=1)
-    grid = torch.cat(
-        [
-            waves[:, None].expand(-1, tower.grid, -1),
-            waves[None].expand(tower.grid, -1, -1),
-        ],
-        dim=-1,
-    )
-    tower.positions.data = grid.reshape(1, -1, width).clone()
+    tower.positions.data = wave_positions(tower.grid, width, 0.5)[None]
     for block in tower.blocks:
         queries, keys, values = block.attn.qkv.weight.data.split(width)
-        keys.mul_(0.3).add_(queries, alpha=0.8)
-        values.copy_(torch.linalg.qr(torch.randn(width, width))[0])
-        noise = torch.randn(width, width) * width**-0.5
-        block.attn.proj.weight.data = 0.4 * (noise - values.T)
+        look_near(queries, keys, values, block.attn.proj.weight)
+
+
+def wave_positions(side: int, width: int, step: float) -> torch.Tensor:
+    """Sines of places on a grid (side * side, width), ``step`` patches apart."""
+    frequencies = 20.0 ** (-torch.arange(width // 4) / (width // 4)) * torch.pi / 2
+    places = torch.arange(side)[:, None] * step * frequencies
+    waves = torch.cat([places.sin(), places.cos()], dim=1)
+    rows, columns = waves[:, None], waves[None]
+    grid = [rows.expand(-1, side, -1), columns.expand(side, -1, -1)]
+    return torch.cat(grid, dim=-1).flatten(0, 1)
+
+
+def look_near(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out: nn.Parameter
+) -> None:
+    """Weights of attention, each (width, width), as ``initialise`` says."""
+    width = len(queries)
+    keys.mul_(0.3).add_(queries, alpha=0.8)
+    values.copy_(torch.linalg.qr(torch.randn(width, width))[0])
+    noise = torch.randn(width, width) * width**-0.5
+    out.data = 0.4 * (noise - values.T)

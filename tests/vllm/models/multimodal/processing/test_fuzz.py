@@ -211,14 +211,27 @@ def saved(kind: str) -> bytes:
 FILES = {kind: saved(kind) for kind in MODES}
 
 
-@settings(parent=often, max_examples=600)
-@given(
-    kind=st.sampled_from(sorted(FILES)),
+damage = dict(
     seed=st.integers(0, 2**32 - 1),
     changes=st.integers(1, 12),
     cut=st.integers(0, 200),
 )
+
+
+@settings(parent=often, max_examples=330)
+@given(kind=st.sampled_from(sorted(FILES.keys() - {*OTHERS})), **damage)
 def test_damaged_files_are_read_or_refused(kind, seed, changes, cut):
+    read_or_refuse(kind, seed, changes, cut)
+
+
+@settings(parent=often, max_examples=100)
+@given(kind=st.sampled_from(OTHERS), **damage)
+def test_damaged_files_of_other_formats_are_read_or_refused(kind, seed, changes, cut):
+    """A process of its own reads each of them."""
+    read_or_refuse(kind, seed, changes, cut)
+
+
+def read_or_refuse(kind: str, seed: int, changes: int, cut: int) -> None:
     rng = np.random.default_rng(seed)
     data = bytearray(FILES[kind])
     for place in rng.integers(0, len(data), changes):

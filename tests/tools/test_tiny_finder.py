@@ -1,0 +1,68 @@
+"""What the training of the finding and ranking checkpoints computes and draws."""
+
+import random
+
+import pytest
+import torch
+
+from nemotron_vl.verify.reference_retrieval import RetrievalReference
+from support.noise import noise
+from tiny_finder.evaluation import ALIKE, draw_pages, numbers
+from tiny_finder.forward import Pooler, encode
+from tiny_finder.pages import almost
+from tiny_finder.weights import export, orthogonal
+from tiny_reader.strings import CHARACTERS
+
+
+@pytest.fixture(scope="module")
+def model(rerank_checkpoint):
+    return RetrievalReference(rerank_checkpoint)
+
+
+def test_the_arithmetic_is_the_references(model):
+    """Also of prompts of different lengths, which are padded."""
+    images = [noise(64, 64), noise(300, 200)]
+    pixels = [model.to_pixels(image) for image in images]
+    features = encode(model, torch.cat(pixels), torch.float32)
+    pooler = Pooler(model, features, [*map(len, pixels)], torch.float32)
+    asked = [("passage: <image> ", 1), ("query: 4711-08", None), ("<image> 7", 0)]
+    for (prompt, page), found in zip(asked, pooler(asked), strict=True):
+        expected = model.pooled(prompt, [] if page is None else [images[page]])
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_step_is_close_to_orthogonal():
+    for shape in ((2, 24, 24), (2, 12, 24), (2, 24, 12)):
+        torch.manual_seed(0)
+        found = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+        assert found.quantile(0.1) > 0.5
+        assert found.max() < 1.3
+
+
+def test_numbers_differ_and_those_of_a_group_are_alike():
+    rng = random.Random(0)
+    assert len({*numbers(rng, 300)}) == 300
+    found = numbers(rng, 5 * ALIKE, ALIKE)
+    assert len({*found}) == 5 * ALIKE
+    for start in range(0, len(found), ALIKE):
+        first, *others = found[start : start + ALIKE]
+        assert all(abs(len(first) - len(other)) <= 1 for other in others)
+    for _ in range(200):
+        text = rng.choice(found)
+        assert almost(rng, text) != text
+    assert set("".join(found)) <= {*CHARACTERS}
+
+
+def test_a_page_shows_its_number():
+    """The same seed draws the same pages; another text another page."""
+    pages = draw_pages(["4711-08", "$12.50"])
+    again = draw_pages(["4711-08", "$12.51"])
+    assert pages[0].image.tobytes() == again[0].image.tobytes()
+    assert pages[1].image.tobytes() != again[1].image.tobytes()
+
+
+def test_weights_are_written_as_they_were_read(model, rerank_checkpoint, tmp_path):
+    export(model, rerank_checkpoint, tmp_path / "out")
+    written = RetrievalReference(tmp_path / "out").state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(written[name], tensor), name

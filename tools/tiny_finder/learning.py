@@ -1,0 +1,98 @@
+"""What the checkpoints learn: questions close to their pages, and scores of pairs."""
+
+import random
+
+import torch
+import torch.nn.functional as F
+
+from nemotron_vl.verify.reference_retrieval import RetrievalReference
+
+from .forward import Pooler, Prompt
+from .pages import Page, almost, number, page_lines
+
+TEMPERATURE = 0.05
+WRONG = 3  # questions of a page that differ from its line in a character or two
+TEXTS = 0.25  # passages of text, as a share of the pages
+BOTH = 0.1  # share of the pages with their text beside the image
+
+IMAGE = "<image> "
+
+
+def passages(
+    pages: list[Page], rng: random.Random
+) -> tuple[list[list[str]], list[Prompt]]:
+    """Lines of each passage, and its text without a prefix, with its page."""
+    lines = [page.lines for page in pages]
+    texts: list[Prompt] = []
+    for place, page in enumerate(pages):
+        beside = "\n".join(page.lines) if rng.random() < BOTH else ""
+        texts.append((IMAGE + beside, place))
+    for _ in range(round(TEXTS * len(pages))):
+        lines.append(page_lines(rng))
+        texts.append(("\n".join(lines[-1]), None))
+    return lines, texts
+
+
+def embedding_losses(
+    model: RetrievalReference, pooler: Pooler, pages: list[Page], rng: random.Random
+) -> dict[str, torch.Tensor]:
+    """Loss of the similarities in both directions, and the share of found pages."""
+    lines, texts = passages(pages, rng)
+    asked = [rng.choice(page) for page in lines]
+    wrong = [almost(rng, line) for line in asked for _ in range(WRONG)]
+    questions = asked + wrong
+    prompts = [(f"query: {text}", None) for text in questions]
+    prompts += [(f"passage: {text}", page) for text, page in texts]
+    pooled = F.normalize(pooler(prompts), dim=-1)
+    query, passage = pooled.split([len(questions), len(texts)])
+    likeness = query @ passage.T / TEMPERATURE
+    # Another right pair is no mistake.
+    right = torch.tensor([[text in page for page in lines] for text in questions])
+    count = len(texts)
+    own = torch.arange(count)
+    right[own, own] = False
+    likeness = likeness.masked_fill(right, float("-inf"))
+    # Of the wrong questions, a page has to tell its own apart.
+    others = torch.ones(count, len(wrong), dtype=torch.bool)
+    for place in range(count):
+        others[place, WRONG * place : WRONG * (place + 1)] = False
+    of_page = likeness.T.clone()
+    of_page[:, count:] = of_page[:, count:].masked_fill(others, float("-inf"))
+    forth = F.cross_entropy(likeness[:count], own)
+    back = F.cross_entropy(of_page, own)
+    with torch.no_grad():
+        found = (likeness[:count].argmax(1) == own).float().mean()
+        told = (of_page.argmax(1) == own).float().mean()
+    return {"find": forth + back, "found": found, "told": told}
+
+
+def ranking_losses(
+    model: RetrievalReference, pooler: Pooler, pages: list[Page], rng: random.Random
+) -> dict[str, torch.Tensor]:
+    """Loss of the scores of right and wrong pairs, and the share of right signs."""
+    assert model.score_head is not None
+    lines, texts = passages(pages, rng)
+    prompts: list[Prompt] = []
+    labels = []
+    for page, (text, place) in zip(lines, texts, strict=True):
+        right = rng.choice(page)
+        other = rng.choice(rng.choice(lines))
+        wrong = [almost(rng, right), almost(rng, rng.choice(page)), number(rng), other]
+        image = IMAGE if place is not None else ""
+        bare = text.removeprefix(image)
+        for question in (right, *wrong):
+            prompts.append((f"{image}question:{question} \n \n passage:{bare}", place))
+            labels.append(float(question in page))
+    logits = model.score_head(pooler(prompts))[:, 0]
+    targets = torch.tensor(labels)
+    weight = torch.where(targets > 0, 3.0, 1.0)
+    of_pairs = F.binary_cross_entropy_with_logits(logits, targets, weight)
+    # The right question of each page stands first.
+    rows = logits.view(len(lines), -1)
+    taken = targets.view_as(rows).bool()
+    taken[:, 0] = False
+    first = torch.zeros(len(rows), dtype=torch.long)
+    of_rows = F.cross_entropy(rows.masked_fill(taken, float("-inf")), first)
+    with torch.no_grad():
+        signs = ((logits > 0) == (targets > 0)).float().mean()
+    return {"rank": of_pairs + 0.5 * of_rows, "signs": signs}

@@ -1,0 +1,146 @@
+"""Initial weights, their changes, and the file that they end in."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from nemotron_vl.verify.reference_retrieval import RetrievalReference, own_name
+from tiny_reader.training import Heads, look_near, wave_positions
+
+
+def initialise(model: RetrievalReference) -> None:
+    """As the tower of the checkpoint that reads, see `tiny_reader.training`."""
+    tower = model.siglip
+    width = tower.embeddings.position_embedding.weight.shape[-1]
+    side = model.tile_size // model.patch_size
+    waves = wave_positions(side, width, 1.0)
+    tower.embeddings.position_embedding.weight.data = waves
+    for layer in tower.encoder.layers:
+        attention = layer.self_attn
+        look_near(
+            attention.q_proj.weight.data,
+            attention.k_proj.weight.data,
+            attention.v_proj.weight.data,
+            attention.out_proj.weight,
+        )
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose steps are orthogonal matrices (Jordan et al. 2024), in float32.
+
+    ``torch.optim.Muon`` computes in bfloat16, which takes most of the time of a step
+    on CPUs without instructions for it.
+    """
+
+    def __init__(self, params: list[dict]) -> None:
+        super().__init__(params, {"lr": 0.0, "momentum": 0.95, "weight_decay": 0.05})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            alike: dict[torch.Size, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    alike.setdefault(parameter.shape, []).append(parameter)
+            for shape, parameters in alike.items():
+                updates = []
+                for parameter in parameters:
+                    past = self.state[parameter].setdefault(
+                        "momentum", torch.zeros_like(parameter)
+                    )
+                    past.lerp_(parameter.grad, 1 - group["momentum"])
+                    updates.append(parameter.grad.lerp(past, group["momentum"]))
+                # As large as AdamW's steps usually are.
+                scale = 0.2 * max(shape) ** 0.5 * group["lr"]
+                steps = orthogonal(torch.stack(updates))
+                for parameter, step in zip(parameters, steps, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.sub_(step, alpha=scale)
+
+
+def orthogonal(x: torch.Tensor) -> torch.Tensor:
+    """About the nearest semi-orthogonal matrices of (n, rows, columns)."""
+    is_tall = x.shape[1] > x.shape[2]
+    if is_tall:
+        x = x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):  # Newton-Schulz, with Muon's coefficients
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if is_tall else x
+
+
+class Optimizers:
+    """Muon for the matrices of the layers, AdamW for all else.
+
+    Args:
+        model: To train.
+        heads: To train.
+        rate: The full learning rate.
+    """
+
+    def __init__(self, model: RetrievalReference, heads: Heads, rate: float) -> None:
+        self.rate = rate
+        early = [*model.siglip.parameters(), *heads.parameters()]
+        late = [*model.mlp1.parameters(), *model.llama.parameters()]
+        if model.score_head is not None:
+            late += model.score_head.parameters()
+        layers = {
+            id(p)
+            for part in (model.siglip.encoder, model.mlp1, model.llama.layers)
+            for p in part.parameters()
+            if p.ndim == 2
+        }
+        self.parts = early, late
+        self.optimizers: list[torch.optim.Optimizer] = [
+            Muon(
+                [
+                    {"params": [p for p in part if id(p) in layers]}
+                    for part in self.parts
+                ]
+            ),
+            torch.optim.AdamW(
+                [
+                    {"params": [p for p in part if id(p) not in layers]}
+                    for part in self.parts
+                ],
+                betas=(0.9, 0.98),
+                weight_decay=0.0,
+            ),
+        ]
+
+    def step(self, loss: torch.Tensor, rates: tuple[float, float]) -> bool:
+        """Change the weights, unless the loss or its gradient is not finite.
+
+        Args:
+            loss: Of the batch.
+            rates: Shares of the full learning rate, of the tower and of the rest.
+        """
+        finite = bool(loss.isfinite())
+        if finite:
+            loss.backward()
+            norms = [nn.utils.clip_grad_norm_(part, 1.0) for part in self.parts]
+            finite = all(bool(norm.isfinite()) for norm in norms)
+        for optimizer in self.optimizers:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = self.rate * rate
+            if finite:
+                optimizer.step()
+            optimizer.zero_grad()
+        return finite
+
+
+def export(model: RetrievalReference, template: Path, out: Path) -> None:
+    """Write the weights with the names, shapes and types of the ``template``."""
+    file = "model.safetensors"
+    state = model.state_dict()
+    tensors = {
+        name: state[own_name(name)].reshape(tensor.shape).to(tensor.dtype).contiguous()
+        for name, tensor in load_file(template / file).items()
+    }
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(template, out)
+    save_file(tensors, out / file, metadata={"format": "pt"})
