@@ -22,7 +22,7 @@ from torch import nn
 from nemotron_vl.checkpoints.random_retrieval import make_retrieval_checkpoint
 from nemotron_vl.verify.reference_retrieval import RetrievalReference
 from tiny_finder.forward import Pooler, encode
-from tiny_finder.learning import embedding_losses, ranking_losses
+from tiny_finder.learning import Spelling, embedding_losses, ranking_losses, texts_loss
 from tiny_finder.pages import Page, PageDrawer
 from tiny_finder.weights import Optimizers, export, initialise
 from tiny_reader.batches import Stage
@@ -34,6 +34,8 @@ from train_tiny import use_tcmalloc
 WIDTH = 192  # of the tower
 # Share of the time at which the tower no longer learns alone.
 TOWER_ALONE = 0.45
+# Steps of the language model on texts alone, and texts of a step.
+TEXT_STEPS, TEXTS = 1000, 96
 # Share of the time from which the learning rate falls.
 FALL = 0.6
 
@@ -73,6 +75,7 @@ def rate_at(progress: float, start: float) -> float:
 def losses_of(
     model: RetrievalReference,
     heads: Heads,
+    spelling: Spelling,
     pages: list[Page],
     rng: random.Random,
     answers: bool,
@@ -84,16 +87,41 @@ def losses_of(
     if answers:
         tiles = [len(page.views.pixels) for page in pages]
         pooler = Pooler(model, features, tiles, dtype)
-        learn = ranking_losses if model.score_head else embedding_losses
-        losses |= learn(model, pooler, pages, rng)
+        if model.score_head is None:
+            losses |= embedding_losses(spelling, pooler, pages, rng)
+        else:
+            losses |= ranking_losses(model.score_head, pooler, pages, rng)
     return losses
 
 
 def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     """The tower's labels stay part of the loss: the pages alone say too little."""
-    weights = {"cell": 0.5, "before": 0.2, "line": 0.05, "find": 1.0, "rank": 1.0}
+    weights = {"cell": 0.5, "before": 0.2, "line": 0.05, "rank": 1.0}
+    weights |= {"find": 0.5, "spelt": 2.0, "asked": 1.0}
     found = [weights[name] * loss for name, loss in losses.items() if name in weights]
     return torch.stack(found).sum()
+
+
+def learn_to_spell(
+    model: RetrievalReference,
+    spelling: Spelling,
+    optimizers: Optimizers,
+    seed: int,
+    dtype: torch.dtype,
+) -> float:
+    """Train the language model on texts alone, which takes little time; give the loss.
+
+    Otherwise it would learn the order of characters from pages, of which a tower that
+    has not finished sees too little.
+    """
+    rng, loss = random.Random(f"texts {seed}"), torch.zeros(())
+    no_tiles = torch.zeros(1, (model.tile_size // model.patch_size) ** 2, WIDTH)
+    for step in range(TEXT_STEPS):
+        pooler = Pooler(model, no_tiles.to(dtype), [1], dtype)
+        loss = texts_loss(spelling, pooler, TEXTS, rng)
+        left = min(1.0, 2 - 2 * step / TEXT_STEPS, (step + 1) / 20)
+        optimizers.step(loss, (0.0, left))
+    return loss.item()
 
 
 def train(args: argparse.Namespace) -> None:
@@ -102,19 +130,20 @@ def train(args: argparse.Namespace) -> None:
     template = args.folder / f"{name}_untrained"
     make_template(template, args.ranks, args.seed)
     model = RetrievalReference(template).train().requires_grad_(True)
-    heads = Heads(WIDTH)
+    heads, spelling = Heads(WIDTH), Spelling(model.llama.config.hidden_size)
     saved = args.folder / "embed.pt"
-    begin = 0.0
+    begin, spelt = 0.0, args.ranks
     if args.ranks or args.more:
         begin = TOWER_ALONE
         state = torch.load(saved)
         model.load_state_dict(state["model"], strict=False)
         heads.load_state_dict(state["heads"])
+        spelling.load_state_dict(state["spelling"])
         if model.score_head is not None:
             nn.init.zeros_(model.score_head.weight)
     else:
         initialise(model)
-    optimizers = Optimizers(model, heads, args.learning_rate)
+    optimizers = Optimizers(model, heads, spelling, args.learning_rate)
     drawer = PageDrawer(args.fonts, model.tile_size, args.batch_tiles)
     means, seconds, last = Means(), 0.0, 0.0
     step, budget = 0, 60 * args.minutes
@@ -125,9 +154,14 @@ def train(args: argparse.Namespace) -> None:
         while seconds < budget:
             progress = begin + (1 - begin) * seconds / budget
             stage = stage_at(progress)
+            if stage.answers and not spelt:
+                spelt = True
+                loss = learn_to_spell(model, spelling, optimizers, args.seed, dtype)
+                print(f"texts alone end with a loss of {loss:.3f}", flush=True)
+                start = time.monotonic() - seconds
             pages = supply.take(step, stage)
             rng = random.Random(f"{args.seed} {step}")
-            losses = losses_of(model, heads, pages, rng, stage.answers, dtype)
+            losses = losses_of(model, heads, spelling, pages, rng, stage.answers, dtype)
             rates = rate_at(progress, begin), rate_at(progress, TOWER_ALONE)
             if optimizers.step(total(losses), rates):
                 for key, loss in losses.items():
@@ -140,7 +174,8 @@ def train(args: argparse.Namespace) -> None:
                 print(line, flush=True)
                 print(line, file=log, flush=True)
     if not args.ranks:
-        torch.save({"model": model.state_dict(), "heads": heads.state_dict()}, saved)
+        parts = {"model": model, "heads": heads, "spelling": spelling}
+        torch.save({name: part.state_dict() for name, part in parts.items()}, saved)
     export(model, template, args.folder / name)
 
 

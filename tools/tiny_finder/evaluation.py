@@ -12,7 +12,7 @@ from PIL import Image
 from drawn_text import make_question
 from tiny_reader.held_out import painted
 from tiny_reader.views import Camera
-from typefaces import PILLOW_FONT, Typeface, find_fonts
+from typefaces import CHARACTERS, PILLOW_FONT, Typeface, find_fonts
 
 from .pages import almost, number
 
@@ -45,7 +45,8 @@ def numbers(rng: random.Random, count: int, alike: int = 1) -> list[str]:
     """Different numbers, in groups of which ``alike`` are almost equal."""
     found: dict[str, None] = {}
     while len(found) < count:
-        text = number(rng)
+        if not {*(text := number(rng))} <= {*CHARACTERS}:
+            continue
         group = {text: None}
         while len(group) < alike:
             group[almost(rng, text)] = None

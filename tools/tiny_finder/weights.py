@@ -78,14 +78,25 @@ class Optimizers:
 
     Args:
         model: To train.
-        heads: To train.
+        heads: To train, of the tower.
+        spelling: To train, of the embeddings.
         rate: The full learning rate.
     """
 
-    def __init__(self, model: RetrievalReference, heads: Heads, rate: float) -> None:
+    def __init__(
+        self,
+        model: RetrievalReference,
+        heads: Heads,
+        spelling: nn.Module,
+        rate: float,
+    ) -> None:
         self.rate = rate
         early = [*model.siglip.parameters(), *heads.parameters()]
-        late = [*model.mlp1.parameters(), *model.llama.parameters()]
+        late = [
+            *model.mlp1.parameters(),
+            *model.llama.parameters(),
+            *spelling.parameters(),
+        ]
         if model.score_head is not None:
             late += model.score_head.parameters()
         layers = {
