@@ -71,7 +71,7 @@ def main() -> None:
         results = session.completed_work_items
         if args.write:
             left = session.num_work_items - len(results)
-            write_page(PARTS, settings, results, left, json.loads(SECONDS.read_text()))
+            write_page(PARTS, settings, results, left, _seconds())
         for item, result in sorted(results, key=lambda r: r[1].output or ""):
             (mutation,) = item.mutations
             outcome = result.test_outcome or result.worker_outcome
@@ -135,7 +135,7 @@ def _run(
     graph = import_graph(trees[0])
     mutated = {str(item.mutations[0].module_path) for item in pending}
     tests = {module: tests_of(module, graph) for module in mutated}
-    seconds = json.loads(SECONDS.read_text()) if SECONDS.exists() else {}
+    seconds = _seconds()
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     for tree in trees:
@@ -165,6 +165,10 @@ def _run(
 
         for name, result in _results(pool, len(trees), mutants(), ends):
             session.set_result(name, result)
+
+
+def _seconds() -> dict[str, float | None]:
+    return json.loads(SECONDS.read_text()) if SECONDS.exists() else {}
 
 
 def _in_time(
