@@ -69,19 +69,16 @@ def test_annotations_of_types_are_found():
     assert sorted(found) == ["int | None", "int | str", "str | int"]
 
 
-def test_the_seed_chooses_places_and_one_mutant_of_each():
+def test_the_seed_orders_places_and_chooses_one_mutant_of_each():
     mutants = [(place, (place, n)) for place in range(50) for n in range(place + 1)]
-    found = choice.sample(mutants, 20, 1)
-    assert (
-        found
-        == choice.sample(reversed(mutants), 20, 1)
-        != choice.sample(mutants, 20, 2)
-    )
-    assert len({place for place, _ in found}) == 20
-    assert len(choice.sample(mutants, 99, 1)) == 50
-    seeds = range(200)
-    first = Counter(choice.sample(mutants[:3], 1, seed)[0][0] for seed in seeds)
-    assert 60 < first[0] < 140  # one mutant of a place or two are chosen alike
+    found = list(choice.shuffled(mutants, 1))
+    assert found == list(choice.shuffled(reversed(mutants), 1))
+    assert found != list(choice.shuffled(mutants, 2))
+    assert sorted(place for place, _ in found) == list(range(50))
+    firsts = [next(choice.shuffled(mutants[:3], seed)) for seed in range(200)]
+    counts = Counter(firsts)
+    assert 60 < counts[0, (0, 0)] < 140  # a place of one mutant or of two
+    assert min(counts[1, (1, 0)], counts[1, (1, 1)]) > 20
 
 
 DIFF = """--- mutation diff ---

@@ -107,20 +107,20 @@ def annotations(source: str) -> list[tuple[Place, Place]]:
     ]
 
 
-def sample(
-    mutants: Iterable[tuple[Hashable, T]], number: int, seed: int
-) -> list[tuple[Hashable, T]]:
-    """Some places, each with one of its mutants, so that `+` counts no more than `not`.
+def shuffled(
+    mutants: Iterable[tuple[Hashable, T]], seed: int
+) -> Iterator[tuple[Hashable, T]]:
+    """All places, each with one of its mutants, so that `+` counts no more than `not`.
 
     Args:
         mutants: The place and the name of each, which can be sorted.
-        number: Most places.
-        seed: Of the choice.
+        seed: Of the order and of the choice.
     """
     by_place = defaultdict(list)
     for place, mutant in mutants:
         by_place[place].append(mutant)
     chooser = random.Random(seed)
     places = sorted(by_place)  # type: ignore[type-var]
-    chosen = chooser.sample(places, min(number, len(places)))
-    return [(place, chooser.choice(sorted(by_place[place]))) for place in chosen]
+    chooser.shuffle(places)
+    for place in places:
+        yield place, chooser.choice(sorted(by_place[place]))

@@ -5,6 +5,8 @@ Run it with tools/mutants.sh. It goes on with the session in build/mutants.
 """
 
 import argparse
+import ast
+import itertools
 import json
 import multiprocessing
 import os
@@ -16,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any
 
-from choice import PARTS, annotations, import_graph, modules, sample, tests_of
+from choice import PARTS, annotations, import_graph, modules, shuffled, tests_of
 from page import write_page
 from working import prepare, tested, timed
 
@@ -120,11 +122,27 @@ def _begin(tree: Path, settings: dict[str, Any]) -> None:
             mutant = m.operator_name, m.occurrence, name
             mutants[part_of[module]].append((place, mutant))
         for part in PARTS:
-            chosen = sample(mutants[part], settings["sample"], settings["seed"])
-            session.add_work_items([items[name] for _, (*_, name) in chosen])
+            chosen = shuffled(mutants[part], settings["seed"])
+            found = filter(_is_python, (items[name] for _, (*_, name) in chosen))
+            session.add_work_items(itertools.islice(found, settings["sample"]))
     SECONDS.unlink(missing_ok=True)
     SETTINGS.write_text(json.dumps(settings))
     begun.rename(SESSION)
+
+
+def _is_python(item: Any) -> bool:
+    """cosmic-ray takes the stars of ``{**a}`` for a power, for example."""
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
+
+    (mutation,) = item.mutations
+    operator = get_operator(mutation.operator_name)()
+    try:
+        source = mutation.module_path.read_text()
+        ast.parse(mutate_code(source, operator, mutation.occurrence))
+    except SyntaxError:
+        return False
+    return True
 
 
 def _run(
