@@ -119,7 +119,7 @@ def test_the_page_counts_and_gives_reasons():
     settings = {"seed": 3, "sample": 6, "modules": None, "commit": "0123456789ab"}
     seconds = {"tests/slow.py": None, "tests/fast.py": 1.0}
     found = page.report(choice.PARTS, settings, results, 4, seconds, known)
-    assert "Commit 0123456789, seed 3" in found and "4 of them" in found
+    assert "Commit 0123456789, seed 3" in found and "; 4 have not been tried" in found
     assert "| documents | 5 | 1 | 1 | 2 | 1 | 0 | 50% |" in found
     assert "| vllm | 1 | 0 | 0 | 0 | 0 | 1 | 0% |" in found
     change = f"- `{module}`: ``return a < b -> return a <= {{}}``: {{}}"

@@ -72,9 +72,8 @@ def report(
     chosen = settings["modules"]
     lines = [
         f"Commit {settings['commit'][:10]}, seed {settings['seed']}, at most "
-        f"{settings['sample']} mutants of "
-        + (", ".join(f"`{name}`" for name in chosen) if chosen else "each part")
-        + f"; {left} of them have not been tried.",
+        f"{settings['sample']} mutants of each part; {left} have not been tried. "
+        + (f"A trial: only of `{'`, `'.join(chosen)}`." if chosen else ""),
         "",
         f"| part | mutants | {' | '.join(OUTCOMES)} | noticed |",
         "|---" * (len(OUTCOMES) + 3) + "|",
@@ -106,4 +105,4 @@ def write_page(*session: Any) -> None:
     before, _, rest = text.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
     found = report(*session, tomllib.loads(KNOWN.read_text()))
-    PAGE.write_text(f"{before}{MARKS[0]}{found}{MARKS[1]}{after}")
+    PAGE.write_text(f"{before}{MARKS[0]}\n{found}\n{MARKS[1]}{after}")
