@@ -26,6 +26,7 @@ compile test.in test.txt --override cpu-overrides.txt
 compile lint.in lint.txt
 compile lmms-eval.in lmms-eval.txt
 compile ray.in ray.txt
+compile mutants.in mutants.txt
 # The other releases of vLLM: as test.in, with overrides for what differs.
 for differs in releases/*.in; do
   compile test.in "${differs%.in}.txt" --override cpu-overrides.txt --override "$differs"

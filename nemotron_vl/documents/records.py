@@ -188,6 +188,7 @@ class PageRecords(Records):
             files: Documents.
             keys: The records have one of these, such as ``error``.
         """
+        self._tidy()  # records that others have replaced do not count
         for record in self:
             if record["file"] in files and not record.keys().isdisjoint(keys):
                 self._known[record["file"]].retry(record["page"])

@@ -81,6 +81,15 @@ def test_errors_of_the_server_stay_its_own(load, error):
     assert error in (raised.value, raised.value.__cause__)
 
 
+@pytest.mark.parametrize("chain", ["__cause__", "__context__"])
+def test_a_shortage_behind_another_error_stays_the_servers(load, chain):
+    error = ValueError("while it was closed")
+    setattr(error, chain, MemoryError())
+    with pytest.raises(ValueError, match="while it was closed") as raised:
+        load(error)
+    assert not isinstance(raised.value, VLLMValidationError)
+
+
 def test_errors_of_the_file_are_the_clients(load):
     with pytest.raises(
         VLLMValidationError, match="The image cannot be read: .*broken data"

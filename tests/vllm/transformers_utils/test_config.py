@@ -212,6 +212,19 @@ def test_what_cannot_be_served_is_refused_by_name(values, path, value, supported
     assert supported in str(error.value)
 
 
+def test_the_position_grid_may_be_that_of_a_tile(values):
+    path = "vision_config.args.cpe_max_size"
+    values = with_key(values, path, values["force_image_size"])
+    check_servable(NemotronVLConfig.from_dict(values))
+
+
+def test_the_callers_values_are_left_alone(values):
+    values["llm_config"]["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}
+    before = copy.deepcopy(values)
+    NemotronVLConfig(**values)
+    assert values == before
+
+
 @pytest.mark.parametrize("value", [None, "false", 0])
 def test_an_overridden_convention_of_the_corners_must_be_a_bool(values, value):
     config = NemotronVLConfig.from_dict(values)

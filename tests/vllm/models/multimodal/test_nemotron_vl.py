@@ -24,6 +24,14 @@ def test_positions_are_kept_at_the_size_of_a_tile(model):
     assert grid.pos_embed.shape == (1, 16, 384)  # the checkpoint has 256 positions
 
 
+def test_positions_are_resized_in_float32(model):
+    """bfloat16, as in the checkpoint, has no thirds."""
+    positions = torch.arange(9.0).bfloat16().view(1, 9, 1)  # 3 x 3, row by row
+    found = model.vision_model._to_tile_grid(positions).flatten()
+    steps = torch.linspace(0, 2, 4)
+    torch.testing.assert_close(found, (3 * steps[:, None] + steps).flatten())
+
+
 def test_pixels_are_conditioned_once_from_uint8_or_float(model):
     pixels = tiles(2)
     vision = model.config.vision_config

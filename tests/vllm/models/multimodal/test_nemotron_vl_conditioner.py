@@ -24,6 +24,12 @@ def pixels(tiles: int, height: int, width: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
+def named(statistics: dict[str, list[float]]) -> list[tuple[str, torch.Tensor]]:
+    """As a checkpoint has them."""
+    prefix = "vision_model.radio_model.input_conditioner."
+    return [(prefix + name, torch.tensor(v)) for name, v in statistics.items()]
+
+
 @pytest.mark.skipif(
     not HAS_TRITON, reason="vLLM finds no usable Triton on this machine"
 )
@@ -53,14 +59,27 @@ def test_the_statistics_are_reloaded_with_vllms_reload():
     record_metadata_for_reloading(conditioner)
     initialize_layerwise_reload(conditioner)
     other = {"norm_mean": [0.1, 0.2, 0.3], "norm_std": [0.5, 0.6, 0.7]}
-    prefix = "vision_model.radio_model.input_conditioner."
-    weights = {prefix + name: torch.tensor(values) for name, values in other.items()}
-    assert not list(conditioner.load_statistics(weights.items()))
+    assert not list(conditioner.load_statistics(named(other)))
     finalize_layerwise_reload(conditioner, None)
     expected = InputConditioner(*other.values(), torch.float32)
     assert torch.equal(conditioner.scale, expected.scale)
     assert torch.equal(conditioner.shift, expected.shift)
     assert conditioner.scale is tensor  # a captured graph still reads it
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("name", ["norm_mean", "norm_std"])
+def test_one_statistic_leaves_the_other(name, whole):
+    """A whole checkpoint without it means the default, a part what is there."""
+    conditioner = InputConditioner(MEAN, STD, torch.float32)
+    stored = {"norm_mean": [0.1, 0.2, 0.3], "norm_std": [0.5, 0.6, 0.7]}
+    list(conditioner.load_statistics(named(stored)))
+    stored = {"norm_mean": MEAN, "norm_std": STD} if whole else stored
+    sent = {name: [0.9, 0.8, 0.4]}
+    list(conditioner.load_statistics(named(sent), whole))
+    expected = InputConditioner(*(stored | sent).values(), torch.float32)
+    torch.testing.assert_close(conditioner.scale, expected.scale)
+    torch.testing.assert_close(conditioner.shift, expected.shift)
 
 
 def test_the_statistics_are_float32():

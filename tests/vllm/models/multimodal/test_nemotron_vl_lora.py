@@ -1,7 +1,13 @@
 """Names of the layers of adapters; engines with adapters are in ``tests/vllm/lora``."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
+    LANGUAGE_MODEL,
+    checkpoint_tensors,
+)
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_lora import adapter_mapper
 from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl import NemotronVLConfig
 
@@ -40,3 +46,48 @@ def test_names_of_an_adapters_layers(checkpoint, options, name, expected):
     mapper = adapter_mapper(config, **options)
     (found,) = mapper.apply_list([f"{name}.lora_A.weight"])
     assert found == f"{expected}.lora_A.weight"
+
+
+@pytest.fixture(scope="module")
+def layers(checkpoint) -> list[str]:
+    """Of the checkpoint, and as of an adapter that was made for Llama alone."""
+    names = checkpoint_tensors(NemotronVLConfig.from_pretrained(checkpoint))
+    weights = [n.removesuffix(".weight") for n in names if n.endswith(".weight")]
+    return sorted({*weights, *(n.removeprefix(LANGUAGE_MODEL) for n in weights)})
+
+
+@pytest.fixture(scope="module")
+def renamed(checkpoint):
+    """A function that renames layers as an engine with all parts does."""
+    mapper = adapter_mapper(NemotronVLConfig.from_pretrained(checkpoint), **HERE)
+
+    def rename(layer: str) -> str:
+        (found,) = mapper.apply_list([f"{layer}.lora_B.weight"])
+        return found.removesuffix(".lora_B.weight")
+
+    return rename
+
+
+def test_each_layer_has_a_name_of_its_own_that_tells_which_it_is(layers, renamed):
+    names = {layer: renamed(layer) for layer in layers}
+    back = {}
+    for layer, name in names.items():
+        assert "'" not in name
+        back.setdefault(name, set()).add(layer.removeprefix(LANGUAGE_MODEL))
+    assert all(len(same) == 1 for same in back.values())
+    parts = {name.partition(".")[0] for name in back}
+    assert parts == {"vision_model", "mlp1", "language_model"}
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_a_name_that_is_nearly_a_layers_is_refused(layers, renamed, data):
+    layer = data.draw(st.sampled_from(layers))
+    dots = [place for place, letter in enumerate(layer) if letter == "."]
+    anywhere = st.integers(0, len(layer))
+    place = data.draw(st.sampled_from(dots) | anywhere if dots else anywhere)
+    removed = data.draw(st.integers(0, 2))
+    added = data.draw(st.text("abm.01_", max_size=2))
+    name = layer[:place] + added + layer[place + removed :]
+    assert renamed(name).startswith("'") == (name not in layers)
+    assert name in layers or renamed(name) == f"'{name}' (not in the model)"

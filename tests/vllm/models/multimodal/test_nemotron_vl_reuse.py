@@ -1,5 +1,7 @@
 """Equal tiles are encoded once, within a forward pass and across requests."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from support.forked import run_forked
+from support.loading import make_config
 from vllm_nemotron_vl.config.nemotron_vl import EncoderConfig, ImageConfig
+from vllm_nemotron_vl.model_executor.models import nemotron_vl_reuse
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_reuse import TileReuse
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_digest import (
     tile_digest,
@@ -290,8 +294,6 @@ def means(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def test_counts_are_logged_at_intervals(monkeypatch):
-    from vllm_nemotron_vl.model_executor.models import nemotron_vl_reuse
-
     lines = []
     monkeypatch.setattr(
         nemotron_vl_reuse.logger, "info", lambda text, *args: lines.append(text % args)
@@ -329,7 +331,17 @@ def test_a_tile_whose_encoding_failed_is_not_cached():
     assert torch.equal(reuse(means, pixels, digests(pixels)), means(pixels))
 
 
-def test_only_the_first_rank_counts():
-    reuse = TileReuse(torch.empty(0, 64, 64), quiet=True)
-    reuse(means, tiles(1, 1), digests(tiles(1, 1)))
-    assert not reuse.counts
+@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_one_rank_counts_and_the_first_stage_caches(
+    checkpoint, monkeypatch, stage, rank
+):
+    group, module = SimpleNamespace(is_first_rank=stage == 0), nemotron_vl_reuse
+    monkeypatch.setattr(module, "get_pp_group", lambda: group)
+    monkeypatch.setattr(module, "get_tensor_model_parallel_rank", lambda: rank)
+    settings = {"nemotron_vl": {"tile_cache_mb": 1}}
+    config = make_config(checkpoint, "float32", additional_config=settings)
+    reuse = module.make_tile_reuse(config, (64, 64), tuple)
+    assert reuse.slots == (1_000_000 // (4 * 64 * 64) if stage == 0 else 0)
+    reuse(means, tiles(1), digests(tiles(1)))
+    assert bool(reuse.counts) == (rank == 0)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -14,6 +16,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_digest import (
     NO_REUSE,
     tile_digest,
+    tile_digests,
 )
 
 
@@ -68,3 +71,19 @@ def test_profiling_encodes_every_tile(processor):
     (item,) = dummy["mm_kwargs"]["image"]
     assert len(item["tile_digests"].data) == 13
     assert not item["tile_digests"].data.any()
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 4), max_size=5))))
+def test_rows_of_digests_are_equal_where_tiles_are(images):
+    """Tiles of different kinds differ in the lowest bit of one pixel."""
+    tiles = torch.zeros(5, 3, 4, 4, dtype=torch.uint8)
+    for kind in range(1, 5):
+        tiles[kind].flatten()[11 * kind] = 1
+    kinds = [kind if reuse else None for reuse, cut in images for kind in cut]
+    found = tile_digests([tiles[cut] for _, cut in images], [r for r, _ in images])
+    rows = [bytes(row) for row in found.numpy()]
+    assert len(rows) == len(kinds)
+    assert [any(row) for row in rows] == [kind is not None for kind in kinds]
+    pairs = set(zip(kinds, rows, strict=True))
+    assert len(pairs) == len(set(kinds)) == len(set(rows))

@@ -90,6 +90,22 @@ def test_black_and_white_images():
     assert np.asarray(to_rgb(image)).tolist() == [[[0] * 3, [255] * 3]]
 
 
+def test_a_shortage_of_memory_is_the_servers(monkeypatch):
+    def fail(image):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "load", fail)
+    with pytest.raises(MemoryError):
+        to_rgb(Image.new("L", (2, 2)))
+
+
+def test_an_image_may_have_as_many_pixels_as_the_limit(monkeypatch):
+    monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "6")
+    assert to_rgb(Image.new("L", (2, 3))).size == (2, 3)
+    with pytest.raises(VLLMValidationError, match="7x1 pixels; at most 6"):
+        to_rgb(Image.new("L", (7, 1)))
+
+
 def test_exif_rotation_is_applied(processor):
     upright = noise(200, 100)
     exif = Image.Exif()

@@ -1,5 +1,6 @@
 """Several threads share the work on an image; the result is that of one thread."""
 
+import contextlib
 import math
 import multiprocessing
 import os
@@ -146,6 +147,45 @@ def test_a_pool_that_has_ended_helps_nobody():
     ran_on = []
     threads.run([lambda: ran_on.append(threading.get_ident())] * 20)
     assert ran_on == [threading.get_ident()] * 20
+
+
+def test_a_helper_begins_no_task_after_a_failure(monkeypatch):
+    threads = image_threads.Threads(2)
+    both, failed = threading.Barrier(2, timeout=20), threading.Event()
+    caller, later = threading.get_ident(), []
+    wait = image_threads.wait
+
+    def wait_for_helpers(helpers):
+        failed.set()
+        return wait(helpers)
+
+    def work() -> None:
+        both.wait()
+        if threading.get_ident() == caller:
+            raise ZeroDivisionError
+        failed.wait(20)
+
+    monkeypatch.setattr(image_threads, "wait", wait_for_helpers)
+    with pytest.raises(ZeroDivisionError):
+        threads.run([work, work, *[lambda: later.append(1)] * 20])
+    assert failed.is_set() and not later
+
+
+def test_callers_at_once_start_one_pool(monkeypatch):
+    threads = image_threads.Threads(2)
+    both, started = threading.Barrier(2), []
+    start = image_threads._start_pool
+
+    def start_slowly(number: int):
+        started.append(number)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.1)  # for another caller
+        return start(number)
+
+    monkeypatch.setattr(image_threads, "_start_pool", start_slowly)
+    with ThreadPoolExecutor(2) as callers:
+        list(callers.map(threads.run, [[lambda: None] * 2] * 2))
+    assert started == [1]
 
 
 def test_an_error_of_a_helper_reaches_the_caller():
