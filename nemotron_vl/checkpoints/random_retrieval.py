@@ -43,17 +43,18 @@ def make_retrieval_checkpoint(
     tile_size: int = 64,
     dtype: str = "bfloat16",
     seed: int = 0,
-) -> None:
-    """Write a checkpoint that vLLM can load.
+) -> dict[str, Shape]:
+    """Write a checkpoint that vLLM can load; give its tensors.
 
     Args:
         out: Folder to create.
         ranks: Whether it ranks pages for a question, or else embeds both.
-        tile_size: Side of a tile in pixels.
+        tile_size: Side of a tile in pixels, a multiple of 32.
         dtype: Type of the stored weights.
         seed: Seed of the weights.
 
     Raises:
+        ValueError: The tile has another size.
         FileExistsError: ``out`` is not an empty folder.
         OSError: A file cannot be written; names it. No file stays.
     """
@@ -61,6 +62,10 @@ def make_retrieval_checkpoint(
     from .random_weights import SCORE, write_tensors
     from .small_tokenizer import train_tokenizer, write_tokenizer
 
+    if tile_size % 32:
+        raise ValueError(
+            f"the tile size {tile_size} is not a multiple of 32, twice the patch size"
+        )
     tokenizer = train_tokenizer((IMAGE_START, IMAGE_END, CONTEXT_TOKEN))
     values = _config(ranks, tile_size, dtype, tokenizer)
     shapes = _tensors(values)
@@ -81,6 +86,7 @@ def make_retrieval_checkpoint(
         )
         write_tokenizer(folder, tokenizer, _CONTEXT)
         write_tensors(folder, shapes, dtype, seed)
+    return shapes
 
 
 def _config(

@@ -193,24 +193,49 @@ def test_an_incompatible_vllm_refuses_this_architecture_alone(
     assert served == "serves LlamaForCausalLM"
 
 
-def test_a_failed_registration_refuses_this_architecture_alone(monkeypatch):
+def test_the_chat_model_stands_alone(
+    checkpoint, embed_checkpoint, rerank_checkpoint, tmp_path
+):
+    """A rename among what finds and ranks pages refuses those models alone."""
+    code = LOAD.replace(
+        "((ours, False), (ours, True), (other, False))",
+        f"((ours, True), ({str(embed_checkpoint)!r}, True), (other, False))",
+    ).format(checkpoint=str(checkpoint), other=str(rerank_checkpoint))
+    renamed = {
+        "model_executor/models/config.py": ("LlamaNemotronVLConfig", "LlamaVLConfig")
+    }
+    result = run_python(code, env=other_vllm(tmp_path, renamed))
+    served, *refusals = result.stdout.splitlines()[-3:]
+    assert served == "serves Llama_Nemotron_Nano_VL", result.stderr
+    for refused in refusals:
+        assert "cannot serve LlamaNemotronVLModel and LlamaNemotronVLFor" in refused
+        assert "cannot import name 'LlamaNemotronVLConfig'" in refused
+
+
+@pytest.mark.parametrize("retrieval", [False, True])
+def test_a_failed_registration_refuses_its_architectures_alone(monkeypatch, retrieval):
     """An exception that left `register` would end every vLLM process."""
 
     def changed():
         raise TypeError("register() got an unexpected argument")
 
-    said: list[str] = []
-    monkeypatch.setattr(plugin, "_register", changed)
-    monkeypatch.setattr(plugin, "_refuse", said.append)
+    said: list[tuple[str, bool]] = []
+    monkeypatch.setattr(plugin, "_register", lambda: None)
+    monkeypatch.setattr(plugin, "_register_retrieval", lambda: None)
+    name = "_register_retrieval" if retrieval else "_register"
+    monkeypatch.setattr(plugin, name, changed)
+    monkeypatch.setattr(plugin, "_refuse", lambda *given: said.append(given))
     plugin.register()
-    assert "TypeError: register() got an unexpected argument" in said[0]
+    ((sentence, refused),) = said
+    assert "TypeError: register() got an unexpected argument" in sentence
+    assert refused is retrieval
 
 
 def test_laid_over_vllm_it_does_not_check_the_version(monkeypatch):
     registered: list[bool] = []
     monkeypatch.setattr("vllm.__version__", "dev")
     monkeypatch.setattr(plugin, "_PACKAGE", "vllm")
-    monkeypatch.setattr(plugin, "refusal", lambda version: pytest.fail(version))
+    monkeypatch.setattr(plugin, "refusal", lambda version, _: pytest.fail(version))
     monkeypatch.setattr(plugin, "_register", lambda: registered.append(True))
     plugin.register()
     assert registered
@@ -222,8 +247,9 @@ def test_a_missing_vllm_is_logged_and_raises_nothing():
         "from vllm_nemotron_vl.plugins.nemotron_vl import register\nregister()\n"
     )
     assert result.returncode == 0, result.stderr
-    (line,) = [x for x in result.stderr.splitlines() if "vllm-nemotron-vl" in x]
-    assert "cannot serve Llama_Nemotron_Nano_VL" in line
+    lines = [x for x in result.stderr.splitlines() if "vllm-nemotron-vl" in x]
+    assert "cannot serve Llama_Nemotron_Nano_VL with" in lines[0]
+    assert "cannot serve LlamaNemotronVLModel and Llama" in lines[1]
 
 
 def test_an_untested_vllm_that_fits_serves_with_one_warning(
@@ -286,6 +312,9 @@ def test_the_contract_compares_imports_with_definitions(
     )
     package = fake_release(tmp_path / "package", {"ours.py": takes})
     assert nemotron_vl_contract.missing(vllm, package) == lacks
+    (package / "ours.py").rename(package / "ours_retrieval.py")
+    assert nemotron_vl_contract.missing(vllm, package) == lacks
+    assert nemotron_vl_contract.missing(vllm, package, retrieval=False) == []
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import (
     images_encoded_elsewhere,
 )
 from vllm_nemotron_vl.renderers import nemotron_vl as renderer
-from vllm_nemotron_vl.renderers import nemotron_vl_media_errors as media_errors
+from vllm_nemotron_vl.multimodal import nemotron_vl_media_errors as media_errors
 from vllm_nemotron_vl.renderers.nemotron_vl_embeddings import (
     check_encoder,
     check_images_without_pixels,

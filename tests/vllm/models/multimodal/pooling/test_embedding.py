@@ -22,7 +22,7 @@ PROMPTS = {
     "seven tiles": ("passage: <image> ", [noise(300, 200)]),
     "image and text": ("passage: <image> The total.", [noise(130, 90)]),
     "two images": ("passage: <image> <image> ", [noise(64, 64), noise(100, 200)]),
-    "<image> as text": ("passage: an <image> in a text", []),
+    "<image> as text": ("passage: an <image> and an <image> in a text", []),
 }
 
 
