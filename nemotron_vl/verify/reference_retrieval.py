@@ -58,7 +58,7 @@ class RetrievalReference(Reference):
         if "score.weight" in tensors:
             self.score_head = nn.Linear(llm.hidden_size, 1, bias=False)
         self.load_state_dict(
-            {_own_name(name): tensor.float() for name, tensor in tensors.items()}
+            {own_name(name): tensor.float() for name, tensor in tensors.items()}
         )
         self.eval().requires_grad_(False)
 
@@ -99,7 +99,7 @@ class RetrievalReference(Reference):
         return self.score_head(self.pooled(prompt, images)).item()
 
 
-def _own_name(name: str) -> str:
+def own_name(name: str) -> str:
     """The name in `RetrievalReference` of a tensor of the checkpoint."""
     for prefix, own in {
         "vision_model.vision_model.": "siglip.",

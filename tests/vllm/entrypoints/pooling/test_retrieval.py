@@ -6,7 +6,9 @@ and no template is passed.
 
 import contextlib
 import shutil
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -27,6 +29,8 @@ OPTIONS = [
     "--trust-remote-code",
     ONE_WORKER,
 ]
+# A URL that does not answer then delays no other request.
+MORE_RENDERERS = ["--renderer-num-workers=4", "--mm-processor-cache-gb=0"]
 # The Python files that the checkpoints' `auto_map` name.
 CODE = ("configuration", "modeling", "processing", "llama_bidirectional_model")
 IMAGES = [noise(64, 64), noise(300, 200)]
@@ -47,7 +51,7 @@ def post(url: str, path: str, **body) -> httpx.Response:
 
 
 @contextlib.contextmanager
-def serving_baited(checkpoint: Path, folder: Path) -> Iterator[str]:
+def serving_baited(checkpoint: Path, folder: Path, *options: str) -> Iterator[str]:
     """Serve a checkpoint with Python files, none of which may be imported."""
     model = shutil.copytree(checkpoint, folder / "model")
     canary = folder / "canary.txt"
@@ -55,7 +59,7 @@ def serving_baited(checkpoint: Path, folder: Path) -> Iterator[str]:
         (model / f"{name}.py").write_text(f"open({str(canary)!r}, 'w')")
     with (
         forked_servers(),
-        serving(model, *OPTIONS, log=folder / "log.txt") as url,
+        serving(model, *OPTIONS, *options, log=folder / "log.txt") as url,
     ):
         yield url
     assert not canary.exists()
@@ -185,7 +189,8 @@ def test_what_is_no_image_is_refused(embed_url):
 
 @pytest.fixture(scope="module")
 def rerank_url(rerank_checkpoint, tmp_path_factory):
-    with serving_baited(rerank_checkpoint, tmp_path_factory.mktemp("rerank")) as url:
+    folder = tmp_path_factory.mktemp("rerank")
+    with serving_baited(rerank_checkpoint, folder, *MORE_RENDERERS) as url:
         yield url
 
 
@@ -253,6 +258,23 @@ def test_pairs_are_scored(rerank_url, logits):
     assert answer.status_code == 200, answer.text
     found = torch.tensor([one["score"] for one in answer.json()["data"]])
     assert torch.allclose(found, logits.sigmoid(), atol=1e-5)
+
+
+def test_a_dead_url_delays_nobody(rerank_url, logits):
+    def scores(part: dict) -> list[float]:
+        documents = [{"content": [part]}] * 2
+        answer = post(rerank_url, "/score", data_1=QUESTION, data_2=documents)
+        return [one["score"] for one in answer.json().get("data", [])]
+
+    expected = [logits.sigmoid()[1].item()] * 2
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as pool:
+        dead = f"http://127.0.0.1:{silent.getsockname()[1]}/page.png"
+        waiting = pool.submit(scores, {"type": "image_url", "image_url": {"url": dead}})
+        others = [pool.submit(scores, image_part(IMAGES[0])) for _ in range(6)]
+        for other in others:
+            assert other.result() == pytest.approx(expected, abs=1e-5)
+        assert not waiting.done()
+    assert waiting.result() == []
 
 
 @pytest.mark.parametrize(
