@@ -41,7 +41,9 @@ class RemoteCode(RetrievalReference):
         return torch.stack(
             [
                 self.pooled(f"passage: {text}", [image] if image else [])
-                for text, image in zip(texts, images or [None] * len(texts), strict=True)
+                for text, image in zip(
+                    texts, images or [None] * len(texts), strict=True
+                )
             ]
         )
 

@@ -47,7 +47,9 @@ def test_modelopts_fp8(request, with_quantisation, kind, ignore):
     for name, module in model.named_modules():
         if isinstance(module, LinearBase):
             quantised = ".layers." in name and name.startswith("language_model.")
-            expected = "ModelOptLinearMethod" if quantised else "UnquantizedLinearMethod"
+            expected = (
+                "ModelOptLinearMethod" if quantised else "UnquantizedLinearMethod"
+            )
             assert method(module) == expected, name
     layer = model.language_model.model.layers[1].mlp.down_proj
     stored = f"{prefix}language_model.layers.1.mlp.down_proj.weight"

@@ -63,7 +63,10 @@ def test_tokens_see_each_other_and_are_averaged(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pooling": None}, "the key 'pooling' is missing or null; supported: 'avg', 'cls'"),
+        (
+            {"pooling": None},
+            "the key 'pooling' is missing or null; supported: 'avg', 'cls'",
+        ),
         ({"pooling": "weighted"}, "pooling = 'weighted' is not supported"),
         ({"ps_version": None}, "the key 'ps_version' is missing"),
         ({"select_layer": -2}, "select_layer = -2 is not supported; supported: -1"),

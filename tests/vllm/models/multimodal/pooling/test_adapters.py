@@ -79,9 +79,7 @@ def test_adapters_on_all_parts(start_llm, embed_checkpoint, tmp_path):
         for text, images in REQUESTS
         for _ in requests
     ]
-    outputs = llm.embed(
-        prompts, lora_request=requests * len(REQUESTS), use_tqdm=False
-    )
+    outputs = llm.embed(prompts, lora_request=requests * len(REQUESTS), use_tqdm=False)
     plain = RetrievalReference(embed_checkpoint)
     found = iter(outputs)
     for text, images in REQUESTS:
@@ -108,9 +106,7 @@ def test_adapters_on_all_parts(start_llm, embed_checkpoint, tmp_path):
 @pytest.mark.parametrize("encoder", [False, True])
 def test_layers_of_adapters_have_the_names_of_the_checkpoint(request, kind, encoder):
     checkpoint = request.getfixturevalue(f"{kind}_checkpoint")
-    model = build(
-        checkpoint, enable_lora=True, enable_tower_connector_lora=encoder
-    )
+    model = build(checkpoint, enable_lora=True, enable_tower_connector_lora=encoder)
     modules = dict(model.named_modules())
     prefix = "model." if kind == "rerank" else ""
     for name in LANGUAGE + ENCODER:
