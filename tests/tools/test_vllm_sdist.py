@@ -39,7 +39,8 @@ def hub(tmp_path, embed_checkpoint, rerank_checkpoint) -> Path:
     folder.mkdir()
     (folder / "llama-nemotron-embed-vl-1b-v2").symlink_to(embed_checkpoint)
     (folder / "llama-nemotron-rerank-vl-1b-v2").symlink_to(rerank_checkpoint)
-    make_checkpoint(folder / "Llama-3.1-Nemotron-Nano-VL-8B-V1", tile_size=512)
+    chat = folder / "Llama-3.1-Nemotron-Nano-VL-8B-V1"
+    make_checkpoint(chat, tile_size=512, cpe_max_size=512)
     return tmp_path
 
 
@@ -85,7 +86,10 @@ def test_vllms_own_tests_pass(source, hub, file):
             source / "tests" / "models" / "multimodal" / file,
         ],
         cwd=hub,
-        env=with_folders(ROOT / "tests", source / "site"),
+        env=with_folders(
+            *(ROOT, ROOT / "tests", source / "site"),
+            VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        ),
         capture_output=True,
         text=True,
     )
