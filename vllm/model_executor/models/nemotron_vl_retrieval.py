@@ -98,7 +98,9 @@ class NemotronVLRetrievalProcessingInfo(NemotronVLProcessingInfo):
     info=NemotronVLRetrievalProcessingInfo,
     dummy_inputs=NemotronVLDummyInputsBuilder,
 )
-class LlamaNemotronVLForEmbedding(InTreeForEmbedding, SupportsQuant):
+class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
+    InTreeForEmbedding, SupportsQuant
+):
     """llama-nemotron-embed-vl: an embedding of a text, an image or both.
 
     Equal tiles are encoded once, and a bounded number of tiles at once.
@@ -139,7 +141,7 @@ class LlamaNemotronVLForEmbedding(InTreeForEmbedding, SupportsQuant):
             keep_encoder_precision(quant_config)
 
     def _init_mlp1(self, config: PreTrainedConfig, *args: Any, **kwargs: Any):
-        connector = super()._init_mlp1(config, *args, **kwargs)
+        connector: Any = super()._init_mlp1(config, *args, **kwargs)
         # vLLM applies adapters to its own layers only.
         for place in (1, 3):
             linear = connector[place]
