@@ -13,8 +13,12 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoProcessor
 from vllm.assets.image import ImageAsset
+from vllm.plugins import load_general_plugins
 
 from nemotron_vl.verify.reference_retrieval import RetrievalReference
+
+# Some of the tests make no engine, which would do this.
+load_general_plugins()
 
 IMAGES = {"stop_sign": "coffee", "cherry_blossom": "chelsea"}
 
