@@ -22,6 +22,7 @@ from pathlib import Path
 
 from vllm_nemotron_vl.config.nemotron_vl_names import (
     ARCHITECTURE,
+    RETRIEVAL_MODEL_TYPES,
     VIDEO_ARCHITECTURE,
 )
 
@@ -181,6 +182,10 @@ def edit(file: Path, change) -> None:
 def add_to_registry(text: str) -> str:
     names = f"{ARCHITECTURE}|{VIDEO_ARCHITECTURE}"
     text = re.sub(rf' {{4}}"({names})": \([^)]*\),\n', "", text)
+    # Rows that vLLM has, in other tables: only their module changes.
+    retrieval = "|".join(RETRIEVAL_MODEL_TYPES)
+    row = rf'( {{4}}"(?:{retrieval})": \(\s*)"nemotron_vl"'
+    text = re.sub(row, r'\1"nemotron_vl_retrieval"', text)
     table = "_MULTIMODAL_MODELS = {\n"
     if table not in text:
         sys.exit("The registry has no table _MULTIMODAL_MODELS.")

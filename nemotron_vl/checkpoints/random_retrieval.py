@@ -46,19 +46,20 @@ def make_retrieval_checkpoint(
     seed: int = 0,
     vision_options: Mapping[str, Any] = MappingProxyType({}),
     text_options: Mapping[str, Any] = MappingProxyType({}),
-) -> None:
-    """Write a checkpoint that vLLM can load.
+) -> dict[str, Shape]:
+    """Write a checkpoint that vLLM can load; give its tensors.
 
     Args:
         out: Folder to create.
         ranks: Whether it ranks pages for a question, or else embeds both.
-        tile_size: Side of a tile in pixels.
+        tile_size: Side of a tile in pixels, a multiple of 32.
         dtype: Type of the stored weights.
         seed: Seed of the weights.
         vision_options: Other values of ``vision_config``.
         text_options: Other values of ``llm_config``.
 
     Raises:
+        ValueError: The tile has another size.
         FileExistsError: ``out`` is not an empty folder.
         OSError: A file cannot be written; names it. No file stays.
     """
@@ -66,6 +67,10 @@ def make_retrieval_checkpoint(
     from .random_weights import SCORE, write_tensors
     from .small_tokenizer import train_tokenizer, write_tokenizer
 
+    if tile_size % 32:
+        raise ValueError(
+            f"the tile size {tile_size} is not a multiple of 32, twice the patch size"
+        )
     tokenizer = train_tokenizer((IMAGE_START, IMAGE_END, CONTEXT_TOKEN))
     values = _config(ranks, tile_size, dtype, tokenizer)
     values["vision_config"] |= vision_options
@@ -88,6 +93,7 @@ def make_retrieval_checkpoint(
         )
         write_tokenizer(folder, tokenizer, _CONTEXT)
         write_tensors(folder, shapes, dtype, seed)
+    return shapes
 
 
 def _config(

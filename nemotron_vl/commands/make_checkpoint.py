@@ -2,12 +2,14 @@
 """``nemotron-vl make-checkpoint``: the real layout with random weights.
 
 Configuration keys, tensor names, special tokens and prompt format are those of
-``nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1``. You choose the sizes. The weights are
-random, so everything can be tried with it, but its answers mean nothing.
+``nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1``, or with ``--kind embed`` and ``--kind
+rerank`` those of the two models that find and rank pages. You choose the sizes. The
+weights are random, so everything can be tried with it, but its answers mean nothing.
 """
 
 import argparse
 import math
+from functools import partial
 from pathlib import Path
 
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import checkpoint_tensors
@@ -17,6 +19,8 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import MA
 from ..printable import show
 from .arguments import number
 
+# Options for all kinds; the others are for chat models.
+_FOR_ALL = {"out", "run", "kind", "tile_size", "dtype", "seed"}
 _TOWERS = [name.removesuffix("_patch16_224") for name in TOWER_DIMS]
 
 
@@ -28,6 +32,7 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("out", type=Path, help="folder to create")
+    parser.add_argument("--kind", choices=["chat", "embed", "rerank"], default="chat")
     parser.add_argument("--tower", choices=_TOWERS, default="vit_small")
     parser.add_argument("--tower-layers", type=number(), metavar="N", default=2)
     parser.add_argument("--layers", type=number(), metavar="N", default=2)
@@ -47,15 +52,23 @@ def add_parser(subparsers) -> None:
         "--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=partial(_run, parser))
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from ..checkpoints.random_checkpoint import make_checkpoint
+    from ..checkpoints.random_retrieval import make_retrieval_checkpoint
 
-    options = {k: v for k, v in vars(args).items() if k not in ("out", "run")}
-    config = make_checkpoint(args.out, **options)
-    tensors = checkpoint_tensors(config)
+    chat = {k: v for k, v in vars(args).items() if k not in _FOR_ALL}
+    options = {"tile_size": args.tile_size, "dtype": args.dtype, "seed": args.seed}
+    if args.kind == "chat":
+        tensors = checkpoint_tensors(make_checkpoint(args.out, **chat, **options))
+    else:
+        for name in (k for k, v in chat.items() if v != parser.get_default(k)):
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is for --kind chat only. Leave it out.")
+        ranks = args.kind == "rerank"
+        tensors = make_retrieval_checkpoint(args.out, ranks=ranks, **options)
     count = sum(math.prod(shape) for shape in tensors.values())
     show(f"{args.out}: {len(tensors)} tensors, {count / 1e6:.1f} M parameters")
     return 0

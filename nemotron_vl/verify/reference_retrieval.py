@@ -78,8 +78,10 @@ class RetrievalReference(Reference):
             images: RGB.
         """
         pixels = [self.to_pixels(image) for image in images]
-        # Without an image, `<image>` is text.
-        text = self.expand(prompt, [*map(len, pixels)]) if pixels else prompt
+        # Without an image, the first `<image>` stands for nothing, others are text.
+        text = prompt.replace("<image>", "", 1)
+        if pixels:
+            text = self.expand(prompt, [*map(len, pixels)])
         ids = torch.tensor([self.tokenizer.encode(text)])
         embeds = self.llama.embed_tokens(ids).clone()
         if pixels:

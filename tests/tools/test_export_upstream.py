@@ -37,8 +37,11 @@ print(type(processor.info.get_hf_processor()).__module__)
 video = ModelRegistry.models["Llama_Nemotron_Nano_VL_Video"]
 print(video.module_name, video.load_model_cls().__mro__[1] is cls)
 
-# Files of vLLM that ours are appended to keep their own definitions.
-print(ModelRegistry.models["LlamaNemotronVLModel"].load_model_cls().__name__)
+# vLLM's own rows lead to ours, and files that ours are appended to keep their classes.
+from vllm.model_executor.models import registry
+for name in ("LlamaNemotronVLModel", "LlamaNemotronVLForSequenceClassification"):
+    cls = ModelRegistry.models[name].load_model_cls()
+    print(registry._VLLM_MODELS[name][0], cls.__module__, cls.__name__)
 import sys
 print([m for m in sys.modules if m.startswith("vllm_nemotron_vl")])
 """
@@ -130,7 +133,8 @@ def test_the_tree_works_laid_over_vllm(checkout, checkpoint, tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     lines = [line for line in result.stdout.splitlines() if "INFO" not in line]
     module = "vllm.model_executor.models.nemotron_vl"
-    assert lines[-9:] == [
+    retrieval = f"nemotron_vl_retrieval {module}_retrieval"
+    assert lines[-10:] == [
         str(checkout / "vllm" / "__init__.py"),
         module,
         f"vllm.model_executor.models.internvl {module}_processing",
@@ -138,7 +142,8 @@ def test_the_tree_works_laid_over_vllm(checkout, checkpoint, tmp_path):
         "vllm.transformers_utils.configs.nemotron_vl",
         "vllm.transformers_utils.processors.nemotron_vl",
         f"{module}_video True",
-        "LlamaNemotronVLForEmbedding",
+        f"{retrieval} LlamaNemotronVLForEmbedding",
+        f"{retrieval} LlamaNemotronVLForSequenceClassification",
         "[]",
     ]
 

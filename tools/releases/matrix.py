@@ -40,11 +40,12 @@ STARTS_ENGINES = [
     "tests/nemotron_vl/commands/test_demo.py",
     "tests/nemotron_vl/commands/test_read_engine.py",
     "tests/nemotron_vl/verify/test_verify.py",
-    "tests/vllm/entrypoints/openai",
+    "tests/vllm/entrypoints",
     "tests/examples",
     "tests/vllm/lora",
     "tests/vllm/model_runner_v2",
     "tests/vllm/models/multimodal/generation",
+    "tests/vllm/models/multimodal/pooling",
     "tests/vllm/quantization",
 ]
 NEEDS_NO_VLLM = ["tests/tools"]
@@ -73,6 +74,10 @@ ENGINES = [
     f"{LORA}::test_vllms_caches_know_the_adapter",
     f"{LORA}::test_served_statically_and_in_one_batch",
     f"{LORA}::test_bad_adapters_are_refused",
+    # pages found and ranked
+    "tests/vllm/models/multimodal/pooling",
+    "tests/vllm/entrypoints/pooling",
+    "tests/vllm/quantization/test_retrieval_layers.py",
     # quantised
     "tests/vllm/quantization/test_nemotron_vl.py::test_reads_within_two_points",
     # laid over a checkout

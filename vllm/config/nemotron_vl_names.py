@@ -19,6 +19,13 @@ EMBED_ARCHITECTURE = "LlamaNemotronVLModel"
 EMBED_MODEL_TYPE = "llama_nemotron_vl"
 RERANK_ARCHITECTURE = "LlamaNemotronVLForSequenceClassification"
 RERANK_MODEL_TYPE = "llama_nemotron_vl_rerank"
+RETRIEVAL_MODEL_TYPES = {
+    EMBED_ARCHITECTURE: EMBED_MODEL_TYPE,
+    RERANK_ARCHITECTURE: RERANK_MODEL_TYPE,
+}
+
+# What begins a question and a passage of the embedding model.
+QUERY_PREFIX, PASSAGE_PREFIX = "query:", "passage:"
 
 # Special tokens of a prompt. The second is the placeholder of an image, and stands for
 # each of its embeddings, between the other two.

@@ -27,6 +27,7 @@ from .nemotron_vl_confinement import command, environment
 from .nemotron_vl_fetching import SeparateConnector
 from .nemotron_vl_files import read_file
 from .nemotron_vl_formats import FORMATS, Refused, check_structure, format_of
+from .nemotron_vl_media_errors import media_errors_are_the_clients
 from .nemotron_vl_turns import Turns
 
 logger = init_logger("vllm.multimodal.nemotron_vl_loading")
@@ -218,6 +219,11 @@ class NemotronVLConnector(SeparateConnector):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._places = _places.get() or _new_places()
+
+    def fetch_image(self, *args: Any, **options: Any) -> Any:
+        """As vLLM's; it loads the images of /score outside of the renderer."""
+        with media_errors_are_the_clients((MemoryError,)):
+            return super().fetch_image(*args, **options)
 
     def load_from_url(self, url: str, media_io: MediaIO, **options: Any) -> Any:
         return super().load_from_url(url, self._later(media_io), **options)()

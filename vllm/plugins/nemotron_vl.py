@@ -17,6 +17,7 @@ from ..config.nemotron_vl_names import (
     EMBED_TEMPLATE,
     RERANK_ARCHITECTURE,
     RERANK_MODEL_TYPE,
+    RETRIEVAL_MODEL_TYPES,
     RETRIEVAL_TOKENIZER_MODE,
     TOKENIZER_MODE,
     VIDEO_ARCHITECTURE,
@@ -34,27 +35,31 @@ _MODEL = f"{_PACKAGE}.model_executor.models.nemotron_vl"
 
 
 def register() -> None:
-    """Make vLLM serve the architecture with this package's model.
+    """Make vLLM serve the architectures with this package's models.
 
     vLLM calls it in each of its processes, sometimes more than once. It imports no
     model code. If this package does not work with the installed vLLM, checkpoints of
-    this architecture are refused with a message. Other models are not affected.
+    these architectures are refused with a message. Other models are not affected, and
+    the chat model does not need what the models that find and rank pages need.
     """
     if _is_checkpoint(Path()):
         # The interpreters that vLLM starts would have the folder first in their path,
         # and import a checkpoint's json.py.
         os.environ.setdefault("PYTHONSAFEPATH", "1")
-    installed = ""
-    try:
-        import vllm
+    for retrieval, register_models in ((False, _register), (True, _register_retrieval)):
+        installed = ""
+        try:
+            import vllm
 
-        installed = vllm.__version__
-        untested = _PACKAGE != "vllm" and not is_tested(installed)
-        if untested and (sentence := refusal(installed)):
-            return _refuse(sentence)
-        _register()
-    except Exception as error:  # an uncaught one would end every vLLM process
-        _refuse(_sentence(installed, f"{type(error).__name__}: {error}"))
+            installed = vllm.__version__
+            untested = _PACKAGE != "vllm" and not is_tested(installed)
+            if untested and (sentence := refusal(installed, retrieval)):
+                _refuse(sentence, retrieval)
+            else:
+                register_models()
+        except Exception as error:  # an uncaught one would end every vLLM process
+            said = f"{type(error).__name__}: {error}"
+            _refuse(_sentence(installed, retrieval, said), retrieval)
 
 
 def _is_checkpoint(folder: Path) -> bool:
@@ -66,28 +71,18 @@ def _is_checkpoint(folder: Path) -> bool:
         if config.is_file():
             with config.open("rb") as file:
                 content = json.loads(file.read(_MOST_BYTES))
-            served = {ARCHITECTURE, EMBED_ARCHITECTURE, RERANK_ARCHITECTURE}
+            served = {ARCHITECTURE, *RETRIEVAL_MODEL_TYPES}
             return not served.isdisjoint(content["architectures"])
     return False
 
 
 def _register() -> None:
     import vllm
-    from vllm import ModelRegistry
     from vllm.logger import init_logger
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
-    from vllm.renderers.registry import RENDERER_REGISTRY
-    from vllm.tokenizers.registry import (
-        _MODEL_TYPES_WITH_INCORRECT_TOKENIZER_CLASS,
-        TokenizerRegistry,
-    )
-    from vllm.transformers_utils.chat_templates.registry import (
-        register_chat_template_fallback_path,
-    )
 
     from ..model_executor.models.config import (
         NemotronVLModelConfig,
-        NemotronVLRetrievalModelConfig,
         NemotronVLVideoModelConfig,
     )
     from ..transformers_utils.config import register_nemotron_vl_config
@@ -96,7 +91,6 @@ def _register() -> None:
         return
     logger = init_logger("vllm.plugins.nemotron_vl")
     register_nemotron_vl_config()
-    rerank = f"_retrieval:{RERANK_ARCHITECTURE}"
     for architecture, place, config in (
         (ARCHITECTURE, ":LlamaNemotronVLChatModel", NemotronVLModelConfig),
         (
@@ -104,33 +98,13 @@ def _register() -> None:
             "_video:LlamaNemotronVLVideoChatModel",
             NemotronVLVideoModelConfig,
         ),
-        (
-            EMBED_ARCHITECTURE,
-            "_retrieval:LlamaNemotronVLForEmbedding",
-            NemotronVLRetrievalModelConfig,
-        ),
-        (RERANK_ARCHITECTURE, rerank, NemotronVLRetrievalModelConfig),
     ):
-        ModelRegistry.register_model(architecture, f"{_MODEL}{place}")
-        MODELS_CONFIG_MAP[architecture] = config
-    # For the models in this set vLLM reads the tokenizer from its data files only.
-    # AutoTokenizer would import the class that tokenizer_config.json names.
-    _MODEL_TYPES_WITH_INCORRECT_TOKENIZER_CLASS.update(
-        (ARCHITECTURE, EMBED_MODEL_TYPE, RERANK_MODEL_TYPE)
+        _register_model(architecture, place, config)
+    _register_renderer(TOKENIZER_MODE, "nemotron_vl", "NemotronVLRenderer")
+    _register_renderer(
+        VIDEO_TOKENIZER_MODE, "nemotron_vl_video", "NemotronVLVideoRenderer"
     )
-    for mode, file, name in (
-        (TOKENIZER_MODE, "nemotron_vl", "NemotronVLRenderer"),
-        (VIDEO_TOKENIZER_MODE, "nemotron_vl_video", "NemotronVLVideoRenderer"),
-        (
-            RETRIEVAL_TOKENIZER_MODE,
-            "nemotron_vl_retrieval",
-            "NemotronVLRetrievalRenderer",
-        ),
-    ):
-        TokenizerRegistry.register(mode, "vllm.tokenizers.hf", "CachedHfTokenizer")
-        RENDERER_REGISTRY.register(mode, f"{_PACKAGE}.renderers.{file}", name)
-    register_chat_template_fallback_path(ARCHITECTURE, CHAT_TEMPLATE)
-    register_chat_template_fallback_path(EMBED_MODEL_TYPE, EMBED_TEMPLATE)
+    _register_tokenizer(ARCHITECTURE, CHAT_TEMPLATE)
     # One warning, not one for each process.
     if not is_tested(vllm.__version__) and parent_process() is None:
         logger.warning(
@@ -148,37 +122,97 @@ def _register() -> None:
     )
 
 
-def refusal(vllm_version: str) -> str | None:
+def _register_retrieval() -> None:
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    from ..model_executor.models.nemotron_vl_retrieval_config import (
+        NemotronVLRetrievalModelConfig,
+    )
+    from ..transformers_utils.config import register_nemotron_vl_config
+    from ..transformers_utils.configs.nemotron_vl_retrieval import (
+        NemotronVLEmbedConfig,
+        NemotronVLRerankConfig,
+    )
+
+    if MODELS_CONFIG_MAP.get(EMBED_ARCHITECTURE) is NemotronVLRetrievalModelConfig:
+        return
+    register_nemotron_vl_config(NemotronVLEmbedConfig, NemotronVLRerankConfig)
+    for architecture, name in (
+        (EMBED_ARCHITECTURE, "LlamaNemotronVLForEmbedding"),
+        (RERANK_ARCHITECTURE, RERANK_ARCHITECTURE),
+    ):
+        place = f"_retrieval:{name}"
+        _register_model(architecture, place, NemotronVLRetrievalModelConfig)
+    mode, name = RETRIEVAL_TOKENIZER_MODE, "NemotronVLRetrievalRenderer"
+    _register_renderer(mode, "nemotron_vl_retrieval", name)
+    _register_tokenizer(EMBED_MODEL_TYPE, EMBED_TEMPLATE)
+    _register_tokenizer(RERANK_MODEL_TYPE, None)
+
+
+def _register_model(architecture: str, place: str, config: type) -> None:
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    ModelRegistry.register_model(architecture, f"{_MODEL}{place}")
+    MODELS_CONFIG_MAP[architecture] = config
+
+
+def _register_renderer(mode: str, file: str, name: str) -> None:
+    from vllm.renderers.registry import RENDERER_REGISTRY
+    from vllm.tokenizers.registry import TokenizerRegistry
+
+    TokenizerRegistry.register(mode, "vllm.tokenizers.hf", "CachedHfTokenizer")
+    RENDERER_REGISTRY.register(mode, f"{_PACKAGE}.renderers.{file}", name)
+
+
+def _register_tokenizer(model_type: str, template: Path | None) -> None:
+    from vllm.tokenizers.registry import _MODEL_TYPES_WITH_INCORRECT_TOKENIZER_CLASS
+    from vllm.transformers_utils.chat_templates.registry import (
+        register_chat_template_fallback_path,
+    )
+
+    # For the models in this set vLLM reads the tokenizer from its data files only.
+    # AutoTokenizer would import the class that tokenizer_config.json names.
+    _MODEL_TYPES_WITH_INCORRECT_TOKENIZER_CLASS.add(model_type)
+    if template is not None:
+        register_chat_template_fallback_path(model_type, template)
+
+
+def refusal(vllm_version: str, retrieval: bool = False) -> str | None:
     """A message if this package cannot work with the installed vLLM.
 
     Reads vLLM's source files without importing them.
 
     Args:
         vllm_version: Such as ``0.33.0``, for the message.
+        retrieval: Whether for the models that find and rank pages, or else for the
+            chat model.
 
     Returns:
-        ``None`` if vLLM has everything that this package uses of it.
+        ``None`` if vLLM has everything that these models use of it.
     """
     from .nemotron_vl_contract import missing
 
     spec = find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
-        return _sentence(vllm_version, "it is not installed")
-    if not (lacks := missing(Path(spec.submodule_search_locations[0]))):
+        return _sentence(vllm_version, retrieval, "it is not installed")
+    place = Path(spec.submodule_search_locations[0])
+    if not (lacks := missing(place, retrieval=retrieval)):
         return None
     shown = ", ".join(lacks[:3]) + (f" and {len(lacks) - 3} more" * (len(lacks) > 3))
-    return _sentence(vllm_version, f"it lacks {shown}")
+    return _sentence(vllm_version, retrieval, f"it lacks {shown}")
 
 
-def _sentence(vllm_version: str, problem: str) -> str:
+def _sentence(vllm_version: str, retrieval: bool, problem: str) -> str:
+    models = " and ".join(RETRIEVAL_MODEL_TYPES) if retrieval else ARCHITECTURE
     return (
-        f"vllm-nemotron-vl {plugin_version()} cannot serve {ARCHITECTURE} with vLLM "
+        f"vllm-nemotron-vl {plugin_version()} cannot serve {models} with vLLM "
         f'{vllm_version}: {problem}. Install "{tested_requirement()}".'
     )
 
 
-def _refuse(sentence: str) -> None:
-    """Refuse checkpoints of this architecture with a message.
+def _refuse(sentence: str, retrieval: bool) -> None:
+    """Refuse checkpoints of these architectures with a message.
 
     vLLM's in-tree model must not serve them instead: it runs the checkpoint's code.
     """
@@ -188,7 +222,7 @@ def _refuse(sentence: str) -> None:
     base = getattr(transformers, "PreTrainedConfig", None)
     base = base or transformers.PretrainedConfig  # type: ignore[attr-defined]
 
-    for refused in (ARCHITECTURE, EMBED_MODEL_TYPE, RERANK_MODEL_TYPE):
+    for refused in RETRIEVAL_MODEL_TYPES.values() if retrieval else [ARCHITECTURE]:
 
         class RefusedConfig(base):  # type: ignore[misc, valid-type]
             model_type = refused

@@ -53,12 +53,16 @@ HOOKS = {
 Import = tuple[str, str]  # module and name
 
 
-def missing(vllm: Path, package: Path | None = None) -> list[str]:
+def missing(
+    vllm: Path, package: Path | None = None, retrieval: bool = True
+) -> list[str]:
     """Names that this package needs and a vLLM does not have.
 
     Args:
         vllm: Folder of vLLM's package.
         package: Folder of this package.
+        retrieval: Whether to read the files of the models that find and rank pages,
+            too. Their names say so, and the others do without them.
 
     Returns:
         Such as ``vllm.multimodal.image.open_image``, sorted.
@@ -67,6 +71,8 @@ def missing(vllm: Path, package: Path | None = None) -> list[str]:
     source = _Source(vllm)
     lacks: set[str] = set()
     for file in package.rglob("*.py"):
+        if "retrieval" in file.stem and not retrieval:
+            continue
         for choices in imports(ast.parse(file.read_bytes())):
             if not any(all(map(source.has, choice)) for choice in choices):
                 lacks |= {".".join(name) for name in choices[0] if not source.has(name)}

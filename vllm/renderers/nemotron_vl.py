@@ -20,6 +20,7 @@ from ..config.nemotron_vl import ImageConfig
 from ..config.nemotron_vl_names import IMAGE_TOKEN
 from ..multimodal.nemotron_vl_embeddings import has_embeddings, with_plain_embeddings
 from ..multimodal.nemotron_vl_loading import check_and_load_images, share_threads
+from ..multimodal.nemotron_vl_media_errors import media_errors_are_the_clients
 from ..transformers_utils.configs.nemotron_vl_checks import (
     IMAGE_TOKENS,
     check_image_tokens,
@@ -32,7 +33,6 @@ from .nemotron_vl_embeddings import (
     check_images_without_pixels,
     check_no_embeddings,
 )
-from .nemotron_vl_media_errors import media_errors_are_the_clients
 from .nemotron_vl_messages import with_lists
 from .nemotron_vl_metrics import count_prompts, counted_refusals
 from .nemotron_vl_uuids import with_keys

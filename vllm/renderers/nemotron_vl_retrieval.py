@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The renderer of the models that find and rank pages."""
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from vllm.config import VllmConfig
-from vllm.inputs import TokensPrompt
-from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
-from vllm.renderers.params import ChatParams
+from vllm.inputs import TextPrompt, TokensPrompt
+from vllm.renderers.params import ChatParams, TokenizeParams
 
 from ..config.nemotron_vl_names import (
     EMBED_MODEL_TYPE,
     EMBED_TEMPLATE,
     IMAGE_TOKEN,
 )
-from ..multimodal.nemotron_vl_loading import CONNECTORS
 from ..transformers_utils.processors.nemotron_vl_retrieval import RETRIEVAL_TOKENS
 from .nemotron_vl import NemotronVLRenderer
-from .nemotron_vl_media_errors import media_errors_are_the_clients
+from .nemotron_vl_metrics import count_prompts, counted_refusals
+from .nemotron_vl_retrieval_scoring import use_published_prompts
 
 
 class NemotronVLRetrievalRenderer(NemotronVLRenderer):
@@ -32,10 +33,7 @@ class NemotronVLRetrievalRenderer(NemotronVLRenderer):
 
     def __init__(self, config: VllmConfig, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)
-        # vLLM loads the images of /score and /rerank outside of the renderer.
-        for name, connector in CONNECTORS.items():
-            reporting = type(connector.__name__, (_ReportsErrors, connector), {})
-            MEDIA_CONNECTOR_REGISTRY.register(name)(reporting)
+        use_published_prompts()
 
     def render_messages(self, messages: list[Any], params: ChatParams):
         return super().render_messages(messages, self._with_template(params))
@@ -43,6 +41,45 @@ class NemotronVLRetrievalRenderer(NemotronVLRenderer):
     async def render_messages_async(self, messages: list[Any], params: ChatParams):
         params = self._with_template(params)
         return await super().render_messages_async(messages, params)
+
+    # vLLM renders requests for embeddings and scores with the synchronous methods.
+
+    def render_chat(
+        self,
+        conversations: Sequence[Any],
+        chat_params: ChatParams,
+        tok_params: TokenizeParams | None = None,
+        **options: Any,
+    ):
+        if tok_params is None:  # vLLM warms up
+            return super().render_chat(conversations, chat_params, **options)
+        with self.counted():
+            rendered = super().render_chat(
+                conversations, chat_params, tok_params, **options
+            )
+        self.count(rendered[1])
+        return rendered
+
+    def render_cmpl(self, *args: Any, **options: Any):
+        with self.counted():
+            rendered = super().render_cmpl(*args, **options)
+        self.count(rendered)
+        return rendered
+
+    def counted(self) -> AbstractContextManager[None]:
+        """Count the refusals of the block in the server's metrics."""
+        return counted_refusals()
+
+    def count(self, prompts: Sequence[Any]) -> None:
+        """Count rendered prompts. A prompt without an answer may fill the context."""
+        count_prompts(prompts, self.model_config.max_model_len + 1)
+
+    def _tokenize_prompt(self, prompt: TextPrompt, params: TokenizeParams):
+        if not prompt.get("multi_modal_data"):
+            # The published code puts the image there, or nothing.
+            text = prompt["prompt"].replace(IMAGE_TOKEN, "", 1)
+            prompt = {**prompt, "prompt": text}
+        return super()._tokenize_prompt(prompt, params)
 
     def _with_template(self, params: ChatParams) -> ChatParams:
         embeds = self.model_config.hf_config.model_type == EMBED_MODEL_TYPE
@@ -57,14 +94,6 @@ class NemotronVLRetrievalRenderer(NemotronVLRenderer):
         # It need not be a token of its own.
         text = self.get_tokenizer().decode(prompt["prompt_token_ids"])
         return text.count(IMAGE_TOKEN)
-
-
-class _ReportsErrors:
-    """Before a connector, reports its errors as the renderer does."""
-
-    def fetch_image(self, *args: Any, **options: Any):
-        with media_errors_are_the_clients(NemotronVLRenderer.servers_errors):
-            return super().fetch_image(*args, **options)  # type: ignore[misc]
 
 
 @cache

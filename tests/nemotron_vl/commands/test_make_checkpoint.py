@@ -222,3 +222,27 @@ def test_of_a_checkpoint_that_cannot_be_written_nothing_stays(tmp_path, most, em
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert out.exists() == empty and not [*tmp_path.rglob("*.*")]
+
+
+@pytest.mark.parametrize("kind", ["embed", "rerank"])
+def test_kinds_that_find_and_rank_pages(tmp_path, capsys, kind):
+    out = tmp_path / kind
+    assert main(["make-checkpoint", "--kind", kind, "--tile-size=32", str(out)]) == 0
+    tensors = load_file(out / "model.safetensors")
+    assert ("score.weight" in tensors) == (kind == "rerank")
+    assert f"{len(tensors)} tensors" in capsys.readouterr().out
+    assert json.loads((out / "config.json").read_text())["force_image_size"] == 32
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--kv-heads=1", "--kv-heads is for --kind chat only"),
+        ("--tile-size=48", "48 is not a multiple of 32"),
+    ],
+)
+def test_what_does_not_fit_the_kind_is_refused(tmp_path, capsys, option, message):
+    out = tmp_path / "out"
+    assert main(["make-checkpoint", "--kind=embed", option, str(out)]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()

@@ -40,6 +40,9 @@ LONG = [
         ["-m", "releases or not releases", f"{GENERATION}/test_options.py"],
         id="options",
     ),
+    pytest.param(
+        ["-m", "releases or not releases", "models/multimodal/pooling"], id="pooling"
+    ),
 ]
 
 

@@ -12,7 +12,6 @@ from support.forked import run_forked
 from support.other_vllm import other_vllm
 from vllm_nemotron_vl.config import nemotron_vl_names as names
 from vllm_nemotron_vl.plugins import nemotron_vl as plugin
-from vllm_nemotron_vl.plugins import nemotron_vl_contract
 
 
 def run_python(code: str, **options) -> subprocess.CompletedProcess:
@@ -193,24 +192,49 @@ def test_an_incompatible_vllm_refuses_this_architecture_alone(
     assert served == "serves LlamaForCausalLM"
 
 
-def test_a_failed_registration_refuses_this_architecture_alone(monkeypatch):
+def test_the_chat_model_stands_alone(
+    checkpoint, embed_checkpoint, rerank_checkpoint, tmp_path
+):
+    """A rename among what finds and ranks pages refuses those models alone."""
+    code = LOAD.replace(
+        "((ours, False), (ours, True), (other, False))",
+        f"((ours, True), ({str(embed_checkpoint)!r}, True), (other, False))",
+    ).format(checkpoint=str(checkpoint), other=str(rerank_checkpoint))
+    renamed = {
+        "model_executor/models/config.py": ("LlamaNemotronVLConfig", "LlamaVLConfig")
+    }
+    result = run_python(code, env=other_vllm(tmp_path, renamed))
+    served, *refusals = result.stdout.splitlines()[-3:]
+    assert served == "serves Llama_Nemotron_Nano_VL", result.stderr
+    for refused in refusals:
+        assert "cannot serve LlamaNemotronVLModel and LlamaNemotronVLFor" in refused
+        assert "cannot import name 'LlamaNemotronVLConfig'" in refused
+
+
+@pytest.mark.parametrize("retrieval", [False, True])
+def test_a_failed_registration_refuses_its_architectures_alone(monkeypatch, retrieval):
     """An exception that left `register` would end every vLLM process."""
 
     def changed():
         raise TypeError("register() got an unexpected argument")
 
-    said: list[str] = []
-    monkeypatch.setattr(plugin, "_register", changed)
-    monkeypatch.setattr(plugin, "_refuse", said.append)
+    said: list[tuple[str, bool]] = []
+    monkeypatch.setattr(plugin, "_register", lambda: None)
+    monkeypatch.setattr(plugin, "_register_retrieval", lambda: None)
+    name = "_register_retrieval" if retrieval else "_register"
+    monkeypatch.setattr(plugin, name, changed)
+    monkeypatch.setattr(plugin, "_refuse", lambda *given: said.append(given))
     plugin.register()
-    assert "TypeError: register() got an unexpected argument" in said[0]
+    ((sentence, refused),) = said
+    assert "TypeError: register() got an unexpected argument" in sentence
+    assert refused is retrieval
 
 
 def test_laid_over_vllm_it_does_not_check_the_version(monkeypatch):
     registered: list[bool] = []
     monkeypatch.setattr("vllm.__version__", "dev")
     monkeypatch.setattr(plugin, "_PACKAGE", "vllm")
-    monkeypatch.setattr(plugin, "refusal", lambda version: pytest.fail(version))
+    monkeypatch.setattr(plugin, "refusal", lambda version, _: pytest.fail(version))
     monkeypatch.setattr(plugin, "_register", lambda: registered.append(True))
     plugin.register()
     assert registered
@@ -222,8 +246,9 @@ def test_a_missing_vllm_is_logged_and_raises_nothing():
         "from vllm_nemotron_vl.plugins.nemotron_vl import register\nregister()\n"
     )
     assert result.returncode == 0, result.stderr
-    (line,) = [x for x in result.stderr.splitlines() if "vllm-nemotron-vl" in x]
-    assert "cannot serve Llama_Nemotron_Nano_VL" in line
+    lines = [x for x in result.stderr.splitlines() if "vllm-nemotron-vl" in x]
+    assert "cannot serve Llama_Nemotron_Nano_VL with" in lines[0]
+    assert "cannot serve LlamaNemotronVLModel and Llama" in lines[1]
 
 
 def test_an_untested_vllm_that_fits_serves_with_one_warning(
@@ -240,52 +265,6 @@ def test_an_untested_vllm_that_fits_serves_with_one_warning(
     *served, module = result.stdout.splitlines()[-4:]
     assert served[:2] == ["serves Llama_Nemotron_Nano_VL"] * 2
     assert module.startswith("vllm_nemotron_vl.")
-
-
-def fake_release(folder: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("takes", "lacks"),
-    [
-        ("from vllm.moved import old", ["vllm.moved.old"]),
-        ("from vllm.moved import new", []),
-        ("from vllm.moved import Aliased, starred, lazy_if", []),
-        ("from vllm import moved", []),
-        ("from vllm.gone import anything", ["vllm.gone.anything"]),
-        (
-            "try:\n from vllm.moved import old\n"
-            "except ImportError:\n from vllm.moved import new as old",
-            [],
-        ),
-        (
-            "try:\n from vllm.moved import old\n"
-            "except ImportError:\n from vllm.moved import older",
-            ["vllm.moved.old"],
-        ),
-        ("def late():\n    from vllm.moved import old", ["vllm.moved.old"]),
-    ],
-)
-def test_the_contract_compares_imports_with_definitions(
-    tmp_path, monkeypatch, takes, lacks
-):
-    monkeypatch.setattr(nemotron_vl_contract, "HOOKS", {})
-    vllm = fake_release(
-        tmp_path / "vllm",
-        {
-            "__init__.py": "",
-            "moved/__init__.py": "from .part import *\nimport os as Aliased\n"
-            "new: int = 1\nif new:\n    lazy_if = 2\n",
-            "moved/part.py": "starred = 1\n",
-        },
-    )
-    package = fake_release(tmp_path / "package", {"ours.py": takes})
-    assert nemotron_vl_contract.missing(vllm, package) == lacks
 
 
 @pytest.mark.parametrize(

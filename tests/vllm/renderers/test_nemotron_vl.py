@@ -20,13 +20,13 @@ from vllm.renderers.hf import HfRenderer
 
 from support.clips import encoded, noise
 from vllm_nemotron_vl.config.nemotron_vl_video import LOADER
+from vllm_nemotron_vl.multimodal import nemotron_vl_media_errors as media_errors
 from vllm_nemotron_vl.multimodal.nemotron_vl_decoding import DecoderUnavailable
 from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import (
     count_embedded,
     images_encoded_elsewhere,
 )
 from vllm_nemotron_vl.renderers import nemotron_vl as renderer
-from vllm_nemotron_vl.renderers import nemotron_vl_media_errors as media_errors
 from vllm_nemotron_vl.renderers.nemotron_vl_embeddings import (
     check_encoder,
     check_images_without_pixels,

@@ -63,13 +63,17 @@ def test_tokens_see_each_other_and_are_averaged(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pooling": None}, "the key 'pooling' is missing; supported: 'avg', 'cls'"),
+        (
+            {"pooling": None},
+            "the key 'pooling' is missing or null; supported: 'avg', 'cls'",
+        ),
         ({"pooling": "weighted"}, "pooling = 'weighted' is not supported"),
         ({"ps_version": None}, "the key 'ps_version' is missing"),
         ({"select_layer": -2}, "select_layer = -2 is not supported; supported: -1"),
         ({"bidirectional_attention": False}, "bidirectional_attention = False is"),
         ({"query_prefix": "question:"}, "query_prefix = 'question:' is not"),
         ({"downsample_ratio": 0.3}, "downsample_ratio = 0.3 is not supported"),
+        ({"downsample_ratio": None}, "'downsample_ratio' is missing or null; supp"),
         ({"force_image_size": 96}, "force_image_size = 96 .*image_size 64 "),
         ({"vision_config": {"hidden_size": 10**9}}, "vision_config.hidden_size = "),
     ],
@@ -99,6 +103,37 @@ def test_a_temperature_in_the_file_is_read(rerank_checkpoint, tmp_path):
     values = read(copy) | {"temperature": 0.5}
     (copy / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match="temperature = 0.5 is not supported"):
+        model_config(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["LlamaNemotronVLModel"]}, "LlamaNemotronVLModel; .*_vl'"),
+        (
+            {"architectures": ["Llama_Nemotron_Nano_VL"]},
+            "with the architecture Llama_Nemotron_Nano_VL; supported: 'Llama_Nemo",
+        ),
+        ({"model_type": "llama_nemotron_vl"}, "'llama_nemotron_vl' is not supported"),
+        (
+            {"vision_config": {"model_type": "siglip2_vision_model"}},
+            "vision_config.model_type = 'siglip2_vision_model' is not supported; "
+            "supported: 'siglip_vision_model'",
+        ),
+        ({"llm_config": {"model_type": "llama"}}, "llm_config.model_type = 'llama' is"),
+    ],
+)
+def test_types_that_do_not_belong_together(
+    rerank_checkpoint, tmp_path, change, message
+):
+    """vLLM calls the hook of the architecture, but reads the type's configuration."""
+    copy = shutil.copytree(rerank_checkpoint, tmp_path / "copy")
+    values = read(copy)
+    for key, value in change.items():
+        inner = values.get(key)
+        values[key] = inner | value if isinstance(value, dict) else value
+    (copy / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=message):
         model_config(copy)
 
 

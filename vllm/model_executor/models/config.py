@@ -8,17 +8,14 @@ import torch
 from vllm import envs
 from vllm.config import ModelConfig, VllmConfig
 from vllm.logger import init_logger
-from vllm.model_executor.models.config import (
-    LlamaNemotronVLConfig,
-    VerifyAndUpdateConfig,
-)
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
 from ...config.nemotron_vl import check_settings
 from ...config.nemotron_vl_cpu import INT4_KERNEL, has_amx, int4_advice, slow_dtype
 from ...config.nemotron_vl_names import (
     IMAGES_ONLY,
-    RETRIEVAL_TOKENIZER_MODE,
+    MODEL_TYPE,
     TOKENIZER_MODE,
     VIDEO_TOKENIZER_MODE,
 )
@@ -95,7 +92,22 @@ def _integers(kind: dict) -> int | None:
     return kind.get("num_bits") if kind.get("type", "int") == "int" else None
 
 
-def _prepare(model_config: ModelConfig) -> None:
+def prepare(model_config: ModelConfig, model_type: str) -> None:
+    """Check what vLLM decides by the architecture alone.
+
+    Args:
+        model_config: The configuration.
+        model_type: What ``config.json`` must have with this architecture.
+
+    Raises:
+        ValueError: ``config.json`` has another one, or an option replaces our code.
+    """
+    found = model_config.hf_config.model_type
+    if found != model_type:
+        raise ValueError(
+            f"config.json: model_type = {found!r} is not supported with the "
+            f"architecture {model_config.architecture}; supported: {model_type!r}."
+        )
     # AutoProcessor, which vLLM asks for a chat template, runs the checkpoint's code
     # where processor_config.json has a `processor_class`.
     model_config.trust_remote_code = False
@@ -107,13 +119,13 @@ def _prepare(model_config: ModelConfig) -> None:
 
 
 def _check_model(model_config: ModelConfig) -> None:
-    _prepare(model_config)
+    prepare(model_config, MODEL_TYPE)
     check_servable(model_config.hf_config, model_config.hf_image_processor_config)
     if "ps_version" not in vars(model_config.hf_config):
         logger.warning_once(PS_VERSION_ASSUMED)
 
 
-def _select_renderer(model_config: ModelConfig, renderer: str) -> None:
+def select_renderer(model_config: ModelConfig, renderer: str) -> None:
     """Use a renderer of ours, which vLLM knows by a tokenizer mode."""
     if model_config.tokenizer_mode in ("auto", "hf"):
         model_config.tokenizer_mode = renderer
@@ -170,7 +182,7 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
             ValueError: Names the key of the checkpoint's configuration.
         """
         _check_model(model_config)
-        _select_renderer(model_config, TOKENIZER_MODE)
+        select_renderer(model_config, TOKENIZER_MODE)
         limits = model_config.get_multimodal_config().limit_per_prompt
         if (videos := limits.get("video")) and videos.count:
             raise ValueError(f"limit_mm_per_prompt has videos, but {IMAGES_ONLY}")
@@ -223,7 +235,7 @@ class NemotronVLVideoModelConfig(NemotronVLModelConfig):
         from ...transformers_utils.processors.nemotron_vl_tiling import RESIZE_RECIPES
 
         _check_model(model_config)
-        _select_renderer(model_config, VIDEO_TOKENIZER_MODE)
+        select_renderer(model_config, VIDEO_TOKENIZER_MODE)
         options = model_config.get_multimodal_config()
         check_options(options)
         options.media_io_kwargs["video"] = loader_settings(
@@ -257,28 +269,3 @@ class NemotronVLVideoModelConfig(NemotronVLModelConfig):
         )
         if too_short:
             logger.warning(too_short)
-
-
-class NemotronVLRetrievalModelConfig(LlamaNemotronVLConfig):
-    """vLLM's hook for the models that find and rank pages, with checks."""
-
-    @staticmethod
-    def verify_and_update_model_config(model_config: ModelConfig) -> None:
-        """vLLM calls this after it has read the checkpoint's configuration.
-
-        Raises:
-            ValueError: Names the key of the checkpoint's configuration.
-        """
-        _prepare(model_config)
-        cast(Any, model_config.hf_config).check_servable()
-        _select_renderer(model_config, RETRIEVAL_TOKENIZER_MODE)
-        LlamaNemotronVLConfig.verify_and_update_model_config(model_config)
-
-    @staticmethod
-    def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """Check ``additional_config``.
-
-        Raises:
-            ValueError: Names the setting.
-        """
-        check_settings(vllm_config)

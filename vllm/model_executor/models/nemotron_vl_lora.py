@@ -2,6 +2,7 @@
 """Names of the layers of LoRA adapters, mapped to vLLM's."""
 
 import re
+from collections.abc import Iterable
 
 from vllm.model_executor.models.utils import WeightsMapper
 
@@ -63,12 +64,7 @@ def adapter_mapper(
         for name in layers
         if name.startswith(LANGUAGE_MODEL)
     ]
-    reason = "not in the model"
-    if not encoder:
-        reason += "'s language part; others need --enable-tower-connector-lora"
-    known = "|".join(map(re.escape, layers))
-    unknown = re.compile(rf"^(?!(?:{known})\.lora_)(.*)\.lora_")
-    renamed = {unknown: rf"'\1' ({reason}).lora_"}
+    renamed = refused(layers, encoder)
     if not encoder_is_here:
         renamed[_ENCODER] = _ENCODER_ELSEWHERE
     if not language_is_here:
@@ -79,3 +75,18 @@ def adapter_mapper(
             part: LANGUAGE_MODEL + part for part in ("model.", "lm_head.")
         },
     )
+
+
+def refused(layers: Iterable[str], encoder: bool) -> dict[re.Pattern, str]:
+    """New names for all layers but some: their adapters are refused.
+
+    Args:
+        layers: Names in the checkpoint of the layers that adapters may have.
+        encoder: Whether those of the tower and the connector are among them.
+    """
+    reason = "not in the model"
+    if not encoder:
+        reason += "'s language part; others need --enable-tower-connector-lora"
+    known = "|".join(map(re.escape, layers))
+    unknown = re.compile(rf"^(?!(?:{known})\.lora_)(.*)\.lora_")
+    return {unknown: rf"'\1' ({reason}).lora_"}

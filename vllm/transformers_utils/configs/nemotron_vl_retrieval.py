@@ -9,22 +9,28 @@ from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig, SiglipVisionConfig
 
-from ...config.nemotron_vl_names import EMBED_MODEL_TYPE, RERANK_MODEL_TYPE
+from ...config.nemotron_vl_names import (
+    EMBED_MODEL_TYPE,
+    PASSAGE_PREFIX,
+    QUERY_PREFIX,
+    RERANK_MODEL_TYPE,
+)
 from .nemotron_vl import DataOnlyConfig, sub_config
 from .nemotron_vl_schema import check_retrieval_sizes
 
-QUERY_PREFIX, PASSAGE_PREFIX = "query:", "passage:"
-
-# Values of keys that the models are computed with. A key in the second table may not
-# be absent: the default of the published classes differs from the published value.
+# Values of keys that the models are computed with. One in the second table is needed:
+# the default of the published classes differs, or there is none for null.
 _OPTIONAL = {
     "bidirectional_attention": (True,),
-    "downsample_ratio": (1, 0.5, 0.25),
     "passage_prefix": (PASSAGE_PREFIX,),
     "query_prefix": (QUERY_PREFIX,),
     "select_layer": (-1,),
 }
-_REQUIRED = {"pooling": ("avg", "cls", "last"), "ps_version": ("v1", "v2")}
+_REQUIRED = {
+    "downsample_ratio": (1, 0.5, 0.25),
+    "pooling": ("avg", "cls", "last"),
+    "ps_version": ("v1", "v2"),
+}
 
 
 class NemotronVLBidirectionalConfig(DataOnlyConfig, LlamaConfig):
@@ -64,12 +70,25 @@ class NemotronVLEmbedConfig(DataOnlyConfig):
         downsample_ratio: float = 0.5,
         **kwargs: Any,
     ) -> None:
-        self.llm_config = sub_config(NemotronVLBidirectionalConfig, llm_config)
-        self.vision_config = sub_config(SiglipVisionConfig, vision_config)
+        self.llm_config = self._part("llm_config", llm_config)
+        self.vision_config = self._part("vision_config", vision_config)
         self.force_image_size = force_image_size
         self.downsample_ratio = downsample_ratio
         kwargs.pop("text_config", None)
         super().__init__(**kwargs)
+
+    def _part(self, key: str, value: Any) -> Any:
+        """A part of the model, whose type must be the supported one."""
+        kind = self.sub_configs[key]
+        found = getattr(value, "model_type", None)
+        if isinstance(value, dict):
+            found = value.get("model_type")
+        if found not in (None, kind.model_type):
+            raise ValueError(
+                f"config.json: {key}.model_type = {found!r} is not supported; "
+                f"supported: {kind.model_type!r}."
+            )
+        return sub_config(kind, value)
 
     @property
     def task_instructions(self) -> dict[str, str]:
@@ -108,7 +127,7 @@ class NemotronVLEmbedConfig(DataOnlyConfig):
                 continue
             allowed = ", ".join(map(repr, values))
             what = (
-                f"the key {key!r} is missing"
+                f"the key {key!r} is missing or null"
                 if found is None
                 else f"{key} = {found!r} is not supported"
             )

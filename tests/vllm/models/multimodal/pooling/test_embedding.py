@@ -22,7 +22,7 @@ PROMPTS = {
     "seven tiles": ("passage: <image> ", [noise(300, 200)]),
     "image and text": ("passage: <image> The total.", [noise(130, 90)]),
     "two images": ("passage: <image> <image> ", [noise(64, 64), noise(100, 200)]),
-    "<image> as text": ("passage: an <image> in a text", []),
+    "<image> as text": ("passage: an <image> and an <image> in a text", []),
 }
 
 
@@ -62,6 +62,16 @@ def test_they_are_normalised_by_default(llm, reference):
     (found,) = embed(llm, [(text, images)])
     expected = torch.nn.functional.normalize(reference.pooled(text, images), dim=0)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.releases
+def test_two_ranks(start_llm, embed_checkpoint, reference, monkeypatch):
+    """The language model and the tower are divided, the connector is not."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # one core for each rank
+    llm = start_llm(embed_checkpoint, tensor_parallel_size=2, **OPTIONS)
+    found = embed(llm, PROMPTS.values(), use_activation=False)
+    for request, vector in zip(PROMPTS.values(), found, strict=True):
+        assert torch.allclose(vector, reference.pooled(*request), atol=1e-5), request
 
 
 def test_an_image_without_its_placeholder_is_refused(llm):

@@ -1,0 +1,56 @@
+"""The names that a vLLM lacks are found in its source files."""
+
+from pathlib import Path
+
+import pytest
+
+from vllm_nemotron_vl.plugins import nemotron_vl_contract
+
+
+def fake_release(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("takes", "lacks"),
+    [
+        ("from vllm.moved import old", ["vllm.moved.old"]),
+        ("from vllm.moved import new", []),
+        ("from vllm.moved import Aliased, starred, lazy_if", []),
+        ("from vllm import moved", []),
+        ("from vllm.gone import anything", ["vllm.gone.anything"]),
+        (
+            "try:\n from vllm.moved import old\n"
+            "except ImportError:\n from vllm.moved import new as old",
+            [],
+        ),
+        (
+            "try:\n from vllm.moved import old\n"
+            "except ImportError:\n from vllm.moved import older",
+            ["vllm.moved.old"],
+        ),
+        ("def late():\n    from vllm.moved import old", ["vllm.moved.old"]),
+    ],
+)
+def test_the_contract_compares_imports_with_definitions(
+    tmp_path, monkeypatch, takes, lacks
+):
+    monkeypatch.setattr(nemotron_vl_contract, "HOOKS", {})
+    vllm = fake_release(
+        tmp_path / "vllm",
+        {
+            "__init__.py": "",
+            "moved/__init__.py": "from .part import *\nimport os as Aliased\n"
+            "new: int = 1\nif new:\n    lazy_if = 2\n",
+            "moved/part.py": "starred = 1\n",
+        },
+    )
+    package = fake_release(tmp_path / "package", {"ours.py": takes})
+    assert nemotron_vl_contract.missing(vllm, package) == lacks
+    (package / "ours.py").rename(package / "ours_retrieval.py")
+    assert nemotron_vl_contract.missing(vllm, package) == lacks
+    assert nemotron_vl_contract.missing(vllm, package, retrieval=False) == []
