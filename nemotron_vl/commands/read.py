@@ -128,7 +128,7 @@ def _options(args: argparse.Namespace) -> Options:
         per_document=args.per == "document",
         context=CONTEXT,
         rotate=args.rotate == "auto",
-        compare=args.text_layer == "compare",
+        text_layer=args.text_layer == "compare",
         at_once=args.at_once,
         timeout=args.timeout,
         keep_going=args.keep_going,

@@ -195,20 +195,20 @@ class MalformedAnswer(ValueError):
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
 
-def parsed(kind: type[_Answer], answer: Any) -> _Answer:
+def parsed(kind: type[_Answer], answer: httpx.Response) -> _Answer:
     """The content of an answer.
 
     Args:
-        kind: `Completion` or `Models`.
-        answer: Answer of a method below ``with_raw_response`` of OpenAI's client.
+        kind: What is read.
+        answer: Of a `BoundedClient`.
 
     Raises:
         MalformedAnswer: It is too large, compressed, or no such content.
     """
-    if flaw := answer.http_response.extensions.get(_FLAW):
+    if flaw := answer.extensions.get(_FLAW):
         raise MalformedAnswer(f"The server's answer {flaw}.")
     try:
-        return kind.model_validate_json(answer.http_response.content)
+        return kind.model_validate_json(answer.content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "all of it"

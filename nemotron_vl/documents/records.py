@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -40,6 +40,7 @@ class Records:
     """
 
     name = "standard output"
+    kept = False  # whether they can be read again
 
     def __init__(self, settings: dict[str, Any], root: str | None = None) -> None:
         self._settings = {"model": None, **settings}
@@ -58,6 +59,10 @@ class Records:
     def __iter__(self) -> Iterator[Record]:
         """The records that can be read again."""
         return iter(())
+
+    def about(self, files: Container[str]) -> list[Record]:
+        """The records of some documents, as far as they can be read again."""
+        return [record for record in self if record["file"] in files]
 
     def done(self, file: str, page: int | None) -> bool:
         """Whether there is a record for a page."""
@@ -137,6 +142,8 @@ class PageRecords(Records):
     newer ones replace, and those about an earlier state of a document, leave when the
     file is closed or opened.
     """
+
+    kept = True
 
     def __init__(
         self,
