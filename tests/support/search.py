@@ -1,0 +1,84 @@
+"""A server that embeds, ranks and answers without a model: by the colour of pages."""
+
+import base64
+import io
+
+from PIL import Image
+
+from support.documents import pdf, solid
+from support.fake_server import FakeServer
+
+COLOURS = ("red", "lime", "blue")
+DIMENSION = 8
+
+
+def write_folder(folder) -> None:
+    """Seven pages of which each has a colour, two of them equal."""
+    folder.mkdir()
+    (folder / "report.pdf").write_bytes(pdf(map(solid, COLOURS)))
+    (folder / "photos").mkdir()
+    for name in ("red", "black", "yellow"):
+        solid(name).save(folder / "photos" / f"{name}.png")
+    (folder / "copy.png").write_bytes((folder / "photos" / "red.png").read_bytes())
+
+
+class SearchServer(FakeServer):
+    """A question is the name of a colour, and a page that of its middle.
+
+    ``apis`` are those that it has, ``asked`` the requests about pages to embed or rank.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.apis = {"embeddings", "rerank", "chat"}
+        self.asked: list[dict] = []
+        self.dimension = DIMENSION
+        self.refuses = lambda request: False
+
+    def respond(self, request: dict) -> tuple[int, dict]:
+        api = "rerank" if "documents" in request else "chat"
+        api = "embeddings" if "encoding_format" in request else api
+        if api not in self.apis:
+            return 404, {"error": {"message": "Not Found"}}
+        if api == "chat":
+            return super().respond(request)
+        content = request["documents"][0] if api == "rerank" else request["messages"][0]
+        parts = content["content"] if isinstance(content, dict) else content
+        is_page = parts[0]["type"] == "image_url" if parts != content else False
+        if is_page:
+            with self._lock:
+                self.asked.append(request)
+                if self.failures:
+                    return self.failures.pop(0), {"error": {"message": "a failure"}}
+            if self.refuses(request):
+                return 400, {"error": {"message": "The prompt is too long."}}
+        if api == "rerank":
+            score = (
+                _product(_vector(request["query"]), _vector(parts)) if is_page else 0
+            )
+            return 200, {"results": [{"index": 0, "relevance_score": score}]}
+        vector = [*_vector(parts), 0.1, *[0.0] * self.dimension][: self.dimension]
+        return 200, {"data": [{"index": 0, "embedding": vector}]}
+
+
+def _vector(content) -> list[float]:
+    if content[0]["type"] == "image_url" if isinstance(content, list) else False:
+        data = content[0]["image_url"]["url"].partition(",")[2]
+        image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+        middle = image.getpixel((image.width // 2, image.height // 2))
+        return [level / 255 for level in middle]
+    text = content if isinstance(content, str) else content[0]["text"]
+    return [float(colour in text) for colour in COLOURS]
+
+
+def _product(one: list[float], other: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def index(server: FakeServer, folder, place, *options: str) -> list[str]:
+    """Arguments of the command."""
+    return ["index", str(folder), "--to", str(place), "--url", server.url, *options]
+
+
+def find(server: FakeServer, question: str, place, *options: str) -> list[str]:
+    return ["find", question, "--in", str(place), "--url", server.url, *options]
