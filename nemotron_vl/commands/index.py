@@ -83,8 +83,7 @@ def _run(args: argparse.Namespace) -> int:
     found = find_documents(args.paths, args.root)
     if not found.documents:
         raise ValueError(f"The folders hold no PDFs and no images.{left_out(found)}")
-    served = None if args.url else args.model
-    tiler = Tiler.from_model(served, args.max_tiles or TILES)
+    tiler = Tiler.from_model(None, args.max_tiles or TILES)
     drawing = Drawing(
         tiler,
         text_layer=args.text_layer,

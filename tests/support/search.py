@@ -34,6 +34,7 @@ class SearchServer(FakeServer):
         self.asked: list[dict] = []
         self.dimension = DIMENSION
         self.refuses = lambda request: False
+        self.at_page = lambda number: None  # called with the number of each page
 
     def respond(self, request: dict) -> tuple[int, dict]:
         api = "rerank" if "documents" in request else "chat"
@@ -42,37 +43,39 @@ class SearchServer(FakeServer):
             return 404, {"error": {"message": "Not Found"}}
         if api == "chat":
             return super().respond(request)
-        content = request["documents"][0] if api == "rerank" else request["messages"][0]
-        parts = content["content"] if isinstance(content, dict) else content
-        is_page = parts[0]["type"] == "image_url" if parts != content else False
-        if is_page:
+        (asked,) = request.get("documents") or request["messages"]
+        content = asked if isinstance(asked, str) else asked["content"]
+        if _image_of(content):
             with self._lock:
                 self.asked.append(request)
+                self.at_page(len(self.asked))
                 if self.failures:
                     return self.failures.pop(0), {"error": {"message": "a failure"}}
             if self.refuses(request):
                 return 400, {"error": {"message": "The prompt is too long."}}
         if api == "rerank":
-            score = (
-                _product(_vector(request["query"]), _vector(parts)) if is_page else 0
-            )
+            pairs = zip(_vector(request["query"]), _vector(content), strict=True)
+            score = sum(one * other for one, other in pairs)
             return 200, {"results": [{"index": 0, "relevance_score": score}]}
-        vector = [*_vector(parts), 0.1, *[0.0] * self.dimension][: self.dimension]
+        vector = [*_vector(content), 0.1, *[0.0] * self.dimension][: self.dimension]
         return 200, {"data": [{"index": 0, "embedding": vector}]}
 
 
+def _image_of(content) -> str | None:
+    """The URL of the first part, if it is an image."""
+    return (
+        None if isinstance(content, str) else content[0].get("image_url", {}).get("url")
+    )
+
+
 def _vector(content) -> list[float]:
-    if content[0]["type"] == "image_url" if isinstance(content, list) else False:
-        data = content[0]["image_url"]["url"].partition(",")[2]
-        image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+    if url := _image_of(content):
+        data = base64.b64decode(url.partition(",")[2])
+        image = Image.open(io.BytesIO(data)).convert("RGB")
         middle = image.getpixel((image.width // 2, image.height // 2))
         return [level / 255 for level in middle]
     text = content if isinstance(content, str) else content[0]["text"]
     return [float(colour in text) for colour in COLOURS]
-
-
-def _product(one: list[float], other: list[float]) -> float:
-    return sum(a * b for a, b in zip(one, other, strict=True))
 
 
 def index(server: FakeServer, folder, place, *options: str) -> list[str]:
