@@ -1,7 +1,8 @@
 """Builds an index of synthetic pages, and measures what a million of them take.
 
-A page's vector is that of its topic, with noise; a query is a page's vector, with noise.
-Recall is the share of the ten pages of the exact search that the approximate one finds.
+A page's vector is that of its topic with noise, and a query is a page's vector with
+noise. Recall is the share of the ten pages of the exact search that the approximate one
+finds.
 """
 
 import json
@@ -36,34 +37,36 @@ def main() -> None:
     if args.quick:
         args.pages, args.dimension, args.queries = 50_000, 256, 20
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        found = measure(str(Path(folder, "index")), args)
-    for name, value in found.items():
-        print(f"{name.replace('_', ' '):>24}  {value:,.4g}")
+        found = {}
+        for name, value in measure(str(Path(folder, "index")), args):
+            print(f"{name.replace('_', ' '):>24}  {value:,.4g}", flush=True)
+            found[name] = value
     if args.json:
         print(json.dumps(found))
 
 
-def measure(place: str, args: Any) -> dict[str, float]:
-    """Seconds, megabytes and recall."""
-    found: dict[str, float] = {"pages": args.pages, "dimension": args.dimension}
+def measure(place: str, args: Any) -> Iterator[tuple[str, float]]:
+    """Seconds, megabytes and recall, by name."""
+    yield "pages", args.pages
+    yield "dimension", args.dimension
     store = Store.create(place, {"dimension": args.dimension})
     archive = Archive(args.pages, args.dimension)
-    found["adding_s"] = 0.0
-    for batch in archive.batches():
-        found["adding_s"] += seconds(partial(store.add, batch))
-    found["adding_peak_mb"] = peak()
-    found["compacting_s"] = seconds(lambda: store.tidy(args.pages + 1))
+    adding = [seconds(partial(store.add, batch)) for batch in archive.batches()]
+    yield "adding_s", sum(adding)
+    yield "adding_peak_mb", peak()
+    yield "compacting_s", seconds(lambda: store.tidy(args.pages + 1))
     vectors = [*archive.queries(args.queries)]
-    exact, found["exact_ms"] = search(store, vectors, exact=True)
-    found["approximate_index_s"] = seconds(lambda: store.tidy(args.pages))
-    found["approximate_index_peak_mb"] = peak()
-    found["size_mb"] = size(Path(place))
-    near, found["approximate_ms"] = search(store, vectors, exact=False)
+    yield "approximate_index_s", seconds(lambda: store.tidy(args.pages))
+    yield "approximate_index_peak_mb", peak()
+    yield "size_mb", size(Path(place))
+    near, time_of_one = search(store, vectors, exact=False)
+    yield "approximate_ms", time_of_one
+    exact, time_of_one = search(store, vectors, exact=True)
+    yield "exact_ms", time_of_one
     hits = [len(a & b) / WANTED for a, b in zip(exact, near, strict=True)]
-    found["recall_at_10"] = statistics.mean(hits)
-    found["opening_s"] = seconds(lambda: sum(1 for _ in Store.open(place).states()))
-    found["peak_mb"] = peak()
-    return found
+    yield "recall_at_10", statistics.mean(hits)
+    yield "opening_s", seconds(lambda: sum(1 for _ in Store.open(place).states()))
+    yield "peak_mb", peak()
 
 
 class Archive:

@@ -1,0 +1,108 @@
+"""`nemotron-vl index` and `find` with servers of vLLM."""
+
+import contextlib
+import json
+
+import pytest
+
+from nemotron_vl.images.drawn import draw_text
+from nemotron_vl.main import main
+from nemotron_vl.server import serving
+from support.documents import pdf
+from support.servers import forked_servers
+
+TEXTS = {("a.pdf", 1): "4711-08", ("a.pdf", 2): "640-27", ("b.png", 1): "317-45"}
+OPTIONS = ["--dtype=float32", "--enforce-eager", "--max-num-seqs=4"]
+OPTIONS += ["--max-model-len=2048"]
+# Whether the checkpoints of these tests are trained, so that the page is the best one.
+TRAINED = False
+
+
+@pytest.fixture(scope="module")
+def embeds(embed_checkpoint):
+    return embed_checkpoint
+
+
+@pytest.fixture(scope="module")
+def ranks(rerank_checkpoint):
+    return rerank_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("documents")
+    first, second, third = map(draw_text, TEXTS.values())
+    (folder / "a.pdf").write_bytes(pdf([first, second]))
+    third.save(folder / "b.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def urls(embeds, ranks, tmp_path_factory):
+    log = tmp_path_factory.mktemp("servers")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(forked_servers())
+        yield [
+            stack.enter_context(serving(model, *OPTIONS, log=log / f"{number}.txt"))
+            for number, model in enumerate((embeds, ranks))
+        ]
+
+
+@pytest.fixture(scope="module")
+def place(folder, urls, tmp_path_factory):
+    place = tmp_path_factory.mktemp("index") / "index"
+    command = ["index", str(folder), "--to", str(place), "--url", urls[0]]
+    assert main([*command, "--root", str(folder)]) == 0
+    return place
+
+
+def find(question, place, urls, capsys, *options):
+    command = ["find", question, "--in", str(place), "--url", urls[0], "--json"]
+    capsys.readouterr()
+    status = main([*command, *options])
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    return [*map(json.loads, printed.out.splitlines())], printed.err
+
+
+@pytest.mark.parametrize("question", TEXTS.values())
+def test_pages_are_found_and_ranked(place, urls, capsys, question):
+    found, _ = find(question, place, urls, capsys)
+    assert {(line["file"], line["page"]) for line in found} == {*TEXTS}
+    cosines = [line["cosine"] for line in found]
+    assert cosines == sorted(cosines, reverse=True) and len({*cosines}) == 3
+    ranked, errors = find(question, place, urls, capsys, "--rerank", urls[1])
+    scores = [line["score"] for line in ranked]
+    assert not errors and scores == sorted(scores, reverse=True)
+    assert all(0 < score < 1 for score in scores)
+    if TRAINED:
+        for first in (found[0], ranked[0]):
+            assert TEXTS[first["file"], first["page"]] == question
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--url", "is no server of a model that embeds pages"),
+        ("--rerank", "is no server of a model that ranks pages"),
+    ],
+)
+def test_a_server_of_the_other_model_is_named(place, urls, capsys, option, message):
+    wrong = urls[1] if option == "--url" else urls[0]
+    command = ["find", "x", "--in", str(place), "--url", urls[0], option, wrong]
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_question_that_is_too_long(place, urls, capsys):
+    command = ["find", "4711 " * 2000, "--in", str(place), "--url", urls[0]]
+    assert main(command) == 2
+    assert "The server refuses requests: 400: " in capsys.readouterr().err
+
+
+def test_a_page_that_is_too_large(folder, embeds, urls, tmp_path, capsys):
+    """Its text fills the context: the command does not know that of the server."""
+    place = tmp_path / "index"
+    draw_text("1").resize((64 * 40, 64)).save(tmp_path / "wide.png")
+    command = ["index", str(tmp_path / "wide.png"), "--to", str(place)]
+    assert main([*command, "--url", urls[0]]) == 0
