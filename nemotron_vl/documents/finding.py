@@ -154,9 +154,8 @@ def find_documents(
             same = document.place
             if not document.remote:
                 same = os.path.realpath(same)
-            found.setdefault(
-                same, document._replace(name=name_of(document.place, root))
-            )
+            name = name_of(document.place, root)
+            found.setdefault(same, document._replace(name=name))
     documents = list(found.values())
     names = {document.name: document for document in documents}
     for document in documents:

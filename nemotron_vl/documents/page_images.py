@@ -63,11 +63,10 @@ def draw_images(
         The document's name and a page.
     """
     drawing = Drawing(tiler, text_layer=True, passwords=passwords)
-    documents = [*results.documents()]
-    wanted = [
+    wanted = (
         (name, [page for r in records for page in r.pages], records[0].source)
-        for name, records in documents
-    ]
+        for name, records in results.documents()
+    )
     turns = {(r.file, page): r.turned for r in results.records for page in r.pages}
     reducing: Callable[[], tuple[str, PageImage]] | None = None
     with PageProcess(drawing) as process, _Reducer() as reduce:

@@ -36,10 +36,8 @@ def pages_again(
         try:
             with opened_locally(_find(name, folder)) as path:
                 _check(path, source)
-                document = Document(name, path)
-                for page in process.read(
-                    [document], lambda _, n, ls=listed: n not in ls
-                ):
+                document = [Document(name, path)]
+                for page in process.read(document, lambda _, n, ls=listed: n not in ls):
                     if page.number is None:
                         cause = page.error or cause
                         continue

@@ -189,9 +189,8 @@ async def introduced(
             except openai.APIStatusError as error:
                 if error.status_code != 429 and error.status_code < 500:
                     raise
-                # it is there, but busy
-                answer = await _raw(client, asked, asked.trial())
-            return asked, asked.record(answer, [])
+                answer = await _raw(client, asked, asked.trial())  # it is busy
+            return asked, asked.trial_record(answer)
     except TimeoutError as error:
         raise ServerFailure(
             f"{client.base_url} did not answer within {timeout:g} s."

@@ -49,6 +49,10 @@ class Asked(ABC):
             MalformedAnswer: It is not of this API.
         """
 
+    def trial_record(self, answer: Any) -> dict[str, Any]:
+        """What a record says of the answer to a trial, see `record`."""
+        return self.record(answer, [])
+
     def room(self, context: int) -> int:
         """Tokens of the pages that fit beside the question and its answer.
 
@@ -98,6 +102,12 @@ class Served(Asked):
             layer, schema = "\n".join(layers), self.question.schema
             record["text_layer"] = compared(record["answer"], layer, schema)
         return record
+
+    def trial_record(self, answer: Any) -> dict[str, Any]:
+        from .client import Completion, parsed
+
+        parsed(Completion, answer)  # one token may be no text
+        return {}
 
     def room(self, context: int) -> int:
         question = self.question
