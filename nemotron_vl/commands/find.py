@@ -134,15 +134,12 @@ def _run(args: argparse.Namespace) -> int:
     model = args.answer if args.answer and not is_url(args.answer) else None
     tiler = Tiler.from_model(model, args.max_tiles)
     drawing = Drawing(tiler, passwords=read_passwords(args.password_file))
-    if args.rerank:
+    if args.rerank or args.answer:
         asking.draw(found, drawing, root)
+    if args.rerank:
         found = _rank(args, found)
     found = found[: args.limit]
-    text = None
-    if args.answer and found:
-        if not args.rerank:
-            asking.draw(found[: args.answer_pages], drawing, root)
-        text = _answer(args, found, tiler)
+    text = _answer(args, found, tiler) if args.answer and found else None
     for one in found:
         if one.error:
             tell(f"{one}: {one.error}")

@@ -186,7 +186,12 @@ class Store:
         with _read(self.name):
             rows = query.select([*_STATE, "_distance"]).to_list()
         return [
-            Hit(row["file"], row["page"], 1 - row["_distance"], _record(row)["source"])
+            Hit(
+                row["file"],
+                row["page"],
+                1 - row["_distance"],
+                _record(row).get("source", {}),
+            )
             for row in rows
         ]
 

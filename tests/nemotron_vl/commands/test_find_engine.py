@@ -8,7 +8,7 @@ import pytest
 from nemotron_vl.images.drawn import draw_text
 from nemotron_vl.main import main
 from nemotron_vl.server import serving
-from support.documents import pdf
+from support.documents import pdf, text_pdf
 from support.servers import forked_servers
 
 TEXTS = {("a.pdf", 1): "4711-08", ("a.pdf", 2): "640-27", ("b.png", 1): "317-45"}
@@ -100,9 +100,10 @@ def test_a_question_that_is_too_long(place, urls, capsys):
     assert "The server refuses requests: 400: " in capsys.readouterr().err
 
 
-def test_a_page_that_is_too_large(folder, embeds, urls, tmp_path, capsys):
-    """Its text fills the context: the command does not know that of the server."""
-    place = tmp_path / "index"
-    draw_text("1").resize((64 * 40, 64)).save(tmp_path / "wide.png")
-    command = ["index", str(tmp_path / "wide.png"), "--to", str(place)]
-    assert main([*command, "--url", urls[0]]) == 0
+def test_the_text_of_a_page_is_cut_to_the_context(urls, tmp_path, capsys):
+    """Of 8,000 numbers and a literal placeholder, in a context of 2,048 tokens."""
+    lines = [" ".join(map(str, range(1000, 1400))) for _ in range(20)]
+    (tmp_path / "a.pdf").write_bytes(text_pdf("<image> <IMG_CONTEXT>", *lines))
+    command = ["index", str(tmp_path), "--to", str(tmp_path / "index"), "--text-layer"]
+    assert main([*command, "--url", urls[0]]) == 0, capsys.readouterr().err
+    assert "pages: 1, new: 1, errors: 0" in capsys.readouterr().out
