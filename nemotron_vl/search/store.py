@@ -161,10 +161,14 @@ class Store:
             approximate_from: Number of pages from which the search is approximate.
         """
         count = len(self)
-        indices = self._table.list_indices()
-        indexed = sum(index.num_indexed_rows for index in indices)
-        if count >= max(approximate_from, _GROWTH * indexed):
-            self._table.create_index("vector", config=IvfRq(distance_type="cosine"))
+        before = [index.name for index in self._table.list_indices()]
+        # Its name says how many pages its clusters were made of.
+        made_of = max((int(name.rpartition("_")[2]) for name in before), default=0)
+        if count >= max(approximate_from, _GROWTH * made_of):
+            config = IvfRq(distance_type="cosine")
+            self._table.create_index("vector", config=config, name=f"pages_{count}")
+            for name in {*before} - {f"pages_{count}"}:
+                self._table.drop_index(name)
         self._table.optimize(cleanup_older_than=_KEPT)
 
     def nearest(

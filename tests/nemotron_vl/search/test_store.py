@@ -60,6 +60,9 @@ def test_an_approximate_index_finds_what_the_exact_search_does(store):
     assert index.num_indexed_rows == 1000
     store.add([page("new", 1, axis(5))])  # is found before it is indexed
     assert store.nearest(axis(5), 1)[0].file == "new"
+    store.tidy(approximate_from=1000)
+    (index,) = store._table.list_indices()
+    assert (index.name, index.num_indexed_rows) == ("pages_1000", 1001)
     both = 0
     for vector in vectors[::100]:
         question = vector + 0.1 * chance.standard_normal(DIMENSION)
@@ -67,6 +70,17 @@ def test_an_approximate_index_finds_what_the_exact_search_does(store):
         assert near[0] == exact[0]
         both += len({hit.page for hit in near} & {hit.page for hit in exact})
     assert both >= 80  # of 100; vectors without any order are the hardest
+
+
+def test_an_approximate_index_is_made_anew_when_the_pages_have_doubled(store):
+    vectors = np.random.default_rng(0).standard_normal((600, DIMENSION))
+    for start, name in ((0, "pages_300"), (300, "pages_600")):
+        numbered = enumerate(vectors[start : start + 300], start + 1)
+        store.add([page("a", number, vector) for number, vector in numbered])
+        store.tidy(approximate_from=300)
+        (index,) = store._table.list_indices()
+        assert index.name == name
+        assert store.nearest(vectors[start], 1)[0].page == start + 1
 
 
 @pytest.mark.parametrize("part", ["_versions", "data"])
