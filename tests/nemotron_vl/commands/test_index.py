@@ -4,9 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
+from nemotron_vl.commands import arguments
 from nemotron_vl.main import main
 from nemotron_vl.search.index import Index
 from nemotron_vl.search.store import Store
@@ -14,6 +17,7 @@ from support.documents import blank_pdf, encrypted_pdf, pdf, solid, text_pdf
 from support.fake_server import fake_server
 from support.search import COLOURS, SearchServer, index, write_folder
 
+ROOT = Path(__file__).parents[3]
 ALL = [
     *(f"{file}.png#1" for file in ("copy", "photos/black", "photos/red")),
     *("photos/yellow.png#1", *(f"report.pdf#{number}" for number in (1, 2, 3))),
@@ -221,3 +225,20 @@ def test_a_blank_page_is_embedded(server, tmp_path, place):
     (tmp_path / "a.pdf").write_bytes(blank_pdf(100, 100))
     assert main(index(server, tmp_path / "a.pdf", place)) == 0
     assert len(pages(place, tmp_path)) == 1
+
+
+def test_a_missing_package_is_named(server, folder, place, capsys, monkeypatch):
+    monkeypatch.setattr(arguments, "find_spec", lambda name: name != "lancedb")
+    assert main(index(server, folder, place)) == 2
+    message = "`nemotron-vl index` needs more packages: pip install lancedb (extras"
+    assert message in _err(capsys)
+    assert main(["find", "x", "--in", str(place), "--url", server.url]) == 2
+    assert message.replace("index", "find") in _err(capsys)
+
+
+def test_the_extra_is_in_the_locks():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["project"]["optional-dependencies"]["search"] == ["lancedb>=0.40"]
+    for lock in (ROOT / "requirements").rglob("*.txt"):
+        if "openai==" in (text := lock.read_text()) and "pytest==" in text:
+            assert "\nlancedb==0.40" in text, lock
