@@ -28,6 +28,11 @@ def pages_again(
     Yields:
         Each page, with an error if it cannot be drawn.
     """
+    listed: set[int | None] = set()
+
+    def left_out(name: str, number: int | None) -> bool:
+        return number not in listed
+
     for name, numbers, source in wanted:
         if not numbers:
             continue
@@ -36,8 +41,7 @@ def pages_again(
         try:
             with opened_locally(_find(name, folder)) as path:
                 _check(path, source)
-                document = [Document(name, path)]
-                for page in process.read(document, lambda _, n, ls=listed: n not in ls):
+                for page in process.read([Document(name, path)], left_out):
                     if page.number is None:
                         cause = page.error or cause
                         continue

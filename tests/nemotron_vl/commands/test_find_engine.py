@@ -80,18 +80,15 @@ def test_pages_are_found_and_ranked(place, urls, capsys, question):
             assert TEXTS[first["file"], first["page"]] == question
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("--url", "is no server of a model that embeds pages"),
-        ("--rerank", "is no server of a model that ranks pages"),
-    ],
-)
-def test_a_server_of_the_other_model_is_named(place, urls, capsys, option, message):
-    wrong = urls[1] if option == "--url" else urls[0]
-    command = ["find", "x", "--in", str(place), "--url", urls[0], option, wrong]
+def test_a_server_that_does_not_embed_is_named(place, urls, capsys):
+    assert main(["find", "x", "--in", str(place), "--url", urls[1]]) == 2
+    assert "is no server of a model that embeds pages" in capsys.readouterr().err
+
+
+def test_a_server_that_does_not_answer_is_named(place, urls, capsys):
+    command = ["find", "x", "--in", str(place), "--url", urls[0], "--answer", urls[0]]
     assert main(command) == 2
-    assert message in capsys.readouterr().err
+    assert "The server refuses requests: 404" in capsys.readouterr().err
 
 
 def test_a_question_that_is_too_long(place, urls, capsys):
