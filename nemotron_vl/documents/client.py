@@ -195,12 +195,12 @@ class MalformedAnswer(ValueError):
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
 
-def parsed(kind: type[_Answer], answer: httpx.Response) -> _Answer:
+def parsed(kind: type[_Answer], answer: Any) -> _Answer:
     """The content of an answer.
 
     Args:
         kind: What is read.
-        answer: Of a `BoundedClient`.
+        answer: HTTP response of a `BoundedClient`.
 
     Raises:
         MalformedAnswer: It is too large, compressed, or no such content.

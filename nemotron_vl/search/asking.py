@@ -58,8 +58,8 @@ def draw(found: Iterable[FoundPage], drawing: Drawing, root: str | None) -> None
     """
     by_place = {one.place: one for one in found}
     wanted: dict[str, list[int]] = {}
-    for file, page in by_place:
-        wanted.setdefault(file, []).append(page)
+    for file, number in by_place:
+        wanted.setdefault(file, []).append(number)
     sources = {one.hit.file: one.hit.source for one in by_place.values()}
     listed = [(file, pages, sources[file]) for file, pages in wanted.items()]
     with PageProcess(drawing) as process:
@@ -125,7 +125,7 @@ async def answer(
         ValueError: No page fits, or the server refuses the question.
     """
     served = await find_model(client, question, timeout=timeout)
-    room, group = served.room(CONTEXT), []
+    room, group = served.room(CONTEXT), list[Page]()
     for page in _drawn(found):
         tokens = tiler.describe(*page.size, "fast")["prompt_tokens"]
         if len(group) == most or tokens > room:
