@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import openai
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 # Of an answer. That of the longest context is 2 MB if each of its 16,384 tokens is the
 # longest of Llama 3, 128 characters.
@@ -186,6 +186,26 @@ class Models(BaseModel):
     """What is read of a list of models."""
 
     data: Annotated[list[Model], Field(min_length=1)]
+
+
+class Embedding(BaseModel):
+    embedding: Annotated[list[FiniteFloat], Field(min_length=1)]
+
+
+class Embeddings(BaseModel):
+    """What is read of an answer about one page or question to embed."""
+
+    data: Annotated[list[Embedding], Field(min_length=1, max_length=1)]
+
+
+class Score(BaseModel):
+    relevance_score: FiniteFloat
+
+
+class Scores(BaseModel):
+    """What is read of an answer about one page to rank."""
+
+    results: Annotated[list[Score], Field(min_length=1, max_length=1)]
 
 
 class MalformedAnswer(ValueError):

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_nemotron_vl.config.nemotron_vl_names import (
     CONTEXT_TOKEN,
@@ -48,8 +48,8 @@ class Embedder(Asked):
         """With the text of a page, if it has one."""
         (page,) = pages
         content = [image_part(page)]
-        if page.text:
-            content.append({"type": "text", "text": self._cut(page.text)})
+        if text := self._cut(page.text or ""):
+            content.append({"type": "text", "text": text})
         return self._request("document", content)
 
     def trial(self) -> dict[str, Any]:
@@ -62,20 +62,12 @@ class Embedder(Asked):
     def _cut(self, text: str) -> str:
         """What fits beside the image: a token is at least a byte."""
         for token in _TOKENS:
-            text = text.replace(token, "")
+            text = text.replace(token, " ")
         room = max(0, self.room(CONTEXT) - self.image_tokens)
         return text.encode()[:room].decode(errors="ignore")
 
     def record(self, answer: Any, pages: Sequence[Page]) -> dict[str, Any]:
-        from pydantic import BaseModel, Field, FiniteFloat
-
-        from ..documents.client import MalformedAnswer, parsed
-
-        class Embedding(BaseModel):
-            embedding: Annotated[list[FiniteFloat], Field(min_length=1)]
-
-        class Embeddings(BaseModel):
-            data: Annotated[list[Embedding], Field(min_length=1, max_length=1)]
+        from ..documents.client import Embeddings, MalformedAnswer, parsed
 
         vector = parsed(Embeddings, answer).data[0].embedding
         if self.dimension and len(vector) != self.dimension:

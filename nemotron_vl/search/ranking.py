@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from ..documents.pages import Page
 from ..documents.reading import introduced
@@ -38,17 +38,9 @@ class Ranker(Asked):
         return query | {"documents": documents}
 
     def record(self, answer: Any, pages: Sequence[Page]) -> dict[str, Any]:
-        from pydantic import BaseModel, Field, FiniteFloat
+        from ..documents.client import Scores, parsed
 
-        from ..documents.client import parsed
-
-        class Result(BaseModel):
-            relevance_score: FiniteFloat
-
-        class Results(BaseModel):
-            results: Annotated[list[Result], Field(min_length=1, max_length=1)]
-
-        return {"score": parsed(Results, answer).results[0].relevance_score}
+        return {"score": parsed(Scores, answer).results[0].relevance_score}
 
 
 async def find_ranker(
