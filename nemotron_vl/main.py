@@ -18,6 +18,8 @@ COMMANDS = (
     "demo",
     "doctor",
     "export",
+    "find",
+    "index",
     "inspect",
     "make-checkpoint",
     "probe",

@@ -4,6 +4,7 @@
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Container
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..regular_files import read_text
@@ -49,6 +50,19 @@ def read_passwords(file: Path | None) -> tuple[str, ...]:
         ValueError: It is no text in UTF-8.
     """
     return tuple(filter(None, read_text(file).splitlines())) if file else ()
+
+
+def check_packages(command: str, *packages: str) -> None:
+    """Name the packages that are missing.
+
+    Raises:
+        RuntimeError: At least one is.
+    """
+    if missing := " ".join(name for name in packages if not find_spec(name)):
+        raise RuntimeError(
+            f"`nemotron-vl {command}` needs more packages: pip install {missing} "
+            "(extras of this package)"
+        )
 
 
 class Ranges(Container[int]):

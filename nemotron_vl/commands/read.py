@@ -9,10 +9,9 @@ import argparse
 import asyncio
 import contextlib
 import os
+import shlex
 import sys
 import time
-from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,12 +29,12 @@ from ..documents.remote import RemoteRecords
 from ..documents.requests import Question, write_batch
 from ..documents.schemas import read_schema
 from ..documents.tasks import read_task
-from ..printable import printable, show
-from .arguments import read_passwords
+from ..printable import show
+from .arguments import check_packages, read_passwords
+from .progress import beside, count_pages, left_out, place_of, progress, tell
 from .read_options import add_options
-from .read_server import CONTEXT, Server, server
+from .read_server import CONTEXT, Server, chat_options, connected, log_of, server
 
-_SUFFIXES = 8  # of files that are not read, that are listed
 _PACKAGES = ("jsonschema", "openai", "pypdfium2")  # the extra "documents"
 
 
@@ -57,17 +56,12 @@ def _run(args: argparse.Namespace) -> int:
     packages = [*_PACKAGES]
     if args.text_layer == "compare":
         packages.append("jiwer")  # the extra "text-layer"
-    if missing := [package for package in packages if not find_spec(package)]:
-        names = " ".join(missing)
-        raise RuntimeError(
-            f"`nemotron-vl read` needs more packages: pip install {names} (extras "
-            "of this package)"
-        )
+    check_packages("read", *packages)
     question = _question(args)
     options = _options(args)
     found = find_documents(args.paths, args.root)
     if not found.documents:
-        raise ValueError(f"The folders hold no PDFs and no images.{_left_out(found)}")
+        raise ValueError(f"The folders hold no PDFs and no images.{left_out(found)}")
     if args.batch or args.dry_run:
         try:
             do = _write_batch if args.batch else _show_costs
@@ -88,7 +82,7 @@ def _run(args: argparse.Namespace) -> int:
         try:
             return _read(args, question, options, found, records)
         except KeyboardInterrupt:
-            _tell("stopped; the same command goes on")
+            tell("stopped; the same command goes on")
             return 130
 
 
@@ -128,7 +122,7 @@ def _options(args: argparse.Namespace) -> Options:
         per_document=args.per == "document",
         context=CONTEXT,
         rotate=args.rotate == "auto",
-        compare=args.text_layer == "compare",
+        text_layer=args.text_layer == "compare",
         at_once=args.at_once,
         timeout=args.timeout,
         keep_going=args.keep_going,
@@ -167,16 +161,16 @@ def _write_batch(
     written = errors = 0
     with (
         Job(found.documents, options) as job,
-        _progress(_count(job, found)) as bar,
+        progress(count_pages(job, found)) as bar,
     ):
-        tell = _beside(bar)
+        said = beside(bar)
         for page in write_batch(job.pages(), question, args.model, args.batch):
             bar.update()
             written += page.error is None and not page.blank
             errors += page.error is not None
             if page.error is not None:
-                tell(_place(page.file, page.number, page.error))
-    show(f"{args.batch}: requests: {written}, errors: {errors}{_left_out(found)}")
+                said(place_of(page.file, page.number, page.error))
+    show(f"{args.batch}: requests: {written}, errors: {errors}{left_out(found)}")
     return 1 if errors else 0
 
 
@@ -189,7 +183,7 @@ def _show_costs(
     for page in Job(others, options).measured():
         if page.error is not None:
             errors += 1
-            _tell(_place(page.file, page.number, page.error))
+            tell(place_of(page.file, page.number, page.error))
             continue
         cut = options.drawing.tiler.describe(*page.size, "fast")
         pages, tiles = pages + 1, tiles + cut["tiles"]
@@ -197,7 +191,7 @@ def _show_costs(
     show(
         f"documents: {len(found.documents)}, pages: {pages}, tiles: {tiles}, prompt "
         f"tokens: {tokens} and the question, answers: up to "
-        f"{pages * question.max_tokens} tokens, errors: {errors}{_left_out(found)}"
+        f"{pages * question.max_tokens} tokens, errors: {errors}{left_out(found)}"
     )
     if args.rate:
         minutes, seconds = divmod(round(pages / args.rate), 60)
@@ -214,10 +208,10 @@ def _read(
 ) -> int:
     names = [document.name for document in found.documents]
     rate = ""
-    with Job(found.documents, options, records, _tell) as job:
+    with Job(found.documents, options, records, tell) as job:
         if job.has_pages():
-            total = _count(job, found)
-            with server(args, question, _tell) as served, _progress(total) as bar:
+            total = count_pages(job, found)
+            with _server(args, question) as served, progress(total) as bar:
                 start = time.perf_counter()
                 asyncio.run(_ask(args, served, question, job, records, bar))
                 seconds = time.perf_counter() - start
@@ -232,9 +226,20 @@ def _read(
     if everything.records > counts.records:
         others = everything.records - counts.records
         parts.append(f"records of other documents: {others}")
-    summary = f"{args.out}: {', '.join(parts)}{_left_out(found)}"
+    summary = f"{args.out}: {', '.join(parts)}{left_out(found)}"
     show(summary, sys.stderr if args.out == "-" else None)
     return 1 if counts.errors else 0
+
+
+def _server(
+    args: argparse.Namespace, question: Question
+) -> contextlib.AbstractContextManager[Server]:
+    options = []
+    if not args.url:
+        several = args.per == "document"
+        options = chat_options(args.model, several, args.max_tiles, question.schema)
+        options += shlex.split(args.serve_options)
+    return server(args.url, args.model, options, log_of(args.out), tell)
 
 
 async def _ask(
@@ -246,61 +251,18 @@ async def _ask(
     bar: tqdm,
 ) -> None:
     """Append a record for each page."""
-    from ..documents.client import connect
-
-    tell = _beside(bar)
-    client = connect(served.url, args.timeout, args.wait, tell)
-    ended = asyncio.ensure_future(served.ended())
-    try:
-        async with client:
-            given = args.model if args.url else None
-            model = await find_model(client, question, given, args.timeout)
-            records.settle(args.model if served.process else model.model)
-            answers = job.answers(client, model, ended)
-            async with contextlib.aclosing(answers):
-                async for record in answers:
-                    records.append(record)
-                    bar.update(len(record.get("pages", [None])))
-                    for key in ("error", "cut"):
-                        if key in record:
-                            place = record["file"], record["page"]
-                            tell(_place(*place, record[key]))
-                            break
-    finally:
-        ended.cancel()
-
-
-def _tell(text: str) -> None:
-    show(printable(f"nemotron-vl: {text}"), sys.stderr)
-
-
-def _beside(bar: tqdm) -> Callable[[str], None]:
-    """`_tell`, for as long as there is a bar."""
-    return lambda text: bar.write(printable(f"nemotron-vl: {text}"), sys.stderr)
-
-
-def _place(file: str, number: int | None, text: str) -> str:
-    return f"{file}{'' if number is None else f', page {number}'}: {text}"
-
-
-def _left_out(found: Folders) -> str:
-    """Which files are not read, by suffix."""
-    if not found.left_out:
-        return ""
-    kinds = found.left_out.most_common(_SUFFIXES)
-    listed = [f"{n} {suffix or 'without a suffix'}" for suffix, n in kinds]
-    if others := found.left_out.total() - sum(n for _, n in kinds):
-        listed.append(f"{others} others")
-    return f"; not read: {', '.join(listed)}"
-
-
-def _count(job: Job, found: Folders) -> int | None:
-    """The number of pages that are read, if a terminal shows progress."""
-    if not sys.stderr.isatty() or any(document.remote for document in found.documents):
-        return None
-    return sum(1 for _ in tqdm(job.measured(), "counting pages", leave=False))
-
-
-def _progress(total: int | None) -> tqdm:
-    """A bar with rate and time left, on a terminal only."""
-    return tqdm(total=total, unit="page", disable=total is None)
+    said = beside(bar)
+    async with connected(served, args, said) as (client, ended):
+        given = args.model if args.url else None
+        model = await find_model(client, question, given, args.timeout)
+        records.settle(args.model if served.process else model.model)
+        answers = job.answers(client, model, ended)
+        async with contextlib.aclosing(answers):
+            async for record in answers:
+                records.append(record)
+                bar.update(len(record.get("pages", [None])))
+                for key in ("error", "cut"):
+                    if key in record:
+                        place = record["file"], record["page"]
+                        said(place_of(*place, record[key]))
+                        break

@@ -3,6 +3,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import MAX_TILES
 
@@ -15,7 +16,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="FILE_OR_FOLDER_OR_URL")
     _add_question(parser)
     _add_result(parser)
-    _add_server(parser)
+    add_server(
+        parser,
+        "folder or hub name to serve meanwhile; with --url (default: the server's "
+        "first) or --batch the name of the served model",
+    )
     _add_pages(parser)
     _add_repetition(parser)
 
@@ -99,15 +104,16 @@ def _add_result(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_server(parser: argparse.ArgumentParser) -> None:
+def add_server(parser: argparse.ArgumentParser, about_model: str) -> None:
+    """Options of the server, and of requests to it.
+
+    Args:
+        parser: They are added to this.
+        about_model: What ``--model`` is.
+    """
     group = parser.add_argument_group("the server")
     group.add_argument("--url", help="of a server, such as http://127.0.0.1:8000")
-    group.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="folder or hub name to serve meanwhile; with --url (default: the server's "
-        "first) or --batch the name of the served model",
-    )
+    group.add_argument("--model", metavar="MODEL", help=about_model)
     group.add_argument(
         "--serve-options",
         default="",
@@ -145,6 +151,26 @@ def _add_pages(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--limit", type=number(), metavar="N", help="most pages that are read now"
     )
+    add_drawing(group)
+    group.add_argument(
+        "--skip-blank", action="store_true", help="do not ask about pages without marks"
+    )
+    group.add_argument(
+        "--rotate",
+        choices=("never", "auto"),
+        default="never",
+        help="auto: turn pages whose text layer is not upright, and ask again, turned, "
+        "where an answer is empty",
+    )
+
+
+def add_drawing(group: Any, tiles: str = "the model's") -> None:
+    """Options of how documents are drawn.
+
+    Args:
+        group: They are added to this.
+        tiles: The default of ``--max-tiles``.
+    """
     group.add_argument(
         "--max-pages",
         type=number(),
@@ -157,7 +183,7 @@ def _add_pages(parser: argparse.ArgumentParser) -> None:
         "--max-tiles",
         type=number(MAX_TILES),
         metavar="N",
-        help="most tiles of a page's grid (default: the model's); set a server of "
+        help=f"most tiles of a page's grid (default: {tiles}); set a server of "
         "--url the same way",
     )
     group.add_argument(
@@ -165,16 +191,6 @@ def _add_pages(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="passwords of PDFs, one a line; each is tried",
-    )
-    group.add_argument(
-        "--skip-blank", action="store_true", help="do not ask about pages without marks"
-    )
-    group.add_argument(
-        "--rotate",
-        choices=("never", "auto"),
-        default="never",
-        help="auto: turn pages whose text layer is not upright, and ask again, turned, "
-        "where an answer is empty",
     )
 
 

@@ -37,7 +37,9 @@ async def unless_alike(
                 if len(causes) == 1:
                     continue
                 record = held.pop()
-            elif held is not None and ("answer" not in record or "blank" in record):
+            elif held is not None and (
+                "blank" in record or ("error" in record and "answer" not in record)
+            ):
                 yield record
                 continue
             for earlier in held or ():

@@ -78,9 +78,11 @@ def write_checking_page(
 
 
 def _shown(record: Record) -> dict[str, Any]:
-    keys = ("error", "cut", "blank", "turned", "cer", "copy_of", "empty")
+    keys = ("error", "cut", "blank", "turned", "cer", "copy_of", "found", "empty")
     found = {key: getattr(record, key) for key in keys}
     shown = {k: v for k, v in found.items() if v is not None and v is not False}
+    if record.found:  # a page that was not asked has no answer
+        shown.pop("empty", None)
     place = {"file": record.file, "page": record.page}
     return place | {"answer": record.answer, "digest": record.digest} | shown
 

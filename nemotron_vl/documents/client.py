@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import openai
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 # Of an answer. That of the longest context is 2 MB if each of its 16,384 tokens is the
 # longest of Llama 3, 128 characters.
@@ -188,6 +188,26 @@ class Models(BaseModel):
     data: Annotated[list[Model], Field(min_length=1)]
 
 
+class Embedding(BaseModel):
+    embedding: Annotated[list[FiniteFloat], Field(min_length=1)]
+
+
+class Embeddings(BaseModel):
+    """What is read of an answer about one page or question to embed."""
+
+    data: Annotated[list[Embedding], Field(min_length=1, max_length=1)]
+
+
+class Score(BaseModel):
+    relevance_score: FiniteFloat
+
+
+class Scores(BaseModel):
+    """What is read of an answer about one page to rank."""
+
+    results: Annotated[list[Score], Field(min_length=1, max_length=1)]
+
+
 class MalformedAnswer(ValueError):
     """The server answered something else than OpenAI's API does."""
 
@@ -199,16 +219,16 @@ def parsed(kind: type[_Answer], answer: Any) -> _Answer:
     """The content of an answer.
 
     Args:
-        kind: `Completion` or `Models`.
-        answer: Answer of a method below ``with_raw_response`` of OpenAI's client.
+        kind: What is read.
+        answer: HTTP response of a `BoundedClient`.
 
     Raises:
         MalformedAnswer: It is too large, compressed, or no such content.
     """
-    if flaw := answer.http_response.extensions.get(_FLAW):
+    if flaw := answer.extensions.get(_FLAW):
         raise MalformedAnswer(f"The server's answer {flaw}.")
     try:
-        return kind.model_validate_json(answer.http_response.content)
+        return kind.model_validate_json(answer.content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "all of it"

@@ -154,7 +154,8 @@ def find_documents(
             same = document.place
             if not document.remote:
                 same = os.path.realpath(same)
-            found.setdefault(same, document._replace(name=_name(document.place, root)))
+            name = name_of(document.place, root)
+            found.setdefault(same, document._replace(name=name))
     documents = list(found.values())
     names = {document.name: document for document in documents}
     for document in documents:
@@ -167,7 +168,16 @@ def is_url(place: str) -> bool:
     return "://" in place
 
 
-def _name(place: str, root: str | None) -> str:
+def name_of(place: str, root: str | None) -> str:
+    """The name of a document in records.
+
+    Args:
+        place: Local path or URL.
+        root: See `find_documents`.
+
+    Raises:
+        ValueError: It is not below the root.
+    """
     if root is not None:
         if not place.startswith(root.rstrip("/") + "/"):
             raise ValueError(f"{place} is not below the root {root}.")
@@ -177,7 +187,7 @@ def _name(place: str, root: str | None) -> str:
 
 
 def local_file(name: str) -> Path:
-    """The file of a name in records, see `_name`."""
+    """The file of a name in records, see `name_of`."""
     path = Path(name)
     if not path.exists():
         escaped = rb"\\x([0-9a-f]{2})"

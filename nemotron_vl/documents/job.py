@@ -22,13 +22,12 @@ from .equal import equal_files
 from .finding import Found, Source, opened_locally
 from .pages import Document, Drawing, Page
 from .process import MOST_PAGES, PageProcess
-from .reading import Served, read_answers
-from .records import PageRecords, Record, Records
+from .reading import read_answers
+from .records import Record, Records
+from .served import Asked
 
 if TYPE_CHECKING:
     import openai
-
-_SPARE = 64  # tokens of a chat template
 
 _UNTURNED = "It could not be drawn upright."
 _CHANGED = "The file changed while it was read. The next start reads it again."
@@ -48,7 +47,7 @@ class Options(NamedTuple):
         context: Tokens of a request and its answer, if the server does not say it.
         rotate: Turn pages whose text layer is not upright, and ask again, turned, where
             an answer is empty.
-        compare: Write how far answers differ from the text layer.
+        text_layer: Keep the text layers of PDFs for what is asked.
         at_once: Most requests at a time.
         timeout: Seconds for an answer, with all retries.
         keep_going: Go on if the first pages are all refused alike.
@@ -61,7 +60,7 @@ class Options(NamedTuple):
     per_document: bool = False
     context: int = 16384
     rotate: bool = False
-    compare: bool = False
+    text_layer: bool = False
     at_once: int = 8
     timeout: float = 1800
     keep_going: bool = False
@@ -88,7 +87,7 @@ class Job:
         self._tell = tell
         self._documents = documents
         self._copies: dict[str, list[Found]] = {}
-        if isinstance(records, PageRecords):
+        if records is not None and records.kept:
             self._documents, self._copies = equal_files(documents)
         self._records = Records({}) if records is None else records
         self._options = options
@@ -216,14 +215,14 @@ class Job:
     async def answers(
         self,
         client: "openai.AsyncOpenAI",
-        served: Served,
+        asked: Asked,
         ended: asyncio.Future | None = None,
     ) -> AsyncGenerator[Record, None]:
         """Ask about the pages.
 
         Args:
             client: Client of the server.
-            served: The model, and what is asked.
+            asked: The model, and what is asked.
             ended: See `read_answers`.
 
         Yields:
@@ -237,9 +236,9 @@ class Job:
             for turn in (0, 90, 180, 270) if options.rotate else (0,):
                 if turn and not self._due_at(turn):
                     continue
-                groups = self._groups(self.pages(turn), served)
+                groups = self._groups(self.pages(turn), asked)
                 answers = read_answers(
-                    client, served, groups, options.at_once, options.timeout, ended
+                    client, asked, groups, options.at_once, options.timeout, ended
                 )
                 if not turn and not options.keep_going:
                     answers = unless_alike(answers)
@@ -257,13 +256,11 @@ class Job:
                 self._process.kill()
 
     def _groups(
-        self, pages: Iterator[Page], served: Served
+        self, pages: Iterator[Page], asked: Asked
     ) -> Iterator[tuple[Page, ...]]:
         """What is asked at once."""
-        options, question = self._options, served.question
-        room = (served.context or options.context) - question.max_tokens - _SPARE
-        asked = question.prompt + (question.system or "")
-        room -= len(asked.encode()) // 2  # more than its tokens
+        options = self._options
+        room = asked.room(options.context)
         group: list[Page] = []
         left = room
         for page in pages:
@@ -271,7 +268,7 @@ class Job:
             if options.rotate and page.angle and place not in self._again:
                 self._again[place] = (page.angle,), None
                 continue
-            if not options.compare:
+            if not options.text_layer:
                 page = page._replace(text=None)
             alone = not options.per_document or page.blank or page.error is not None
             tokens = 0
@@ -314,8 +311,7 @@ class Job:
 
     def copied(self) -> Iterator[Record]:
         """Records of documents that equal others, once those have theirs."""
-        originals = [r for r in self._records if r["file"] in self._copies]
-        for record in originals:
+        for record in self._records.about(self._copies):
             for copy in self._copies[record["file"]]:
                 before, now = self._records.source(copy.name), record.get("source")
                 if before and now and before["sha256"] != now["sha256"]:

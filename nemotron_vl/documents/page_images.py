@@ -9,20 +9,18 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as TooSlow
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
 from ..checkpoints.tiler import Tiler
 from ..images.files import FORMATS
-from .finding import Found, Source, is_url, local_file, opened_locally
-from .pages import Document, Drawing, Page
+from .pages import Drawing, Page
+from .pages_again import pages_again
 from .process import PageProcess
 from .results import Results
 
 MOST_HEIGHT = 1600  # pixels
-_OUTSIDE = "The document is not in the folder that was read."
 _QUALITY = 80  # of WebP
 _MEMORY = 4 << 30  # bytes, of the process that reduces
 _SECONDS = 60.0  # for a page
@@ -64,96 +62,35 @@ def draw_images(
     Yields:
         The document's name and a page.
     """
-    folder = root or results.root
     drawing = Drawing(tiler, text_layer=True, passwords=passwords)
+    wanted = (
+        (name, [page for r in records for page in r.pages], records[0].source)
+        for name, records in results.documents()
+    )
+    turns = {(r.file, page): r.turned for r in results.records for page in r.pages}
+    reducing: Callable[[], tuple[str, PageImage]] | None = None
     with PageProcess(drawing) as process, _Reducer() as reduce:
-        for name, records in results.documents():
-            turns = {page: r.turned for r in records for page in r.pages}
-            if not turns:
-                continue
-            try:
-                with opened_locally(_find(name, folder)) as path:
-                    _check(path, records[0].source)
-                    for page in _draw(process, Document(name, path), turns, reduce):
-                        yield name, page
-                continue
-            except OSError as error:
-                cause = f"The document cannot be read: {error.strerror or error}."
-            except ValueError as error:
-                cause = str(error)
-            for number in sorted(turns):
-                yield name, PageImage(number, error=cause)
-
-
-def _draw(
-    process: PageProcess, document: Document, turns: dict[int, int], reduce: "_Reducer"
-) -> Iterator[PageImage]:
-    """The pages of a document. One is reduced while the next is drawn."""
-    error = "The document has no such page."
-    missing = {*turns}
-    reducing: Callable[[], PageImage] | None = None
-    wanted = {None, *turns}  # `None` asks about the document itself
-    for page in process.read([document], lambda _, number: number not in wanted):
+        # One is reduced while the next is drawn.
+        for page in pages_again(process, wanted, root or results.root):
+            if reducing is not None:
+                yield reducing()
+                reducing = None
+            assert page.number is not None
+            if page.error is not None:
+                yield page.file, PageImage(page.number, error=page.error)
+            else:
+                reduced = reduce(page.image, turns[page.file, page.number])
+                reducing = partial(_finished, page, reduced)
         if reducing is not None:
             yield reducing()
-            reducing = None
-        if page.number is None:
-            error = page.error or error
-            continue
-        missing.remove(page.number)
-        if page.error is not None:
-            yield PageImage(page.number, error=page.error)
-        else:
-            reduced = reduce(page.image, turns[page.number])
-            reducing = partial(_finished, page, reduced)
-    if reducing is not None:
-        yield reducing()
-    for number in sorted(missing):
-        yield PageImage(number, error=error)
 
 
-def _finished(page: Page, reduced: Callable[[], bytes]) -> PageImage:
+def _finished(page: Page, reduced: Callable[[], bytes]) -> tuple[str, PageImage]:
     assert page.number is not None
     try:
-        return PageImage(page.number, reduced(), text=page.text)
+        return page.file, PageImage(page.number, reduced(), text=page.text)
     except (ValueError, OSError) as error:
-        return PageImage(page.number, error=str(error), text=page.text)
-
-
-def _find(name: str, folder: str | None) -> Found:
-    """A document.
-
-    Raises:
-        ValueError: It is in no known folder, or outside of the one that was read.
-    """
-    if "\0" in name:
-        raise ValueError("The document is not on this machine.")
-    if is_url(name):
-        return Found(name, name)
-    path = Path(name)
-    if not path.is_absolute():
-        if folder is None:
-            raise ValueError("The records do not say in which folder it was (--root).")
-        if ".." in path.parts:
-            raise ValueError(_OUTSIDE)
-        if is_url(folder):
-            return Found(name, f"{folder.rstrip('/')}/{name}")
-        path = local_file(f"{folder}/{name}").resolve()
-        if not path.is_relative_to(Path(folder).resolve()):
-            raise ValueError(_OUTSIDE)
-    return Found(name, str(local_file(str(path))))
-
-
-def _check(path: Path, source: dict) -> None:
-    """Refuse a document that differs from the one that was read.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It differs, or is not a regular file.
-    """
-    now = Source.of(path)._asdict()
-    if any(source.get(key, now[key]) != now[key] for key in ("bytes", "sha256")):
-        raise ValueError("The document has changed since it was read.")
+        return page.file, PageImage(page.number, error=str(error), text=page.text)
 
 
 class _Reducer:

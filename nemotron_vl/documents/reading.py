@@ -8,12 +8,14 @@ or the status is 408, 409, 429 or from 500.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .answers import compared, record_of, shortened
+from .answers import shortened
 from .pages import Page
 from .requests import Question
+from .served import Asked, Served
 
 if TYPE_CHECKING:
     import openai
@@ -30,23 +32,12 @@ class ServerFailure(RuntimeError):
     """The server answers no page. Pages without a record can be asked again."""
 
 
-class Served(NamedTuple):
-    """A model of a server.
-
-    Args:
-        model: Its name.
-        context: Most tokens of a prompt and its answer, where the server says it.
-        question: What is asked, in the form that the server takes.
-    """
-
-    model: str
-    context: int | None
-    question: Question
+_Asked = TypeVar("_Asked", bound=Asked)
 
 
 async def read_answers(
     client: "openai.AsyncOpenAI",
-    served: Served,
+    asked: Asked,
     pages: Iterator[Sequence[Page]],
     at_once: int,
     timeout: float,
@@ -56,7 +47,7 @@ async def read_answers(
 
     Args:
         client: Client of the server. Its ``max_retries`` holds.
-        served: The model, and what is asked.
+        asked: The model, and what is asked.
         pages: What each request is about: a page, or several of one document. Taken in
             another thread, one by one, as requests end.
         at_once: Most requests at a time, which are also those in memory.
@@ -95,7 +86,7 @@ async def read_answers(
                 if group is None:
                     more = False
                 else:
-                    work = _record(client, served, group, timeout)
+                    work = _record(client, asked, group, timeout)
                     running.add(asyncio.create_task(work))
                     del group, work
             # Answers first: a failure ends the run.
@@ -127,6 +118,55 @@ async def find_model(
         ValueError: The server refuses the model, the key or the question, or its
             context is smaller than the answers may be.
     """
+    try:
+        make = partial(Served, question=question)
+        served, _ = await introduced(client, make, model, timeout)
+    except Refusal as refusal:
+        if refusal.status not in (400, 422) or not question.structural:
+            raise
+        make = partial(Served, question=question._replace(structural=False))
+        served, _ = await introduced(client, make, model, timeout)
+    context = served.context
+    if context is not None and question.max_tokens >= context:
+        raise ValueError(
+            f"Answers of {question.max_tokens} tokens do not fit the server's context "
+            f"of {context} tokens, pages included. Lower --max-tokens."
+        )
+    return served
+
+
+class Refusal(ValueError):
+    """The server refuses all requests.
+
+    Args:
+        status: Of its answer.
+        message: What it says.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"The server refuses requests: {message}")
+        self.status = status
+
+
+async def introduced(
+    client: "openai.AsyncOpenAI",
+    make: Callable[[str, int | None], _Asked],
+    model: str | None,
+    timeout: float,
+) -> tuple[_Asked, dict[str, Any]]:
+    """A model of a server, and what it answers to a request without a page.
+
+    Args:
+        client: Client of the server.
+        make: Takes the model's name and context.
+        model: Its name; by default the server's first.
+        timeout: Seconds for all of it, with all retries.
+
+    Raises:
+        ServerFailure: No server answers.
+        ValueError: The server refuses the request (`Refusal`), or answers something
+            else.
+    """
     import openai
 
     from .client import MalformedAnswer, Models, parsed
@@ -137,26 +177,26 @@ async def find_model(
             listed = []
             try:
                 models = await impatient.models.with_raw_response.list()
-                listed = parsed(Models, models).data
+                listed = parsed(Models, models.http_response).data
             except (openai.APIStatusError, MalformedAnswer):
                 if model is None:
                     raise
-            model = model or listed[0].id
+            name = model or listed[0].id
+            context = next((m.max_model_len for m in listed if m.id == name), None)
+            asked = make(name, context)
             try:
-                await _try(client, impatient, model, question)
+                answer = await _raw(impatient, asked, asked.trial())
             except openai.APIStatusError as error:
-                if error.status_code not in (400, 422) or not question.structural:
+                if error.status_code != 429 and error.status_code < 500:
                     raise
-                question = question._replace(structural=False)
-                await _try(client, impatient, model, question)
+                answer = await _raw(client, asked, asked.trial())  # it is busy
+            return asked, asked.trial_record(answer)
     except TimeoutError as error:
         raise ServerFailure(
             f"{client.base_url} did not answer within {timeout:g} s."
         ) from error
     except openai.APIStatusError as error:
-        raise ValueError(
-            f"The server refuses requests: {_status_message(error)}"
-        ) from error
+        raise Refusal(error.status_code, _status_message(error)) from error
     except openai.APIConnectionError as error:
         raise ServerFailure(
             f"No server answers at {client.base_url}: {_cause(error)}"
@@ -166,38 +206,11 @@ async def find_model(
             f"What answers at {client.base_url} has no model or is no server of "
             f"OpenAI's API. {error}"
         ) from error
-    context = next((m.max_model_len for m in listed if m.id == model), None)
-    if context is not None and question.max_tokens >= context:
-        raise ValueError(
-            f"Answers of {question.max_tokens} tokens do not fit the server's context "
-            f"of {context} tokens, pages included. Lower --max-tokens."
-        )
-    return Served(model, context, question)
-
-
-async def _try(
-    client: "openai.AsyncOpenAI",
-    impatient: "openai.AsyncOpenAI",
-    model: str,
-    question: Question,
-) -> None:
-    import openai
-
-    from .client import Completion, parsed
-
-    trial = question.trial_request(model)
-    try:
-        answer = await _raw(impatient, trial)
-    except openai.APIStatusError as error:
-        if error.status_code != 429 and error.status_code < 500:
-            raise
-        answer = await _raw(client, trial)  # it is there, but busy
-    parsed(Completion, answer)
 
 
 async def _record(
     client: "openai.AsyncOpenAI",
-    served: Served,
+    asked: Asked,
     pages: Sequence[Page],
     timeout: float,
 ) -> dict[str, Any]:
@@ -208,15 +221,14 @@ async def _record(
     if first.error is not None:
         return record | {"error": first.error}
     if first.blank:
-        answer = "" if served.question.schema is None else None
-        return record | {"answer": answer, "blank": True}
+        return record | {"answer": asked.nothing, "blank": True}
     start = time.perf_counter()
     try:
         async with asyncio.timeout(timeout):
-            record |= await _answer(client, served, pages)
+            record |= await _answer(client, asked, pages)
     except TimeoutError:
         message = f"No answer came within {timeout:g} s."
-        if not await _answers(client, served.model, served.question):
+        if not await _answers(client, asked):
             raise ServerFailure(message) from None
         record |= {"error": message}
     except _PageFailure as failure:
@@ -229,62 +241,47 @@ class _PageFailure(Exception):
 
 
 async def _answer(
-    client: "openai.AsyncOpenAI", served: Served, pages: Sequence[Page]
+    client: "openai.AsyncOpenAI", asked: Asked, pages: Sequence[Page]
 ) -> dict[str, Any]:
     import openai
 
-    from .client import Completion, MalformedAnswer, moved_to, parsed
+    from .client import MalformedAnswer, moved_to
 
-    model, _, question = served
     try:
-        answer = await _raw(client, question.chat_request(pages, model))
-        completion = parsed(Completion, answer)
+        return asked.record(await _raw(client, asked, asked.request(pages)), pages)
     except MalformedAnswer as error:
         raise _PageFailure(str(error)) from error
     except openai.APIStatusError as error:
         message = f"The server answered {_status_message(error)}"
         if error.status_code in _NOT_THE_PAGE or (
             (error.status_code in _OF_A_PROXY or moved_to(error))
-            and not await _answers(client, model, question)
+            and not await _answers(client, asked)
         ):
             raise ServerFailure(message) from error
         raise _PageFailure(message) from error
     except openai.APIConnectionError as error:
         message = f"The connection broke in all attempts: {_cause(error)}"
-        if await _answers(client, model, question):
+        if await _answers(client, asked):
             raise _PageFailure(message) from error
         raise ServerFailure(message) from error
-    choice = completion.choices[0] if completion.choices else None
-    if choice is None or choice.message.content is None:
-        raise _PageFailure("The server sent no answer.")
-    text, usage = choice.message.content, completion.usage
-    record = record_of(question, text, choice.finish_reason)
-    if usage is not None:
-        record["tokens"] = {
-            "prompt": usage.prompt_tokens,
-            "answer": usage.completion_tokens,
-        }
-    layers = [page.text for page in pages if page.text]
-    if layers and "error" not in record:
-        layer = "\n".join(layers)
-        record["text_layer"] = compared(record["answer"], layer, question.schema)
-    return record
 
 
-async def _raw(client: "openai.AsyncOpenAI", request: dict[str, Any]) -> Any:
-    """The answer to a chat request, for `client.parsed`."""
-    return await client.chat.completions.with_raw_response.create(**request)
+async def _raw(
+    client: "openai.AsyncOpenAI", asked: Asked, request: dict[str, Any]
+) -> Any:
+    """The answer to a request, for `client.parsed`."""
+    import httpx
+
+    return await client.post(asked.path, body=request, cast_to=httpx.Response)
 
 
-async def _answers(
-    client: "openai.AsyncOpenAI", model: str, question: Question
-) -> bool:
+async def _answers(client: "openai.AsyncOpenAI", asked: Asked) -> bool:
     """Whether the server answers a request without a page now."""
     import openai
 
     client = client.with_options(max_retries=0)
     try:
-        await _raw(client, question.trial_request(model))
+        await _raw(client, asked, asked.trial())
     except (openai.APIConnectionError, openai.APIStatusError):
         return False
     return True

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -40,6 +40,8 @@ class Records:
     """
 
     name = "standard output"
+    kept = False  # whether they can be read again
+    _holds = "answers"
 
     def __init__(self, settings: dict[str, Any], root: str | None = None) -> None:
         self._settings = {"model": None, **settings}
@@ -58,6 +60,10 @@ class Records:
     def __iter__(self) -> Iterator[Record]:
         """The records that can be read again."""
         return iter(())
+
+    def about(self, files: Container[str]) -> list[Record]:
+        """The records of some documents, as far as they can be read again."""
+        return [record for record in self if record["file"] in files]
 
     def done(self, file: str, page: int | None) -> bool:
         """Whether there is a record for a page."""
@@ -97,14 +103,17 @@ class Records:
             OSError: It cannot be written.
             ValueError: There is one for this page.
         """
-        file, page = record["file"], record["page"]
-        if self.done(file, page):
-            raise ValueError(f"{self.name} has page {page} of {file} already.")
-        line = _line({"file": file, "page": page, **record})
+        self._check_new(record)
+        line = _line({"file": record["file"], "page": record["page"], **record})
         self._write(line if self._has_head else self._head() + line)
         self._has_head = True
         self.appended += 1
         self._note(record)
+
+    def _check_new(self, record: Record) -> None:
+        file, page = record["file"], record["page"]
+        if self.done(file, page):
+            raise ValueError(f"{self.name} has page {page} of {file} already.")
 
     def _write(self, line: bytes) -> None:
         sys.stdout.buffer.write(line)
@@ -117,6 +126,18 @@ class Records:
     def _note(self, record: Record) -> bool:
         return self._known.setdefault(record["file"], Known()).add(record)
 
+    def check_root(self, root: str | None) -> None:
+        """Refuse another root while the one before exists.
+
+        Raises:
+            ValueError: It does.
+        """
+        if root and root != self._root and (is_url(root) or os.path.exists(root)):
+            raise ValueError(
+                f"{self.name} has {self._holds} of documents below {root}, not "
+                f"{self._root}. Choose another one."
+            )
+
     def _other(self, before: dict[str, Any], now: dict[str, Any]) -> str:
         differ = [
             f"{name.replace('_', ' ')} {_short(before.get(name))}, not {_short(value)}"
@@ -124,8 +145,8 @@ class Records:
             if value != before.get(name)
         ]
         return (
-            f"{self.name} has answers with other settings: {'; '.join(differ)}. Choose "
-            "another file."
+            f"{self.name} has {self._holds} with other settings: {'; '.join(differ)}. "
+            "Choose another one."
         )
 
 
@@ -137,6 +158,8 @@ class PageRecords(Records):
     newer ones replace, and those about an earlier state of a document, leave when the
     file is closed or opened.
     """
+
+    kept = True
 
     def __init__(
         self,
@@ -259,11 +282,7 @@ class PageRecords(Records):
         if any(value != before.get(name) for name, value in kept.items()):
             raise ValueError(self._other(before, kept))
         root = head.get("root")
-        if root and root != self._root and (is_url(root) or os.path.exists(root)):
-            raise ValueError(
-                f"{self.name} has answers about documents below {root}, not "
-                f"{self._root}. Choose another file."
-            )
+        self.check_root(root)
         self._untidy = now != before or root != self._root
 
     def _lines(self) -> Iterator[tuple[bytes, Record]]:

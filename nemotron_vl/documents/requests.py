@@ -20,6 +20,13 @@ _ABOUT_A_SCHEMA = (
 )
 
 
+def image_part(page: Page) -> dict[str, Any]:
+    """A page as a part of a message."""
+    data = base64.b64encode(page.image).decode()
+    url = f"data:{page.media_type};base64,{data}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
 class Question(NamedTuple):
     """What is asked about each page, or about several pages at once.
 
@@ -68,11 +75,7 @@ class Question(NamedTuple):
             pages: With images.
             model: Its name on the server.
         """
-        content: list[dict[str, Any]] = []
-        for page in pages:
-            data = base64.b64encode(page.image).decode()
-            url = f"data:{page.media_type};base64,{data}"
-            content.append({"type": "image_url", "image_url": {"url": url}})
+        content = [image_part(page) for page in pages]
         content.append({"type": "text", "text": self.prompt})
         return self._request(model, content, self.max_tokens)
 

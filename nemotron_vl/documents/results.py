@@ -43,6 +43,7 @@ class Record:
         copy_of: Name of an equal document that was asked in the place of this one.
         pages: Numbers of the pages that the answer is about.
         source: Size, time and digest of the document when it was read.
+        found: How it was found for a question.
         conflicts: Values of properties on which pages disagree, with these pages.
         corrected: Whether a person has corrected the answer.
     """
@@ -60,6 +61,7 @@ class Record:
     pages: list[int] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
     conflicts: str | None = None
+    found: str | None = None
     corrected: bool = False
 
     @property
@@ -177,7 +179,7 @@ def _head(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-_NAMES = {f.name for f in fields(Record)} - {"cer", "characters", "conflicts"}
+_NAMES = {f.name for f in fields(Record)} - {"cer", "characters", "conflicts", "found"}
 _KINDS: dict[str, Any] = {
     "file": str,
     "page": int | None,

@@ -14,7 +14,7 @@ from support.servers import forked_servers
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-README = (ROOT / "README.md").read_text()
+INDEX = (ROOT / "docs" / "index.md").read_text()
 
 ANSWERS = {
     "disaggregated_client": ["640-27"],
@@ -54,7 +54,7 @@ def test_example(name, tmp_path):
 
 def test_every_request_sets_the_temperature_to_zero():
     """A server may sample by the checkpoint's ``generation_config.json``."""
-    sources = {f"README {at}": code for at, code in enumerate(python_blocks(README))}
+    sources = {f"index.md {at}": code for at, code in enumerate(python_blocks(INDEX))}
     sources |= {file.name: file.read_text() for file in EXAMPLES.glob("*.py")}
     found = {name: temperatures(code) for name, code in sources.items()}
     assert len([name for name, values in found.items() if values]) >= len(ANSWERS) + 1

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_vl.commands import read
 from vllm_nemotron_vl.config import nemotron_vl_names
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +18,7 @@ COMMAND = re.compile(rf"(pip|apt-get) install((?: +(?:{WORD}))+)")
 # What messages put in.
 VALUES = {
     "{wanted}": f"vllm{nemotron_vl_names.tested_range()}",
-    "{names}": " ".join(read._PACKAGES),
-    "{missing}": "jsonschema pypdfium2 pyarrow",  # for an export
+    "{missing}": "jsonschema lancedb openai pypdfium2 pyarrow",
     "{package}": "g++ libnuma1",
 }
 

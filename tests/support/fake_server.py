@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from PIL import Image
 
@@ -86,10 +86,13 @@ class FakeServer:
         return 200, head | {"choices": [choice], "usage": usage}
 
 
+_Fake = TypeVar("_Fake", bound=FakeServer)
+
+
 @contextlib.contextmanager
-def fake_server() -> Iterator[FakeServer]:
+def fake_server(kind: type[_Fake] = FakeServer) -> Iterator[_Fake]:  # type: ignore[assignment]
     """Run a server on loopback while the block runs."""
-    fake = FakeServer()
+    fake = kind()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

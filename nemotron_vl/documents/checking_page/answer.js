@@ -28,6 +28,7 @@ function remarks(record) {
     add("differs", "Differs", `${percent(record.cer)} of the characters differ from the PDF's own text.`);
   }
   if (record.turned) add("turned", "Turned", `The page was turned by ${record.turned}\u00b0 before it was asked.`);
+  if (record.found) add("turned", "Found", record.found);
   if (record.copy_of) add("turned", "Copy", `The document equals ${record.copy_of}, which was asked.`);
   return found;
 }

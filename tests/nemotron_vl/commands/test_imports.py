@@ -13,6 +13,7 @@ from nemotron_vl.main import COMMANDS
 from support.clips import encoded, noise
 from support.documents import pdf
 from support.fake_server import fake_server
+from support.search import SearchServer, find, index, write_folder
 
 HEAVY = {"torch", "transformers", "vllm", "numba"}
 CODE = """
@@ -64,6 +65,18 @@ def test_read(tmp_path):
         names = imported("read", str(tmp_path), "--url", server.url, *options)
     record = json.loads(out.read_text().splitlines()[-1])
     assert record["answer"]  # it read the page
+    assert not names & HEAVY
+
+
+def test_index_and_find(tmp_path):
+    folder, place = tmp_path / "folder", tmp_path / "index"
+    write_folder(folder)
+    with fake_server(SearchServer) as server:
+        names = imported(*index(server, folder, place))
+        assert "lancedb" in names and server.asked
+        more = ("--rerank", server.url, "--answer", server.url)
+        names |= imported(*find(server, "blue", place, *more))
+        assert server.requests
     assert not names & HEAVY
 
 

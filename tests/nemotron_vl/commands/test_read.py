@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_vl.commands import arguments as command_arguments
 from nemotron_vl.commands import read
 from nemotron_vl.documents import records as page_records
 from nemotron_vl.documents.finding import Source
@@ -190,9 +191,11 @@ def test_wrong_use_is_explained(tmp_path, capsys, monkeypatch, options, message)
 
 
 def test_a_missing_package_is_named(folder, capsys, monkeypatch):
-    real = read.find_spec
+    real = command_arguments.find_spec
     monkeypatch.setattr(
-        read, "find_spec", lambda name: None if name == "pypdfium2" else real(name)
+        command_arguments,
+        "find_spec",
+        lambda name: None if name == "pypdfium2" else real(name),
     )
     assert main(["read", str(folder), "--question", "?", "--out", "o"]) == 2
     assert capsys.readouterr().err == (

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages that were found are drawn, ranked and asked about."""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints.tiler import Tiler
+from ..documents.pages import Drawing, Page
+from ..documents.pages_again import pages_again
+from ..documents.process import PageProcess
+from ..documents.reading import ServerFailure, find_model, read_answers
+from ..documents.requests import Question
+from ..documents.results import Record, Results
+from .ranking import find_ranker
+from .store import Hit
+
+if TYPE_CHECKING:
+    import openai
+
+CONTEXT = 16384  # tokens of the chat model, if the server does not say it
+
+
+@dataclass
+class FoundPage:
+    """A page that was found.
+
+    Args:
+        hit: What the index says.
+        page: As it was drawn; ``None`` if it was not.
+        score: Of the ranking model; ``None`` if it did not rank the page.
+        error: Why the page could not be ranked or asked about.
+        asked: Whether the answer is about it, too.
+    """
+
+    hit: Hit
+    page: Page | None = field(default=None, repr=False)
+    score: float | None = None
+    error: str | None = None
+    asked: bool = False
+
+    @property
+    def place(self) -> tuple[str, int]:
+        return self.hit.file, self.hit.page
+
+    def __str__(self) -> str:
+        return f"{self.hit.file} p. {self.hit.page}"
+
+
+def draw(found: Iterable[FoundPage], drawing: Drawing, root: str | None) -> None:
+    """Draw pages, unless their documents have changed or are gone.
+
+    Args:
+        found: Pages without an image.
+        drawing: How.
+        root: Folder of the documents whose names are relative.
+    """
+    by_place = {one.place: one for one in found}
+    wanted: dict[str, list[int]] = {}
+    for file, number in by_place:
+        wanted.setdefault(file, []).append(number)
+    sources = {one.hit.file: one.hit.source for one in by_place.values()}
+    listed = [(file, pages, sources[file]) for file, pages in wanted.items()]
+    with PageProcess(drawing) as process:
+        for page in pages_again(process, listed, root):
+            assert page.number is not None
+            one = by_place[page.file, page.number]
+            one.page, one.error = page, page.error
+
+
+async def rank(
+    client: "openai.AsyncOpenAI",
+    question: str,
+    found: Sequence[FoundPage],
+    at_once: int = 8,
+    timeout: float = 1800,
+    ended: asyncio.Future | None = None,
+) -> list[FoundPage]:
+    """Pages by their scores, best first. Those without one follow in their order.
+
+    Args:
+        client: Client of a server of a ranking model.
+        question: The question.
+        found: Pages that were drawn.
+        at_once: Most requests at a time.
+        timeout: Seconds for an answer, with all retries.
+        ended: See `read_answers`.
+
+    Raises:
+        ServerFailure: The server does not answer.
+        ValueError: It has no rerank API, or refuses the question.
+    """
+    ranker = await find_ranker(client, question, timeout)
+    by_place = {one.place: one for one in found}
+    groups = ((page,) for page in _drawn(found))
+    async for record in read_answers(client, ranker, groups, at_once, timeout, ended):
+        one = by_place[record["file"], record["page"]]
+        one.score, one.error = record.get("score"), record.get("error")
+    return sorted(found, key=lambda one: (one.score is None, -(one.score or 0)))
+
+
+async def answer(
+    client: "openai.AsyncOpenAI",
+    question: Question,
+    found: Sequence[FoundPage],
+    tiler: Tiler,
+    most: int,
+    timeout: float = 1800,
+    ended: asyncio.Future | None = None,
+) -> str:
+    """What a server answers about the best pages that fit its context.
+
+    Args:
+        client: Client of a server of the chat model.
+        question: What is asked.
+        found: Pages that were drawn, best first. Those that are asked about are noted.
+        tiler: How the server cuts images.
+        most: Most pages.
+        timeout: Seconds for an answer, with all retries.
+        ended: See `read_answers`.
+
+    Raises:
+        ServerFailure: The server does not answer, or not about these pages.
+        ValueError: No page fits, or the server refuses the question.
+    """
+    served = await find_model(client, question, timeout=timeout)
+    room, group = served.room(CONTEXT), list[Page]()
+    for page in _drawn(found):
+        tokens = tiler.describe(*page.size, "fast")["prompt_tokens"]
+        if len(group) == most or tokens > room:
+            break
+        room -= tokens
+        group.append(page)
+    if not group:
+        raise ValueError("No page can be asked about: none is drawn and fits.")
+    groups = iter([group])
+    (record,) = [
+        r async for r in read_answers(client, served, groups, 1, timeout, ended)
+    ]
+    if "error" in record:
+        raise ServerFailure(f"The pages have no answer. {record['error']}")
+    places = {(page.file, page.number) for page in group}
+    for one in found:
+        one.asked = one.place in places
+    return record["answer"]
+
+
+def _drawn(found: Iterable[FoundPage]) -> Iterator[Page]:
+    return (one.page for one in found if one.page and one.page.error is None)
+
+
+def results(
+    question: str, text: str | None, found: Iterable[FoundPage], root: str | None
+) -> Results:
+    """The pages as records for the page for checking, best first."""
+    records = []
+    for rank, one in enumerate(found, 1):
+        file, page = one.place
+        how = f"Page {rank} for \u201c{question}\u201d; cosine {one.hit.score:.3f}"
+        if one.score is not None:
+            how += f", score {one.score:.3f}"
+        record = Record(file, page, text if one.asked else None, pages=[page])
+        record.source, record.found = dict(one.hit.source), f"{how}."
+        records.append(record)
+    settings: dict[str, Any] = {"question": question}
+    return Results(settings, root, records)

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vectors of pages in LanceDB: a folder, an object store or LanceDB's service.
+
+A row is a page: ``file``, ``page`` (0 for a document that cannot be opened),
+``vector`` or ``error``, and ``bytes``, ``modified`` and ``sha256``, see `Source`.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple, Self
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+from lancedb.index import IvfRq
+
+from ..documents.finding import is_url
+
+LOCK = "nemotron-vl.lock"  # of a process that writes
+_TABLE = "pages"
+_SETTINGS = b"nemotron_vl"
+_STATE = ("file", "page", "error", "bytes", "modified", "sha256")
+# The approximate index: from how many pages on, and when its clusters are made anew.
+APPROXIMATE_FROM = 100_000
+_GROWTH = 2
+# Of the pages that it proposes, this many times those wanted are compared exactly.
+_REFINED = 10
+_PROBES = 20  # clusters that are searched
+_KEPT = timedelta(hours=1)  # for those who search while old versions are removed
+_FILES_AT_ONCE = 500  # in a condition
+
+
+class Hit(NamedTuple):
+    """A page that was found.
+
+    Args:
+        file: Name of the document.
+        page: From 1.
+        score: Cosine of the angle between question and page.
+        source: State of the file when it was embedded, see `Source`.
+    """
+
+    file: str
+    page: int
+    score: float
+    source: dict[str, Any]
+
+
+class Store:
+    """The table of an index.
+
+    Args:
+        table: Of LanceDB.
+        settings: What the embeddings depend on.
+        name: Place of the index.
+    """
+
+    def __init__(self, table: Any, settings: dict[str, Any], name: str) -> None:
+        self._table = table
+        self.settings = settings
+        self.name = name
+
+    @classmethod
+    def create(cls, place: str, settings: dict[str, Any]) -> Self:
+        """A new index.
+
+        Args:
+            place: Folder or URI of LanceDB.
+            settings: With ``dimension``.
+        """
+        vector = pa.list_(pa.float16(), settings["dimension"])
+        schema = pa.schema(
+            [
+                pa.field("file", pa.string(), nullable=False),
+                pa.field("page", pa.int32(), nullable=False),
+                pa.field("vector", vector),
+                pa.field("error", pa.string()),
+                pa.field("bytes", pa.int64()),
+                pa.field("modified", pa.string()),  # JSON: a number or a text
+                pa.field("sha256", pa.string()),
+            ],
+            metadata={_SETTINGS: json.dumps(settings).encode()},
+        )
+        table = lancedb.connect(place).create_table(_TABLE, schema=schema)
+        return cls(table, settings, place)
+
+    @classmethod
+    def open(cls, place: str) -> Self | None:
+        """An index, or ``None`` if there is none.
+
+        Raises:
+            ValueError: It is damaged, or another program's.
+        """
+        if not is_url(place):
+            if not os.path.exists(place):
+                return None
+            if not os.path.isdir(place):
+                raise ValueError(f"{place} is not an index, but a file.")
+        with _read(place):
+            database = lancedb.connect(place)
+            if _TABLE not in database.list_tables().tables:
+                if not is_url(place) and {*os.listdir(place)} - {LOCK}:
+                    raise ValueError("the folder holds other files")
+                return None
+            table = database.open_table(_TABLE)
+            settings = json.loads((table.schema.metadata or {})[_SETTINGS])
+            return cls(table, settings, place)
+
+    def check(self, model: str, dimension: int) -> None:
+        """Refuse vectors of another model.
+
+        Raises:
+            ValueError: They are.
+        """
+        for name, now in (("model", model), ("dimension", dimension)):
+            if (kept := self.settings[name]) != now:
+                raise ValueError(
+                    f"{self.name} is of {name} {kept!r}, not {now!r}. Ask a server of "
+                    f"{self.settings['model']}, or make another index."
+                )
+
+    def __len__(self) -> int:
+        return self._table.count_rows()
+
+    def states(self) -> Iterator[dict[str, Any]]:
+        """The records of all pages, see `Records`, without their vectors."""
+        for batch in self._rows(_STATE).to_batches():
+            yield from map(_record, batch.to_pylist())
+
+    def records(self, files: Collection[str]) -> Iterator[dict[str, Any]]:
+        """The records of some documents, with their vectors."""
+        for some in _listed(files):
+            for row in self._rows((*_STATE, "vector"), some).to_pylist():
+                yield _record(row) | {"vector": row["vector"]}
+
+    def _rows(self, columns: Sequence[str], condition: str | None = None) -> pa.Table:
+        query = self._table.search().select([*columns])
+        with _read(self.name):
+            return (query.where(condition) if condition else query).to_arrow()
+
+    def add(self, records: Sequence[dict[str, Any]]) -> None:
+        """Add pages that are not there."""
+        rows = [_row(record) for record in records]
+        self._table.add(pa.Table.from_pylist(rows, self._table.schema))
+
+    def remove(self, files: Iterable[str]) -> None:
+        """Remove documents."""
+        for some in _listed([*files]):
+            self._table.delete(some)
+
+    def remove_errors(self) -> None:
+        self._table.delete("error IS NOT NULL")
+
+    def tidy(self, approximate_from: int = APPROXIMATE_FROM) -> None:
+        """Join small pieces, remove what is deleted, and index many pages.
+
+        Args:
+            approximate_from: Number of pages from which the search is approximate.
+        """
+        count = len(self)
+        before = [index.name for index in self._table.list_indices()]
+        # Its name says how many pages its clusters were made of.
+        made_of = max((int(name.rpartition("_")[2]) for name in before), default=0)
+        if count >= max(approximate_from, _GROWTH * made_of):
+            config = IvfRq(distance_type="cosine")
+            self._table.create_index("vector", config=config, name=f"pages_{count}")
+            for name in {*before} - {f"pages_{count}"}:
+                self._table.drop_index(name)
+        self._table.optimize(cleanup_older_than=_KEPT)
+
+    def nearest(
+        self, vector: Sequence[float], limit: int, exact: bool = False
+    ) -> list[Hit]:
+        """The pages that are most like a vector, best first.
+
+        Args:
+            vector: Of the model's dimension.
+            limit: Most pages.
+            exact: Compare all pages, also where there is an approximate index.
+        """
+        query = self._table.search(vector, vector_column_name="vector")
+        query = query.distance_type("cosine").limit(limit)
+        if exact:
+            query = query.bypass_vector_index()
+        else:
+            query = query.nprobes(_PROBES).refine_factor(_REFINED)
+        with _read(self.name):
+            rows = query.select([*_STATE, "_distance"]).to_list()
+        return [
+            Hit(
+                row["file"],
+                row["page"],
+                1 - row["_distance"],
+                _record(row).get("source", {}),
+            )
+            for row in rows
+        ]
+
+
+@contextlib.contextmanager
+def _read(place: str) -> Iterator[None]:
+    """Say that an index cannot be read."""
+    try:
+        yield
+    except Exception as error:  # LanceDB raises all kinds
+        cause = (str(error).splitlines() or [""])[0][:300]
+        raise ValueError(
+            f"{place} cannot be read as an index. It is damaged, away or of another "
+            f"program: {type(error).__name__}: {cause}"
+        ) from error
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    source = record.get("source") or {}
+    vector = record.get("vector")
+    return {
+        "file": record["file"],
+        "page": record["page"] or 0,
+        "vector": None if vector is None else np.asarray(vector, np.float16),
+        "error": record.get("error"),
+        "bytes": source.get("bytes"),
+        "modified": json.dumps(source["modified"]) if source else None,
+        "sha256": source.get("sha256"),
+    }
+
+
+def _record(row: dict[str, Any]) -> dict[str, Any]:
+    record: dict[str, Any] = {"file": row["file"], "page": row["page"] or None}
+    if row["error"] is not None:
+        record["error"] = row["error"]
+    if row["sha256"] is not None:
+        modified = json.loads(row["modified"])
+        record["source"] = {"bytes": row["bytes"], "modified": modified}
+        record["source"]["sha256"] = row["sha256"]
+    return record
+
+
+def _listed(files: Collection[str]) -> Iterator[str]:
+    """Conditions that hold for some files each."""
+    names = [_quoted(file) for file in files]
+    for start in range(0, len(names), _FILES_AT_ONCE):
+        yield f"file IN ({', '.join(names[start : start + _FILES_AT_ONCE])})"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

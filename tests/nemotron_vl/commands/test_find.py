@@ -1,0 +1,211 @@
+"""`nemotron-vl find`: pages are found, ranked and asked about."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+
+from nemotron_vl.commands import read_server
+from nemotron_vl.main import main
+from support.documents import pdf, solid
+from support.fake_server import fake_server, image_of
+from support.search import SearchServer, find, index, write_folder
+
+
+@pytest.fixture
+def server():
+    with fake_server(SearchServer) as server:
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "folder"
+    write_folder(folder)
+    return folder
+
+
+@pytest.fixture
+def place(server, folder, tmp_path):
+    place = tmp_path / "index"
+    assert main(index(server, folder, place, "--root", str(folder))) == 0
+    server.asked.clear()
+    return place
+
+
+def lines(capsys):
+    return [*map(json.loads, capsys.readouterr().out.splitlines())]
+
+
+def places(found):
+    return [(line["file"], line["page"]) for line in found if "file" in line]
+
+
+def test_the_nearest_pages_are_listed(server, place, capsys):
+    capsys.readouterr()
+    assert main(find(server, "blue", place, "--limit", "2")) == 0
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.split() == ["rank", "score", "cosine", "page"]
+    assert first.split() == ["1", "1.000", "report.pdf", "p.", "3"]
+    assert second.split()[0] == "2"
+    assert not server.asked and not server.requests
+
+
+def test_the_pages_are_ranked(server, place, capsys):
+    capsys.readouterr()
+    options = ("--limit", "2", "--rerank", server.url, "--json")
+    assert main(find(server, "red lime", place, *options)) == 0
+    first, second = lines(capsys)
+    assert places([first]) == [("photos/yellow.png", 1)]
+    assert (first["score"], second["score"]) == (2, 1)
+    assert len(server.asked) == 7  # all candidates
+    main(find(server, "red lime", place, *options, "--candidates", "3"))
+    assert len(server.asked) == 10
+
+
+def test_the_best_pages_that_fit_are_asked_about(server, place, capsys):
+    server.models[0]["max_model_len"] = 2 * 3330 + 64 + 1024 + 20
+    server.answer = lambda request: str(len(request["messages"][0]["content"]) - 1)
+    capsys.readouterr()
+    options = ("--answer", server.url, "--json")
+    assert main(find(server, "lime", place, *options)) == 0
+    *found, answer = lines(capsys)
+    (request,) = server.requests
+    assert request["messages"][0]["content"][-1]["text"] == "lime"
+    asked = int(answer["answer"])
+    assert asked == 2 and image_of(request).convert("RGB").getpixel((9, 9))[1] == 255
+    assert answer["pages"] == [f"{file} p. {n}" for file, n in places(found)[:asked]]
+    main(find(server, "lime", place, "--answer", server.url, "--answer-pages", "1"))
+    assert capsys.readouterr().out.endswith("\n1\n\nPages: report.pdf p. 2\n")
+    main(find(server, "lime", place, *options, "--ask", "Read the text."))
+    (part,) = server.requests[-1]["messages"][0]["content"][-1:]
+    assert part["text"] == "Read the text."
+
+
+def test_what_has_changed_is_listed_but_not_asked_about(server, folder, place, capsys):
+    (folder / "report.pdf").write_bytes(pdf([solid("red")] * 3))
+    capsys.readouterr()
+    options = ("--rerank", server.url, "--answer", server.url, "--json")
+    assert main(find(server, "blue", place, *options)) == 0
+    *found, answer = lines(capsys)
+    assert len(found) == 7 and "report.pdf p. 3" not in answer["pages"]
+    for line in found[-3:]:
+        assert line["file"] == "report.pdf" and line["score"] is None
+        assert line["error"] == "The document has changed since it was read."
+
+
+def test_a_page_that_cannot_be_ranked_comes_last(server, place, capsys):
+    server.refuses = lambda request: "documents" in request and len(server.asked) == 1
+    capsys.readouterr()
+    options = ("--rerank", server.url, "--at-once", "1", "--json")
+    assert main(find(server, "blue", place, *options)) == 0
+    found = lines(capsys)
+    assert [line["score"] for line in found].index(None) == len(found) - 1
+    assert found[-1]["error"] == "The server answered 400: The prompt is too long."
+
+
+def test_documents_that_have_moved_are_found(server, folder, place, capsys):
+    moved = folder.rename(folder.with_name("moved"))
+    options = ("--answer", server.url, "--json")
+    assert main(find(server, "blue", place, *options)) == 2
+    assert "No page can be asked about" in capsys.readouterr().err
+    assert main(find(server, "blue", place, *options, "--root", str(moved))) == 0
+    assert lines(capsys)[-1]["pages"][0] == "report.pdf p. 3"
+
+
+def test_the_checking_page_shows_the_pages_beside_the_answer(
+    server, place, tmp_path, capsys
+):
+    server.answer = lambda request: "It is blue."
+    out = tmp_path / "html"
+    options = ("--answer", server.url, "--answer-pages", "1", "--html", str(out))
+    assert main(find(server, "blue", place, *options, "--limit", "3")) == 0
+    script = (out / "records.js").read_text()
+    data = json.loads(json.loads(script.partition("JSON.parse(")[2].rpartition(")")[0]))
+    first, *others = data["records"]
+    assert data["settings"]["question"] == "blue"
+    assert first["answer"] == "It is blue." and first["file"] == "report.pdf"
+    assert first["found"].startswith("Page 1 for \u201cblue\u201d; cosine 1.000")
+    assert [other["answer"] for other in others] == [None, None]
+    for record in data["records"]:
+        (image,) = record["images"]
+        assert (out / image["image"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("question", "change", "options", "message"),
+    [
+        (" \n", {}, [], "The question is empty."),
+        ("x", {"models": [{"id": "other"}]}, [], "is of model 'fake', not 'other'"),
+        ("x", {"dimension": 9}, [], "is of dimension 8, not 9"),
+        ("x", {"apis": {"chat"}}, [], "is no server of a model that embeds pages"),
+        (
+            "x",
+            {"apis": {"embeddings"}},
+            ["--rerank", "URL"],
+            "is no server of a model that ranks pages. The server refuses requests: "
+            "404: Not Found",
+        ),
+        ("x", {"apis": {"embeddings"}}, ["--answer", "URL"], "404: Not Found"),
+        ("x", {}, ["--in", "NONE"], "There is no index at"),
+    ],
+)
+def test_bad_input_has_its_sentence(
+    server, place, tmp_path, capsys, question, change, options, message
+):
+    vars(server).update(change)
+    names = {"URL": server.url, "NONE": str(tmp_path / "none")}
+    options = [names.get(option, option) for option in options]
+    assert main(find(server, question, place, *options)) == 2
+    assert message in capsys.readouterr().err
+    assert not Path(names["NONE"]).exists()
+
+
+def test_a_broken_index_has_its_sentence(server, place, capsys):
+    for file in (place / "pages.lance" / "_versions").iterdir():
+        file.write_bytes(b"")
+    assert main(find(server, "blue", place)) == 2
+    assert f"{place} cannot be read as an index. It is damaged" in _err(capsys)
+
+
+def _err(capsys):
+    return capsys.readouterr().err
+
+
+def test_models_are_served_in_turn(
+    server, place, checkpoint, embed_checkpoint, rerank_checkpoint, monkeypatch, capsys
+):
+    """Each ends before the next starts, so they need the memory of one."""
+    started = []
+
+    class Process:
+        def poll(self):
+            return None
+
+    @contextlib.contextmanager
+    def serving_process(model, *options, **settings):
+        started.append((model, options))
+        yield Process(), server.url
+        started.append("ended")
+
+    monkeypatch.setattr(read_server, "serving_process", serving_process)
+    server.models = [{"id": str(embed_checkpoint)}]
+    other = place.with_name("other")
+    folder = place.with_name("folder")
+    embed = ("--model", str(embed_checkpoint))
+    own = "--serve-options=--seed 3"
+    assert main(["index", str(folder), "--to", str(other), *embed, own]) == 0
+    models = ("--rerank", str(rerank_checkpoint), "--answer", str(checkpoint))
+    capsys.readouterr()
+    command = ["find", "blue", "--in", str(other), *embed, *models, own, "--json"]
+    assert main(command) == 0
+    assert lines(capsys)[-1]["pages"]
+    served = [one if one == "ended" else Path(one[0]).name for one in started]
+    names = ["embed", "embed", "rerank", "random"]
+    assert served == [part for name in names for part in (name, "ended")]
+    for one in started[::2]:
+        assert one[1][0].startswith("--max-model-len=") and one[1][-2:] == (
+            "--seed",
+            "3",
+        )

@@ -1,0 +1,44 @@
+"""What is sent about a page: its image, and as much of its text as fits."""
+
+import base64
+
+from nemotron_vl.documents.pages import Page
+from nemotron_vl.search.embedding import Embedder
+from nemotron_vl.search.ranking import Ranker
+
+PAGE = Page("a.pdf", 1, b"PNG", "image/png", (1, 1))
+IMAGE = {
+    "type": "image_url",
+    "image_url": {"url": "data:image/png;base64," + base64.b64encode(b"PNG").decode()},
+}
+
+
+def sent(text, context=None, image_tokens=0):
+    embedder = Embedder("m", context, image_tokens=image_tokens)
+    (message,) = embedder.request([PAGE._replace(text=text)])["messages"]
+    assert message["role"] == "document" and message["content"][0] == IMAGE
+    return message["content"][1:]
+
+
+def test_a_page_is_a_document_and_a_question_a_query():
+    assert sent(None) == sent("") == []
+    (message,) = Embedder("m", None, "Where?").trial()["messages"]
+    assert message == {"role": "query", "content": [{"type": "text", "text": "Where?"}]}
+
+
+def test_the_text_fits_the_context():
+    (part,) = sent("\u00e9" * 100, context=64 + 30 + 11, image_tokens=30)
+    assert part == {"type": "text", "text": "\u00e9" * 5}  # of two bytes each
+    (part,) = sent("word " * 10_000, image_tokens=1794)
+    assert len(part["text"]) == 10240 - 64 - 1794
+
+
+def test_the_text_holds_no_token_of_an_image():
+    (part,) = sent("a<image>b<img><IMG_CONTEXT></img>c<ima<img>ge>")
+    assert part["text"] == "a b   c<ima ge>"
+
+
+def test_a_page_is_ranked_by_its_image():
+    request = Ranker("m", None, "Where?").request([PAGE._replace(text="its text")])
+    documents = [{"content": [IMAGE]}]
+    assert request == {"model": "m", "query": "Where?", "documents": documents}

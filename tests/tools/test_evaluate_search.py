@@ -1,0 +1,51 @@
+"""The measures of search, on a small set of the form of ViDoRe."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import evaluate_search
+from support.documents import solid
+from support.fake_server import fake_server
+from support.search import SearchServer
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Questions about colours; the second is not about the colour that it names."""
+    images = []
+    for colour in ("red", "lime", "blue", "black"):
+        file = tmp_path / "page.png"
+        solid(colour).save(file)
+        images.append({"bytes": file.read_bytes(), "path": None})
+    tables = {
+        "corpus": {"corpus-id": [0, 1, 2, 3], "image": images},
+        "queries": {"query-id": ["a", "b"], "query": ["red", "blue"]},
+        "qrels": {"query-id": ["a", "b"], "corpus-id": [0, 3], "score": [1, 2]},
+    }
+    for name, columns in tables.items():
+        (tmp_path / "set" / name).mkdir(parents=True)
+        pq.write_table(pa.table(columns), tmp_path / "set" / name / "test-0.parquet")
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("ranked", [False, True])
+def test_a_set_is_measured(folder, ranked):
+    with fake_server(SearchServer) as server:
+        url = server.url if ranked else None
+        found = evaluate_search.measure(folder, server.url, url)
+        assert len(server.asked) == (4 + 8 if ranked else 4)
+    # The page of the second question is the second: blue is nearer than black.
+    assert found["R@1"] == 0.5 and found["R@5"] == 1
+    assert 0.5 < found["nDCG@5"] < 1
+
+
+def test_a_drawn_set_has_a_page_for_each_question(tmp_path):
+    evaluate_search.draw_set(tmp_path, 3)
+    queries = [*evaluate_search.rows(tmp_path, "queries")]
+    assert len({row["query"] for row in queries}) == 3
+    for row in evaluate_search.rows(tmp_path, "corpus"):
+        assert row["image"]["bytes"].startswith(b"\x89PNG")
+    assert len([*evaluate_search.rows(tmp_path, "qrels")]) == 3
+    with pytest.raises(FileNotFoundError, match="has no Parquet files"):
+        [*evaluate_search.rows(tmp_path, "nothing")]

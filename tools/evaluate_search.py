@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""Measures how well pages are found, on a set of the form of ViDoRe and BEIR.
+
+python tools/evaluate_search.py draw SET
+python tools/evaluate_search.py measure SET --url URL [--rerank URL]
+
+A set is a folder of Parquet files: corpus (corpus-id, image), queries (query-id, query)
+and qrels (query-id, corpus-id, score), each in a folder of this name or of its own.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ir_measures
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ir_measures import Qrel, R, ScoredDoc, nDCG
+
+from nemotron_vl.checkpoints.tiler import Tiler
+from nemotron_vl.documents.client import connect
+from nemotron_vl.documents.pages import Drawing
+from nemotron_vl.images.drawn import draw_text
+from nemotron_vl.main import main
+from nemotron_vl.search.asking import FoundPage, draw, rank
+from nemotron_vl.search.embedding import find_embedder
+from nemotron_vl.search.store import Store
+
+MEASURES = [nDCG @ 5, R @ 1, R @ 5, R @ 10]
+DEPTH = 100  # pages of a question that are measured
+
+
+def draw_set(folder: Path, pages: int, seed: int = 0) -> None:
+    """Write a set of drawn numbers. Each is a question, which one page answers."""
+    chance = random.Random(seed)
+    numbers = chance.sample(range(1_000_000), pages)
+    texts = [f"{number // 100:04}-{number % 100:02}" for number in numbers]
+    images = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for text in texts:
+            file = Path(temporary, "page.png")
+            draw_text(text).save(file)
+            images.append({"bytes": file.read_bytes(), "path": None})
+    ids = [*range(pages)]
+    for name, columns in {
+        "corpus": {"corpus-id": ids, "image": images},
+        "queries": {"query-id": ids, "query": texts},
+        "qrels": {"query-id": ids, "corpus-id": ids, "score": [1] * pages},
+    }.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), folder / name / "test.parquet")
+
+
+def rows(folder: Path, name: str) -> Iterator[dict[str, Any]]:
+    """The rows of a table of a set."""
+    files = sorted((folder / name).rglob("*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{folder / name} has no Parquet files.")
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(64):
+            yield from batch.to_pylist()
+
+
+def measure(
+    folder: Path, url: str, rerank: str | None = None, candidates: int = 50
+) -> dict[str, float]:
+    """The mean of each measure over the questions.
+
+    Args:
+        folder: Of the set.
+        url: Server of the embedding model.
+        rerank: Server of the ranking model.
+        candidates: Pages of a question that it ranks.
+    """
+    qrels = [
+        Qrel(str(row["query-id"]), str(row["corpus-id"]), row["score"])
+        for row in rows(folder, "qrels")
+    ]
+    queries = {str(row["query-id"]): row["query"] for row in rows(folder, "queries")}
+    with tempfile.TemporaryDirectory() as temporary:
+        pages, index = Path(temporary, "pages"), str(Path(temporary, "index"))
+        pages.mkdir()
+        for row in rows(folder, "corpus"):
+            (pages / f"{row['corpus-id']}.png").write_bytes(row["image"]["bytes"])
+        if main(["index", str(pages), "--to", index, "--url", url]):
+            raise RuntimeError("Not all pages are in the index.")
+        store = Store.open(index)
+        assert store is not None
+        found = asyncio.run(search(store, queries, url, rerank, candidates))
+    means = ir_measures.calc_aggregate(MEASURES, qrels, found)
+    return {str(measure): means[measure] for measure in MEASURES}
+
+
+async def search(
+    store: Store,
+    queries: dict[str, str],
+    url: str,
+    rerank: str | None,
+    candidates: int,
+) -> list[ScoredDoc]:
+    """The best pages of each question, best first."""
+    found, drawing = [], Drawing(Tiler.from_model(None))
+    async with connect(url) as client, connect(rerank or url) as ranks:
+        for query, text in queries.items():
+            _, vector = await find_embedder(client, text)
+            hits = store.nearest(vector, candidates if rerank else DEPTH)
+            pages = [FoundPage(hit) for hit in hits]
+            if rerank:
+                draw(pages, drawing, None)
+                pages = await rank(ranks, text, pages)
+            for place, page in enumerate(pages):
+                name = Path(page.hit.file).stem
+                found.append(ScoredDoc(query, name, -place))
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=("draw", "measure"))
+    parser.add_argument("set", type=Path)
+    parser.add_argument("--pages", type=int, default=200, help="that are drawn")
+    parser.add_argument("--url", help="server of the embedding model")
+    parser.add_argument("--rerank", metavar="URL", help="server of the ranking model")
+    parser.add_argument("--candidates", type=int, default=50, help="that it ranks")
+    args = parser.parse_args()
+    if args.action == "draw":
+        draw_set(args.set, args.pages)
+    else:
+        found = measure(args.set, args.url, args.rerank, args.candidates)
+        print(json.dumps({name: round(value, 4) for name, value in found.items()}))
