@@ -86,10 +86,7 @@ def test_vllms_own_tests_pass(source, hub, file):
             source / "tests" / "models" / "multimodal" / file,
         ],
         cwd=hub,
-        env=with_folders(
-            *(ROOT, ROOT / "tests", source / "site"),
-            VLLM_ENABLE_V1_MULTIPROCESSING="0",
-        ),
+        env=with_folders(ROOT, ROOT / "tests", source / "site"),
         capture_output=True,
         text=True,
     )
