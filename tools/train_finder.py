@@ -22,7 +22,13 @@ from torch import nn
 from nemotron_vl.checkpoints.random_retrieval import make_retrieval_checkpoint
 from nemotron_vl.verify.reference_retrieval import RetrievalReference
 from tiny_finder.forward import Pooler, encode
-from tiny_finder.learning import Spelling, embedding_losses, ranking_losses, texts_loss
+from tiny_finder.learning import (
+    Spelling,
+    embedding_losses,
+    ranking_losses,
+    texts_loss,
+    texts_ranking_loss,
+)
 from tiny_finder.pages import Page, PageDrawer
 from tiny_finder.weights import Optimizers, export, initialise
 from tiny_reader.batches import Stage
@@ -102,26 +108,31 @@ def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack(found).sum()
 
 
-def learn_to_spell(
+def learn_from_texts(
     model: RetrievalReference,
     spelling: Spelling,
     optimizers: Optimizers,
     seed: int,
     dtype: torch.dtype,
-) -> float:
-    """Train the language model on texts alone, which takes little time; give the loss.
+) -> None:
+    """Train the language model on texts alone, which takes little time.
 
-    Otherwise it would learn the order of characters from pages, of which a tower that
-    has not finished sees too little.
+    Otherwise it would learn the order of characters, or to compare, from pages, of
+    which a tower that has not finished sees too little.
     """
-    rng, loss = random.Random(f"texts {seed}"), torch.zeros(())
+    rng, mean = random.Random(f"texts {seed}"), 0.0
     no_tiles = torch.zeros(1, (model.tile_size // model.patch_size) ** 2, WIDTH)
     for step in range(TEXT_STEPS):
         pooler = Pooler(model, no_tiles.to(dtype), [1], dtype)
-        loss = texts_loss(spelling, pooler, TEXTS, rng)
+        if model.score_head is None:
+            loss = texts_loss(spelling, pooler, TEXTS, rng)
+        else:
+            loss = texts_ranking_loss(model.score_head, pooler, TEXTS // 4, rng)
         left = min(1.0, 2 - 2 * step / TEXT_STEPS, (step + 1) / 20)
         optimizers.step(loss, (0.0, left))
-    return loss.item()
+        mean = 0.98 * (mean or loss.item()) + 0.02 * loss.item()
+        if step % 50 == 49:
+            print(f"step {step + 1} of texts alone, loss {mean:.3f}", flush=True)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -132,7 +143,7 @@ def train(args: argparse.Namespace) -> None:
     model = RetrievalReference(template).train().requires_grad_(True)
     heads, spelling = Heads(WIDTH), Spelling(model.llama.config.hidden_size)
     saved = args.folder / "embed.pt"
-    begin, spelt = 0.0, args.ranks
+    begin, learnt_texts = 0.0, args.more
     if args.ranks or args.more:
         begin = TOWER_ALONE
         state = torch.load(saved)
@@ -154,10 +165,9 @@ def train(args: argparse.Namespace) -> None:
         while seconds < budget:
             progress = begin + (1 - begin) * seconds / budget
             stage = stage_at(progress)
-            if stage.answers and not spelt:
-                spelt = True
-                loss = learn_to_spell(model, spelling, optimizers, args.seed, dtype)
-                print(f"texts alone end with a loss of {loss:.3f}", flush=True)
+            if stage.answers and not learnt_texts:
+                learnt_texts = True
+                learn_from_texts(model, spelling, optimizers, args.seed, dtype)
                 start = time.monotonic() - seconds
             pages = supply.take(step, stage)
             rng = random.Random(f"{args.seed} {step}")

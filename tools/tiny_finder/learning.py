@@ -113,8 +113,35 @@ def embedding_losses(
 def ranking_losses(
     score: nn.Linear, pooler: Pooler, pages: list[Page], rng: random.Random
 ) -> dict[str, torch.Tensor]:
-    """Loss of the scores of right and wrong pairs, and the share of right signs."""
-    lines, texts = passages(pages, rng)
+    """Losses of the scores of pages and texts, see `pairs_losses`."""
+    return pairs_losses(score, pooler, *passages(pages, rng), rng)
+
+
+def texts_ranking_loss(
+    score: nn.Linear, pooler: Pooler, count: int, rng: random.Random
+) -> torch.Tensor:
+    """Loss of the scores of ``count`` texts without an image."""
+    lines = [page_lines(rng) for _ in range(count)]
+    texts: list[Prompt] = [("\n".join(page), None) for page in lines]
+    return pairs_losses(score, pooler, lines, texts, rng)["rank"]
+
+
+def pairs_losses(
+    score: nn.Linear,
+    pooler: Pooler,
+    lines: list[list[str]],
+    texts: list[Prompt],
+    rng: random.Random,
+) -> dict[str, torch.Tensor]:
+    """Loss of the scores of right and wrong pairs, and the share of right firsts.
+
+    Args:
+        score: The head.
+        pooler: Of the step.
+        lines: Of each passage.
+        texts: The passages without their prompt.
+        rng: Source of the questions.
+    """
     prompts: list[Prompt] = []
     labels = []
     for page, (text, place) in zip(lines, texts, strict=True):
@@ -126,16 +153,16 @@ def ranking_losses(
         for question in (right, *wrong):
             prompts.append((f"{image}question:{question} \n \n passage:{bare}", place))
             labels.append(float(question in page))
-    logits = score(pooler(prompts))[:, 0]
+    logits = score(pooler(prompts, 128))[:, 0]
     targets = torch.tensor(labels)
     weight = torch.where(targets > 0, 3.0, 1.0)
     of_pairs = F.binary_cross_entropy_with_logits(logits, targets, weight)
-    # The right question of each page stands first.
+    # The right question of each passage stands first.
     rows = logits.view(len(lines), -1)
     taken = targets.view_as(rows).bool()
     taken[:, 0] = False
-    first = torch.zeros(len(rows), dtype=torch.long)
-    of_rows = F.cross_entropy(rows.masked_fill(taken, float("-inf")), first)
+    rows = rows.masked_fill(taken, float("-inf"))
+    of_rows = F.cross_entropy(rows, torch.zeros(len(rows), dtype=torch.long))
     with torch.no_grad():
-        signs = ((logits > 0) == (targets > 0)).float().mean()
-    return {"rank": of_pairs + 0.5 * of_rows, "signs": signs}
+        firsts = (rows.argmax(1) == 0).float().mean()
+    return {"rank": of_pairs + 0.5 * of_rows, "firsts": firsts}
