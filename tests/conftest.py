@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 from PIL import Image
 
-from nemotron_vl.checkpoints.embedded import tiny_checkpoint, tiny_finders
+from nemotron_vl.checkpoints.embedded import tiny_checkpoint, tiny_finder
 from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
 from nemotron_vl.checkpoints.random_retrieval import make_retrieval_checkpoint
 from support.engines import engines
@@ -70,13 +70,7 @@ def tiny() -> Path:
 @pytest.fixture(scope="session")
 def tiny_embed() -> Path:
     """The embedded checkpoint that finds pages by the numbers that they show."""
-    return Path(tiny_finders()[0])
-
-
-@pytest.fixture(scope="session")
-def tiny_rerank() -> Path:
-    """The embedded checkpoint that ranks these pages."""
-    return Path(tiny_finders()[1])
+    return Path(tiny_finder())
 
 
 @pytest.fixture

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Measure how well the tiny checkpoints find and rank pages, on the engine.
+"""Measure how well tiny checkpoints find and rank pages, on the engine.
 
     tools/fonts.sh build/fonts
     python tools/evaluate_finder.py build/finder
 
-Each of 1,000 pages shows a number, and is to be found by it. Three sets: "generator" is
-drawn by drawn_text with typefaces that the training does not use, "near" has numbers
-that differ in a character or two, and "elsewhere" is drawn by Cairo in all styles. The
-first ten pages are ranked. --write puts the table into a page between
-``<!-- evaluate_finder -->`` and ``<!-- end -->``.
+Each of 1,000 pages shows a number, and is to be found by it. Four sets: "pillow" and
+"generator" are drawn by drawn_text, the latter with typefaces that the training does
+not use. "near" has numbers that differ in a character or two, and "elsewhere" is drawn
+by Cairo in all styles. With a checkpoint that ranks, the first ten pages are ranked.
+--write puts the table into a page between ``<!-- evaluate_finder -->`` and
+``<!-- end -->``.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import numpy as np
 
 from tiny_finder.evaluation import draw_set, likeness, rank, recall
 
-SETS = ("generator", "near", "elsewhere")
+SETS = ("pillow", "generator", "near", "elsewhere")
 FIRST = 10  # pages that are ranked
 
 
@@ -53,7 +54,9 @@ def main() -> None:
         description=__doc__.partition("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="with embed and rerank")
+    parser.add_argument(
+        "folder", type=Path, help="with embed, and rerank if it is to rank"
+    )
     parser.add_argument("--fonts", type=Path, default=Path("build/fonts"))
     parser.add_argument("--sets", nargs="*", default=SETS, choices=SETS)
     parser.add_argument("--count", type=int, default=1000, help="pages of each set")
@@ -65,13 +68,17 @@ def main() -> None:
     llm = start(args.folder / "embed", args.dtype)
     similar = {name: likeness(llm, pages) for name, pages in sets.items()}
     del llm
-    rows = [["pages", "recall@1", "recall@5", "recall@1, the first ten ranked"]]
-    rows.append(["---"] * len(rows[0]))
-    ranker = start(args.folder / "rerank", args.dtype)
+    columns = ["pages", "recall@1", "recall@5"]
+    ranker = None
+    if (args.folder / "rerank").exists():
+        ranker = start(args.folder / "rerank", args.dtype)
+        columns.append(f"recall@1, the first {FIRST} ranked")
+    rows = [columns, ["---"] * len(columns)]
     for name, pages in sets.items():
         found = np.argsort(-similar[name], axis=1)
-        ranked = rank(ranker, pages, similar[name], FIRST)
-        figures = recall(found, 1), recall(found, 5), recall(ranked, 1)
+        figures = [recall(found, 1), recall(found, 5)]
+        if ranker:
+            figures.append(recall(rank(ranker, pages, similar[name], FIRST), 1))
         rows.append([f"{name}, {len(pages):,}", *(f"{x:.1%}" for x in figures)])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     print(table)

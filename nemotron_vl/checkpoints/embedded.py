@@ -34,14 +34,13 @@ def tiny_checkpoint() -> str:
     return str(Path(__file__).with_name("tiny"))
 
 
-def tiny_finders() -> tuple[str, str]:
-    """Folders of the embedded checkpoints that embed and that rank pages.
+def tiny_finder() -> str:
+    """Folder of the embedded checkpoint that embeds pages and questions.
 
     A page that shows a number, such as 4711-08, is found by the question "4711-08".
     The characters are those of ``TINY``.
     """
-    here = Path(__file__)
-    return str(here.with_name("tiny_embed")), str(here.with_name("tiny_rerank"))
+    return str(Path(__file__).with_name("tiny_embed"))
 
 
 # What quantising and converting change.

@@ -68,11 +68,11 @@ def draw_pages(
 
 
 def draw_set(name: str, fonts: Path, count: int, seed: int = 0) -> list[Drawn]:
-    """A set of pages, whose typefaces the training does not have.
+    """A set of pages; the training has the typeface of ``pillow`` alone.
 
     Args:
-        name: ``generator``, ``near`` (numbers that are almost equal) or ``elsewhere``
-            (drawn by Cairo).
+        name: ``pillow``, ``generator``, ``near`` (numbers that are almost equal) or
+            ``elsewhere`` (drawn by Cairo).
         fonts: Folder that tools/fonts.sh wrote.
         count: Pages.
         seed: Seed of all choices.
@@ -82,7 +82,8 @@ def draw_set(name: str, fonts: Path, count: int, seed: int = 0) -> list[Drawn]:
     if name == "elsewhere":
         images = painted(fonts, texts, seed)
         return [Drawn(*pair) for pair in zip(texts, images, strict=True)]
-    return draw_pages(texts, find_fonts(fonts / "held_out"), seed)
+    found = PILLOW_FONT if name == "pillow" else find_fonts(fonts / "held_out")
+    return draw_pages(texts, found, seed)
 
 
 def embed(llm, prompts: list, batch: int = 200) -> np.ndarray:
