@@ -81,9 +81,10 @@ def _as_published(data: ScoreData, prefix: str | None = None) -> ScoreData:
             images.append(part)
     text = "\n".join(texts)
     if not images:
+        if prefix:  # The renderer leaves out the first placeholder.
+            return f"{prefix} {text}"
         # The published code puts the image there, or nothing.
-        text = text.replace(IMAGE_TOKEN, "", 1)
-        return f"{prefix} {text}" if prefix else text
+        return text.replace(IMAGE_TOKEN, "", 1)
     if IMAGE_TOKEN in text:
         raise VLLMValidationError(
             f"A text beside an image must not contain {IMAGE_TOKEN}: the server writes "
