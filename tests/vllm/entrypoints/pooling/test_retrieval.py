@@ -298,8 +298,19 @@ def test_an_image_as_question_is_refused(rerank_url):
     assert "Images belong to documents" in answer.text
 
 
-def test_a_placeholder_in_a_text_beside_an_image_is_refused(rerank_url):
-    parts = [image_part(IMAGES[0]), text_part("An <image>.")]
-    answer = post(rerank_url, "/rerank", query=QUESTION, documents=[{"content": parts}])
+BESIDE = {"content": [image_part(IMAGES[0]), text_part("An <image>.")]}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (BESIDE, "A text beside an image must not contain <image>"),
+        ("<image><image> text", "must not begin with <image><image>"),
+    ],
+)
+def test_a_placeholder_in_the_place_of_an_image_is_refused(
+    rerank_url, document, message
+):
+    answer = post(rerank_url, "/rerank", query=QUESTION, documents=[document])
     assert answer.status_code == 400, answer.text
-    assert "A text beside an image must not contain <image>" in answer.text
+    assert message in answer.text
