@@ -72,6 +72,12 @@ def cpu_seconds() -> float:
     return sum(one.user + one.system for one in times)
 
 
+# Not in main(): the engines' processes import this file, and need the name, too.
+ModelRegistry.register_model(
+    IN_TREE, f"{LlamaNemotronVLForEmbedding.__module__}:LlamaNemotronVLForEmbedding"
+)
+MODELS_CONFIG_MAP[IN_TREE] = LlamaNemotronVLConfig
+
 FIGURES = {"seconds": time.perf_counter, "CPU seconds": cpu_seconds}
 
 
@@ -82,9 +88,6 @@ def main() -> None:
     args = parser.parse_args()
     rounds = 3 if args.quick else args.rounds
     load_general_plugins()
-    module = LlamaNemotronVLForEmbedding.__module__
-    ModelRegistry.register_model(IN_TREE, f"{module}:LlamaNemotronVLForEmbedding")
-    MODELS_CONFIG_MAP[IN_TREE] = LlamaNemotronVLConfig
     pages = draw_pages()
     figures = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -68,7 +68,8 @@ def _as_published(data: ScoreData, prefix: str | None = None) -> ScoreData:
     """A question or a passage, with its prefix before its images and its text.
 
     Raises:
-        VLLMValidationError: Its text has the placeholder of an image beside images.
+        VLLMValidationError: Its text has the placeholder of an image beside images, or,
+            without a prefix, begins with two of them.
     """
     parts: list[Any] = [data] if isinstance(data, str) else data
     texts, images = [], []
@@ -81,9 +82,16 @@ def _as_published(data: ScoreData, prefix: str | None = None) -> ScoreData:
             images.append(part)
     text = "\n".join(texts)
     if not images:
+        if prefix:  # The renderer leaves out the first placeholder.
+            return f"{prefix} {text}"
+        if text.startswith(2 * IMAGE_TOKEN):
+            raise VLLMValidationError(
+                f"A text without an image must not begin with {2 * IMAGE_TOKEN}: the "
+                "prompt would have the place of an image.",
+                parameter="documents",
+            )
         # The published code puts the image there, or nothing.
-        text = text.replace(IMAGE_TOKEN, "", 1)
-        return f"{prefix} {text}" if prefix else text
+        return text.replace(IMAGE_TOKEN, "", 1)
     if IMAGE_TOKEN in text:
         raise VLLMValidationError(
             f"A text beside an image must not contain {IMAGE_TOKEN}: the server writes "

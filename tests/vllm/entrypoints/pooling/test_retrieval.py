@@ -35,6 +35,8 @@ MORE_RENDERERS = ["--renderer-num-workers=4", "--mm-processor-cache-gb=0"]
 CODE = ("configuration", "modeling", "processing", "llama_bidirectional_model")
 IMAGES = [noise(64, 64), noise(300, 200)]
 TEXT = "The total is 4711."
+# The published code removes the first placeholder; others are text.
+LITERAL = "an <image> and an <image>"
 QUESTION = "What is the total?"
 
 
@@ -145,10 +147,11 @@ def test_scores_compare_a_question_with_passages(embed_url, embedder):
         [
             embedder.pooled(f"passage: {TEXT}", []),
             embedder.pooled(f"passage: <image> {TEXT}", IMAGES[1:]),
+            embedder.pooled(f"passage: {LITERAL}", []),
         ]
     )
     expected = torch.cosine_similarity(question[None], pages)
-    documents = [TEXT, {"content": PAGE}]
+    documents = [TEXT, {"content": PAGE}, LITERAL]
     answer = post(embed_url, "/score", data_1=QUESTION, data_2=documents)
     assert answer.status_code == 200, answer.text
     found = torch.tensor([one["score"] for one in answer.json()["data"]])
@@ -235,16 +238,14 @@ def test_documents_are_ranked(rerank_url, logits, raw):
 
 
 def test_a_literal_placeholder_stands_for_no_image(rerank_url, rerank_checkpoint):
-    """The published code removes the first one; others are text."""
     reference = RetrievalReference(rerank_checkpoint)
-    text = "an <image> and an <image>"
-    prompt = f"question:{QUESTION} \n \n passage:{text}"
+    prompt = f"question:{QUESTION} \n \n passage:{LITERAL}"
     before = counters(rerank_url)
     answer = post(
         rerank_url,
         "/score",
         data_1=QUESTION,
-        data_2=[text, {"content": [text_part(text)]}, DOCUMENTS[1]],
+        data_2=[LITERAL, {"content": [text_part(LITERAL)]}, DOCUMENTS[1]],
         use_activation=False,
     )
     found = [one["score"] for one in answer.json()["data"]][:2]
@@ -297,8 +298,19 @@ def test_an_image_as_question_is_refused(rerank_url):
     assert "Images belong to documents" in answer.text
 
 
-def test_a_placeholder_in_a_text_beside_an_image_is_refused(rerank_url):
-    parts = [image_part(IMAGES[0]), text_part("An <image>.")]
-    answer = post(rerank_url, "/rerank", query=QUESTION, documents=[{"content": parts}])
+BESIDE = {"content": [image_part(IMAGES[0]), text_part("An <image>.")]}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (BESIDE, "A text beside an image must not contain <image>"),
+        ("<image><image> text", "must not begin with <image><image>"),
+    ],
+)
+def test_a_placeholder_in_the_place_of_an_image_is_refused(
+    rerank_url, document, message
+):
+    answer = post(rerank_url, "/rerank", query=QUESTION, documents=[document])
     assert answer.status_code == 400, answer.text
-    assert "A text beside an image must not contain <image>" in answer.text
+    assert message in answer.text
