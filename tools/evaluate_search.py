@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from ir_measures import Qrel, R, ScoredDoc, nDCG
 
 from nemotron_vl.checkpoints.tiler import Tiler
-from nemotron_vl.documents.client import connect
+from nemotron_vl.documents.client import RERANK_KEY, connect, keys_of
 from nemotron_vl.documents.pages import Drawing
 from nemotron_vl.images.drawn import draw_text
 from nemotron_vl.main import main
@@ -105,7 +105,9 @@ async def search(
 ) -> list[ScoredDoc]:
     """The best pages of each question, best first."""
     found, drawing = [], Drawing(Tiler.from_model(None))
-    async with connect(url) as client, connect(rerank or url) as ranks:
+    place = rerank or url
+    keys = keys_of(place, RERANK_KEY, url)
+    async with connect(url) as client, connect(place, keys=keys) as ranks:
         for query, text in queries.items():
             _, vector = await find_embedder(client, text)
             hits = store.nearest(vector, candidates if rerank else DEPTH)

@@ -38,7 +38,9 @@ def add_parser(subparsers) -> None:
         help="find the pages of an index for a question, rank them, ask about them",
         description="Embeds a question, lists the pages that are most like it, ranks "
         "them by a second model, and asks a third about the best ones. A model that is "
-        "given in the place of a server is served meanwhile.",
+        "given in the place of a server is served meanwhile. The environment variables "
+        "NEMOTRON_VL_API_KEY, NEMOTRON_VL_RERANK_API_KEY and "
+        "NEMOTRON_VL_ANSWER_API_KEY are the keys of --url, --rerank and --answer.",
     )
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument(
@@ -171,6 +173,7 @@ def _embed(args: argparse.Namespace, store) -> list[float]:
 
 
 def _rank(args: argparse.Namespace, found: "list[FoundPage]") -> "list[FoundPage]":
+    from ..documents.client import RERANK_KEY
     from ..search.asking import rank
 
     async def ask(client, ended):
@@ -178,10 +181,11 @@ def _rank(args: argparse.Namespace, found: "list[FoundPage]") -> "list[FoundPage
         return await rank(client, args.question, found, *pages, ended)
 
     options = [] if is_url(args.rerank) else embedding_options(args.rerank)
-    return _with_server(args, args.rerank, options, ask)
+    return _with_server(args, args.rerank, options, ask, RERANK_KEY)
 
 
 def _answer(args: argparse.Namespace, found: "list[FoundPage]", tiler: Tiler) -> str:
+    from ..documents.client import ANSWER_KEY
     from ..search.asking import answer
 
     question = Question(args.ask or args.question, max_tokens=args.max_tokens)
@@ -193,7 +197,7 @@ def _answer(args: argparse.Namespace, found: "list[FoundPage]", tiler: Tiler) ->
     options = []
     if not is_url(args.answer):
         options = chat_options(args.answer, True, args.max_tiles)
-    return _with_server(args, args.answer, options, ask)
+    return _with_server(args, args.answer, options, ask, ANSWER_KEY)
 
 
 def _with_server(
@@ -201,6 +205,7 @@ def _with_server(
     place: str,
     options: list[str],
     ask: Callable[[Any, asyncio.Future], Awaitable[Any]],
+    key: str | None = None,
 ) -> Any:
     """What a server answers: a given one, or one of its own that runs meanwhile."""
     url = place if is_url(place) else None
@@ -209,7 +214,7 @@ def _with_server(
     log = Path(tempfile.gettempdir(), name)
 
     async def connect_and_ask() -> Any:
-        async with connected(served, args, tell) as (client, ended):
+        async with connected(served, args, tell, key) as (client, ended):
             return await ask(client, ended)
 
     with server(url, place, options, log, tell) as served:
