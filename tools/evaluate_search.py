@@ -85,13 +85,18 @@ def measure(
     with tempfile.TemporaryDirectory() as temporary:
         pages, index = Path(temporary, "pages"), str(Path(temporary, "index"))
         pages.mkdir()
-        for row in rows(folder, "corpus"):
-            (pages / f"{row['corpus-id']}.png").write_bytes(row["image"]["bytes"])
+        ids = []  # a dataset's id may be no name of a file
+        for number, row in enumerate(rows(folder, "corpus")):
+            ids.append(str(row["corpus-id"]))
+            (pages / f"{number}.png").write_bytes(row["image"]["bytes"])
         if main(["index", str(pages), "--to", index, "--url", url]):
             raise RuntimeError("Not all pages are in the index.")
         store = Store.open(index)
         assert store is not None
-        found = asyncio.run(search(store, queries, url, rerank, candidates))
+        places = asyncio.run(search(store, queries, url, rerank, candidates))
+    found = [
+        one._replace(doc_id=ids[int(Path(one.doc_id).stem)]) for one in places
+    ]
     means = ir_measures.calc_aggregate(MEASURES, qrels, found)
     return {str(measure): means[measure] for measure in MEASURES}
 
@@ -103,7 +108,7 @@ async def search(
     rerank: str | None,
     candidates: int,
 ) -> list[ScoredDoc]:
-    """The best pages of each question, best first."""
+    """The best pages of each question, best first, by their files."""
     found, drawing = [], Drawing(Tiler.from_model(None))
     place = rerank or url
     keys = keys_of(place, RERANK_KEY, url)
@@ -116,8 +121,7 @@ async def search(
                 draw(pages, drawing, None)
                 pages = await rank(ranks, text, pages)
             for place, page in enumerate(pages):
-                name = Path(page.hit.file).stem
-                found.append(ScoredDoc(query, name, -place))
+                found.append(ScoredDoc(query, page.hit.file, -place))
     return found
 
 
@@ -134,6 +138,8 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if args.action == "draw":
         draw_set(args.set, args.pages)
+    elif not args.url:
+        parser.error("measure needs --url of a server.")
     else:
         found = measure(args.set, args.url, args.rerank, args.candidates)
         print(json.dumps({name: round(value, 4) for name, value in found.items()}))
