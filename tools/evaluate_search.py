@@ -94,9 +94,7 @@ def measure(
         store = Store.open(index)
         assert store is not None
         places = asyncio.run(search(store, queries, url, rerank, candidates))
-    found = [
-        one._replace(doc_id=ids[int(Path(one.doc_id).stem)]) for one in places
-    ]
+    found = [one._replace(doc_id=ids[int(Path(one.doc_id).stem)]) for one in places]
     means = ir_measures.calc_aggregate(MEASURES, qrels, found)
     return {str(measure): means[measure] for measure in MEASURES}
 

@@ -24,7 +24,11 @@ def folder(tmp_path):
     tables = {
         "corpus": {"corpus-id": ["../a/0", "1", "2", "3"], "image": images},
         "queries": {"query-id": ["a", "b"], "query": ["red", "blue"]},
-        "qrels": {"query-id": ["a", "b"], "corpus-id": ["../a/0", "3"], "score": [1, 2]},
+        "qrels": {
+            "query-id": ["a", "b"],
+            "corpus-id": ["../a/0", "3"],
+            "score": [1, 2],
+        },
     }
     for name, columns in tables.items():
         (tmp_path / "set" / name).mkdir(parents=True)
