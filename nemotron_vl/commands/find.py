@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import MAX_TILES
 
 from ..checkpoints.tiler import Tiler
-from ..documents.finding import is_url
+from ..documents.finding import absolute, is_url
 from ..documents.pages import Drawing
 from ..documents.requests import Question
 from ..printable import show
-from .arguments import check_packages, number, read_passwords
+from .arguments import check_packages, number, read_passwords, url_or_model
 from .progress import tell
 from .read_options import add_server
 from .read_server import chat_options, connected, embedding_options, server
@@ -60,7 +60,10 @@ def add_parser(subparsers) -> None:
         help="most pages that are listed (default: %(default)s)",
     )
     group.add_argument(
-        "--rerank", metavar="URL_OR_MODEL", help="rank the pages by this model"
+        "--rerank",
+        type=url_or_model,
+        metavar="URL_OR_MODEL",
+        help="rank the pages by this model",
     )
     group.add_argument(
         "--candidates",
@@ -69,7 +72,10 @@ def add_parser(subparsers) -> None:
         help=f"most pages that are ranked (default: {_CANDIDATES} times --limit)",
     )
     group.add_argument(
-        "--answer", metavar="URL_OR_MODEL", help="ask this model about the best pages"
+        "--answer",
+        type=url_or_model,
+        metavar="URL_OR_MODEL",
+        help="ask this model about the best pages",
     )
     group.add_argument(
         "--answer-pages",
@@ -132,20 +138,32 @@ def _run(args: argparse.Namespace) -> int:
     candidates = args.candidates or _CANDIDATES * args.limit
     hits = store.nearest(vector, candidates if args.rerank else args.limit)
     found = [asking.FoundPage(hit) for hit in hits if hit.page]
-    root = args.root or store.settings.get("root")
+    root, places = args.root, [absolute(args.root)] if args.root else []
+    if not is_url(args.index):  # otherwise others may have written it
+        root = root or store.settings["root"]
+        places += store.settings["places"] + ([root] if root else [])
+    if args.rerank or args.answer or args.html:
+        asking.refuse(found, places)
     model = args.answer if args.answer and not is_url(args.answer) else None
     tiler = Tiler.from_model(model, args.max_tiles)
     drawing = Drawing(tiler, passwords=read_passwords(args.password_file))
     if args.rerank or args.answer:
         asking.draw(found, drawing, root)
-    if args.rerank:
-        found = _rank(args, found)
+    text = failure = None
+    try:
+        if args.rerank:
+            found = _rank(args, found)
+        if args.answer and found:
+            text = _answer(args, found[: args.limit], tiler)
+    except (OSError, RuntimeError, ValueError) as error:
+        failure = error  # what was found is shown
     found = found[: args.limit]
-    text = _answer(args, found, tiler) if args.answer and found else None
     for one in found:
         if one.error:
             tell(f"{one}: {one.error}")
     _show(args, found, text)
+    if failure is not None:
+        tell(f"nemotron-vl: {failure}")
     if args.html:
         from ..documents.checking import write_checking_page
         from ..documents.outputs import OutputFolder
@@ -153,19 +171,17 @@ def _run(args: argparse.Namespace) -> int:
         shown = asking.results(args.question, text, found, root)
         with OutputFolder(args.html) as folder:
             write_checking_page(folder, shown, {}, tiler, root, drawing.passwords)
-    return 0
+    return 1 if failure is not None else 0
 
 
 def _embed(args: argparse.Namespace, store) -> list[float]:
     from ..search.embedding import find_embedder
 
     async def embed(client, ended):
-        given = args.model if args.url else None
-        embedder, vector = await find_embedder(
-            client, args.question, given, args.timeout
-        )
-        model = embedder.model if args.url else args.model
-        store.check(model, len(vector))
+        model, timeout = args.model if args.url else None, args.timeout
+        _, trial = await find_embedder(client, model=model, timeout=timeout)
+        store.check(trial)
+        _, vector = await find_embedder(client, args.question, model, timeout)
         return vector
 
     options = [] if args.url else embedding_options(args.model)
