@@ -28,7 +28,7 @@ _FLAW = "flaw"
 # The key of the server, whatever its URL.
 KEY = "NEMOTRON_VL_API_KEY"
 _OPENAI_KEY = "OPENAI_API_KEY"
-KEYS = (KEY, _OPENAI_KEY)
+KEYS: tuple[str, ...] = (KEY, _OPENAI_KEY)
 RERANK_KEY = "NEMOTRON_VL_RERANK_API_KEY"
 ANSWER_KEY = "NEMOTRON_VL_ANSWER_API_KEY"
 
