@@ -36,7 +36,7 @@ def test_vectors_are_read_only_for_new_copies(tmp_path, monkeypatch):
         assert len(read) == 1
         assert main(index(server, folder, place)) == 0
         assert len(read) == 1
-        (folder / "other.png").write_bytes((folder / "photos/black.png").read_bytes())
+        (folder / "z.png").write_bytes((folder / "photos/black.png").read_bytes())
         assert main(index(server, folder, place)) == 0
     assert len(read) == 2 and read[1].endswith("black.png")
 
