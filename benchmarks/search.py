@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from options import make_parser
 
+from nemotron_vl.search.index import BATCH
 from nemotron_vl.search.store import Store
 
-BATCH = 5000
 PAGES_OF_A_TOPIC = 50
 NOISE = 0.8  # of a page, in lengths of its topic's vector
 NOISE_OF_QUERY = 0.5

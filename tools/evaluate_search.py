@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from ir_measures import Qrel, R, ScoredDoc, nDCG
 
 from nemotron_vl.checkpoints.tiler import Tiler
-from nemotron_vl.documents.client import connect
+from nemotron_vl.documents.client import RERANK_KEY, connect, keys_of
 from nemotron_vl.documents.pages import Drawing
 from nemotron_vl.images.drawn import draw_text
 from nemotron_vl.main import main
@@ -85,13 +85,16 @@ def measure(
     with tempfile.TemporaryDirectory() as temporary:
         pages, index = Path(temporary, "pages"), str(Path(temporary, "index"))
         pages.mkdir()
-        for row in rows(folder, "corpus"):
-            (pages / f"{row['corpus-id']}.png").write_bytes(row["image"]["bytes"])
+        ids = []  # a dataset's id may be no name of a file
+        for number, row in enumerate(rows(folder, "corpus")):
+            ids.append(str(row["corpus-id"]))
+            (pages / f"{number}.png").write_bytes(row["image"]["bytes"])
         if main(["index", str(pages), "--to", index, "--url", url]):
             raise RuntimeError("Not all pages are in the index.")
         store = Store.open(index)
         assert store is not None
-        found = asyncio.run(search(store, queries, url, rerank, candidates))
+        places = asyncio.run(search(store, queries, url, rerank, candidates))
+    found = [one._replace(doc_id=ids[int(Path(one.doc_id).stem)]) for one in places]
     means = ir_measures.calc_aggregate(MEASURES, qrels, found)
     return {str(measure): means[measure] for measure in MEASURES}
 
@@ -103,9 +106,11 @@ async def search(
     rerank: str | None,
     candidates: int,
 ) -> list[ScoredDoc]:
-    """The best pages of each question, best first."""
+    """The best pages of each question, best first, by their files."""
     found, drawing = [], Drawing(Tiler.from_model(None))
-    async with connect(url) as client, connect(rerank or url) as ranks:
+    place = rerank or url
+    keys = keys_of(place, RERANK_KEY, url)
+    async with connect(url) as client, connect(place, keys=keys) as ranks:
         for query, text in queries.items():
             _, vector = await find_embedder(client, text)
             hits = store.nearest(vector, candidates if rerank else DEPTH)
@@ -114,8 +119,7 @@ async def search(
                 draw(pages, drawing, None)
                 pages = await rank(ranks, text, pages)
             for place, page in enumerate(pages):
-                name = Path(page.hit.file).stem
-                found.append(ScoredDoc(query, name, -place))
+                found.append(ScoredDoc(query, page.hit.file, -place))
     return found
 
 
@@ -132,6 +136,8 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if args.action == "draw":
         draw_set(args.set, args.pages)
+    elif not args.url:
+        parser.error("measure needs --url of a server.")
     else:
         found = measure(args.set, args.url, args.rerank, args.candidates)
         print(json.dumps({name: round(value, 4) for name, value in found.items()}))

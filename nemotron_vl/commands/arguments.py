@@ -42,6 +42,26 @@ def positive(text: str) -> float:
     return value
 
 
+def http_url(text: str) -> str:
+    """The URL of a server.
+
+    Raises:
+        argparse.ArgumentTypeError: It has no scheme, or another one than http(s).
+    """
+    if not text.lower().startswith(("http://", "https://")):
+        raise ArgumentTypeError(f"{text!r} does not begin with http:// or https://")
+    return text
+
+
+def url_or_model(text: str) -> str:
+    """The URL of a server, or a folder or hub name, which has no colon.
+
+    Raises:
+        argparse.ArgumentTypeError: It is neither.
+    """
+    return http_url(text) if ":" in text and not Path(text).exists() else text
+
+
 def read_passwords(file: Path | None) -> tuple[str, ...]:
     """The lines of a file that are not empty.
 

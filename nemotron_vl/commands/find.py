@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import MAX_TILES
 
 from ..checkpoints.tiler import Tiler
-from ..documents.finding import is_url
+from ..documents.finding import absolute, is_url
 from ..documents.pages import Drawing
 from ..documents.requests import Question
 from ..printable import show
-from .arguments import check_packages, number, read_passwords
+from .arguments import check_packages, number, read_passwords, url_or_model
 from .progress import tell
 from .read_options import add_server
 from .read_server import chat_options, connected, embedding_options, server
@@ -38,7 +38,9 @@ def add_parser(subparsers) -> None:
         help="find the pages of an index for a question, rank them, ask about them",
         description="Embeds a question, lists the pages that are most like it, ranks "
         "them by a second model, and asks a third about the best ones. A model that is "
-        "given in the place of a server is served meanwhile.",
+        "given in the place of a server is served meanwhile. The environment variables "
+        "NEMOTRON_VL_API_KEY, NEMOTRON_VL_RERANK_API_KEY and "
+        "NEMOTRON_VL_ANSWER_API_KEY are the keys of --url, --rerank and --answer.",
     )
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument(
@@ -58,7 +60,10 @@ def add_parser(subparsers) -> None:
         help="most pages that are listed (default: %(default)s)",
     )
     group.add_argument(
-        "--rerank", metavar="URL_OR_MODEL", help="rank the pages by this model"
+        "--rerank",
+        type=url_or_model,
+        metavar="URL_OR_MODEL",
+        help="rank the pages by this model",
     )
     group.add_argument(
         "--candidates",
@@ -67,7 +72,10 @@ def add_parser(subparsers) -> None:
         help=f"most pages that are ranked (default: {_CANDIDATES} times --limit)",
     )
     group.add_argument(
-        "--answer", metavar="URL_OR_MODEL", help="ask this model about the best pages"
+        "--answer",
+        type=url_or_model,
+        metavar="URL_OR_MODEL",
+        help="ask this model about the best pages",
     )
     group.add_argument(
         "--answer-pages",
@@ -130,20 +138,32 @@ def _run(args: argparse.Namespace) -> int:
     candidates = args.candidates or _CANDIDATES * args.limit
     hits = store.nearest(vector, candidates if args.rerank else args.limit)
     found = [asking.FoundPage(hit) for hit in hits if hit.page]
-    root = args.root or store.settings.get("root")
+    root, places = args.root, [absolute(args.root)] if args.root else []
+    if not is_url(args.index):  # otherwise others may have written it
+        root = root or store.settings["root"]
+        places += store.settings["places"] + ([root] if root else [])
+    if args.rerank or args.answer or args.html:
+        asking.refuse(found, places)
     model = args.answer if args.answer and not is_url(args.answer) else None
     tiler = Tiler.from_model(model, args.max_tiles)
     drawing = Drawing(tiler, passwords=read_passwords(args.password_file))
     if args.rerank or args.answer:
         asking.draw(found, drawing, root)
-    if args.rerank:
-        found = _rank(args, found)
+    text = failure = None
+    try:
+        if args.rerank:
+            found = _rank(args, found)
+        if args.answer and found:
+            text = _answer(args, found[: args.limit], tiler)
+    except (OSError, RuntimeError, ValueError) as error:
+        failure = error  # what was found is shown
     found = found[: args.limit]
-    text = _answer(args, found, tiler) if args.answer and found else None
     for one in found:
         if one.error:
             tell(f"{one}: {one.error}")
     _show(args, found, text)
+    if failure is not None:
+        tell(f"nemotron-vl: {failure}")
     if args.html:
         from ..documents.checking import write_checking_page
         from ..documents.outputs import OutputFolder
@@ -151,19 +171,17 @@ def _run(args: argparse.Namespace) -> int:
         shown = asking.results(args.question, text, found, root)
         with OutputFolder(args.html) as folder:
             write_checking_page(folder, shown, {}, tiler, root, drawing.passwords)
-    return 0
+    return 1 if failure is not None else 0
 
 
 def _embed(args: argparse.Namespace, store) -> list[float]:
     from ..search.embedding import find_embedder
 
     async def embed(client, ended):
-        given = args.model if args.url else None
-        embedder, vector = await find_embedder(
-            client, args.question, given, args.timeout
-        )
-        model = embedder.model if args.url else args.model
-        store.check(model, len(vector))
+        model, timeout = args.model if args.url else None, args.timeout
+        _, trial = await find_embedder(client, model=model, timeout=timeout)
+        store.check(trial)
+        _, vector = await find_embedder(client, args.question, model, timeout)
         return vector
 
     options = [] if args.url else embedding_options(args.model)
@@ -171,6 +189,7 @@ def _embed(args: argparse.Namespace, store) -> list[float]:
 
 
 def _rank(args: argparse.Namespace, found: "list[FoundPage]") -> "list[FoundPage]":
+    from ..documents.client import RERANK_KEY
     from ..search.asking import rank
 
     async def ask(client, ended):
@@ -178,10 +197,11 @@ def _rank(args: argparse.Namespace, found: "list[FoundPage]") -> "list[FoundPage
         return await rank(client, args.question, found, *pages, ended)
 
     options = [] if is_url(args.rerank) else embedding_options(args.rerank)
-    return _with_server(args, args.rerank, options, ask)
+    return _with_server(args, args.rerank, options, ask, RERANK_KEY)
 
 
 def _answer(args: argparse.Namespace, found: "list[FoundPage]", tiler: Tiler) -> str:
+    from ..documents.client import ANSWER_KEY
     from ..search.asking import answer
 
     question = Question(args.ask or args.question, max_tokens=args.max_tokens)
@@ -193,7 +213,7 @@ def _answer(args: argparse.Namespace, found: "list[FoundPage]", tiler: Tiler) ->
     options = []
     if not is_url(args.answer):
         options = chat_options(args.answer, True, args.max_tiles)
-    return _with_server(args, args.answer, options, ask)
+    return _with_server(args, args.answer, options, ask, ANSWER_KEY)
 
 
 def _with_server(
@@ -201,6 +221,7 @@ def _with_server(
     place: str,
     options: list[str],
     ask: Callable[[Any, asyncio.Future], Awaitable[Any]],
+    key: str | None = None,
 ) -> Any:
     """What a server answers: a given one, or one of its own that runs meanwhile."""
     url = place if is_url(place) else None
@@ -209,7 +230,7 @@ def _with_server(
     log = Path(tempfile.gettempdir(), name)
 
     async def connect_and_ask() -> Any:
-        async with connected(served, args, tell) as (client, ended):
+        async with connected(served, args, tell, key) as (client, ended):
             return await ask(client, ended)
 
     with server(url, place, options, log, tell) as served:

@@ -13,7 +13,7 @@ import shlex
 from tqdm import tqdm
 
 from ..checkpoints.tiler import MARKERS, Tiler
-from ..documents.finding import Folders, find_documents, is_url
+from ..documents.finding import Folders, absolute, find_documents, is_url
 from ..documents.job import Job, Options
 from ..documents.pages import Drawing
 from ..printable import show
@@ -30,8 +30,8 @@ def add_parser(subparsers) -> None:
         description="Embeds each page of PDFs, TIFFs and images through a server, and "
         "keeps the vectors in an index. Started again, it goes on with the pages that "
         "are not there, does changed files again, and removes those that are gone from "
-        "the folders. Exits with 1 if a page has an error. The environment variable "
-        "NEMOTRON_VL_API_KEY is the server's key.",
+        "folders with documents. Exits with 1 if a page has an error. The environment "
+        "variable NEMOTRON_VL_API_KEY is the server's key.",
     )
     parser.add_argument("paths", nargs="+", metavar="FILE_OR_FOLDER_OR_URL")
     parser.add_argument(
@@ -57,6 +57,11 @@ def add_parser(subparsers) -> None:
     group = parser.add_argument_group("what is done again")
     group.add_argument(
         "--retry-errors", action="store_true", help="do the pages of errors again"
+    )
+    group.add_argument(
+        "--remove-gone",
+        action="store_true",
+        help="remove documents also of folders that now hold none",
     )
     group.add_argument(
         "--keep-going",
@@ -100,13 +105,13 @@ def _run(args: argparse.Namespace) -> int:
     root = args.root
     if root is not None and not is_url(root):
         root = os.path.realpath(root)
+    places = [] if root else [*map(absolute, args.paths)]
     settings = {
-        "model": args.model,
         "max_tiles": tiler.max_tiles,
         "text_layer": args.text_layer,
         "relative": root is not None,
     }
-    with Index(args.to, settings, root) as index:
+    with Index(args.to, settings, root, places) as index:
         if args.retry_errors:
             index.retry_errors()
         try:
@@ -121,8 +126,7 @@ def _embed(
 ) -> int:
     from ..search.leaving import gone
 
-    left = gone(index.files, args.paths, found, root)
-    index.remove(left)
+    before = index.files
     with Job(found.documents, options, index, tell) as job:
         if job.has_pages():
             total = count_pages(job, found)
@@ -130,12 +134,18 @@ def _embed(
                 asyncio.run(_add(args, served, options, job, index, bar))
         for record in job.copied():
             index.append(record)
+    left = missing = gone(before, args.paths, found, root, empty=True)
+    if not args.remove_gone:
+        left = gone(before, args.paths, found, root)
+    index.remove(left)
     index.tidy(args.approximate_from)
     counts = index.counts([document.name for document in found.documents])
     parts = [f"pages: {len(index)}", f"new: {index.appended}"]
     parts.append(f"errors: {counts.errors}")
     if left:
         parts.append(f"documents that are gone: {len(left)}")
+    if away := len(missing) - len(left):
+        parts.append(f"of folders without documents, kept (--remove-gone): {away}")
     show(f"{args.to}: {', '.join(parts)}{left_out(found)}")
     return 1 if counts.errors else 0
 
@@ -167,8 +177,7 @@ async def _add(
         embedder, vector = await find_embedder(
             client, model=given, timeout=args.timeout, image_tokens=tokens
         )
-        model = args.model if served.process else embedder.model
-        index.settle(model, len(vector))
+        index.settle(args.model if served.process else embedder.model, vector)
         answers = job.answers(client, embedder, ended)
         async with contextlib.aclosing(answers):
             async for record in answers:

@@ -9,7 +9,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import MA
 
 from ..documents.process import MOST_PAGES
 from ..documents.tasks import SHIPPED
-from .arguments import Ranges, number, positive
+from .arguments import Ranges, http_url, number, positive
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +112,9 @@ def add_server(parser: argparse.ArgumentParser, about_model: str) -> None:
         about_model: What ``--model`` is.
     """
     group = parser.add_argument_group("the server")
-    group.add_argument("--url", help="of a server, such as http://127.0.0.1:8000")
+    group.add_argument(
+        "--url", type=http_url, help="of a server, such as http://127.0.0.1:8000"
+    )
     group.add_argument("--model", metavar="MODEL", help=about_model)
     group.add_argument(
         "--serve-options",

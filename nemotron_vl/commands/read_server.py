@@ -83,12 +83,25 @@ def server(
 
 @contextlib.asynccontextmanager
 async def connected(
-    served: Server, args: argparse.Namespace, tell: Callable[[str], None]
+    served: Server,
+    args: argparse.Namespace,
+    tell: Callable[[str], None],
+    key: str | None = None,
 ) -> AsyncIterator[tuple["openai.AsyncOpenAI", asyncio.Future]]:
-    """A client of a server, and a future with the exception if the server ends."""
-    from ..documents.client import connect
+    """A client of a server, and a future with the exception if the server ends.
 
-    client = connect(served.url, args.timeout, args.wait, tell)
+    Args:
+        served: The server.
+        args: Of the command.
+        tell: See `connect`.
+        key: Variable with the key of a server that is not that of ``--url``.
+    """
+    from ..documents.client import KEYS, connect, keys_of
+
+    keys = KEYS
+    if key and served.process is None:
+        keys = keys_of(served.url, key, args.url)
+    client = connect(served.url, args.timeout, args.wait, tell, keys)
     ended = asyncio.ensure_future(served.ended())
     try:
         async with client:

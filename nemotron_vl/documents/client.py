@@ -8,7 +8,7 @@ A page goes to no other host than the given one, and no answer takes more than
 import contextlib
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -28,6 +28,9 @@ _FLAW = "flaw"
 # The key of the server, whatever its URL.
 KEY = "NEMOTRON_VL_API_KEY"
 _OPENAI_KEY = "OPENAI_API_KEY"
+KEYS: tuple[str, ...] = (KEY, _OPENAI_KEY)
+RERANK_KEY = "NEMOTRON_VL_RERANK_API_KEY"
+ANSWER_KEY = "NEMOTRON_VL_ANSWER_API_KEY"
 
 # Statuses after which OpenAI's client asks again.
 _TRIED_AGAIN = {408, 409, 429}
@@ -42,30 +45,29 @@ def connect(
     timeout: float = 1800,
     wait: float = 120,
     tell: Callable[[str], object] = lambda text: None,
+    keys: Sequence[str] = KEYS,
 ) -> openai.AsyncOpenAI:
     """A client of a server.
 
-    Its key is `KEY`, or else ``OPENAI_API_KEY``, which only goes to this machine or
-    through TLS.
+    ``OPENAI_API_KEY`` only goes to this machine or through TLS.
 
     Args:
         url: Of the server, with or without ``/v1``.
         timeout: Seconds for an answer.
         wait: Seconds in which the server may be away or busy.
         tell: Called with a sentence when that begins and when it ends.
+        keys: Variables of the environment; the first that is set holds the key.
     """
     # No proxy reaches a server of this machine.
     local = is_local(url)
-    key = os.environ.get(KEY)
-    if not key and (openai_key := os.environ.get(_OPENAI_KEY)):
-        if local or urlsplit(url).scheme == "https":
-            key = openai_key
-        else:
-            tell(f"{_OPENAI_KEY} is not sent without TLS; set {KEY} to send a key.")
+    name = next((name for name in keys if os.environ.get(name)), None)
+    if name == _OPENAI_KEY and not local and urlsplit(url).scheme != "https":
+        tell(f"{name} is not sent without TLS; set {keys[0]} to send a key.")
+        name = None
     client = openai.AsyncOpenAI(
         http_client=BoundedClient(tell, wait, trust_env=not local),
         base_url=f"{url.rstrip('/').removesuffix('/v1')}/v1",
-        api_key=key or "none",
+        api_key=os.environ[name] if name else "none",
         max_retries=retries(wait),
         timeout=openai.Timeout(timeout, connect=10),
     )
@@ -83,6 +85,24 @@ def retries(wait: float) -> int:
             break
         waited, count = waited + pause * _SHORTENED, count + 1
     return count
+
+
+def keys_of(url: str, key: str, first: str | None) -> tuple[str, ...]:
+    """The variables with the key of a further server.
+
+    Args:
+        url: Of that server.
+        key: Variable of its own.
+        first: URL of the server that `KEYS` are of.
+    """
+    same = first is not None and _origin(url) == _origin(first)
+    return (key, *KEYS) if same else (key,)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    ports = {"http": 80, "https": 443}
+    return parts.scheme, parts.hostname, parts.port or ports.get(parts.scheme)
 
 
 def is_local(url: str) -> bool:

@@ -168,6 +168,17 @@ def is_url(place: str) -> bool:
     return "://" in place
 
 
+def absolute(path: str) -> str:
+    """What the names of the documents at a path begin with, if there is no root."""
+    if is_url(path):
+        system, inside = file_system(path)
+        return system.unstrip_protocol(inside).rstrip("/")
+    if os.path.isdir(path):
+        return os.path.realpath(path)
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)
+
+
 def name_of(place: str, root: str | None) -> str:
     """The name of a document in records.
 
@@ -200,11 +211,8 @@ def local_file(name: str) -> Path:
 def _local(path: str, wanted: Callable[[str], bool]) -> Iterator[Found]:
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path} does not exist.")
-    if os.path.isdir(path):
-        files = _inside(os.path.realpath(path), wanted)
-    else:
-        folder, name = os.path.split(path)
-        files = [os.path.join(os.path.realpath(folder), name)]
+    place = absolute(path)
+    files = _inside(place, wanted) if os.path.isdir(path) else [place]
     for file in files:
         yield Found(file, file).examined_again()
 
@@ -247,9 +255,24 @@ def file_system(url: str) -> tuple[Any, str]:
 
 def _remote(url: str, wanted: Callable[[str], bool]) -> Iterator[Found]:
     system, path = file_system(url)
-    entries = system.find(path, detail=True)  # a file itself, too
-    if not entries and not system.exists(path):
-        raise FileNotFoundError(f"{url} does not exist.")
+    entries, folders = dict[str, Any](), [path]
+    try:
+        # fsspec's `find` leaves out what cannot be listed.
+        while folders:
+            folder = folders.pop()
+            for entry in system.ls(folder, detail=True):
+                name = entry["name"].rstrip("/")
+                if entry["type"] != "directory":
+                    entries[entry["name"]] = entry
+                elif name != folder.rstrip("/"):
+                    folders.append(name)
+        if not entries and system.isfile(path):
+            entries[path] = system.info(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{url} does not exist.") from error
+    except Exception as error:  # each file system has its own
+        cause = str(error) or type(error).__name__
+        raise OSError(f"{url} cannot be listed: {cause}") from error
     for name, entry in sorted(entries.items()):
         below = name[len(path) :].strip("/").split("/")
         if below != [""] and (

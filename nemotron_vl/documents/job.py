@@ -311,7 +311,12 @@ class Job:
 
     def copied(self) -> Iterator[Record]:
         """Records of documents that equal others, once those have theirs."""
-        for record in self._records.about(self._copies):
+        lacking = {
+            name
+            for name, copies in self._copies.items()
+            if not all(self._records.equals(copy.name, name) for copy in copies)
+        }
+        for record in self._records.about(lacking):
             for copy in self._copies[record["file"]]:
                 before, now = self._records.source(copy.name), record.get("source")
                 if before and now and before["sha256"] != now["sha256"]:

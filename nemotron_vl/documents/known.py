@@ -61,6 +61,13 @@ class Known:
     def counts(self) -> Counts:
         return Counts(*map(sum, zip(Counts(), *self._records.values(), strict=True)))
 
+    def equals(self, other: "Known") -> bool:
+        """Whether all pages of a document of the same content are done."""
+        before, now = self.source, other.source
+        if before and now and before["sha256"] != now["sha256"]:
+            return False
+        return all(map(self.done, other._records))
+
     def has(self, record: Record) -> bool:
         """Whether the last record of a page counts."""
         return not self._is_of_another_state(record) and record["page"] in self._records

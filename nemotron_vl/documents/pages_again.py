@@ -4,6 +4,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from .finding import Found, Source, is_url, local_file, opened_locally
 from .pages import Document, Page
@@ -72,6 +73,9 @@ def _find(name: str, folder: str | None) -> Found:
         if ".." in path.parts:
             raise ValueError(_OUTSIDE)
         if is_url(folder):
+            # A chain of fsspec, or `..` as a server decodes it
+            if "::" in name or ".." in unquote(name).split("/"):
+                raise ValueError(_OUTSIDE)
             return Found(name, f"{folder.rstrip('/')}/{name}")
         path = local_file(f"{folder}/{name}").resolve()
         if not path.is_relative_to(Path(folder).resolve()):

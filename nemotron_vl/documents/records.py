@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -61,9 +61,14 @@ class Records:
         """The records that can be read again."""
         return iter(())
 
-    def about(self, files: Container[str]) -> list[Record]:
+    def about(self, files: Container[str]) -> Iterable[Record]:
         """The records of some documents, as far as they can be read again."""
         return [record for record in self if record["file"] in files]
+
+    def equals(self, copy: str, file: str) -> bool:
+        """Whether a document has a record of its present state for each of another."""
+        known, others = self._known.get(file), self._known.get(copy)
+        return known is None or (others is not None and others.equals(known))
 
     def done(self, file: str, page: int | None) -> bool:
         """Whether there is a record for a page."""

@@ -2,11 +2,15 @@
 """The pages that were found are drawn, ranked and asked about."""
 
 import asyncio
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from ..checkpoints.tiler import Tiler
+from ..documents.finding import is_url
 from ..documents.pages import Drawing, Page
 from ..documents.pages_again import pages_again
 from ..documents.process import PageProcess
@@ -32,6 +36,7 @@ class FoundPage:
         score: Of the ranking model; ``None`` if it did not rank the page.
         error: Why the page could not be ranked or asked about.
         asked: Whether the answer is about it, too.
+        refused: Whether its document is not opened, see `refuse`.
     """
 
     hit: Hit
@@ -39,6 +44,7 @@ class FoundPage:
     score: float | None = None
     error: str | None = None
     asked: bool = False
+    refused: bool = False
 
     @property
     def place(self) -> tuple[str, int]:
@@ -46,6 +52,31 @@ class FoundPage:
 
     def __str__(self) -> str:
         return f"{self.hit.file} p. {self.hit.page}"
+
+
+def refuse(found: Iterable[FoundPage], places: Iterable[str]) -> None:
+    """Note the pages whose documents are not opened. An index may name any file.
+
+    Args:
+        found: Pages.
+        places: Where documents with absolute names may be: folders, files and URLs.
+    """
+    places = [place.rstrip("/") for place in places]
+    for one in found:
+        name, source = one.hit.file, one.hit.source
+        if not isinstance(source.get("bytes"), int) or not source.get("sha256"):
+            one.error = "The index does not say what the document was."
+        elif (is_url(name) or os.path.isabs(name)) and not _is_below(name, places):
+            one.error = "The document is not below a folder that was given (--root)."
+        one.refused = one.error is not None
+
+
+def _is_below(name: str, places: Iterable[str]) -> bool:
+    # In a URL, what follows `::` is another one, and a server may decode `%2e`.
+    parts = re.split(r"[/\\]", unquote(name) if is_url(name) else name)
+    if ".." in parts or (is_url(name) and "::" in name):
+        return False
+    return any(name == place or name.startswith(f"{place}/") for place in places)
 
 
 def draw(found: Iterable[FoundPage], drawing: Drawing, root: str | None) -> None:
@@ -56,7 +87,7 @@ def draw(found: Iterable[FoundPage], drawing: Drawing, root: str | None) -> None
         drawing: How.
         root: Folder of the documents whose names are relative.
     """
-    by_place = {one.place: one for one in found}
+    by_place = {one.place: one for one in found if not one.refused}
     wanted: dict[str, list[int]] = {}
     for file, number in by_place:
         wanted.setdefault(file, []).append(number)
@@ -156,6 +187,8 @@ def results(
     """The pages as records for the page for checking, best first."""
     records = []
     for rank, one in enumerate(found, 1):
+        if one.refused:
+            continue
         file, page = one.place
         how = f"Page {rank} for \u201c{question}\u201d; cosine {one.hit.score:.3f}"
         if one.score is not None:

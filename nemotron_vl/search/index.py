@@ -2,7 +2,7 @@
 """Which pages are embedded, and the adding of more."""
 
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from ..documents.known import Record
 from ..documents.records import Records, open_alone
 from .store import APPROXIMATE_FROM, LOCK, Store
 
-_BATCH = 500  # pages
+BATCH = 500  # pages
+_BATCHES = 100  # between compactions
 _SECONDS = 30.0  # between batches
 
 
@@ -26,6 +27,7 @@ class Index(Records):
         place: Folder or URI of LanceDB.
         settings: See `Records`.
         root: See `Records`.
+        places: Of the documents, see `absolute`, if there is no root.
 
     Raises:
         OSError: It cannot be written.
@@ -37,10 +39,16 @@ class Index(Records):
     _holds = "pages"
 
     def __init__(
-        self, place: str, settings: dict[str, Any], root: str | None = None
+        self,
+        place: str,
+        settings: dict[str, Any],
+        root: str | None = None,
+        places: Sequence[str] = (),
     ) -> None:
         super().__init__(settings, root)
         self.name = place
+        self._places = [] if root else [*places]
+        self._batches = 0  # since the table was compacted
         self._rows: list[Record] = []
         self._changed: set[str] = set()
         self._written = time.monotonic()
@@ -57,6 +65,7 @@ class Index(Records):
     def __exit__(self, *_: object) -> None:
         try:
             self._flush()
+            self._compact()
         finally:
             if not is_url(self.name):
                 self._lock.close()
@@ -71,39 +80,42 @@ class Index(Records):
         """Names of all documents."""
         return [*self._known]
 
-    def settle(self, model: str, dimension: int = 0) -> None:
+    def settle(self, model: str, trial: Sequence[float] = ()) -> None:
         """Note which model embeds.
 
         Args:
             model: Its name.
-            dimension: Of its vectors.
-        """
-        super().settle(model)
-        before = self._settings.get("dimension")
-        if before not in (None, dimension):
-            message = self._other({"dimension": before}, {"dimension": dimension})
-            raise ValueError(message)
-        self._settings["dimension"] = dimension
-        if self._store is None:
-            kept = self._settings | {"root": self._root}
-            self._store = Store.create(self.name, kept)
-            self._has_head = True
+            trial: See `Store.check`.
 
-    def _compare(self, kept: dict[str, Any]) -> None:
-        """Refuse settings other than those of the index, and take its model."""
-        now = self._settings
-        self.check_root(kept.get("root"))
-        if now["model"] is None:
-            now["model"] = kept["model"]
-        if any(value != kept.get(name) for name, value in now.items()):
-            raise ValueError(self._other(kept, now))
-        now["dimension"] = kept["dimension"]
+        Raises:
+            ValueError: It is another one than that of the index.
+        """
+        if self._store is not None:
+            self._store.check(trial)
+            return
+        now = {"model": model, "dimension": len(trial), "trial": [*trial]}
+        now |= {"root": self._root, "places": self._places}
+        self._store = Store.create(self.name, self._settings | now)
         self._has_head = True
 
-    def about(self, files: Container[str]) -> list[Record]:
+    def _compare(self, kept: dict[str, Any]) -> None:
+        """Refuse settings other than those of the index; `settle` checks the model."""
+        assert self._store is not None
+        now = self._settings
+        self.check_root(kept.get("root"))
+        now["model"] = kept["model"]
+        if any(value != kept.get(name) for name, value in now.items()):
+            raise ValueError(self._other(kept, now))
+        places = [*dict.fromkeys(kept["places"] + self._places)]
+        if (self._root, places) != (kept["root"], kept["places"]):
+            self._store.set(root=self._root, places=places)
+        self._has_head = True
+
+    def about(self, files: Container[str]) -> Iterator[Record]:
         self._flush()
         names = [name for name in self._known if name in files]
-        return [*self._store.records(names)] if self._store and names else []
+        if self._store and names:
+            yield from self._store.records(names)
 
     def outdate(self, file: str) -> None:
         super().outdate(file)
@@ -115,8 +127,10 @@ class Index(Records):
         self.appended += 1
         self._note(record)
         late = time.monotonic() - self._written > _SECONDS
-        if late or len(self._rows) >= _BATCH:
+        if late or len(self._rows) >= BATCH:
             self._flush()
+            if self._batches >= _BATCHES:
+                self._compact()
 
     def _flush(self) -> None:
         rows, self._rows = self._rows, []
@@ -128,6 +142,13 @@ class Index(Records):
         self._store.remove(stale)
         self._changed -= stale
         self._store.add(rows)
+        self._batches += 1
+
+    def _compact(self) -> None:
+        """Join the pieces of the last batches."""
+        if self._store is not None and self._batches:
+            self._store.compact()
+        self._batches = 0
 
     def remove(self, files: list[str]) -> None:
         """Remove documents."""
@@ -149,3 +170,4 @@ class Index(Records):
         self._flush()
         if self._store is not None:
             self._store.tidy(approximate_from)
+            self._batches = 0

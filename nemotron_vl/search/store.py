@@ -8,6 +8,7 @@ A row is a page: ``file``, ``page`` (0 for a document that cannot be opened),
 import contextlib
 import json
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, Self
@@ -21,7 +22,9 @@ from ..documents.finding import is_url
 
 LOCK = "nemotron-vl.lock"  # of a process that writes
 _TABLE = "pages"
-_SETTINGS = b"nemotron_vl"
+_SETTINGS = "nemotron_vl"  # metadata of the first column
+_INDEX = re.compile(r"pages_(\d+)")
+_ALIKE = 0.999  # cosine of two embeddings of a text by a model
 _STATE = ("file", "page", "error", "bytes", "modified", "sha256")
 # The approximate index: from how many pages on, and when its clusters are made anew.
 APPROXIMATE_FROM = 100_000
@@ -72,17 +75,17 @@ class Store:
             settings: With ``dimension``.
         """
         vector = pa.list_(pa.float16(), settings["dimension"])
+        kept = {_SETTINGS: json.dumps(settings)}
         schema = pa.schema(
             [
-                pa.field("file", pa.string(), nullable=False),
+                pa.field("file", pa.string(), nullable=False, metadata=kept),
                 pa.field("page", pa.int32(), nullable=False),
                 pa.field("vector", vector),
                 pa.field("error", pa.string()),
                 pa.field("bytes", pa.int64()),
                 pa.field("modified", pa.string()),  # JSON: a number or a text
                 pa.field("sha256", pa.string()),
-            ],
-            metadata={_SETTINGS: json.dumps(settings).encode()},
+            ]
         )
         table = lancedb.connect(place).create_table(_TABLE, schema=schema)
         return cls(table, settings, place)
@@ -106,21 +109,33 @@ class Store:
                     raise ValueError("the folder holds other files")
                 return None
             table = database.open_table(_TABLE)
-            settings = json.loads((table.schema.metadata or {})[_SETTINGS])
-            return cls(table, settings, place)
+            kept = table.schema.field("file").metadata or {}
+            return cls(table, json.loads(kept[_SETTINGS.encode()]), place)
 
-    def check(self, model: str, dimension: int) -> None:
-        """Refuse vectors of another model.
+    def set(self, **settings: Any) -> None:
+        """Change settings."""
+        self.settings |= settings
+        kept = {_SETTINGS: json.dumps(self.settings)}
+        self._table.update_field_metadata({"path": "file", "metadata": kept})
+
+    def check(self, trial: Sequence[float]) -> None:
+        """Refuse a server of another model. Its name does not matter.
+
+        Args:
+            trial: What the server embeds without a question, see `find_embedder`.
 
         Raises:
-            ValueError: They are.
+            ValueError: It differs from that of the index.
         """
-        for name, now in (("model", model), ("dimension", dimension)):
-            if (kept := self.settings[name]) != now:
-                raise ValueError(
-                    f"{self.name} is of {name} {kept!r}, not {now!r}. Ask a server of "
-                    f"{self.settings['model']}, or make another index."
-                )
+        kept, now = np.array(self.settings["trial"]), np.array(trial)
+        if kept.shape == now.shape:
+            lengths = np.linalg.norm(kept) * np.linalg.norm(now)
+            if 0 < _ALIKE * lengths <= kept @ now:
+                return
+        raise ValueError(
+            f"{self.name} has pages that another model embedded. Ask a server of "
+            f"{self.settings['model']}, or make another index."
+        )
 
     def __len__(self) -> int:
         return self._table.count_rows()
@@ -133,8 +148,10 @@ class Store:
     def records(self, files: Collection[str]) -> Iterator[dict[str, Any]]:
         """The records of some documents, with their vectors."""
         for some in _listed(files):
-            for row in self._rows((*_STATE, "vector"), some).to_pylist():
-                yield _record(row) | {"vector": row["vector"]}
+            rows = self._rows((*_STATE, "vector"), some)
+            for batch in rows.to_batches(_FILES_AT_ONCE):
+                for row in batch.to_pylist():
+                    yield _record(row) | {"vector": row["vector"]}
 
     def _rows(self, columns: Sequence[str], condition: str | None = None) -> pa.Table:
         query = self._table.search().select([*columns])
@@ -155,20 +172,25 @@ class Store:
         self._table.delete("error IS NOT NULL")
 
     def tidy(self, approximate_from: int = APPROXIMATE_FROM) -> None:
-        """Join small pieces, remove what is deleted, and index many pages.
+        """Compact the table, and index many pages.
 
         Args:
             approximate_from: Number of pages from which the search is approximate.
         """
         count = len(self)
-        before = [index.name for index in self._table.list_indices()]
+        named = (_INDEX.fullmatch(i.name) for i in self._table.list_indices())
         # Its name says how many pages its clusters were made of.
-        made_of = max((int(name.rpartition("_")[2]) for name in before), default=0)
+        before = {match[0]: int(match[1]) for match in named if match}
+        made_of = max(before.values(), default=0)
         if count >= max(approximate_from, _GROWTH * made_of):
             config = IvfRq(distance_type="cosine")
             self._table.create_index("vector", config=config, name=f"pages_{count}")
-            for name in {*before} - {f"pages_{count}"}:
+            for name in before.keys() - {f"pages_{count}"}:
                 self._table.drop_index(name)
+        self.compact()
+
+    def compact(self) -> None:
+        """Join small pieces, and remove what is deleted."""
         self._table.optimize(cleanup_older_than=_KEPT)
 
     def nearest(

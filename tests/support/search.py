@@ -33,6 +33,7 @@ class SearchServer(FakeServer):
         self.apis = {"embeddings", "rerank", "chat"}
         self.asked: list[dict] = []
         self.dimension = DIMENSION
+        self.bias = 0.0  # of another model
         self.refuses = lambda request: False
         self.at_page = lambda number: None  # called with the number of each page
 
@@ -57,7 +58,9 @@ class SearchServer(FakeServer):
             pairs = zip(_vector(request["query"]), _vector(content), strict=True)
             score = sum(one * other for one, other in pairs)
             return 200, {"results": [{"index": 0, "relevance_score": score}]}
-        vector = [*_vector(content), 0.1, *[0.0] * self.dimension][: self.dimension]
+        vector = [*_vector(content), 0.1, self.bias, *[0.0] * self.dimension][
+            : self.dimension
+        ]
         return 200, {"data": [{"index": 0, "embedding": vector}]}
 
 

@@ -1,5 +1,8 @@
 """The measures of search, on a small set of the form of ViDoRe."""
 
+import subprocess
+import sys
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,9 +22,13 @@ def folder(tmp_path):
         solid(colour).save(file)
         images.append({"bytes": file.read_bytes(), "path": None})
     tables = {
-        "corpus": {"corpus-id": [0, 1, 2, 3], "image": images},
+        "corpus": {"corpus-id": ["../a/0", "1", "2", "3"], "image": images},
         "queries": {"query-id": ["a", "b"], "query": ["red", "blue"]},
-        "qrels": {"query-id": ["a", "b"], "corpus-id": [0, 3], "score": [1, 2]},
+        "qrels": {
+            "query-id": ["a", "b"],
+            "corpus-id": ["../a/0", "3"],
+            "score": [1, 2],
+        },
     }
     for name, columns in tables.items():
         (tmp_path / "set" / name).mkdir(parents=True)
@@ -38,6 +45,12 @@ def test_a_set_is_measured(folder, ranked):
     # The page of the second question is the second: blue is nearer than black.
     assert found["R@1"] == 0.5 and found["R@5"] == 1
     assert 0.5 < found["nDCG@5"] < 1
+
+
+def test_measuring_needs_a_server(folder):
+    command = [sys.executable, evaluate_search.__file__, "measure", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "measure needs --url of a server." in done.stderr
 
 
 def test_a_drawn_set_has_a_page_for_each_question(tmp_path):

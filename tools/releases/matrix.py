@@ -38,6 +38,7 @@ OTHERS = {CUDA: CudaEnvironment, RAY: RayEnvironment}
 STARTS_ENGINES = [
     "tests/vllm/distributed",
     "tests/nemotron_vl/commands/test_demo.py",
+    "tests/nemotron_vl/commands/test_find_engine.py",
     "tests/nemotron_vl/commands/test_read_engine.py",
     "tests/nemotron_vl/verify/test_verify.py",
     "tests/vllm/entrypoints",

@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 
 from nemotron_vl.commands import read_server
+from nemotron_vl.documents.finding import Source
 from nemotron_vl.main import main
+from nemotron_vl.search.store import Store
 from support.documents import pdf, solid
 from support.fake_server import fake_server, image_of
 from support.search import SearchServer, find, index, write_folder
+
+OUTSIDE = "The document is not below a folder that was given (--root)."
 
 
 @pytest.fixture
@@ -108,8 +112,11 @@ def test_a_page_that_cannot_be_ranked_comes_last(server, place, capsys):
 def test_documents_that_have_moved_are_found(server, folder, place, capsys):
     moved = folder.rename(folder.with_name("moved"))
     options = ("--answer", server.url, "--json")
-    assert main(find(server, "blue", place, *options)) == 2
-    assert "No page can be asked about" in capsys.readouterr().err
+    capsys.readouterr()
+    assert main(find(server, "blue", place, *options)) == 1
+    printed = capsys.readouterr()
+    assert "No page can be asked about" in printed.err
+    assert len(printed.out.splitlines()) == 7
     assert main(find(server, "blue", place, *options, "--root", str(moved))) == 0
     assert lines(capsys)[-1]["pages"][0] == "report.pdf p. 3"
 
@@ -137,17 +144,9 @@ def test_the_checking_page_shows_the_pages_beside_the_answer(
     ("question", "change", "options", "message"),
     [
         (" \n", {}, [], "The question is empty."),
-        ("x", {"models": [{"id": "other"}]}, [], "is of model 'fake', not 'other'"),
-        ("x", {"dimension": 9}, [], "is of dimension 8, not 9"),
+        ("x", {"bias": 0.2}, [], "has pages that another model embedded"),
+        ("x", {"dimension": 9}, [], "has pages that another model embedded"),
         ("x", {"apis": {"chat"}}, [], "is no server of a model that embeds pages"),
-        (
-            "x",
-            {"apis": {"embeddings"}},
-            ["--rerank", "URL"],
-            "is no server of a model that ranks pages. The server refuses requests: "
-            "404: Not Found",
-        ),
-        ("x", {"apis": {"embeddings"}}, ["--answer", "URL"], "404: Not Found"),
         ("x", {}, ["--in", "NONE"], "There is no index at"),
     ],
 )
@@ -160,6 +159,48 @@ def test_bad_input_has_its_sentence(
     assert main(find(server, question, place, *options)) == 2
     assert message in capsys.readouterr().err
     assert not Path(names["NONE"]).exists()
+
+
+@pytest.mark.parametrize("option", ["--rerank", "--answer"])
+def test_pages_are_shown_where_they_cannot_be_ranked(server, place, capsys, option):
+    server.apis = {"embeddings"}
+    capsys.readouterr()
+    assert main(find(server, "blue", place, option, server.url, "--limit", "1")) == 1
+    printed = capsys.readouterr()
+    assert "The server refuses requests: 404: Not Found" in printed.err
+    assert printed.out.splitlines()[1].split()[-3:] == ["report.pdf", "p.", "3"]
+
+
+@pytest.mark.parametrize("option", ["--url", "--rerank", "--answer"])
+def test_a_url_without_a_scheme_starts_no_server(server, place, capsys, option):
+    with pytest.raises(SystemExit, match="2"):
+        main(find(server, "x", place, option, "127.0.0.1:8001"))
+    assert "does not begin with http:// or https://" in _err(capsys)
+
+
+def test_an_index_does_not_name_other_files(server, place, tmp_path, capsys):
+    secret = tmp_path / "secret.png"
+    solid("blue").save(secret)
+    vector = [0, 0, 1, 0.1, 0, 0, 0, 0]
+    source = Source.of(secret)._asdict()
+    names = [str(secret), f"{place.parent}/folder/../secret.png", f"file://{secret}"]
+    rows = [{"file": n, "page": 1, "vector": vector, "source": source} for n in names]
+    row = {"file": "copy.png", "page": 2, "vector": vector}
+    Store.open(str(place)).add([*rows, row])
+    options = ("--answer", server.url, "--html", str(tmp_path / "html"), "--json")
+    capsys.readouterr()
+    assert main(find(server, "blue", place, *options)) == 0
+    *found, answer = lines(capsys)
+    errors = {line["file"]: line["error"] for line in found if "error" in line}
+    assert errors == {
+        **dict.fromkeys(names, OUTSIDE),
+        "copy.png": "The index does not say what the document was.",
+    }
+    assert not set(errors) & {page.rpartition(" p.")[0] for page in answer["pages"]}
+    assert "secret" not in (tmp_path / "html" / "records.js").read_text()
+    main(find(server, "blue", place, *options[:2], "--json", "--root", str(tmp_path)))
+    errors = {line["file"] for line in lines(capsys) if line.get("error") == OUTSIDE}
+    assert errors == {*names[1:]}
 
 
 def test_a_broken_index_has_its_sentence(server, place, capsys):

@@ -1,6 +1,7 @@
 """`nemotron-vl index`: each page is embedded once, whatever happens meanwhile."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from nemotron_vl.search.index import Index
 from nemotron_vl.search.store import Store
 from support.documents import blank_pdf, encrypted_pdf, pdf, solid, text_pdf
 from support.fake_server import fake_server
-from support.search import COLOURS, SearchServer, index, write_folder
+from support.search import COLOURS, SearchServer, find, index, write_folder
 
 ROOT = Path(__file__).parents[3]
 ALL = [
@@ -93,7 +94,7 @@ def test_a_folder_that_is_away_changes_nothing(server, folder, place, capsys):
 CODE = """
 import sys
 from nemotron_vl.search import index
-index._BATCH = 2
+index.BATCH = 2
 from nemotron_vl.main import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -179,8 +180,8 @@ def test_the_text_of_a_pdf_is_sent_if_asked(server, tmp_path, place):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"models": [{"id": "other"}]}, "has pages with other settings: model 'fake'"),
-        ({"dimension": 9}, "has pages with other settings: dimension '8', not '9'"),
+        ({"bias": 0.2}, "has pages that another model embedded. Ask a server of fake"),
+        ({"dimension": 9}, "has pages that another model embedded."),
         ({"apis": {"chat"}}, "is no server of a model that embeds pages."),
     ],
 )
@@ -202,6 +203,34 @@ def test_other_settings_are_refused(server, folder, place, capsys):
     folder = folder.rename(folder.with_name("moved"))
     assert main(index(server, folder, place, "--root", str(folder))) == 0
     assert len(server.asked) == 6
+    options = ("--rerank", server.url, "--json")
+    capsys.readouterr()
+    assert main(find(server, "blue", place, *options)) == 0
+    assert "error" not in capsys.readouterr().out
+
+
+def test_a_model_of_another_name_is_the_same(server, folder, place):
+    main(index(server, folder, place))
+    solid("lime").save(folder / "new.png")
+    server.models = [{"id": "other"}]
+    assert main(index(server, folder, place)) == 0
+    assert main(find(server, "blue", place)) == 0
+
+
+def test_documents_leave_after_the_others_are_embedded(server, folder, place, capsys):
+    main(index(server, folder, place))
+    (folder / "photos" / "red.png").unlink()
+    solid("lime").save(folder / "new.png")
+    server.apis = {"chat"}
+    assert main(index(server, folder, place)) == 2
+    assert pages(place, folder) == ALL
+    server.apis = {"embeddings"}
+    shutil.rmtree(folder / "photos")
+    capsys.readouterr()
+    assert main(index(server, folder, place)) == 0
+    assert "kept (--remove-gone): 3" in capsys.readouterr().out
+    assert main(index(server, folder, place, "--remove-gone")) == 0
+    assert "documents that are gone: 3" in capsys.readouterr().out
 
 
 def _err(capsys):

@@ -172,7 +172,10 @@ def test_a_batch_has_a_request_for_each_page(folder, tmp_path, capsys, schema):
         (["--out", "o", "--schema", "{folder}/notes"], "notes is not JSON: "),
         (["--out", "o", "--schema", "{folder}/odd.json"], "$.type: 'nothing' is not"),
         (["--out", "o", "--question", "?", "{folder}/none"], "none does not exist."),
-        (["--out", "o", "--question", "?", "--url", "u", "{folder}/empty"], "no PDFs"),
+        (
+            ["--out", "o", "--question", "?", "--url", "http://u", "{folder}/empty"],
+            "no PDFs",
+        ),
     ],
 )
 def test_wrong_use_is_explained(tmp_path, capsys, monkeypatch, options, message):

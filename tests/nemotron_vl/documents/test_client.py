@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from nemotron_vl.documents import client
-from nemotron_vl.documents.client import connect, retries
+from nemotron_vl.documents.client import connect, keys_of, retries
 from support.fake_server import fake_server
 
 
@@ -38,6 +38,25 @@ def test_which_key_is_sent(monkeypatch, url, variables, key):
     withheld = key == "none" and variables["OPENAI_API_KEY"]
     assert [text for text in told if "is not sent without TLS" in text] == told
     assert bool(told) == bool(withheld)
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("https://host.example:443/v1", "n"),
+        ("http://host.example:443", "none"),
+        ("https://host.example:8443", "none"),
+        ("https://other.example", "none"),
+    ],
+)
+def test_a_key_goes_only_to_its_server(monkeypatch, url, key):
+    monkeypatch.setenv("NEMOTRON_VL_API_KEY", "n")
+    monkeypatch.setenv("OPENAI_API_KEY", "o")
+    first = "https://HOST.example/v1"
+    assert connect(url, keys=keys_of(url, "RANKS", None)).api_key == "none"
+    assert connect(url, keys=keys_of(url, "RANKS", first)).api_key == key
+    monkeypatch.setenv("RANKS", "r")
+    assert connect(url, keys=keys_of(url, "RANKS", first)).api_key == "r"
 
 
 def test_no_other_variable_of_openai_is_sent(monkeypatch):

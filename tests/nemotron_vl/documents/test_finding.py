@@ -123,6 +123,21 @@ def test_documents_of_another_file_system(memory):
         find_documents(["memory://none"])
 
 
+def test_a_remote_folder_that_cannot_be_listed_has_its_sentence(memory, monkeypatch):
+    memory.pipe("/box/a.png", b"a")
+    memory.pipe("/box/2/b.png", b"b")
+    ls = type(memory).ls
+
+    def listed(self, path, *more, **options):
+        if path.endswith("/2"):
+            raise PermissionError("no")
+        return ls(self, path, *more, **options)
+
+    monkeypatch.setattr(type(memory), "ls", listed)
+    with pytest.raises(OSError, match="memory://box cannot be listed: no"):
+        find_documents(["memory://box"])
+
+
 def test_a_missing_package_is_named():
     with pytest.raises(ValueError, match="no-such-system://x needs a package|Protocol"):
         find_documents(["no-such-system://x"])

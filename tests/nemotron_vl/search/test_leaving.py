@@ -15,12 +15,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-def left(folder, *paths, known=("a/1.png", "a/2.png", "b/3.png"), root=True):
+def left(
+    folder, *paths, known=("a/1.png", "a/2.png", "b/3.png"), root=True, empty=False
+):
     paths = [str(folder / path) for path in paths]
     root = str(folder) if root else None
     names = [*known] if root else [str(folder / name) for name in known]
     found = find_documents(paths, root)
-    return [name.removeprefix(f"{folder}/") for name in gone(names, paths, found, root)]
+    names = gone(names, paths, found, root, empty)
+    return [name.removeprefix(f"{folder}/") for name in names]
 
 
 @pytest.mark.parametrize("root", [True, False])
@@ -41,6 +44,8 @@ def test_a_folder_without_documents_is_away(folder):
     (folder / "b" / "3.png").unlink()
     assert left(folder, "b") == []
     assert left(folder, "a", "b") == []
+    assert left(folder, "") == []  # a drive that is not mounted, or its folder is gone
+    assert left(folder, "", empty=True) == ["b/3.png"]
 
 
 def test_a_folder_that_cannot_be_listed_is_away(folder, monkeypatch):

@@ -8,7 +8,8 @@ import pytest
 from nemotron_vl.search.store import Store
 
 DIMENSION = 32
-SETTINGS = {"model": "m", "dimension": DIMENSION}
+TRIAL = [1.0, *[0.0] * (DIMENSION - 1)]
+SETTINGS = {"model": "m", "dimension": DIMENSION, "trial": TRIAL}
 
 
 def page(file, number, vector, **more):
@@ -105,8 +106,23 @@ def test_other_files_are_no_index(tmp_path):
 
 
 def test_vectors_of_another_model_are_refused(store):
-    store.check("m", DIMENSION)
-    with pytest.raises(ValueError, match="is of model 'm', not 'other'"):
-        store.check("other", DIMENSION)
-    with pytest.raises(ValueError, match="is of dimension 32, not 2048"):
-        store.check("m", 2048)
+    store.check([2.0, 0.05, *[0.0] * (DIMENSION - 2)])
+    for other in ([2.0, 0.2, *[0.0] * (DIMENSION - 2)], [0.0] * DIMENSION, [1.0]):
+        with pytest.raises(ValueError, match="has pages that another model"):
+            store.check(other)
+
+
+def test_settings_are_changed(store):
+    store.add([page("a", 1, axis(0))])
+    store.set(root="/new")
+    again = Store.open(store.name)
+    assert again.settings == {**SETTINGS, "root": "/new"} and len(again) == 1
+
+
+def test_indices_of_others_do_not_count(store):
+    vectors = np.random.default_rng(0).standard_normal((300, DIMENSION))
+    store.add([page("a", number, vector) for number, vector in enumerate(vectors, 1)])
+    store._table.create_scalar_index("file", name="of_files")
+    store.tidy(approximate_from=300)
+    names = {index.name for index in store._table.list_indices()}
+    assert names == {"of_files", "pages_300"}
