@@ -46,7 +46,8 @@ try:
     found["vllm"] = vllm.__version__
     class Listener(logging.Handler):
         def emit(self, record):
-            found["refusal"] = record.getMessage()
+            said = found.get("refusal"), record.getMessage()
+            found["refusal"] = " ".join(filter(None, said))
     logging.getLogger("vllm.plugins.nemotron_vl").addHandler(Listener("ERROR"))
     from vllm.plugins import load_general_plugins
     load_general_plugins()
