@@ -29,30 +29,18 @@ from nemotron_vl.verify.reference import Reference
 from tiny_reader import tables, wrong
 from tiny_reader.alike import in_common
 from tiny_reader.held_out import HeldOut, draw_held_out
-from tiny_reader.views import Camera
+from tiny_reader.views import HeldOutTiler
 from typefaces import PILLOW_FONT, find_fonts
 
 # Tokens that the engine and the reference may write beyond the expected answer.
 SPARE_TOKENS = 3
 
 
-class HeldOutTiler:
-    """The tiles of 64 pixels for which the held-out images are chosen.
-
-    They do not depend on the checkpoint that is evaluated.
-    """
-
-    tile_size = 64
-
-    def choose_grid(self, width: int, height: int) -> tuple[int, int]:
-        return Camera(self.tile_size).grid(width, height, max_tiles=12)
-
-
 def draw_questions(fonts: list, count: int, seed: int) -> list[Question]:
     """Questions of all kinds by the generator of drawn_text."""
     rng = random.Random(f"held out {seed}")
     kinds = rng.choices([*KINDS], [*KINDS.values()], k=count)
-    tiler = HeldOutTiler()
+    tiler = HeldOutTiler(max_tiles=12)
     return [make_question(rng, fonts, tiler, kind) for kind in kinds]
 
 

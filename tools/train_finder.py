@@ -30,12 +30,12 @@ from tiny_finder.learning import (
     texts_ranking_loss,
 )
 from tiny_finder.pages import Page, PageDrawer
-from tiny_finder.weights import Optimizers, export, initialise
+from tiny_finder.weights import Optimizers, initialise
 from tiny_reader.batches import Stage
 from tiny_reader.forward import fastest_dtype
 from tiny_reader.supply import Supply
 from tiny_reader.training import Heads, Means, tower_losses
-from train_tiny import use_tcmalloc
+from train_tiny import export, use_tcmalloc
 
 WIDTH = 192  # of the tower
 # Share of the time at which the tower no longer learns alone.

@@ -58,9 +58,21 @@ class RetrievalReference(Reference):
         if "score.weight" in tensors:
             self.score_head = nn.Linear(llm.hidden_size, 1, bias=False)
         self.load_state_dict(
-            {own_name(name): tensor.float() for name, tensor in tensors.items()}
+            {self.own_name(name): tensor.float() for name, tensor in tensors.items()}
         )
         self.eval().requires_grad_(False)
+
+    @staticmethod
+    def own_name(name: str) -> str:
+        """The name in this module of a tensor of the checkpoint."""
+        for prefix, own in {
+            "vision_model.vision_model.": "siglip.",
+            "language_model.": "llama.",
+            "score.": "score_head.",
+        }.items():
+            if (bare := name.removeprefix("model.")).startswith(prefix):
+                return own + bare.removeprefix(prefix)
+        return bare
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         scaled = (pixels.float() / 255 - 0.5) / 0.5
@@ -97,15 +109,3 @@ class RetrievalReference(Reference):
         """The score of a question and a passage before the sigmoid."""
         assert self.score_head is not None
         return self.score_head(self.pooled(prompt, images)).item()
-
-
-def own_name(name: str) -> str:
-    """The name in `RetrievalReference` of a tensor of the checkpoint."""
-    for prefix, own in {
-        "vision_model.vision_model.": "siglip.",
-        "language_model.": "llama.",
-        "score.": "score_head.",
-    }.items():
-        if (bare := name.removeprefix("model.")).startswith(prefix):
-            return own + bare.removeprefix(prefix)
-    return bare

@@ -10,8 +10,9 @@ from support.noise import noise
 from tiny_finder.evaluation import ALIKE, draw_pages, numbers
 from tiny_finder.forward import Pooler, encode
 from tiny_finder.pages import almost
-from tiny_finder.weights import export, orthogonal
+from tiny_finder.weights import orthogonal
 from tiny_reader.strings import CHARACTERS
+from train_tiny import export
 
 
 @pytest.fixture(scope="module")

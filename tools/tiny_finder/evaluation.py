@@ -1,8 +1,6 @@
 """Pages that the training does not draw, and how many of them are found."""
 
-import io
 import random
-from base64 import b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from drawn_text import make_question
+from nemotron_vl.verify.images import png_url
 from tiny_reader.held_out import painted
-from tiny_reader.views import Camera
+from tiny_reader.views import HeldOutTiler
 from typefaces import CHARACTERS, PILLOW_FONT, Typeface, find_fonts
 
 from .pages import almost, number
@@ -28,17 +27,8 @@ class Drawn:
 
     def document(self) -> dict:
         """As the API for scores takes it."""
-        file = io.BytesIO()
-        self.image.save(file, "PNG")
-        url = f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
-        return {"content": [{"type": "image_url", "image_url": {"url": url}}]}
-
-
-class _Tiler:
-    tile_size = 64
-
-    def choose_grid(self, width: int, height: int) -> tuple[int, int]:
-        return Camera(self.tile_size).grid(width, height, max_tiles=6)
+        part = {"type": "image_url", "image_url": {"url": png_url(self.image)}}
+        return {"content": [part]}
 
 
 def numbers(rng: random.Random, count: int, alike: int = 1) -> list[str]:
@@ -59,7 +49,7 @@ def draw_pages(
     texts: list[str], fonts: list[Typeface] = PILLOW_FONT, seed: int = 0
 ) -> list[Drawn]:
     """Pages by the generator of drawn_text."""
-    rng, tiler = random.Random(f"pages {seed}"), _Tiler()
+    rng, tiler = random.Random(f"pages {seed}"), HeldOutTiler(max_tiles=6)
     pages = []
     for text in texts:
         question = make_question(rng, fonts, tiler, "read", text=text)

@@ -1,14 +1,10 @@
-"""Initial weights, their changes, and the file that they end in."""
-
-import shutil
-from pathlib import Path
+"""Initial weights, and their changes."""
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from nemotron_vl.verify.reference_retrieval import RetrievalReference, own_name
-from tiny_reader.training import Heads, look_near, wave_positions
+from nemotron_vl.verify.reference_retrieval import RetrievalReference
+from tiny_reader.training import Heads, change_weights, look_near, wave_positions
 
 
 def initialise(model: RetrievalReference) -> None:
@@ -130,28 +126,5 @@ class Optimizers:
             loss: Of the batch.
             rates: Shares of the full learning rate, of the tower and of the rest.
         """
-        finite = bool(loss.isfinite())
-        if finite:
-            loss.backward()
-            norms = [nn.utils.clip_grad_norm_(part, 1.0) for part in self.parts]
-            finite = all(bool(norm.isfinite()) for norm in norms)
-        for optimizer in self.optimizers:
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = self.rate * rate
-            if finite:
-                optimizer.step()
-            optimizer.zero_grad()
-        return finite
-
-
-def export(model: RetrievalReference, template: Path, out: Path) -> None:
-    """Write the weights with the names, shapes and types of the ``template``."""
-    file = "model.safetensors"
-    state = model.state_dict()
-    tensors = {
-        name: state[own_name(name)].reshape(tensor.shape).to(tensor.dtype).contiguous()
-        for name, tensor in load_file(template / file).items()
-    }
-    shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(template, out)
-    save_file(tensors, out / file, metadata={"format": "pt"})
+        scaled = self.rate * rates[0], self.rate * rates[1]
+        return change_weights(self.optimizers, self.parts, loss, scaled)

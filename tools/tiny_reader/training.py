@@ -7,6 +7,7 @@ labels of patches are dropped at the end.
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -193,6 +194,37 @@ def fit_heads(
     return means.values["hits"]
 
 
+def change_weights(
+    optimizers: Sequence[torch.optim.Optimizer],
+    parts: Sequence[Sequence[nn.Parameter]],
+    loss: torch.Tensor,
+    rates: tuple[float, float],
+) -> bool:
+    """Take a step, unless the loss or its gradient is not finite.
+
+    Args:
+        optimizers: Each has two groups of parameters.
+        parts: Parameters whose gradients are clipped together.
+        loss: Of the batch.
+        rates: Learning rates of the two groups.
+
+    Returns:
+        Whether the weights have changed.
+    """
+    finite = bool(loss.isfinite())
+    if finite:
+        loss.backward()
+        norms = [nn.utils.clip_grad_norm_(part, 1.0) for part in parts]
+        finite = all(bool(norm.isfinite()) for norm in norms)
+    for optimizer in optimizers:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        if finite:
+            optimizer.step()
+        optimizer.zero_grad()
+    return finite
+
+
 class Optimizers:
     """Muon for the matrices of the blocks, AdamW for all else.
 
@@ -246,18 +278,11 @@ class Optimizers:
 
     def step(self, loss: torch.Tensor, progress: float) -> bool:
         """Change the weights, unless the loss or its gradient is not finite."""
-        finite = bool(loss.isfinite())
-        if finite:
-            loss.backward()
-            norms = [nn.utils.clip_grad_norm_(part, 1.0) for part in self.parts]
-            finite = all(bool(norm.isfinite()) for norm in norms)
-        for optimizer in self.optimizers:
-            for group, alone in zip(optimizer.param_groups, (False, True), strict=True):
-                group["lr"] = self.rate * learning_rate(progress, alone, self.start)
-            if finite:
-                optimizer.step()
-            optimizer.zero_grad()
-        return finite
+        first, second = (
+            self.rate * learning_rate(progress, alone, self.start)
+            for alone in (False, True)
+        )
+        return change_weights(self.optimizers, self.parts, loss, (first, second))
 
     def state_dict(self) -> list[dict]:
         return [optimizer.state_dict() for optimizer in self.optimizers]

@@ -147,6 +147,20 @@ class Camera:
         )
 
 
+@dataclass
+class HeldOutTiler:
+    """The tiles of 64 pixels for which held-out images are chosen.
+
+    They do not depend on the checkpoint that is evaluated.
+    """
+
+    max_tiles: int
+    tile_size: int = 64
+
+    def choose_grid(self, width: int, height: int) -> tuple[int, int]:
+        return Camera(self.tile_size).grid(width, height, self.max_tiles)
+
+
 def is_legible(camera: Camera, layout: Layout, grid: tuple[int, int]) -> bool:
     """Whether the characters are large enough in the tiles or in the thumbnail."""
     columns, rows = grid

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nemotron_vl.verify.reference_retrieval import RetrievalReference, own_name
+from nemotron_vl.verify.reference_retrieval import RetrievalReference
 from support.noise import noise
 from support.quantised_layers import build
 
@@ -38,7 +38,7 @@ def adapter(folder: Path, reference: RetrievalReference, names: list[str]) -> Pa
     generator = torch.Generator().manual_seed(len(names))
     tensors = {}
     for name in names:
-        weight = reference.get_parameter(own_name(f"{name}.weight"))
+        weight = reference.get_parameter(reference.own_name(f"{name}.weight"))
         rows, columns = weight.shape
         a = torch.randn(RANK, columns, generator=generator) / columns**0.5
         b = torch.randn(rows, RANK, generator=generator) / 8
