@@ -31,7 +31,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import psutil
 from PIL import Image, ImageDraw, ImageFont
-from timing import order
+from timing import order, summarise
 from vllm import LLM, ModelRegistry
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, LlamaNemotronVLConfig
@@ -182,13 +182,9 @@ def measure(
                     taken[figure][side].append((clock() - before[figure]) / PAGES)
     found: dict[str, dict[str, float]] = {}
     for figure, sides in taken.items():
-        ratios = [a / b for a, b in zip(*(sides[s] for s in SIDES), strict=True)]
+        ours = summarise(sides, "in-tree")["ours"]
         found[figure] = {side: statistics.median(v) for side, v in sides.items()}
-        found[figure] |= {
-            "ratio": statistics.median(ratios),
-            "ratio_min": min(ratios),
-            "ratio_max": max(ratios),
-        }
+        found[figure] |= {k: ours[k] for k in ("ratio", "ratio_min", "ratio_max")}
     return found
 
 

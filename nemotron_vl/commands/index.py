@@ -7,18 +7,24 @@ Imports neither PyTorch, nor transformers, nor vLLM.
 import argparse
 import asyncio
 import contextlib
-import os
 import shlex
 
 from tqdm import tqdm
 
 from ..checkpoints.tiler import MARKERS, Tiler
-from ..documents.finding import Folders, absolute, find_documents, is_url
+from ..documents.finding import Folders, absolute, find_documents, real_root
 from ..documents.job import Job, Options
 from ..documents.pages import Drawing
 from ..printable import show
 from .arguments import check_packages, number, read_passwords
-from .progress import beside, count_pages, left_out, place_of, progress, tell
+from .progress import (
+    append_all,
+    beside,
+    count_pages,
+    left_out,
+    progress,
+    tell,
+)
 from .read_options import add_drawing, add_server
 from .read_server import Server, connected, embedding_options, log_of, server
 
@@ -102,9 +108,7 @@ def _run(args: argparse.Namespace) -> int:
         timeout=args.timeout,
         keep_going=args.keep_going,
     )
-    root = args.root
-    if root is not None and not is_url(root):
-        root = os.path.realpath(root)
+    root = real_root(args.root)
     places = [] if root else [*map(absolute, args.paths)]
     settings = {
         "max_tiles": tiler.max_tiles,
@@ -178,11 +182,4 @@ async def _add(
             client, model=given, timeout=args.timeout, image_tokens=tokens
         )
         index.settle(args.model if served.process else embedder.model, vector)
-        answers = job.answers(client, embedder, ended)
-        async with contextlib.aclosing(answers):
-            async for record in answers:
-                index.append(record)
-                bar.update()
-                if "error" in record:
-                    place = record["file"], record["page"]
-                    said(place_of(*place, record["error"]))
+        await append_all(job.answers(client, embedder, ended), index, bar, said)

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What commands that read documents say while they run."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 from tqdm import tqdm
 
 from ..documents.finding import Folders
 from ..documents.job import Job
+from ..documents.records import Records
 from ..printable import printable, show
 
 _SUFFIXES = 8  # of files that are not read, that are listed
@@ -20,6 +23,30 @@ def tell(text: str) -> None:
 def beside(bar: tqdm) -> Callable[[str], None]:
     """`tell`, for as long as there is a bar."""
     return lambda text: bar.write(printable(f"nemotron-vl: {text}"), sys.stderr)
+
+
+async def append_all(
+    answers: AsyncGenerator[dict[str, Any], None],
+    records: Records,
+    bar: tqdm,
+    said: Callable[[str], None],
+) -> None:
+    """Append a record for each page, and say what is wrong with its answer.
+
+    Args:
+        answers: The records.
+        records: Where they go.
+        bar: Counts the pages.
+        said: Called with a sentence.
+    """
+    async with contextlib.aclosing(answers):
+        async for record in answers:
+            records.append(record)
+            bar.update(len(record.get("pages", [None])))
+            for key in ("error", "cut"):
+                if key in record:
+                    said(place_of(record["file"], record["page"], record[key]))
+                    break
 
 
 def place_of(file: str, number: int | None, text: str) -> str:

@@ -8,7 +8,6 @@ serves the model.
 import argparse
 import asyncio
 import contextlib
-import os
 import shlex
 import sys
 import time
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from ..checkpoints.tiler import Tiler
 from ..documents.equal import equal_files
-from ..documents.finding import Folders, find_documents, is_url
+from ..documents.finding import Folders, find_documents, is_url, real_root
 from ..documents.job import Job, Options
 from ..documents.pages import Drawing
 from ..documents.reading import find_model
@@ -31,7 +30,15 @@ from ..documents.schemas import read_schema
 from ..documents.tasks import read_task
 from ..printable import show
 from .arguments import check_packages, read_passwords
-from .progress import beside, count_pages, left_out, place_of, progress, tell
+from .progress import (
+    append_all,
+    beside,
+    count_pages,
+    left_out,
+    place_of,
+    progress,
+    tell,
+)
 from .read_options import add_options
 from .read_server import CONTEXT, Server, chat_options, connected, log_of, server
 
@@ -140,9 +147,7 @@ def _records(args: argparse.Namespace, question: Question) -> Records:
         "text_layer": args.text_layer,
         "relative": args.root is not None,
     }
-    root = args.root
-    if root is not None and not is_url(root):
-        root = os.path.realpath(root)
+    root = real_root(args.root)
     if args.out == "-":
         return Records(settings, root)
     changeable = {"max_tokens"} if args.retry_cut else set()
@@ -256,13 +261,4 @@ async def _ask(
         given = args.model if args.url else None
         model = await find_model(client, question, given, args.timeout)
         records.settle(args.model if served.process else model.model)
-        answers = job.answers(client, model, ended)
-        async with contextlib.aclosing(answers):
-            async for record in answers:
-                records.append(record)
-                bar.update(len(record.get("pages", [None])))
-                for key in ("error", "cut"):
-                    if key in record:
-                        place = record["file"], record["page"]
-                        said(place_of(*place, record[key]))
-                        break
+        await append_all(job.answers(client, model, ended), records, bar, said)

@@ -133,9 +133,7 @@ def chat_options(
         f"--max-model-len={context}",
         f"--limit-mm-per-prompt={json.dumps({'image': images})}",
     ]
-    if max_tiles:
-        settings = {"max_dynamic_patch": max_tiles}
-        options.append(f"--mm-processor-kwargs={json.dumps(settings)}")
+    options += _tile_options(max_tiles)
     if schema is not None:
         options.append(f"--structured-outputs-config={json.dumps(_NO_BLANKS)}")
     return options
@@ -143,11 +141,15 @@ def chat_options(
 
 def embedding_options(model: str, max_tiles: int | None = None) -> list[str]:
     """Options of ``vllm serve`` for a model that embeds or ranks pages."""
-    options = [f"--max-model-len={context_of(model, EMBEDDING_CONTEXT)}"]
-    if max_tiles:
-        settings = {"max_dynamic_patch": max_tiles}
-        options.append(f"--mm-processor-kwargs={json.dumps(settings)}")
-    return options
+    context = context_of(model, EMBEDDING_CONTEXT)
+    return [f"--max-model-len={context}", *_tile_options(max_tiles)]
+
+
+def _tile_options(max_tiles: int | None) -> list[str]:
+    if not max_tiles:
+        return []
+    settings = {"max_dynamic_patch": max_tiles}
+    return [f"--mm-processor-kwargs={json.dumps(settings)}"]
 
 
 def log_of(out: str) -> Path:

@@ -168,6 +168,11 @@ def is_url(place: str) -> bool:
     return "://" in place
 
 
+def real_root(root: str | None) -> str | None:
+    """A root as records keep it: without links, unless it is a URL."""
+    return root if root is None or is_url(root) else os.path.realpath(root)
+
+
 def absolute(path: str) -> str:
     """What the names of the documents at a path begin with, if there is no root."""
     if is_url(path):

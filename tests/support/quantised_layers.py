@@ -1,9 +1,10 @@
-"""Which method of vLLM each linear layer of a model got."""
+"""Which method of vLLM each linear layer of a model got, and layers in FP8."""
 
 from collections import Counter
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.compressed_tensors.schemes import (
@@ -60,3 +61,19 @@ def expect(language: str, tower=PLAIN, connector=PLAIN, head="") -> dict[str, Co
         "connector": Counter({connector: 2}),
         "language model": decoder,
     }
+
+
+def write_fp8(folder: Path) -> None:
+    """Turn the layers of a checkpoint's language model into FP8 as ModelOpt does.
+
+    Each gets a scale for its weight and one for its inputs.
+    """
+    file = folder / "model.safetensors"
+    written = load_file(file)
+    for name, tensor in [*written.items()]:
+        if "language_model." in name and name.endswith("_proj.weight"):
+            scale = tensor.abs().max().float() / 448
+            written[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            written[f"{name}_scale"] = scale
+            written[name.replace("weight", "input_scale")] = torch.tensor(1.0)
+    save_file(written, file)

@@ -8,14 +8,14 @@ from unittest import mock
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from vllm.model_executor.layers.quantization import modelopt
 from vllm.model_executor.layers.quantization.torchao import TorchAOConfig, should_skip
 
 from nemotron_vl.checkpoints.inspection import inspect
 from support.loading import load, make_config
 from support.quantised import fp8_config, int8_config, nvfp4_config
-from support.quantised_layers import INT8, PLAIN, build, expect, methods
+from support.quantised_layers import INT8, PLAIN, build, expect, methods, write_fp8
 from support.tiny import BLOCKS
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_weights import (
     checked,
@@ -87,15 +87,7 @@ def test_modelopts_fp8(tiny, with_quantisation, cache):
     if cache:
         form["kv_cache_scheme"] = form["config_groups"]["group_0"]["weights"]
     folder = with_quantisation(tiny, form)
-    written = {}
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        written[name] = tensor
-        if name.startswith("language_model.") and name.endswith("_proj.weight"):
-            scale = tensor.abs().max().float() / 448
-            written[name] = (tensor / scale).to(torch.float8_e4m3fn)
-            written[f"{name}_scale"] = scale
-            written[name.replace("weight", "input_scale")] = torch.tensor(1.0)
-    save_file(written, folder / "model.safetensors")
+    write_fp8(folder)
 
     model = load(make_config(folder, "bfloat16"), pack_weights=False)
     assert methods(model) == expect("ModelOptLinearMethod", head=PLAIN)

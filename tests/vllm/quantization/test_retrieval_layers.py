@@ -5,11 +5,12 @@ The published ones are not known; these are written as ModelOpt writes them.
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from vllm.model_executor.layers.linear import LinearBase
 
 from support.loading import load, make_config
 from support.quantised import fp8_config
+from support.quantised_layers import write_fp8
 
 
 def method(module) -> str:
@@ -34,14 +35,8 @@ def test_modelopts_fp8(request, with_quantisation, kind, ignore):
         pytest.skip("the embedding model has no such prefix")
     source = request.getfixturevalue(f"{kind}_checkpoint")
     folder = with_quantisation(source, fp8_config(ignore))
-    written = plain = load_file(folder / "model.safetensors")
-    for name, tensor in list(plain.items()):
-        if "language_model." in name and name.endswith("_proj.weight"):
-            scale = tensor.abs().max().float() / 448
-            written[name] = (tensor / scale).to(torch.float8_e4m3fn)
-            written[f"{name}_scale"] = scale
-            written[name.replace("weight", "input_scale")] = torch.tensor(1.0)
-    save_file(written, folder / "model.safetensors")
+    write_fp8(folder)
+    written = load_file(folder / "model.safetensors")
 
     model = load(make_config(folder, "bfloat16"), pack_weights=False)
     for name, module in model.named_modules():
