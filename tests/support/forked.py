@@ -43,9 +43,11 @@ class ForkedProcess(ForkServerProcess):
         if LOG in os.environ:
             _join_server(os.environ[LOG])
         _read_environment()
-        # Python would start another server for the processes that this one starts.
-        server = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
-        server.ensure_running = lambda: None
+        # Python would start another server for the processes that this one starts, by
+        # either name. It would import vLLM again.
+        server = multiprocessing.forkserver
+        server._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
+        server.ensure_running = server._forkserver.ensure_running  # type: ignore[attr-defined]
         with forked_processes():
             super().run()
 

@@ -50,6 +50,8 @@ def doctored(folder: Path, changes: list[tuple[str, str]]) -> Path:
     return top
 
 
+# `make lint` does the same.
+@pytest.mark.releases
 @pytest.mark.parametrize("minor", vllm_contract.served())
 def test_each_release_served_has_what_was_reviewed(minor):
     reviewed = Reviewed(vllm_contract.REVIEWED)
@@ -88,6 +90,7 @@ RENAMED = {
 }
 
 
+@pytest.mark.releases
 def test_renamed_symbols_are_named_and_nothing_else(tmp_path):
     vllm = release(doctored(tmp_path, [*RENAMED]))
     reviewed = Reviewed(vllm_contract.REVIEWED)

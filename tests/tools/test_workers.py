@@ -1,11 +1,13 @@
 """The processes that run the tests fit the machine."""
 
+import multiprocessing.forkserver
 import os
 
 import psutil
 import pytest
 
 from support import workers
+from support.forked import preload, run_forked
 
 
 @pytest.mark.parametrize(
@@ -44,3 +46,14 @@ def test_a_quota_bounds_them(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(workers.threads, "_quota", lambda: 2.5)
     assert workers.workers_here(tmp_path) == 3
+
+
+def _servers_started() -> None:
+    preload()
+    print(multiprocessing.forkserver._forkserver._forkserver_pid)
+
+
+def test_a_fork_does_not_import_vllm_again(tmp_path):
+    """It would, in another process to fork from, at a cost of 15 s of a core."""
+    printed = run_forked(_servers_started, output=tmp_path / "output.txt")
+    assert printed.split()[-1] == "None"
