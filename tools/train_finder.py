@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Train tiny checkpoints that find and rank pages of drawn numbers.
+"""Train the tiny checkpoint that finds pages of drawn numbers.
 
     tools/fonts.sh build/fonts
     python tools/train_finder.py build/finder
-    python tools/train_finder.py build/finder --ranks
 
-Trains the reference of the models that find and rank pages, first the one that embeds
-pages and questions (``build/finder/embed``), then, from its weights, the one that ranks
-(``build/finder/rerank``). The schedule follows the time that passes.
+Trains the reference of the model that embeds pages and questions and writes
+``build/finder/embed``. The schedule follows the time that passes.
+tools/train_ranker.py trains the one that ranks from its weights.
 """
 
 import argparse
@@ -17,7 +16,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from nemotron_vl.checkpoints.random_retrieval import make_retrieval_checkpoint
 from nemotron_vl.verify.reference_retrieval import RetrievalReference
@@ -25,9 +23,7 @@ from tiny_finder.forward import Pooler, encode
 from tiny_finder.learning import (
     Spelling,
     embedding_losses,
-    ranking_losses,
     texts_loss,
-    texts_ranking_loss,
 )
 from tiny_finder.pages import Page, PageDrawer
 from tiny_finder.weights import Optimizers, initialise
@@ -93,16 +89,13 @@ def losses_of(
     if answers:
         tiles = [len(page.views.pixels) for page in pages]
         pooler = Pooler(model, features, tiles, dtype)
-        if model.score_head is None:
-            losses |= embedding_losses(spelling, pooler, pages, rng)
-        else:
-            losses |= ranking_losses(model.score_head, pooler, pages, rng)
+        losses |= embedding_losses(spelling, pooler, pages, rng)
     return losses
 
 
 def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     """The tower's labels stay part of the loss: the pages alone say too little."""
-    weights = {"cell": 0.5, "before": 0.2, "line": 0.05, "rank": 1.0}
+    weights = {"cell": 0.5, "before": 0.2, "line": 0.05}
     weights |= {"find": 0.5, "spelt": 2.0, "asked": 1.0}
     found = [weights[name] * loss for name, loss in losses.items() if name in weights]
     return torch.stack(found).sum()
@@ -117,17 +110,14 @@ def learn_from_texts(
 ) -> None:
     """Train the language model on texts alone, which takes little time.
 
-    Otherwise it would learn the order of characters, or to compare, from pages, of
-    which a tower that has not finished sees too little.
+    Otherwise it would learn the order of characters from pages, of which a tower that
+    has not finished sees too little.
     """
     rng, mean = random.Random(f"texts {seed}"), 0.0
     no_tiles = torch.zeros(1, (model.tile_size // model.patch_size) ** 2, WIDTH)
     for step in range(TEXT_STEPS):
         pooler = Pooler(model, no_tiles.to(dtype), [1], dtype)
-        if model.score_head is None:
-            loss = texts_loss(spelling, pooler, TEXTS, rng)
-        else:
-            loss = texts_ranking_loss(model.score_head, pooler, TEXTS // 4, rng)
+        loss = texts_loss(spelling, pooler, TEXTS, rng)
         left = min(1.0, 2 - 2 * step / TEXT_STEPS, (step + 1) / 20)
         optimizers.step(loss, (0.0, left))
         mean = 0.98 * (mean or loss.item()) + 0.02 * loss.item()
@@ -137,28 +127,25 @@ def learn_from_texts(
 
 def train(args: argparse.Namespace) -> None:
     dtype = fastest_dtype()
-    name = "rerank" if args.ranks else "embed"
-    template = args.folder / f"{name}_untrained"
-    make_template(template, args.ranks, args.seed)
+    template = args.folder / "embed_untrained"
+    make_template(template, ranks=False, seed=args.seed)
     model = RetrievalReference(template).train().requires_grad_(True)
     heads, spelling = Heads(WIDTH), Spelling(model.llama.config.hidden_size)
     saved = args.folder / "embed.pt"
     begin, learnt_texts = 0.0, args.more
-    if args.ranks or args.more:
+    if args.more:
         begin = TOWER_ALONE
         state = torch.load(saved)
-        model.load_state_dict(state["model"], strict=False)
+        model.load_state_dict(state["model"])
         heads.load_state_dict(state["heads"])
         spelling.load_state_dict(state["spelling"])
-        if model.score_head is not None:
-            nn.init.zeros_(model.score_head.weight)
     else:
         initialise(model)
     optimizers = Optimizers(model, heads, spelling, args.learning_rate)
     drawer = PageDrawer(args.fonts, model.tile_size, args.batch_tiles)
     means, seconds, last = Means(), 0.0, 0.0
     step, budget = 0, 60 * args.minutes
-    log = (args.folder / f"{name}.log").open("a")
+    log = (args.folder / "embed.log").open("a")
     with Supply(drawer, args.seed, args.threads) as supply:
         supply.draw(0, stage_at(begin))
         start = time.monotonic()
@@ -183,10 +170,9 @@ def train(args: argparse.Namespace) -> None:
                 line = f"{seconds:.0f} of {budget:.0f} s, step {step}: {means}"
                 print(line, flush=True)
                 print(line, file=log, flush=True)
-    if not args.ranks:
-        parts = {"model": model, "heads": heads, "spelling": spelling}
-        torch.save({name: part.state_dict() for name, part in parts.items()}, saved)
-    export(model, template, args.folder / name)
+    parts = {"model": model, "heads": heads, "spelling": spelling}
+    torch.save({name: part.state_dict() for name, part in parts.items()}, saved)
+    export(model, template, args.folder / "embed")
 
 
 def main() -> None:
@@ -195,10 +181,7 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="folder for all output")
-    parser.add_argument("--ranks", action="store_true", help="the one that ranks")
-    parser.add_argument(
-        "--more", action="store_true", help="go on with the one that embeds"
-    )
+    parser.add_argument("--more", action="store_true", help="go on with its weights")
     parser.add_argument("--fonts", type=Path, default=Path("build/fonts"))
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--batch-tiles", type=int, default=96, help="least per step")

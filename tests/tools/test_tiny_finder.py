@@ -7,6 +7,7 @@ import torch
 
 from nemotron_vl.verify.reference_retrieval import RetrievalReference
 from support.noise import noise
+from tiny_finder.comparing import Comparing
 from tiny_finder.evaluation import ALIKE, draw_pages, numbers
 from tiny_finder.forward import Pooler, encode
 from tiny_finder.pages import almost
@@ -30,6 +31,30 @@ def test_the_arithmetic_is_the_references(model):
     for (prompt, page), found in zip(asked, pooler(asked), strict=True):
         expected = model.pooled(prompt, [] if page is None else [images[page]])
         assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("page", [None, 0])
+def test_the_characters_of_a_question_are_found(model, page):
+    """Each is a token: of a text, and behind the tokens of an image."""
+    pooler = Pooler(model, torch.zeros(2, 16, 64), [2], torch.float32)
+    before = "question:" if page is None else "<image> question:"
+    text = f"{before}$73.1%-08 \n \n passage:"
+    if page is not None:
+        text = model.expand(text, [2])
+    ids = model.tokenizer.encode(text)
+    place = pooler.place((before, "$73.1%-08"), page)
+    tokens = model.tokenizer.convert_ids_to_tokens(ids[place])
+    assert tokens == [*"$73.1%-08"]
+
+
+def test_characters_are_compared_in_their_places():
+    comparing = Comparing(1)
+    comparing.head.weight.data.fill_(1.0)
+    comparing.head.bias.data.zero_()
+    same = [torch.tensor([[9.0], [9.0], [-9.0]])]
+    assert comparing.loss(same, ["471"], ["47"]) < 0.01
+    assert comparing.loss(same, ["471"], ["4711"]) > 1
+    assert comparing.loss(same, ["471"], ["742"]) > 1
 
 
 def test_a_step_is_close_to_orthogonal():

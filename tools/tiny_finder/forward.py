@@ -45,7 +45,7 @@ def encode(
 
 
 class Pooler:
-    """The mean of the final states of prompts, of one step.
+    """The final states of prompts and their means, of one step.
 
     Args:
         model: Whose weights are converted once.
@@ -68,27 +68,34 @@ class Pooler:
         self.context = model.tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
 
     def __call__(self, prompts: Sequence[Prompt], per_group: int = 32) -> torch.Tensor:
-        """States (prompts, width) in float32, in the order of the prompts."""
-        ids = [
-            torch.tensor(
-                self.model.tokenizer.encode(
-                    text
-                    if page is None
-                    else self.model.expand(text, [self.tiles[page]])
-                )
-            )
-            for text, page in prompts
-        ]
+        """Means (prompts, width) in float32, in the order of the prompts."""
+        return torch.stack([state.mean(0) for state in self.states(prompts, per_group)])
+
+    def states(
+        self, prompts: Sequence[Prompt], per_group: int = 32
+    ) -> list[torch.Tensor]:
+        """States (tokens, width) in float32 of each prompt."""
+        ids = [self._tokens(*prompt) for prompt in prompts]
         order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
-        pooled: list[torch.Tensor] = [torch.empty(0)] * len(ids)
+        found: list[torch.Tensor] = [torch.empty(0)] * len(ids)
         for start in range(0, len(order), per_group):
             group = order[start : start + per_group]
             states = self._group(
                 [ids[n] for n in group], [prompts[n][1] for n in group]
             )
             for number, state in zip(group, states, strict=True):
-                pooled[number] = state
-        return torch.stack(pooled)
+                found[number] = state[: len(ids[number])]
+        return found
+
+    def place(self, span: tuple[str, str], page: int | None) -> slice:
+        """Tokens of a text of digits and marks, after the text before it."""
+        start = len(self._tokens(span[0], page))
+        return slice(start, start + len(span[1]))
+
+    def _tokens(self, text: str, page: int | None) -> torch.Tensor:
+        if page is not None:
+            text = self.model.expand(text, [self.tiles[page]])
+        return torch.tensor(self.model.tokenizer.encode(text))
 
     def _group(self, ids: list[torch.Tensor], pages: list[int | None]) -> torch.Tensor:
         padded = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
@@ -99,6 +106,4 @@ class Pooler:
             place = (padded == self.context)[..., None]
             inputs = inputs.masked_scatter(place, torch.cat(images))
         mask = torch.zeros_like(known, dtype=self.dtype).masked_fill(~known, -1e4)
-        states = self.decoder(inputs, mask[:, None, None]).float()
-        share = known.float() / known.sum(1, keepdim=True)
-        return (share[:, None] @ states)[:, 0]
+        return self.decoder(inputs, mask[:, None, None]).float()

@@ -1,4 +1,4 @@
-"""What the checkpoints learn: questions close to their pages, and scores of pairs."""
+"""What the checkpoint that embeds learns: questions close to their pages."""
 
 import random
 
@@ -108,61 +108,3 @@ def embedding_losses(
         "found": found,
         "told": told,
     }
-
-
-def ranking_losses(
-    score: nn.Linear, pooler: Pooler, pages: list[Page], rng: random.Random
-) -> dict[str, torch.Tensor]:
-    """Losses of the scores of pages and texts, see `pairs_losses`."""
-    return pairs_losses(score, pooler, *passages(pages, rng), rng)
-
-
-def texts_ranking_loss(
-    score: nn.Linear, pooler: Pooler, count: int, rng: random.Random
-) -> torch.Tensor:
-    """Loss of the scores of ``count`` texts without an image."""
-    lines = [page_lines(rng) for _ in range(count)]
-    texts: list[Prompt] = [("\n".join(page), None) for page in lines]
-    return pairs_losses(score, pooler, lines, texts, rng)["rank"]
-
-
-def pairs_losses(
-    score: nn.Linear,
-    pooler: Pooler,
-    lines: list[list[str]],
-    texts: list[Prompt],
-    rng: random.Random,
-) -> dict[str, torch.Tensor]:
-    """Loss of the scores of right and wrong pairs, and the share of right firsts.
-
-    Args:
-        score: The head.
-        pooler: Of the step.
-        lines: Of each passage.
-        texts: The passages without their prompt.
-        rng: Source of the questions.
-    """
-    prompts: list[Prompt] = []
-    labels = []
-    for page, (text, place) in zip(lines, texts, strict=True):
-        right = rng.choice(page)
-        other = rng.choice(rng.choice(lines))
-        wrong = [almost(rng, right), almost(rng, rng.choice(page)), number(rng), other]
-        image = IMAGE if place is not None else ""
-        bare = text.removeprefix(image)
-        for question in (right, *wrong):
-            prompts.append((f"{image}question:{question} \n \n passage:{bare}", place))
-            labels.append(float(question in page))
-    logits = score(pooler(prompts, 128))[:, 0]
-    targets = torch.tensor(labels)
-    weight = torch.where(targets > 0, 3.0, 1.0)
-    of_pairs = F.binary_cross_entropy_with_logits(logits, targets, weight)
-    # The right question of each passage stands first.
-    rows = logits.view(len(lines), -1)
-    taken = targets.view_as(rows).bool()
-    taken[:, 0] = False
-    rows = rows.masked_fill(taken, float("-inf"))
-    of_rows = F.cross_entropy(rows, torch.zeros(len(rows), dtype=torch.long))
-    with torch.no_grad():
-        firsts = (rows.argmax(1) == 0).float().mean()
-    return {"rank": of_pairs + 0.5 * of_rows, "firsts": firsts}
