@@ -1,5 +1,6 @@
 """The contract tool finds what this package uses of vLLM and what a release lacks."""
 
+import gc
 import io
 import json
 import os
@@ -178,7 +179,9 @@ def check(tmp_path, capsys):
         arguments = ["--tree", str(tmp_path), "--no-table", "--json", *options]
         arguments += ["--reviewed", str(tmp_path / "reviewed.json")]
         arguments += ["--against", str(tmp_path / "vllm.whl")]
+        often = gc.get_threshold()
         status = vllm_contract.main([str(wheel), *arguments])
+        assert gc.get_threshold() == often
         return status, json.loads(capsys.readouterr().out)
 
     return run
