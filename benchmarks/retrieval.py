@@ -85,6 +85,12 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--blocks", type=int, default=1, help="of tower and Llama")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        help="of both engines; without instructions for bfloat16, the checkpoint's, "
+        "a CPU is slow at the published widths",
+    )
     args = parser.parse_args()
     rounds = 3 if args.quick else args.rounds
     load_general_plugins()
@@ -102,7 +108,9 @@ def main() -> None:
                 for part, sizes in PUBLISHED.items()
             }
         for name, sizes in widths.items():
-            figures[name] = measure(engines(checkpoint, sizes), pages, rounds)
+            figures[name] = measure(
+                engines(checkpoint, sizes, args.dtype), pages, rounds
+            )
             show(name, figures[name])
     if args.json:
         print(json.dumps(figures))
@@ -137,13 +145,14 @@ def processors(checkpoint: Path) -> dict[str, Callable[[Image.Image], object]]:
 
 
 def engines(
-    checkpoint: Path, sizes: dict
+    checkpoint: Path, sizes: dict, dtype: str
 ) -> dict[str, Callable[[Image.Image], object]]:
     def make(side: str) -> Callable[[Image.Image], object]:
         llm = LLM(
             str(checkpoint),
             hf_overrides={**SIDES[side], **sizes},
             load_format="dummy" if sizes else "auto",
+            dtype=dtype,
             distributed_executor_backend=EXECUTOR,
             enforce_eager=True,
             max_model_len=4096,
