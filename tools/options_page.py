@@ -49,7 +49,7 @@ The other {count} pairs give the reference's tokens and log-probabilities (an en
 that only encodes: its embeddings), in engines with many options at once
 (`tests/vllm/models/multimodal/generation/test_options.py`). Encoder graphs are
 captured by vLLM's own manager, with a stand-in for the GPU's. Engines with Model Runner
-V2 run Triton's interpreter. They, those of four ranks and those with INT8 run in
+V2 run Triton's interpreter. They and those of four ranks run in
 `make test-releases`. Beside adapters on the tower, and beside encoder graphs with
 encoder data parallel, the tile cache has no effect, and the log says so.
 

@@ -22,6 +22,9 @@ TESTS = Path(__file__).parents[1]
 GENERATION = "models/multimodal/generation"
 SHORT = [
     f"{GENERATION}/test_scheduling.py",
+    f"{GENERATION}/test_video.py::test_a_lossless_file_equals_the_reference",
+    f"{GENERATION}/test_video.py::test_videos_and_images_in_any_order",
+    f"{GENERATION}/test_video.py::test_a_prefix_may_end_inside_a_video",
     "models/multimodal/test_nemotron_vl_conditioner.py",
 ]
 LONG = [

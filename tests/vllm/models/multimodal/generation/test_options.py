@@ -37,7 +37,7 @@ ROWS = [
     pytest.param(
         row,
         id="-".join(row),
-        marks=pytest.mark.releases if four_ranks(row) or "int8" in row else (),
+        marks=pytest.mark.releases if four_ranks(row) else (),
     )
     for row in rows()
     if ("v2" in row) == RUNNER_V2
