@@ -55,6 +55,9 @@ from .nemotron_vl_reuse import make_tile_reuse
 
 logger = init_logger(__name__)
 
+# vLLM 0.31 normalises the pixels of these models in the processing only.
+NORMALISES = getattr(InTreeForEmbedding, "supports_mm_device_do_normalize", False)
+
 NO_PROCESSOR_CONFIG = (
     "The checkpoint has no processor_config.json, so an image has one tile. The "
     "published ones have 6: --mm-processor-kwargs '{\"max_dynamic_patch\": 6}'."
@@ -108,7 +111,7 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
 
     # vLLM caches a model's flags until the model's own file changes.
     is_pooling_model = True
-    supports_mm_device_do_normalize = True
+    supports_mm_device_do_normalize = NORMALISES
     supports_tower_connector_lora = True
     tensor_prefix = ""  # of all parts, in the checkpoint
 
@@ -227,7 +230,7 @@ class LlamaNemotronVLForSequenceClassification(  # type: ignore[misc]
     """llama-nemotron-rerank-vl: how well a passage answers a question."""
 
     is_pooling_model = True
-    supports_mm_device_do_normalize = True
+    supports_mm_device_do_normalize = NORMALISES
     supports_tower_connector_lora = True
     supports_score_template = True
     score_type = "cross-encoder"
