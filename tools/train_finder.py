@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from nemotron_vl.checkpoints.random_retrieval import make_retrieval_checkpoint
 from nemotron_vl.verify.reference_retrieval import RetrievalReference
@@ -170,29 +171,48 @@ def train(args: argparse.Namespace) -> None:
                 line = f"{seconds:.0f} of {budget:.0f} s, step {step}: {means}"
                 print(line, flush=True)
                 print(line, file=log, flush=True)
-    parts = {"model": model, "heads": heads, "spelling": spelling}
-    torch.save({name: part.state_dict() for name, part in parts.items()}, saved)
+    save(saved, model=model, heads=heads, spelling=spelling)
     export(model, template, args.folder / "embed")
 
 
-def main() -> None:
+def save(file: Path, **parts: nn.Module) -> None:
+    """Write the state of the parts, with which a training can go on."""
+    torch.save({name: part.state_dict() for name, part in parts.items()}, file)
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """The options of the trainings that find and rank.
+
+    Args:
+        description: Of which the first sentence is shown.
+    """
     parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n\n")[0],
+        description=description.partition("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="folder for all output")
     parser.add_argument("--more", action="store_true", help="go on with its weights")
     parser.add_argument("--fonts", type=Path, default=Path("build/fonts"))
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--batch-tiles", type=int, default=96, help="least per step")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--log-every", type=float, default=20, metavar="SECONDS")
-    args = parser.parse_args()
+    return parser
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Make the folder, and PyTorch's choices those of the arguments."""
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--batch-tiles", type=int, default=96, help="least per step")
+    args = parser.parse_args()
+    prepare(args)
     train(args)
 
 

@@ -14,7 +14,6 @@ then from texts and pages.
 import argparse
 import random
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -28,7 +27,7 @@ from tiny_reader.batches import Stage
 from tiny_reader.forward import fastest_dtype
 from tiny_reader.supply import Supply
 from tiny_reader.training import Heads, Means
-from train_finder import WIDTH, make_template
+from train_finder import WIDTH, make_parser, make_template, prepare, save
 from train_tiny import export, use_tcmalloc
 
 # Passages of a step: texts alone at first, then texts and pages.
@@ -119,29 +118,16 @@ def train(args: argparse.Namespace) -> None:
         if seconds - last > args.log_every:
             last = seconds
             print(f"{seconds:.0f} of {budget:.0f} s, step {step}: {means}", flush=True)
-    parts = {"model": model, "comparing": comparing}
-    torch.save({name: part.state_dict() for name, part in parts.items()}, saved)
+    save(saved, model=model, comparing=comparing)
     model.score_head.weight.data *= SCALE
     export(model, template, args.folder / "rerank")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, help="folder of the finder's training")
-    parser.add_argument("--more", action="store_true", help="go on with its weights")
-    parser.add_argument("--fonts", type=Path, default=Path("build/fonts"))
-    parser.add_argument("--minutes", type=float, default=30)
+    parser = make_parser(__doc__)
     parser.add_argument("--pages", type=int, default=5000)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--log-every", type=float, default=20, metavar="SECONDS")
     args = parser.parse_args()
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
+    prepare(args)
     train(args)
 
 

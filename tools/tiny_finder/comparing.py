@@ -10,10 +10,9 @@ from torch import nn
 from nemotron_vl.verify.reference_retrieval import RetrievalReference
 
 from .forward import Pooler, Prompt
+from .learning import IMAGE
 from .pages import almost, number
 
-WRONG = 4  # questions of a passage that it does not answer
-IMAGE = "<image> "
 # Of the score's weight, which AdamW's small steps would change too slowly.
 SCALE = 10.0
 

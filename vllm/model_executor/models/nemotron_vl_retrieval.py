@@ -55,9 +55,6 @@ from .nemotron_vl_reuse import make_tile_reuse
 
 logger = init_logger(__name__)
 
-# vLLM 0.31 normalises the pixels of these models in the processing only.
-NORMALISES = getattr(InTreeForEmbedding, "supports_mm_device_do_normalize", False)
-
 NO_PROCESSOR_CONFIG = (
     "The checkpoint has no processor_config.json, so an image has one tile. The "
     "published ones have 6: --mm-processor-kwargs '{\"max_dynamic_patch\": 6}'."
@@ -109,9 +106,9 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
     Equal tiles are encoded once, and a bounded number of tiles at once.
     """
 
-    # vLLM caches a model's flags until the model's own file changes.
+    # vLLM caches a model's flags until the model's own file changes. In-tree's flag for
+    # pixels that the device normalises stays: in 0.31 these models have none.
     is_pooling_model = True
-    supports_mm_device_do_normalize = NORMALISES
     supports_tower_connector_lora = True
     tensor_prefix = ""  # of all parts, in the checkpoint
 
@@ -230,7 +227,6 @@ class LlamaNemotronVLForSequenceClassification(  # type: ignore[misc]
     """llama-nemotron-rerank-vl: how well a passage answers a question."""
 
     is_pooling_model = True
-    supports_mm_device_do_normalize = NORMALISES
     supports_tower_connector_lora = True
     supports_score_template = True
     score_type = "cross-encoder"
