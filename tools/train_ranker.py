@@ -2,11 +2,9 @@
 """Train the tiny checkpoint that ranks pages of drawn numbers.
 
     tools/fonts.sh build/fonts
-    python tools/train_finder.py build/finder
     python tools/train_ranker.py build/finder
 
-Starts from the weights of the checkpoint that embeds (``build/finder/embed.pt``) and
-writes ``build/finder/rerank``. The tower stays as it is, so each page is drawn and
+Starts from the weights of the embedded checkpoint that embeds, and writes ``build/finder/rerank``. The tower stays as it is, so each page is drawn and
 encoded once. The language model learns to compare first from texts, which are short,
 then from texts and pages.
 """
@@ -14,10 +12,12 @@ then from texts and pages.
 import argparse
 import random
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from nemotron_vl.checkpoints.embedded import tiny_finder
 from nemotron_vl.verify.reference_retrieval import RetrievalReference
 from tiny_finder.comparing import SCALE, Comparing, ranking_losses
 from tiny_finder.forward import Pooler, encode
@@ -33,7 +33,7 @@ from train_tiny import export, use_tcmalloc
 # Passages of a step: texts alone at first, then texts and pages.
 TEXTS, WITH_PAGES = 24, (12, 10)
 # Share of the time with texts alone.
-TEXTS_ALONE = 0.35
+TEXTS_ALONE = 0.2
 # Share of the time from which the learning rate falls.
 FALL = 0.6
 
@@ -87,10 +87,13 @@ def train(args: argparse.Namespace) -> None:
     nn.init.zeros_(model.score_head.weight)
     comparing = Comparing(model.llama.config.hidden_size)
     saved = args.folder / "rerank.pt"
-    state = torch.load(saved if args.more else args.folder / "embed.pt")
-    model.load_state_dict(state["model"], strict=False)
     if args.more:
+        state = torch.load(saved)
+        model.load_state_dict(state["model"])
         comparing.load_state_dict(state["comparing"])
+    else:
+        embedding = RetrievalReference(Path(tiny_finder()))
+        model.load_state_dict(embedding.state_dict(), strict=False)
     optimizers = Optimizers(model, Heads(WIDTH), comparing, args.learning_rate)
     shown, means = Shown(), Means()
     rng = random.Random(f"ranker {args.seed}")

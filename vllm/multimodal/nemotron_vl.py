@@ -26,6 +26,7 @@ from .nemotron_vl_embeddings import (
     count_embedded,
     images_encoded_elsewhere,
 )
+from .nemotron_vl_lazy import LazyImage
 
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
@@ -59,6 +60,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
             cannot be decoded.
     """
     check_size(image)  # before it is decoded
+    if isinstance(image, LazyImage):
+        return image
     try:
         image.load()
         turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))

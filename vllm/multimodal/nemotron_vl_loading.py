@@ -7,6 +7,7 @@ need minutes for a few kilobytes.
 
 import asyncio
 import subprocess
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -27,7 +28,10 @@ from .nemotron_vl_confinement import command, environment
 from .nemotron_vl_fetching import SeparateConnector
 from .nemotron_vl_files import read_file
 from .nemotron_vl_formats import FORMATS, Refused, check_structure, format_of
+from .nemotron_vl_lazy import LazyImage
 from .nemotron_vl_media_errors import media_errors_are_the_clients
+from .nemotron_vl_png import decode_png
+from .nemotron_vl_repeats import Seen
 from .nemotron_vl_turns import Turns
 
 logger = init_logger("vllm.multimodal.nemotron_vl_loading")
@@ -35,6 +39,12 @@ logger = init_logger("vllm.multimodal.nemotron_vl_loading")
 _DECODER = Path(__file__).with_name("nemotron_vl_image_decoder.py")
 # Of the wall; the process itself has three of CPU time, but may wait for a core.
 _MOST_SECONDS = 30
+
+# CPU seconds of an image that the renderer may decode, too. A page takes 0.01 to 0.1.
+_QUICK = 0.3
+
+# In vLLM's cache: an image has 10 MiB of tiles at most
+_FILES_OF_A_GIB = 100
 
 # vLLM's name of its connector, which also reads files and data URLs, and ours for
 # ``VLLM_MEDIA_CONNECTOR``
@@ -60,15 +70,18 @@ def _new_places() -> asyncio.Semaphore:
     return asyncio.Semaphore(max(1, envs.VLLM_MEDIA_LOADING_THREAD_COUNT // 2))
 
 
-def check_and_load_images(more_formats: Sequence[str]) -> None:
+def check_and_load_images(more_formats: Sequence[str], cache_gb: float = 0) -> None:
     """Make vLLM's connector load images with this module, in this process.
 
     Args:
         more_formats: Formats besides `FORMATS`, by Pillow's names.
+        cache_gb: Size of vLLM's cache of processed images, in GiB. A file that it may
+            have is decoded only if it does not have it.
     """
     # Python keeps the text of each warning, and Pillow's name numbers of the file.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     NemotronVLConnector.more_formats = tuple(more_formats)
+    NemotronVLConnector.seen = Seen(int(cache_gb * _FILES_OF_A_GIB))
     for name, connector in CONNECTORS.items():
         MEDIA_CONNECTOR_REGISTRY.register(name)(connector)
     if envs.VLLM_MEDIA_CONNECTOR not in (_DEFAULT, PUBLIC):
@@ -142,35 +155,68 @@ class CheckedImageIO(ImageMediaIO):
     Args:
         settings: vLLM's reader with the settings of the engine and of the request.
         more_formats: See `check_and_load_images`.
+        seen: The files that were decoded last.
     """
 
-    def __init__(self, settings: ImageMediaIO, more_formats: Sequence[str]) -> None:
+    def __init__(
+        self,
+        settings: ImageMediaIO,
+        more_formats: Sequence[str],
+        seen: Seen | None = None,
+    ) -> None:
         super().__init__(settings.image_mode, **settings.kwargs)
         self._budget = getattr(settings, "decoded_budget", None)  # vLLM >= 0.33
         self._more_formats = more_formats
+        self._seen = seen or Seen()
+        self._settings = {
+            "image_mode": self.image_mode,
+            "rgba_background_color": self.rgba_background_color,
+        }
 
     def load_bytes(self, data: bytes) -> LoadedImage:  # type: ignore[override]
-        """Decode a file.
+        """Decode a file, or leave that to who needs the pixels if it was seen before.
 
         Raises:
             VLLMValidationError: See `open_checked` and `to_rgb`.
         """
-        with open_checked(data, self._more_formats) as image:
-            if self._budget is not None:
-                self._budget.charge(4 * image.width * image.height)
-            return self._converted(image, data)
+        key = self._seen.key(data, self._settings)
+        if (known := self._seen.get(key)) is not None:
+            size, settings = known
+            image: Image.Image = LazyImage(size, partial(self._decode, data))
+            self._charge(image)
+            return LoadedImage(image, data, settings)
+        start = time.thread_time()
+        with open_checked(data, self._more_formats) as opened:
+            self._charge(opened)
+            image, settings = self._converted(opened, data)
+        took = time.thread_time() - start
+        # Otherwise it always takes a thread of media, where requests take turns.
+        if took < _QUICK and format_of(data) is not None:
+            self._seen.remember(key, (image.size, settings))
+        return LoadedImage(image, data, settings)
 
-    def _converted(self, image: Image.Image, data: bytes) -> LoadedImage:
-        settings = {
-            "image_mode": self.image_mode,
-            "rgba_background_color": self.rgba_background_color,
-        }
-        mode = image.mode
-        if settings != _DEFAULT_SETTINGS and not mode.startswith(("I", "F")):
+    def _charge(self, image: Image.Image) -> None:
+        if self._budget is not None:
+            self._budget.charge(4 * image.width * image.height)
+
+    def _decode(self, data: bytes) -> Image.Image:
+        with open_checked(data, self._more_formats) as image:
+            return self._converted(image, data)[0]
+
+    def _converted(
+        self, image: Image.Image, data: bytes
+    ) -> tuple[Image.Image, dict | None]:
+        """The image as RGB, and the settings if they had a part in it.
+
+        vLLM's cache compares images by their bytes and by these settings.
+        """
+        settings, mode = self._settings, image.mode
+        if settings == _DEFAULT_SETTINGS:
+            image = decode_png(data, image) or image
+        elif not mode.startswith(("I", "F")):
             image.load()
             image = self._convert_image_mode(image)
-        # vLLM's cache compares images by their bytes and by what converted them.
-        return LoadedImage(to_rgb(image), data, None if mode == "RGB" else settings)
+        return to_rgb(image), None if mode == "RGB" else settings
 
 
 class _Later(MediaIO[Callable[[], Any]]):
@@ -215,6 +261,7 @@ class NemotronVLConnector(SeparateConnector):
     """It has `CheckedImageIO`, and requests take its threads in turn."""
 
     more_formats: Sequence[str] = ()
+    seen = Seen()
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -238,7 +285,7 @@ class NemotronVLConnector(SeparateConnector):
 
     def _later(self, media_io: MediaIO) -> _Later:
         if type(media_io) is ImageMediaIO:
-            media_io = CheckedImageIO(media_io, self.more_formats)
+            media_io = CheckedImageIO(media_io, self.more_formats, self.seen)
         return _Later(media_io)
 
 

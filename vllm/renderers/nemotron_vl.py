@@ -55,7 +55,9 @@ class NemotronVLRenderer(HfRenderer):
         # Both before vLLM processes its first image, to warm up.
         servers = config.parallel_config._api_process_count
         set_image_threads(settings.image_threads, servers)
-        check_and_load_images(settings.more_image_formats)
+        images = config.model_config.multimodal_config
+        cache_gb = 0 if images is None else images.mm_processor_cache_gb
+        check_and_load_images(settings.more_image_formats, cache_gb)
         super().__init__(config, tokenizer)
 
     async def render_chat_async(

@@ -20,12 +20,18 @@ CODE = """
 import json
 import numpy as np
 from PIL import Image
+from support.chat import saved
 from support.hostile import memory_of
+from vllm.multimodal.media import ImageMediaIO
+from vllm_nemotron_vl.multimodal.nemotron_vl_loading import CheckedImageIO
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
 )
 
 def make(mode, size):
+    if mode.endswith(" file"):
+        kind, mode, _ = mode.split()
+        return saved(make(mode, size), kind)
     if mode in ("I", "I;16", "F"):
         kind = {"I": "int32", "I;16": "uint16", "F": "float32"}[mode]
         return Image.fromarray(np.ones(size[::-1], kind))
@@ -36,9 +42,12 @@ def make(mode, size):
     return Image.new(mode, size)
 
 def process(recipe, image):
+    if isinstance(image, bytes):
+        image = CheckedImageIO(ImageMediaIO(), ()).load_bytes(image).media
     cutter = NemotronVLImageProcessor(512, resize=recipe, do_rescale=False)
     return len(cutter(images=image)["pixel_values_flat"])
 
+process("fast", make("PNG RGB file", (700, 900)))  # import the decoder
 for recipe in ("fast", "exact", "hf"):  # compile
     process(recipe, make("RGB", (700, 900)))
     process(recipe, make("RGB", (900, 5000)))
@@ -70,6 +79,26 @@ def test_an_image_takes_three_times_its_pixels_and_leaves_nothing(
     cases, monkeypatch, tmp_path
 ):
     """Pixels of RGB, of which Pillow stores four bytes each."""
+    for case, pixels, peak, left in measured(cases, monkeypatch, tmp_path):
+        assert peak <= 3 * pixels + 100, case
+        assert left <= 40, case
+
+
+@pytest.mark.parametrize(
+    ("kind", "images"),
+    [("JPEG RGB", 1), ("PNG RGB", 1), ("PNG RGBA", 2)],  # the last is laid on white
+)
+def test_a_file_takes_its_pixels_a_band_and_the_tiles(
+    kind, images, monkeypatch, tmp_path
+):
+    cases = [(f"{kind} file", size, "fast") for size in (SQUARE, (2000, 8000))]
+    for case, pixels, peak, left in measured(cases, monkeypatch, tmp_path):
+        assert peak <= images * pixels + 8.4 + 10.3 + 15, case  # the last for all else
+        assert left <= 15, case
+
+
+def measured(cases, monkeypatch, tmp_path):
+    """For each case: its pixels, the peak and what was left, in MB."""
     monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", str(PIXELS))
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")  # freed memory goes back
     said = run_forked(exec, CODE, {"cases": cases}, output=tmp_path / "said.txt")
@@ -77,6 +106,5 @@ def test_an_image_takes_three_times_its_pixels_and_leaves_nothing(
     found = [json.loads(line) for line in lines if line]
     assert len(found) == len(cases), said
     for mode, (width, height), recipe, peak, left in found:
-        case = (mode, (width, height), recipe)
-        assert peak <= 3 * 4 * width * height / 1e6 + 100, case
-        assert left <= 40, case
+        print(mode, (width, height), recipe, peak, left)
+        yield (mode, width, height, recipe), 4 * width * height / 1e6, peak, left
