@@ -26,7 +26,7 @@ from .nemotron_vl_embeddings import (
     count_embedded,
     images_encoded_elsewhere,
 )
-from .nemotron_vl_lazy import LazyImage
+from .nemotron_vl_repeats import LazyImage
 
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {

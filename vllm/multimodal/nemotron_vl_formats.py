@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 from .nemotron_vl_directories import Refused, check_exif, check_tiff, is_tiff
 
-__all__ = ["FORMATS", "Refused", "check_structure", "format_of", "png_chunks"]
+__all__ = ["FORMATS", "Refused", "check_structure", "format_of"]
 
 # Chunks, segments or blocks: Pillow needs a few microseconds for each.
 _MOST_PARTS = 4096
@@ -83,28 +83,24 @@ def _check_count(count: int, most: int, parts: str) -> None:
         raise Refused(f"it has more than {most} {parts}; save it again")
 
 
-def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name of each chunk of a PNG file up to its end, and where the content is."""
-    place, name = 8, b""
-    while place + 8 <= len(data) and name != b"IEND":
+def _check_png(data: bytes) -> None:
+    most, place, count, compressed, exif = _most_parts(data), 8, 0, 0, 0
+    while place + 8 <= len(data):
+        count += 1
+        _check_count(count, most, "chunks")
         size = int.from_bytes(data[place : place + 4])
         name, place = data[place + 4 : place + 8], place + 8
-        yield name, place, place + size
-        place += size + 4
-
-
-def _check_png(data: bytes) -> None:
-    most, compressed, exif = _most_parts(data), 0, 0
-    for count, (name, place, end) in enumerate(png_chunks(data), 1):
-        _check_count(count, most, "chunks")
+        if name == b"IEND":
+            return
         if name in _COMPRESSED:
             compressed += 1
             _check_count(compressed, _MOST_COMPRESSED, "compressed chunks")
         if name == b"eXIf" or data.startswith(_EXIF_TEXTS, place):
             exif += 1
             _check_count(exif, _MOST_EXIF, "chunks of Exif data")
-            content = data[place:end]
+            content = data[place : place + size]
             check_exif(content if name == b"eXIf" else _exif_of_text(name, content))
+        place += size + 4
 
 
 def _exif_of_text(name: bytes, text: bytes) -> bytes:

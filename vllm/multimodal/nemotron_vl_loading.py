@@ -28,10 +28,8 @@ from .nemotron_vl_confinement import command, environment
 from .nemotron_vl_fetching import SeparateConnector
 from .nemotron_vl_files import read_file
 from .nemotron_vl_formats import FORMATS, Refused, check_structure, format_of
-from .nemotron_vl_lazy import LazyImage
 from .nemotron_vl_media_errors import media_errors_are_the_clients
-from .nemotron_vl_png import decode_png
-from .nemotron_vl_repeats import Seen
+from .nemotron_vl_repeats import LazyImage, Seen
 from .nemotron_vl_turns import Turns
 
 logger = init_logger("vllm.multimodal.nemotron_vl_loading")
@@ -40,10 +38,11 @@ _DECODER = Path(__file__).with_name("nemotron_vl_image_decoder.py")
 # Of the wall; the process itself has three of CPU time, but may wait for a core.
 _MOST_SECONDS = 30
 
-# CPU seconds of an image that the renderer may decode, too. A page takes 0.01 to 0.1.
-_QUICK = 0.3
+# CPU seconds of an image that the renderer may decode, too: what the tiles of a large
+# image take there. A page takes 0.01 to 0.08.
+_QUICK = 0.15
 
-# In vLLM's cache: an image has 10 MiB of tiles at most
+# In vLLM's cache, about: 12 tiles and a thumbnail of 512 pixels have 10 MiB.
 _FILES_OF_A_GIB = 100
 
 # vLLM's name of its connector, which also reads files and data URLs, and ours for
@@ -188,7 +187,7 @@ class CheckedImageIO(ImageMediaIO):
         start = time.thread_time()
         with open_checked(data, self._more_formats) as opened:
             self._charge(opened)
-            image, settings = self._converted(opened, data)
+            image, settings = self._converted(opened)
         took = time.thread_time() - start
         # Otherwise it always takes a thread of media, where requests take turns.
         if took < _QUICK and format_of(data) is not None:
@@ -201,19 +200,15 @@ class CheckedImageIO(ImageMediaIO):
 
     def _decode(self, data: bytes) -> Image.Image:
         with open_checked(data, self._more_formats) as image:
-            return self._converted(image, data)[0]
+            return self._converted(image)[0]
 
-    def _converted(
-        self, image: Image.Image, data: bytes
-    ) -> tuple[Image.Image, dict | None]:
+    def _converted(self, image: Image.Image) -> tuple[Image.Image, dict | None]:
         """The image as RGB, and the settings if they had a part in it.
 
         vLLM's cache compares images by their bytes and by these settings.
         """
         settings, mode = self._settings, image.mode
-        if settings == _DEFAULT_SETTINGS:
-            image = decode_png(data, image) or image
-        elif not mode.startswith(("I", "F")):
+        if settings != _DEFAULT_SETTINGS and not mode.startswith(("I", "F")):
             image.load()
             image = self._convert_image_mode(image)
         return to_rgb(image), None if mode == "RGB" else settings

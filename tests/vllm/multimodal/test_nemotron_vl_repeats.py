@@ -14,9 +14,8 @@ from support.bad_files import SMALL
 from support.chat import saved
 from vllm_nemotron_vl.multimodal import nemotron_vl_loading as loading
 from vllm_nemotron_vl.multimodal.nemotron_vl import to_rgb
-from vllm_nemotron_vl.multimodal.nemotron_vl_lazy import LazyImage
 from vllm_nemotron_vl.multimodal.nemotron_vl_loading import CheckedImageIO
-from vllm_nemotron_vl.multimodal.nemotron_vl_repeats import Seen
+from vllm_nemotron_vl.multimodal.nemotron_vl_repeats import LazyImage, Seen
 
 PAGE = saved(SMALL.convert("RGB"), "PNG")
 

@@ -280,9 +280,14 @@ class NemotronVLProcessor(InternVLChatProcessor):
             num_features = num_patches * self.image_seq_length
         assert num_features is not None
         start, context, end = self._image_token_ids
-        return PromptUpdateDetails.select_token_id(
-            [start, *[context] * num_features, end], context
-        )
+
+        def is_embed(*_: Any) -> torch.Tensor:
+            # vLLM's own comparison of all ids takes a third of a cached image's time.
+            mask = torch.ones(num_features + 2, dtype=torch.bool)
+            mask[0] = mask[-1] = False
+            return mask
+
+        return PromptUpdateDetails([start, *[context] * num_features, end], is_embed)
 
 
 def image_seq_length(config: Any) -> int:

@@ -19,6 +19,7 @@ from nemotron_vl.server import serving
 from nemotron_vl.verify.reference_retrieval import RetrievalReference
 from support.chat import ONE_WORKER, data_url, saved
 from support.noise import noise
+from support.served import sums_at
 from support.servers import forked_servers
 
 OPTIONS = [
@@ -314,3 +315,25 @@ def test_a_placeholder_in_the_place_of_an_image_is_refused(
     answer = post(rerank_url, "/rerank", query=QUESTION, documents=[document])
     assert answer.status_code == 400, answer.text
     assert message in answer.text
+
+
+@pytest.mark.releases
+def test_two_engines_and_two_api_servers_of_one_server(
+    embed_checkpoint, embedder, tmp_path
+):
+    pages = [noise(64 + 8 * number, 200) for number in range(12)]
+
+    def embed(page) -> list[float]:
+        messages = [{"role": "document", "content": [image_part(page)]}]
+        answer = post(url, "/v1/embeddings", messages=messages)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["data"][0]["embedding"]
+
+    options = ["--data-parallel-size=2", "--api-server-count=2"]
+    with serving_baited(embed_checkpoint, tmp_path, *options) as url:
+        with ThreadPoolExecutor(6) as threads:
+            found = [*threads.map(embed, pages)]
+        tokens = sums_at(url, "vllm:prompt_tokens_total", "engine")
+    assert min(tokens["0"], tokens["1"]) > 0
+    for page, embedding in zip(pages, found, strict=True):
+        assert close(embedding, embedder, "passage: <image> ", [page])

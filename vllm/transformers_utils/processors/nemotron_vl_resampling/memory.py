@@ -1,31 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of an image as an array, without a copy where possible."""
+"""Pillow's memory of an image as an array, without a copy where possible."""
 
 import ctypes
 
 import numpy as np
 from PIL import Image
 
-from ....multimodal.nemotron_vl_lazy import ArrayImage
-
 # Bytes of the rows that are copied at once out of an image; they fit into a CPU cache.
 _COPIED = 1 << 19
-# Pixels that OpenCV converts on the caller's thread.
-_CONVERTED = 1 << 16
 
 
 def rgbx_pixels(image: Image.Image) -> np.ndarray:
     """Pixels of an RGB image. Never write to them.
 
     Returns:
-        uint8 of shape ``(height, width, 4)``. It is the image's own memory if that is
+        uint8 of shape ``(height, width, 4)``. It is Pillow's own memory if that is
         contiguous. The fourth channel is padding.
     """
     own = _own_memory(image)
     if own is not None:
         return own
-    if isinstance(image, ArrayImage):
-        return _padded(image.pixels)
     pixels = np.empty((image.height, image.width, 4), np.uint8)
     height = max(1, _COPIED // (4 * image.width))
     for top in range(0, image.height, height):
@@ -40,36 +34,19 @@ def rows_of(image: Image.Image, top: int, bottom: int) -> np.ndarray:
     own = _own_memory(image)
     if own is not None:
         return own[top:bottom]
-    if isinstance(image, ArrayImage):
-        return _padded(image.pixels[top:bottom])
     return rgbx_pixels(image.crop((0, top, image.width, bottom)))
 
 
 def is_contiguous(image: Image.Image) -> bool:
-    """Whether the memory of an RGB image is one block of four bytes a pixel."""
+    """Whether Pillow's memory of an RGB image is one block."""
     return _own_memory(image) is not None
 
 
 def _own_memory(image: Image.Image) -> np.ndarray | None:
-    if isinstance(image, ArrayImage):
-        return image.pixels if image.pixels.shape[-1] == 4 else None
     try:
         return np.asarray(_Memory(image))
     except ValueError:  # the memory of a large image is in several blocks
         return None
-
-
-def _padded(pixels: np.ndarray) -> np.ndarray:
-    """Pixels of three channels with a fourth one."""
-    import cv2  # where such arrays come from there is OpenCV
-
-    height, width, _ = pixels.shape
-    padded = np.empty((height, width, 4), np.uint8)
-    rows = max(1, _CONVERTED // width)
-    for top in range(0, height, rows):
-        band = slice(top, top + rows)
-        cv2.cvtColor(pixels[band], cv2.COLOR_RGB2RGBA, dst=padded[band])
-    return padded
 
 
 class _ArrowArray(ctypes.Structure):
