@@ -30,6 +30,7 @@ def opened(monkeypatch):
         return open_checked(data, *args)
 
     monkeypatch.setattr(loading, "open_checked", counted)
+    monkeypatch.setattr(loading, "_QUICK", 9)
     return sizes
 
 

@@ -1,7 +1,8 @@
-"""Structured outputs, beam search, several answers and logprobs, with images."""
+"""Structured outputs, beam search, several answers, logprobs and turns, with images."""
 
 import json
 import random
+from unittest import mock
 
 import jsonschema
 import pytest
@@ -11,8 +12,9 @@ from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
 
 from drawn_text import Question, make_question
 from nemotron_vl.verify.reference import Reference
-from support.chat import SCHEMA
+from support.chat import SCHEMA, png_part, text_part
 from typefaces import PILLOW_FONT
+from vllm_nemotron_vl.multimodal import nemotron_vl_loading as loading
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +112,19 @@ def test_several_answers_with_logprobs(llm, reference, questions):
                 assert len(place) in (2, 3)
                 assert place[token].logprob == pytest.approx(value, abs=1e-3)
     assert len({tuple(a.token_ids) for o in outputs for a in o.outputs}) > 4
+
+
+def test_an_image_of_an_earlier_turn_is_not_decoded(llm, questions, monkeypatch):
+    opened = mock.Mock(side_effect=loading.open_checked)
+    monkeypatch.setattr(loading, "open_checked", opened)
+    monkeypatch.setattr(loading, "_QUICK", 9)
+    parts = [png_part(questions[0].images[0]), text_part("Read the text.")]
+    turns = [{"role": "user", "content": parts}]
+    for count in (1, 1, 1, 2):
+        if count == 2:
+            llm.reset_mm_cache()
+        (output,) = llm.chat(turns, SamplingParams(temperature=0), use_tqdm=False)
+        answer = {"role": "assistant", "content": output.outputs[0].text}
+        turns += [answer, {"role": "user", "content": "Read the text."}]
+        assert opened.call_count == count
+    assert turns[1]["content"] == questions[0].turns[0][1]
