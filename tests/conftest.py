@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 from PIL import Image
 
-from nemotron_vl.checkpoints.embedded import tiny_checkpoint, tiny_finder
+from nemotron_vl.checkpoints.embedded import tiny_checkpoint, tiny_finder, tiny_ranker
 from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
 from nemotron_vl.checkpoints.random_retrieval import make_retrieval_checkpoint
 from support.engines import engines
@@ -71,6 +71,12 @@ def tiny() -> Path:
 def tiny_embed() -> Path:
     """The embedded checkpoint that finds pages by the numbers that they show."""
     return Path(tiny_finder())
+
+
+@pytest.fixture(scope="session")
+def tiny_rerank() -> Path:
+    """The embedded checkpoint that ranks such pages."""
+    return Path(tiny_ranker())
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ if [ ! -d "$folder" ]; then
   rm -rf "$part"
   mkdir -p "$part"
   .venv/bin/uv pip install --quiet --target "$part/builders" setuptools-rust setuptools-scm >&2
-  PYTHONPATH=$part/builders VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$release \
+  PYTHONPATH=$PWD/$part/builders VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$release \
     .venv/bin/python -m pip download --quiet --no-deps --no-binary vllm --no-build-isolation \
     --dest "$part" "vllm==$release" >&2
   # Without vllm/, which would hide the installed one.

@@ -43,6 +43,11 @@ def tiny_finder() -> str:
     return str(Path(__file__).with_name("tiny_embed"))
 
 
+def tiny_ranker() -> str:
+    """Folder of the embedded checkpoint that ranks pages for such a question."""
+    return str(Path(__file__).with_name("tiny_rerank"))
+
+
 # What quantising and converting change.
 _FREE = ("quantization_config", "torch_dtype", "dtype")
 
