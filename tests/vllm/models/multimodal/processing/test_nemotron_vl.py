@@ -197,6 +197,16 @@ def test_token_ids_and_text_give_the_same_prompt(processor):
     assert from_text["prompt_token_ids"] == from_ids["prompt_token_ids"]
 
 
+def test_embeddings_take_the_places_of_the_image_tokens(processor):
+    hf_processor = processor.info.get_hf_processor()
+    context = hf_processor.tokenizer.convert_tokens_to_ids("<image>")
+    for tiles in (1, 13):
+        update = hf_processor.get_image_repl(tiles)
+        mask = update.is_embed(update.full)
+        assert mask.tolist() == [token == context for token in update.full]
+        assert mask.sum() == tiles * hf_processor.image_seq_length
+
+
 def test_the_cache_changes_nothing(make_processor):
     processor = make_processor()
     cache = MultiModalProcessorOnlyCache(processor.info.ctx.model_config)
