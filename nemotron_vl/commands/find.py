@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..search.asking import FoundPage
 
 _CANDIDATES = 5  # times --limit, that are ranked
+_COPIES = 4  # that are expected of a page at most, on average
 
 
 def add_parser(subparsers) -> None:
@@ -131,12 +132,15 @@ def _run(args: argparse.Namespace) -> int:
         raise ValueError("The question is empty.")
     if not (args.url or args.model):
         raise ValueError("Give --url of a server, or --model to start one.")
+    if args.candidates and args.candidates < args.limit:
+        raise ValueError("--candidates is less than --limit.")
     store = Store.open(args.index)
     if store is None:
         raise ValueError(f"There is no index at {args.index}.")
     vector = _embed(args, store)
     candidates = args.candidates or _CANDIDATES * args.limit
-    hits = store.nearest(vector, candidates if args.rerank else args.limit)
+    most = candidates if args.rerank else args.limit
+    hits = store.nearest(vector, _COPIES * most)
     found = [asking.FoundPage(hit) for hit in hits if hit.page]
     root, places = args.root, [absolute(args.root)] if args.root else []
     if not is_url(args.index):  # otherwise others may have written it
@@ -144,6 +148,7 @@ def _run(args: argparse.Namespace) -> int:
         places += store.settings["places"] + ([root] if root else [])
     if args.rerank or args.answer or args.html:
         asking.refuse(found, places)
+    found = asking.without_copies(found)[:most]
     model = args.answer if args.answer and not is_url(args.answer) else None
     tiler = Tiler.from_model(model, args.max_tiles)
     drawing = Drawing(tiler, passwords=read_passwords(args.password_file))
@@ -243,6 +248,7 @@ def _show(args: argparse.Namespace, found: "list[FoundPage]", text: str | None) 
         for rank, one in enumerate(found, 1):
             place = {"rank": rank, "file": one.hit.file, "page": one.hit.page}
             line = place | {"score": one.score, "cosine": round(one.hit.score, 6)}
+            line |= {"copies": one.copies} if one.copies else {}
             show(json.dumps(line | ({"error": one.error} if one.error else {})))
         if text is not None:
             show(json.dumps({"answer": text, "pages": pages}))

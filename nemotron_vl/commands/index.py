@@ -92,7 +92,7 @@ def _run(args: argparse.Namespace) -> int:
     if not (args.url or args.model):
         raise ValueError("Give --url of a server, or --model to start one.")
     found = find_documents(args.paths, args.root)
-    if not found.documents:
+    if not (found.documents or args.remove_gone):
         raise ValueError(f"The folders hold no PDFs and no images.{left_out(found)}")
     tiler = Tiler.from_model(None, args.max_tiles or TILES)
     drawing = Drawing(

@@ -37,6 +37,7 @@ class FoundPage:
         error: Why the page could not be ranked or asked about.
         asked: Whether the answer is about it, too.
         refused: Whether its document is not opened, see `refuse`.
+        copies: Files equal to that of the page, which were found, too.
     """
 
     hit: Hit
@@ -45,6 +46,7 @@ class FoundPage:
     error: str | None = None
     asked: bool = False
     refused: bool = False
+    copies: list[str] = field(default_factory=list)
 
     @property
     def place(self) -> tuple[str, int]:
@@ -52,6 +54,17 @@ class FoundPage:
 
     def __str__(self) -> str:
         return f"{self.hit.file} p. {self.hit.page}"
+
+
+def without_copies(found: Iterable[FoundPage]) -> list[FoundPage]:
+    """Each page once: those of equal files are one, unless they are refused."""
+    kept: dict[Any, FoundPage] = {}
+    for one in found:
+        file = one.hit.file if one.refused else one.hit.source.get("sha256")
+        first = kept.setdefault((file or one.hit.file, one.hit.page), one)
+        if first is not one:
+            first.copies.append(one.hit.file)
+    return [*kept.values()]
 
 
 def refuse(found: Iterable[FoundPage], places: Iterable[str]) -> None:

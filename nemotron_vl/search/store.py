@@ -23,6 +23,7 @@ from ..documents.finding import is_url
 LOCK = "nemotron-vl.lock"  # of a process that writes
 _TABLE = "pages"
 _SETTINGS = "nemotron_vl"  # metadata of the first column
+_NEEDED = {"dimension", "model", "trial", "root", "places"}
 _INDEX = re.compile(r"pages_(\d+)")
 _ALIKE = 0.999  # cosine of two embeddings of a text by a model
 _STATE = ("file", "page", "error", "bytes", "modified", "sha256")
@@ -72,7 +73,7 @@ class Store:
 
         Args:
             place: Folder or URI of LanceDB.
-            settings: With ``dimension``.
+            settings: Those of `_NEEDED`, and others that pages depend on.
         """
         vector = pa.list_(pa.float16(), settings["dimension"])
         kept = {_SETTINGS: json.dumps(settings)}
@@ -110,7 +111,13 @@ class Store:
                 return None
             table = database.open_table(_TABLE)
             kept = table.schema.field("file").metadata or {}
-            return cls(table, json.loads(kept[_SETTINGS.encode()]), place)
+            settings = json.loads(kept[_SETTINGS.encode()])
+        if missing := _NEEDED - settings.keys():
+            raise ValueError(
+                f"{place} is the index of another release: it does not say "
+                f"{', '.join(sorted(missing))}. Make another index."
+            )
+        return cls(table, settings, place)
 
     def set(self, **settings: Any) -> None:
         """Change settings."""
@@ -161,15 +168,18 @@ class Store:
     def add(self, records: Sequence[dict[str, Any]]) -> None:
         """Add pages that are not there."""
         rows = [_row(record) for record in records]
-        self._table.add(pa.Table.from_pylist(rows, self._table.schema))
+        with _read(self.name):
+            self._table.add(pa.Table.from_pylist(rows, self._table.schema))
 
     def remove(self, files: Iterable[str]) -> None:
         """Remove documents."""
-        for some in _listed([*files]):
-            self._table.delete(some)
+        with _read(self.name):
+            for some in _listed([*files]):
+                self._table.delete(some)
 
     def remove_errors(self) -> None:
-        self._table.delete("error IS NOT NULL")
+        with _read(self.name):
+            self._table.delete("error IS NOT NULL")
 
     def tidy(self, approximate_from: int = APPROXIMATE_FROM) -> None:
         """Compact the table, and index many pages.
@@ -182,16 +192,19 @@ class Store:
         # Its name says how many pages its clusters were made of.
         before = {match[0]: int(match[1]) for match in named if match}
         made_of = max(before.values(), default=0)
-        if count >= max(approximate_from, _GROWTH * made_of):
+        many = count >= max(approximate_from, _GROWTH * made_of)
+        if many and self.settings["dimension"] % 8 == 0:  # RaBitQ needs whole bytes
             config = IvfRq(distance_type="cosine")
-            self._table.create_index("vector", config=config, name=f"pages_{count}")
-            for name in before.keys() - {f"pages_{count}"}:
-                self._table.drop_index(name)
+            with _read(self.name):
+                self._table.create_index("vector", config=config, name=f"pages_{count}")
+                for name in before.keys() - {f"pages_{count}"}:
+                    self._table.drop_index(name)
         self.compact()
 
     def compact(self) -> None:
         """Join small pieces, and remove what is deleted."""
-        self._table.optimize(cleanup_older_than=_KEPT)
+        with _read(self.name):
+            self._table.optimize(cleanup_older_than=_KEPT)
 
     def nearest(
         self, vector: Sequence[float], limit: int, exact: bool = False
@@ -224,7 +237,7 @@ class Store:
 
 @contextlib.contextmanager
 def _read(place: str) -> Iterator[None]:
-    """Say that an index cannot be read."""
+    """Say that an index cannot be read, or not be changed."""
     try:
         yield
     except Exception as error:  # LanceDB raises all kinds

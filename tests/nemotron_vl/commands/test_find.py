@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,9 +64,30 @@ def test_the_pages_are_ranked(server, place, capsys):
     first, second = lines(capsys)
     assert places([first]) == [("photos/yellow.png", 1)]
     assert (first["score"], second["score"]) == (2, 1)
-    assert len(server.asked) == 7  # all candidates
+    assert len(server.asked) == 6  # all candidates, of equal files one
     main(find(server, "red lime", place, *options, "--candidates", "3"))
-    assert len(server.asked) == 10
+    assert len(server.asked) == 9
+
+
+def test_fewer_candidates_than_pages_are_refused(server, place, capsys):
+    options = ("--rerank", server.url, "--limit", "3", "--candidates", "2")
+    assert main(find(server, "red", place, *options)) == 2
+    assert "--candidates is less than --limit." in capsys.readouterr().err
+
+
+def test_pages_of_equal_files_are_one(server, folder, place, capsys):
+    """They take no place of another page, and are asked about once."""
+    for number in range(3):
+        shutil.copy(folder / "report.pdf", folder / f"{number}.pdf")
+    assert main(index(server, folder, place, "--root", str(folder))) == 0
+    capsys.readouterr()
+    options = ("--limit", "2", "--answer", server.url, "--json")
+    assert main(find(server, "blue", place, *options)) == 0
+    first, second, answer = lines(capsys)
+    equal = {"report.pdf", *(f"{number}.pdf" for number in range(3))}
+    assert {first["file"], *first["copies"]} == equal and first["page"] == 3
+    assert (second["file"], second["page"]) != (first["file"], 3)
+    assert len(answer["pages"]) == len({*answer["pages"]}) == 2
 
 
 def test_the_best_pages_that_fit_are_asked_about(server, place, capsys):
@@ -93,7 +115,7 @@ def test_what_has_changed_is_listed_but_not_asked_about(server, folder, place, c
     options = ("--rerank", server.url, "--answer", server.url, "--json")
     assert main(find(server, "blue", place, *options)) == 0
     *found, answer = lines(capsys)
-    assert len(found) == 7 and "report.pdf p. 3" not in answer["pages"]
+    assert len(found) == 6 and "report.pdf p. 3" not in answer["pages"]
     for line in found[-3:]:
         assert line["file"] == "report.pdf" and line["score"] is None
         assert line["error"] == "The document has changed since it was read."
@@ -116,7 +138,7 @@ def test_documents_that_have_moved_are_found(server, folder, place, capsys):
     assert main(find(server, "blue", place, *options)) == 1
     printed = capsys.readouterr()
     assert "No page can be asked about" in printed.err
-    assert len(printed.out.splitlines()) == 7
+    assert len(printed.out.splitlines()) == 6
     assert main(find(server, "blue", place, *options, "--root", str(moved))) == 0
     assert lines(capsys)[-1]["pages"][0] == "report.pdf p. 3"
 

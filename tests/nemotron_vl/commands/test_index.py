@@ -89,6 +89,8 @@ def test_a_folder_that_is_away_changes_nothing(server, folder, place, capsys):
     assert main(index(server, folder, place)) == 2
     assert "The folders hold no PDFs and no images." in capsys.readouterr().err
     assert pages(place, folder) == ALL
+    assert main(index(server, folder, place, "--remove-gone")) == 0
+    assert pages(place, folder) == []
 
 
 CODE = """

@@ -10,6 +10,7 @@ from nemotron_vl.search.store import Store
 DIMENSION = 32
 TRIAL = [1.0, *[0.0] * (DIMENSION - 1)]
 SETTINGS = {"model": "m", "dimension": DIMENSION, "trial": TRIAL}
+SETTINGS |= {"root": None, "places": []}
 
 
 def page(file, number, vector, **more):
@@ -93,6 +94,32 @@ def test_a_damaged_index_is_named(store, part):
     with pytest.raises(ValueError, match="cannot be read as an index. It is damaged"):
         opened = Store.open(store.name)
         opened.nearest(axis(0), 1)
+
+
+def test_a_damaged_index_cannot_be_changed(store):
+    for number in range(3):
+        store.add([page("a", number, axis(0)), page("b", number, axis(1))])
+    (folder,) = Path(store.name).rglob("data")
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes()[:20])
+    for change in (store.compact, lambda: store.remove(["a"])):
+        with pytest.raises(ValueError, match="It is damaged"):
+            change()
+
+
+def test_the_index_of_another_release_is_named(tmp_path):
+    place = str(tmp_path / "index")
+    Store.create(place, {"model": "m", "dimension": DIMENSION})
+    with pytest.raises(ValueError, match="it does not say places, root, trial"):
+        Store.open(place)
+
+
+def test_vectors_that_rabitq_does_not_take_are_compared_one_by_one(tmp_path):
+    store = Store.create(str(tmp_path / "index"), SETTINGS | {"dimension": 100})
+    vectors = np.random.default_rng(0).standard_normal((300, 100))
+    store.add([page("a", number, vector) for number, vector in enumerate(vectors, 1)])
+    store.tidy(approximate_from=300)
+    assert [hit.page for hit in store.nearest(vectors[6], 1)] == [7]
 
 
 def test_other_files_are_no_index(tmp_path):
