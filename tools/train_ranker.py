@@ -4,9 +4,10 @@
     tools/fonts.sh build/fonts
     python tools/train_ranker.py build/finder
 
-Starts from the weights of the embedded checkpoint that embeds, and writes ``build/finder/rerank``. The tower stays as it is, so each page is drawn and
-encoded once. The language model learns to compare first from texts, which are short,
-then from texts and pages.
+Starts from the weights of the embedded checkpoint that embeds, and writes
+``build/finder/rerank``. The tower stays as it is, so each page is drawn and encoded
+once. The language model learns to compare first from texts, which are short, then from
+texts and pages.
 """
 
 import argparse
