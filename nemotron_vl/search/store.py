@@ -35,6 +35,7 @@ _REFINED = 10
 _PROBES = 20  # clusters that are searched
 _KEPT = timedelta(hours=1)  # for those who search while old versions are removed
 _FILES_AT_ONCE = 500  # in a condition
+_UNCHANGED = "cannot be changed."
 
 
 class Hit(NamedTuple):
@@ -103,7 +104,7 @@ class Store:
                 return None
             if not os.path.isdir(place):
                 raise ValueError(f"{place} is not an index, but a file.")
-        with _read(place):
+        with _named(place):
             database = lancedb.connect(place)
             if _TABLE not in database.list_tables().tables:
                 if not is_url(place) and {*os.listdir(place)} - {LOCK}:
@@ -162,23 +163,23 @@ class Store:
 
     def _rows(self, columns: Sequence[str], condition: str | None = None) -> pa.Table:
         query = self._table.search().select([*columns])
-        with _read(self.name):
+        with _named(self.name):
             return (query.where(condition) if condition else query).to_arrow()
 
     def add(self, records: Sequence[dict[str, Any]]) -> None:
         """Add pages that are not there."""
         rows = [_row(record) for record in records]
-        with _read(self.name):
+        with _named(self.name, _UNCHANGED):
             self._table.add(pa.Table.from_pylist(rows, self._table.schema))
 
     def remove(self, files: Iterable[str]) -> None:
         """Remove documents."""
-        with _read(self.name):
+        with _named(self.name, _UNCHANGED):
             for some in _listed([*files]):
                 self._table.delete(some)
 
     def remove_errors(self) -> None:
-        with _read(self.name):
+        with _named(self.name, _UNCHANGED):
             self._table.delete("error IS NOT NULL")
 
     def tidy(self, approximate_from: int = APPROXIMATE_FROM) -> None:
@@ -195,7 +196,7 @@ class Store:
         many = count >= max(approximate_from, _GROWTH * made_of)
         if many and self.settings["dimension"] % 8 == 0:  # RaBitQ needs whole bytes
             config = IvfRq(distance_type="cosine")
-            with _read(self.name):
+            with _named(self.name, _UNCHANGED):
                 self._table.create_index("vector", config=config, name=f"pages_{count}")
                 for name in before.keys() - {f"pages_{count}"}:
                     self._table.drop_index(name)
@@ -203,7 +204,7 @@ class Store:
 
     def compact(self) -> None:
         """Join small pieces, and remove what is deleted."""
-        with _read(self.name):
+        with _named(self.name, _UNCHANGED):
             self._table.optimize(cleanup_older_than=_KEPT)
 
     def nearest(
@@ -222,7 +223,7 @@ class Store:
             query = query.bypass_vector_index()
         else:
             query = query.nprobes(_PROBES).refine_factor(_REFINED)
-        with _read(self.name):
+        with _named(self.name):
             rows = query.select([*_STATE, "_distance"]).to_list()
         return [
             Hit(
@@ -236,14 +237,19 @@ class Store:
 
 
 @contextlib.contextmanager
-def _read(place: str) -> Iterator[None]:
-    """Say that an index cannot be read, or not be changed."""
+def _named(place: str, said: str = "cannot be read as an index.") -> Iterator[None]:
+    """Say which index an error is about; LanceDB raises all kinds.
+
+    Args:
+        place: Of the index.
+        said: What cannot be done.
+    """
     try:
         yield
-    except Exception as error:  # LanceDB raises all kinds
+    except Exception as error:
         cause = (str(error).splitlines() or [""])[0][:300]
         raise ValueError(
-            f"{place} cannot be read as an index. It is damaged, away or of another "
+            f"{place} {said} It is damaged, full, away or of another "
             f"program: {type(error).__name__}: {cause}"
         ) from error
 

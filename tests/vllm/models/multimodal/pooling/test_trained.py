@@ -55,7 +55,7 @@ def ranker(make_llm, tiny_rerank):
 
 def test_ranking_tells_pages_apart_that_embeddings_confuse(embedder, ranker):
     """Their numbers differ in a character or two."""
-    pages = draw_pages(numbers(random.Random("alike"), 200, ALIKE))
+    pages = draw_pages(numbers(random.Random("alike"), 100, ALIKE))
     similar = likeness(embedder, pages)
     found = np.argsort(-similar, axis=1)
     assert recall(rank(ranker, pages, similar, 10), 1) > recall(found, 1)
