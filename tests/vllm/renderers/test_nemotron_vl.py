@@ -158,6 +158,7 @@ def test_the_threads_for_images_are_this_servers_share(
     monkeypatch.setattr(image_threads, "IMAGE_THREADS", pool)
     config = VllmConfig(additional_config={"nemotron_vl": given})
     config.parallel_config._api_process_count = servers
+    config.model_config = SimpleNamespace(multimodal_config=None)
     renderer.NemotronVLRenderer(config, None)
     assert pool.limit == threads
 
