@@ -130,16 +130,15 @@ def sides() -> Iterator[tuple[dict[str, Call], dict[str, Call]]]:
     with engine_process() as (socket, processors):
         calls, again = {}, {}
         for name, (processor, kwargs) in processors.items():
-            loader = ImageMediaIO()
+            first = knowing = ImageMediaIO()
             if name != "in-tree":
-                loader = CheckedImageIO(loader, ())
-            side = Side(loader, processor, kwargs)
-            calls[name] = partial(send, socket, side)
-            if name != "in-tree":
-                loader = CheckedImageIO(loader, (), Seen(len(FORMATS)))
+                first = CheckedImageIO(first, ())
+                knowing = CheckedImageIO(knowing, (), Seen(len(FORMATS)))
             cache = LruKeyReplicatedSenderCache(processor.info.ctx.model_config)
-            side = side._replace(loader=loader, cache=cache)
-            again[name] = partial(send, socket, side)
+            once = Side(first, processor, kwargs)
+            calls[name] = partial(send, socket, once)
+            known = Side(knowing, processor, kwargs, cache)
+            again[name] = partial(send, socket, known)
         yield calls, again
 
 

@@ -111,5 +111,4 @@ def measured(cases, monkeypatch, tmp_path):
     found = [json.loads(line) for line in lines if line]
     assert len(found) == len(cases), said
     for mode, (width, height), recipe, peak, left in found:
-        print(mode, (width, height), recipe, peak, left)
         yield (mode, width, height, recipe), 4 * width * height / 1e6, peak, left
