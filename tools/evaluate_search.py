@@ -25,6 +25,7 @@ from ir_measures import Qrel, R, ScoredDoc, nDCG
 from nemotron_vl.checkpoints.tiler import Tiler
 from nemotron_vl.documents.client import RERANK_KEY, connect, keys_of
 from nemotron_vl.documents.pages import Drawing
+from nemotron_vl.documents.process import PageProcess
 from nemotron_vl.images.drawn import draw_text
 from nemotron_vl.main import main
 from nemotron_vl.search.asking import FoundPage, draw, rank
@@ -107,19 +108,21 @@ async def search(
     candidates: int,
 ) -> list[ScoredDoc]:
     """The best pages of each question, best first, by their files."""
-    found, drawing = [], Drawing(Tiler.from_model(None))
+    found = []
     place = rerank or url
     keys = keys_of(place, RERANK_KEY, url)
-    async with connect(url) as client, connect(place, keys=keys) as ranks:
-        for query, text in queries.items():
-            _, vector = await find_embedder(client, text)
-            hits = store.nearest(vector, candidates if rerank else DEPTH)
-            pages = [FoundPage(hit) for hit in hits]
-            if rerank:
-                draw(pages, drawing, None)
-                pages = await rank(ranks, text, pages)
-            for place, page in enumerate(pages):
-                found.append(ScoredDoc(query, page.hit.file, -place))
+    drawing = Drawing(Tiler.from_model(None))
+    with PageProcess(drawing) as process:  # its start takes seconds
+        async with connect(url) as client, connect(place, keys=keys) as ranks:
+            for query, text in queries.items():
+                _, vector = await find_embedder(client, text)
+                hits = store.nearest(vector, candidates if rerank else DEPTH)
+                pages = [FoundPage(hit) for hit in hits]
+                if rerank:
+                    draw(pages, process, None)
+                    pages = await rank(ranks, text, pages)
+                for number, page in enumerate(pages):
+                    found.append(ScoredDoc(query, page.hit.file, -number))
     return found
 
 

@@ -19,6 +19,7 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import MA
 from ..checkpoints.tiler import Tiler
 from ..documents.finding import absolute, is_url
 from ..documents.pages import Drawing
+from ..documents.process import PageProcess
 from ..documents.requests import Question
 from ..printable import show
 from .arguments import check_packages, number, read_passwords, url_or_model
@@ -153,7 +154,8 @@ def _run(args: argparse.Namespace) -> int:
     tiler = Tiler.from_model(model, args.max_tiles)
     drawing = Drawing(tiler, passwords=read_passwords(args.password_file))
     if args.rerank or args.answer:
-        asking.draw(found, drawing, root)
+        with PageProcess(drawing) as process:
+            asking.draw(found, process, root)
     text = failure = None
     try:
         if args.rerank:

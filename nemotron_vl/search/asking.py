@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from ..checkpoints.tiler import Tiler
 from ..documents.finding import is_url
-from ..documents.pages import Drawing, Page
+from ..documents.pages import Page
 from ..documents.pages_again import pages_again
 from ..documents.process import PageProcess
 from ..documents.reading import ServerFailure, find_model, read_answers
@@ -92,12 +92,12 @@ def _is_below(name: str, places: Iterable[str]) -> bool:
     return any(name == place or name.startswith(f"{place}/") for place in places)
 
 
-def draw(found: Iterable[FoundPage], drawing: Drawing, root: str | None) -> None:
+def draw(found: Iterable[FoundPage], process: PageProcess, root: str | None) -> None:
     """Draw pages, unless their documents have changed or are gone.
 
     Args:
         found: Pages without an image.
-        drawing: How.
+        process: That draws.
         root: Folder of the documents whose names are relative.
     """
     by_place = {one.place: one for one in found if not one.refused}
@@ -106,11 +106,10 @@ def draw(found: Iterable[FoundPage], drawing: Drawing, root: str | None) -> None
         wanted.setdefault(file, []).append(number)
     sources = {one.hit.file: one.hit.source for one in by_place.values()}
     listed = [(file, pages, sources[file]) for file, pages in wanted.items()]
-    with PageProcess(drawing) as process:
-        for page in pages_again(process, listed, root):
-            assert page.number is not None
-            one = by_place[page.file, page.number]
-            one.page, one.error = page, page.error
+    for page in pages_again(process, listed, root):
+        assert page.number is not None
+        one = by_place[page.file, page.number]
+        one.page, one.error = page, page.error
 
 
 async def rank(
