@@ -4,6 +4,7 @@ The tests at the end break the reference on purpose. Each comparison must notice
 nobody can loosen it without a failing test.
 """
 
+import functools
 import types
 from pathlib import Path
 
@@ -41,8 +42,11 @@ def reference(checkpoint) -> Reference:
 
 
 @pytest.fixture(scope="module")
-def model(load_model, checkpoint):
-    return load_model(checkpoint)
+def models(load_model, checkpoint):
+    """A function that gives the model in a dtype, loaded once."""
+    return functools.cache(
+        lambda dtype: load_model(checkpoint, str(dtype).removeprefix("torch."))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +181,9 @@ def _unconditioned(self, pixels):
 @pytest.mark.parametrize("count", [1, 13])
 @pytest.mark.parametrize(("mutation", "dtype"), MUTATIONS, ids=str)
 def test_a_mutated_model_is_noticed(
-    load_model, checkpoint, monkeypatch, mutation, count, dtype
+    models, checkpoint, monkeypatch, mutation, count, dtype
 ):
-    model = load_model(checkpoint, str(dtype).removeprefix("torch."))
+    model = models(dtype)
     reference = Reference.load(checkpoint, dtype)
     check_features(model, reference, count)
     if mutation == "cropped positions":
