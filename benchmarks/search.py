@@ -49,7 +49,8 @@ def measure(place: str, args: Any) -> Iterator[tuple[str, float]]:
     """Seconds, megabytes and recall, by name."""
     yield "pages", args.pages
     yield "dimension", args.dimension
-    settings = {"model": "synthetic", "trial": [], "root": "/archive", "places": []}
+    settings = {"model": "synthetic", "trial": [], "trial_page": []}
+    settings |= {"root": "/archive", "places": []}
     store = Store.create(place, settings | {"dimension": args.dimension})
     archive = Archive(args.pages, args.dimension)
     adding = [seconds(partial(store.add, batch)) for batch in archive.batches()]

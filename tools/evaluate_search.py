@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures how well pages are found, on a set of the form of ViDoRe and BEIR.
 
-python tools/evaluate_search.py draw SET
+python tools/evaluate_search.py draw SET [--alike 10]
 python tools/evaluate_search.py measure SET --url URL [--rerank URL]
 
 A set is a folder of Parquet files: corpus (corpus-id, image), queries (query-id, query)
@@ -36,11 +36,17 @@ MEASURES = [nDCG @ 5, R @ 1, R @ 5, R @ 10]
 DEPTH = 100  # pages of a question that are measured
 
 
-def draw_set(folder: Path, pages: int, seed: int = 0) -> None:
-    """Write a set of drawn numbers. Each is a question, which one page answers."""
-    chance = random.Random(seed)
-    numbers = chance.sample(range(1_000_000), pages)
-    texts = [f"{number // 100:04}-{number % 100:02}" for number in numbers]
+def draw_set(folder: Path, pages: int, alike: int = 1) -> None:
+    """Write a set of drawn numbers. Each is a question, which one page answers.
+
+    Args:
+        folder: For the set.
+        pages: Number of pages.
+        alike: Size of the groups of numbers that differ in a character or two.
+    """
+    from tiny_finder.evaluation import numbers
+
+    texts = numbers(random.Random(0), pages, alike)
     images = []
     with tempfile.TemporaryDirectory() as temporary:
         for text in texts:
@@ -133,12 +139,15 @@ if __name__ == "__main__":
     parser.add_argument("action", choices=("draw", "measure"))
     parser.add_argument("set", type=Path)
     parser.add_argument("--pages", type=int, default=200, help="that are drawn")
+    parser.add_argument(
+        "--alike", type=int, default=1, help="of them that are almost equal, in groups"
+    )
     parser.add_argument("--url", help="server of the embedding model")
     parser.add_argument("--rerank", metavar="URL", help="server of the ranking model")
     parser.add_argument("--candidates", type=int, default=50, help="that it ranks")
     args = parser.parse_args()
     if args.action == "draw":
-        draw_set(args.set, args.pages)
+        draw_set(args.set, args.pages, args.alike)
     elif not args.url:
         parser.error("measure needs --url of a server.")
     else:

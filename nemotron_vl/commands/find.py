@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from ..search.asking import FoundPage
 
 _CANDIDATES = 5  # times --limit, that are ranked
-_COPIES = 4  # that are expected of a page at most, on average
 
 
 def add_parser(subparsers) -> None:
@@ -60,6 +59,11 @@ def add_parser(subparsers) -> None:
         default=10,
         metavar="N",
         help="most pages that are listed (default: %(default)s)",
+    )
+    group.add_argument(
+        "--exact",
+        action="store_true",
+        help="compare the question with each page, also of an index of many",
     )
     group.add_argument(
         "--rerank",
@@ -141,41 +145,41 @@ def _run(args: argparse.Namespace) -> int:
     vector = _embed(args, store)
     candidates = args.candidates or _CANDIDATES * args.limit
     most = candidates if args.rerank else args.limit
-    hits = store.nearest(vector, _COPIES * most)
-    found = [asking.FoundPage(hit) for hit in hits if hit.page]
     root, places = args.root, [absolute(args.root)] if args.root else []
     if not is_url(args.index):  # otherwise others may have written it
         root = root or store.settings["root"]
         places += store.settings["places"] + ([root] if root else [])
-    if args.rerank or args.answer or args.html:
-        asking.refuse(found, places)
-    found = asking.without_copies(found)[:most]
+    if not (args.rerank or args.answer or args.html):
+        places = None  # no document is opened
+    found = asking.find_pages(store, vector, most, places, args.exact)
     model = args.answer if args.answer and not is_url(args.answer) else None
     tiler = Tiler.from_model(model, args.max_tiles)
     drawing = Drawing(tiler, passwords=read_passwords(args.password_file))
     if args.rerank or args.answer:
         with PageProcess(drawing) as process:
             asking.draw(found, process, root)
-    text = failure = None
+    text = cut = failure = None
     try:
         if args.rerank:
             found = _rank(args, found)
         if args.answer and found:
-            text = _answer(args, found[: args.limit], tiler)
+            text, cut = _answer(args, found[: args.limit], tiler)
     except (OSError, RuntimeError, ValueError) as error:
         failure = error  # what was found is shown
     found = found[: args.limit]
     for one in found:
         if one.error:
             tell(f"{one}: {one.error}")
-    _show(args, found, text)
+    _show(args, found, text, cut)
+    if cut:
+        tell(f"The answer: {cut}")
     if failure is not None:
         tell(f"nemotron-vl: {failure}")
     if args.html:
         from ..documents.checking import write_checking_page
         from ..documents.outputs import OutputFolder
 
-        shown = asking.results(args.question, text, found, root)
+        shown = asking.results(args.question, text, cut, found, root)
         with OutputFolder(args.html) as folder:
             write_checking_page(folder, shown, {}, tiler, root, drawing.passwords)
     return 1 if failure is not None else 0
@@ -207,7 +211,9 @@ def _rank(args: argparse.Namespace, found: "list[FoundPage]") -> "list[FoundPage
     return _with_server(args, args.rerank, options, ask, RERANK_KEY)
 
 
-def _answer(args: argparse.Namespace, found: "list[FoundPage]", tiler: Tiler) -> str:
+def _answer(
+    args: argparse.Namespace, found: "list[FoundPage]", tiler: Tiler
+) -> tuple[str, str | None]:
     from ..documents.client import ANSWER_KEY
     from ..search.asking import answer
 
@@ -244,16 +250,23 @@ def _with_server(
         return asyncio.run(connect_and_ask())
 
 
-def _show(args: argparse.Namespace, found: "list[FoundPage]", text: str | None) -> None:
+def _show(
+    args: argparse.Namespace,
+    found: "list[FoundPage]",
+    text: str | None,
+    cut: str | None,
+) -> None:
     pages = [str(one) for one in found if one.asked]
     if args.json:
         for rank, one in enumerate(found, 1):
             place = {"rank": rank, "file": one.hit.file, "page": one.hit.page}
             line = place | {"score": one.score, "cosine": round(one.hit.score, 6)}
-            line |= {"copies": one.copies} if one.copies else {}
+            copies = [copy.file for copy in one.copies]
+            line |= {"copies": copies} if copies else {}
             show(json.dumps(line | ({"error": one.error} if one.error else {})))
         if text is not None:
-            show(json.dumps({"answer": text, "pages": pages}))
+            answer = {"answer": text, "pages": pages}
+            show(json.dumps(answer | ({"cut": cut} if cut else {})))
         return
     show("rank  score  cosine  page")
     for rank, one in enumerate(found, 1):

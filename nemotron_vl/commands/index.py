@@ -171,7 +171,7 @@ async def _add(
     bar: tqdm,
 ) -> None:
     """Append a record for each page."""
-    from ..search.embedding import find_embedder
+    from ..search.embedding import embed_trial_page, find_embedder
 
     said = beside(bar)
     tiler = options.drawing.tiler
@@ -181,5 +181,7 @@ async def _add(
         embedder, vector = await find_embedder(
             client, model=given, timeout=args.timeout, image_tokens=tokens
         )
-        index.settle(args.model if served.process else embedder.model, vector)
+        page = await embed_trial_page(client, embedder, args.timeout)
+        name = args.model if served.process else embedder.model
+        index.settle(name, vector, page)
         await append_all(job.answers(client, embedder, ended), index, bar, said)

@@ -4,13 +4,23 @@
 import contextlib
 import itertools
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from .finding import Found, Source
 
 
-def equal_files(documents: list[Found]) -> tuple[list[Found], dict[str, list[Found]]]:
+def equal_files(
+    documents: list[Found],
+    known: Callable[[str], Mapping[str, Any] | None] = lambda name: None,
+) -> tuple[list[Found], dict[str, list[Found]]]:
     """Separate the local files that equal an earlier one.
+
+    Args:
+        documents: Files, and others, which stay.
+        known: The state of a file when it was read, see `Source`, by its name. If its
+            size and time are those, it is not read again.
 
     Returns:
         The others, and by name of a document those that equal it.
@@ -23,7 +33,10 @@ def equal_files(documents: list[Found]) -> tuple[list[Found], dict[str, list[Fou
     copies: dict[str, list[Found]] = defaultdict(list)
     for document in itertools.chain(*(same for same in sizes.values() if same[1:])):
         with contextlib.suppress(OSError, ValueError):  # `Job.pages` says why
-            digest = Source.of(Path(document.place)).sha256
+            source = known(document.name)
+            if source is None or not document.is_as_before(source):
+                source = Source.of(Path(document.place))._asdict()
+            digest = source["sha256"]
             original = first.setdefault(digest, document.name)
             if original != document.name:
                 copies[original].append(document)

@@ -84,6 +84,10 @@ class Found(NamedTuple):
             return self._replace(bytes=None, modified=None)
         return self._replace(bytes=status.st_size, modified=status.st_mtime)
 
+    def is_as_before(self, source: Mapping[str, Any]) -> bool:
+        """Whether size and time are those of a file that was read."""
+        return (self.bytes, self.modified) == (source["bytes"], source["modified"])
+
     def has_changed(self, source: Mapping[str, Any]) -> bool:
         """Whether it is not what was read. The content decides if the time differs.
 
@@ -92,7 +96,7 @@ class Found(NamedTuple):
         """
         if self.bytes is None:
             return False
-        if (self.bytes, self.modified) == (source["bytes"], source["modified"]):
+        if self.is_as_before(source):
             return False
         if self.bytes != source["bytes"]:
             return True

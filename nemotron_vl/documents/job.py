@@ -88,7 +88,7 @@ class Job:
         self._documents = documents
         self._copies: dict[str, list[Found]] = {}
         if records is not None and records.kept:
-            self._documents, self._copies = equal_files(documents)
+            self._documents, self._copies = equal_files(documents, records.source)
         self._records = Records({}) if records is None else records
         self._options = options
         self._sources: dict[str, dict[str, Any]] = {}
@@ -148,7 +148,9 @@ class Job:
     ) -> Iterator[Page]:
         name = document.name
         if not turn and (
-            not self._is_there(document) or self._records.done(name, None)
+            not self._is_there(document)
+            or self._records.done(name, None)
+            or self._is_whole(name)
         ):
             return
         try:
@@ -169,6 +171,8 @@ class Job:
                             continue
                         left = True
                         note(document, file)
+                    if page.last and name in self._sources:
+                        self._sources[name]["pages"] = page.number
                     yield page
                 source = None if left else self._sources.get(name)
                 if source and not document.remote and _differs(file, source):
@@ -189,6 +193,13 @@ class Job:
             self._records.outdate(document.name)
             self._tell(f"{document.name}: it has changed and is read again")
         return True
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether no page is left of a document, so that it need not be opened."""
+        count = (self._records.source(name) or {}).get("pages")
+        return count is not None and all(
+            self._left_out(name, number, 0) for number in range(1, count + 1)
+        )
 
     def _left_out(self, name: str, number: int, turn: int) -> bool:
         if turn:
@@ -302,7 +313,10 @@ class Job:
         return True
 
     def source(self, name: str) -> dict[str, Any] | None:
-        """The state of a document, see `Source`, once its first page is drawn."""
+        """The state of a document, see `Source`, once its first page is drawn.
+
+        With ``pages``, their number, once the last one is.
+        """
         return self._sources.get(name)
 
     def _with_source(self, record: Record) -> Record:

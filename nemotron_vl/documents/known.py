@@ -17,6 +17,8 @@ class Counts(NamedTuple):
 class Known:
     """What is known of a document's records: those about its last state."""
 
+    __slots__ = "_again", "_pages", "_records", "outdated", "source"
+
     def __init__(self) -> None:
         self.source: dict[str, Any] | None = None
         self.outdated = False  # it has changed since
@@ -33,11 +35,13 @@ class Known:
             self._records.clear()
             self._pages.clear()
             self._again.clear()
+            self.source = None
         if page is not None and self.opens_again():
             replaces = True
             del self._records[None]
             self._again.discard(None)
-        self.source = source or self.source
+        if source:  # that of the last page has the number of pages
+            self.source = (self.source or {}) | source
         self.outdated = False
         error = "error" in record
         self._records[page] = Counts(1, error, "cut" in record and not error)

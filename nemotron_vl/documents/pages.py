@@ -75,6 +75,7 @@ class Page(NamedTuple):
             of its layer is upright.
         blank: Whether the page has no marks, see `is_blank`.
         error: Why there is no image.
+        last: Whether the document has no page after it.
     """
 
     file: str
@@ -86,6 +87,7 @@ class Page(NamedTuple):
     angle: int = 0
     blank: bool = False
     error: str | None = None
+    last: bool = False
 
 
 def count_pages(file: Path, passwords: tuple[str, ...] = ()) -> int:
@@ -127,9 +129,10 @@ def read_pages(
             continue
         try:
             read = _pdf_pages if is_pdf(path) else _image_pages
-            for number, make in read(path, drawing):
+            for number, make, last in read(path, drawing):
                 if not done(name, number):
-                    yield _page(name, number, partial(make, drawn))
+                    page = _page(name, number, partial(make, drawn))
+                    yield page._replace(last=last)
         except MemoryError:
             raise  # the caller knows how much memory there is
         except Exception as error:  # Pillow raises all kinds for damaged files
@@ -151,9 +154,10 @@ def _message(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-# A document is an iterator over its pages: their number, and a function that makes the
-# fields of `Page`. It is told whether the page is drawn, or only measured.
-_Pages = Iterator[tuple[int, Callable[[bool], dict[str, Any]]]]
+# A document is an iterator over its pages: their number, a function that makes the
+# fields of `Page`, and whether it is the last one. The function is told whether the
+# page is drawn, or only measured.
+_Pages = Iterator[tuple[int, Callable[[bool], dict[str, Any]], bool]]
 
 
 def _pdf_pages(file: Path, drawing: Drawing) -> _Pages:
@@ -171,8 +175,9 @@ def _pdf_pages(file: Path, drawing: Drawing) -> _Pages:
         }
 
     with open_pdf(file, drawing.passwords) as document:
-        for index in range(len(document)):
-            yield index + 1, partial(make, index)
+        count = len(document)
+        for index in range(count):
+            yield index + 1, partial(make, index), index + 1 == count
 
 
 def _has_pages(image: Image.Image) -> bool:
@@ -203,8 +208,20 @@ def _image_pages(file: Path, drawing: Drawing) -> _Pages:
                 image.seek(index)
             except EOFError:
                 return
-            yield index + 1, make
+            yield index + 1, make, _is_last(image, index)
             index += 1
+
+
+def _is_last(image: Image.Image, index: int) -> bool:
+    if not _has_pages(image):
+        return True
+    try:
+        image.seek(index + 1)
+    except Exception as error:  # others are for who wants the next page
+        return isinstance(error, EOFError)
+    finally:
+        image.seek(index)
+    return False
 
 
 def _size(image: Image.Image, drawing: Drawing) -> tuple[int, int]:

@@ -18,10 +18,12 @@ from ..documents.reading import ServerFailure, find_model, read_answers
 from ..documents.requests import Question
 from ..documents.results import Record, Results
 from .ranking import find_ranker
-from .store import Hit
+from .store import Hit, Store
 
 if TYPE_CHECKING:
     import openai
+
+_COPIES = 4  # that are expected of a page at most, on average
 
 CONTEXT = 16384  # tokens of the chat model, if the server does not say it
 
@@ -37,7 +39,7 @@ class FoundPage:
         error: Why the page could not be ranked or asked about.
         asked: Whether the answer is about it, too.
         refused: Whether its document is not opened, see `refuse`.
-        copies: Files equal to that of the page, which were found, too.
+        copies: The page in equal files, which was found, too.
     """
 
     hit: Hit
@@ -46,7 +48,7 @@ class FoundPage:
     error: str | None = None
     asked: bool = False
     refused: bool = False
-    copies: list[str] = field(default_factory=list)
+    copies: list[Hit] = field(default_factory=list)
 
     @property
     def place(self) -> tuple[str, int]:
@@ -56,14 +58,42 @@ class FoundPage:
         return f"{self.hit.file} p. {self.hit.page}"
 
 
+def find_pages(
+    store: Store,
+    vector: Sequence[float],
+    most: int,
+    places: Iterable[str] | None,
+    exact: bool = False,
+) -> list[FoundPage]:
+    """The pages that are most like a vector, best first, those of equal files as one.
+
+    Args:
+        store: The index.
+        vector: Of the question.
+        most: Most pages.
+        places: See `refuse`; ``None`` if no document is opened.
+        exact: See `Store.nearest`.
+    """
+    taken = _COPIES * most
+    while True:
+        hits = store.nearest(vector, taken, exact)
+        found = [FoundPage(hit) for hit in hits if hit.page]
+        if places is not None:
+            refuse(found, places)
+        found = without_copies(found)
+        if len(found) >= most or len(hits) < taken:
+            return found[:most]
+        taken *= _COPIES  # a page has many copies
+
+
 def without_copies(found: Iterable[FoundPage]) -> list[FoundPage]:
     """Each page once: those of equal files are one, unless they are refused."""
     kept: dict[Any, FoundPage] = {}
     for one in found:
         file = one.hit.file if one.refused else one.hit.source.get("sha256")
         first = kept.setdefault((file or one.hit.file, one.hit.page), one)
-        if first is not one:
-            first.copies.append(one.hit.file)
+        if first.place != one.place:  # two commands may have added a page twice
+            first.copies.append(one.hit)
     return [*kept.values()]
 
 
@@ -95,21 +125,28 @@ def _is_below(name: str, places: Iterable[str]) -> bool:
 def draw(found: Iterable[FoundPage], process: PageProcess, root: str | None) -> None:
     """Draw pages, unless their documents have changed or are gone.
 
+    Of a page in equal files, the first that can be drawn is taken.
+
     Args:
         found: Pages without an image.
         process: That draws.
         root: Folder of the documents whose names are relative.
     """
-    by_place = {one.place: one for one in found if not one.refused}
-    wanted: dict[str, list[int]] = {}
-    for file, number in by_place:
-        wanted.setdefault(file, []).append(number)
-    sources = {one.hit.file: one.hit.source for one in by_place.values()}
-    listed = [(file, pages, sources[file]) for file, pages in wanted.items()]
-    for page in pages_again(process, listed, root):
-        assert page.number is not None
-        one = by_place[page.file, page.number]
-        one.page, one.error = page, page.error
+    left = [one for one in found if not one.refused]
+    while left:
+        by_place = {one.place: one for one in left}
+        wanted: dict[str, list[int]] = {}
+        for file, number in by_place:
+            wanted.setdefault(file, []).append(number)
+        sources = {one.hit.file: one.hit.source for one in left}
+        listed = [(file, pages, sources[file]) for file, pages in wanted.items()]
+        for page in pages_again(process, listed, root):
+            assert page.number is not None
+            one = by_place[page.file, page.number]
+            one.page, one.error = page, page.error
+        left = [one for one in left if one.error and one.copies]
+        for one in left:
+            one.hit = one.copies.pop(0)
 
 
 async def rank(
@@ -151,8 +188,11 @@ async def answer(
     most: int,
     timeout: float = 1800,
     ended: asyncio.Future | None = None,
-) -> str:
+) -> tuple[str, str | None]:
     """What a server answers about the best pages that fit its context.
+
+    A page that fits only without the better ones is left out, and smaller ones are
+    taken in its place.
 
     Args:
         client: Client of a server of the chat model.
@@ -163,18 +203,28 @@ async def answer(
         timeout: Seconds for an answer, with all retries.
         ended: See `read_answers`.
 
+    Returns:
+        The answer, and a sentence if it was cut.
+
     Raises:
         ServerFailure: The server does not answer, or not about these pages.
         ValueError: No page fits, or the server refuses the question.
     """
     served = await find_model(client, question, timeout=timeout)
-    room, group = served.room(CONTEXT), list[Page]()
+    context = room = served.room(CONTEXT)
+    group, too_large = list[Page](), dict[tuple[str, int | None], str]()
     for page in _drawn(found):
         tokens = tiler.describe(*page.size, "fast")["prompt_tokens"]
-        if len(group) == most or tokens > room:
-            break
-        room -= tokens
-        group.append(page)
+        if tokens > context:
+            too_large[page.file, page.number] = (
+                f"It is not asked about: its {tokens} tokens do not fit the context "
+                f"of {served.model}, which has room for {context}."
+            )
+        elif tokens <= room and len(group) < most:
+            room -= tokens
+            group.append(page)
+    for one in found:
+        one.error = too_large.get(one.place, one.error)
     if not group:
         raise ValueError("No page can be asked about: none is drawn and fits.")
     groups = iter([group])
@@ -186,7 +236,7 @@ async def answer(
     places = {(page.file, page.number) for page in group}
     for one in found:
         one.asked = one.place in places
-    return record["answer"]
+    return record["answer"], record.get("cut")
 
 
 def _drawn(found: Iterable[FoundPage]) -> Iterator[Page]:
@@ -194,9 +244,21 @@ def _drawn(found: Iterable[FoundPage]) -> Iterator[Page]:
 
 
 def results(
-    question: str, text: str | None, found: Iterable[FoundPage], root: str | None
+    question: str,
+    text: str | None,
+    cut: str | None,
+    found: Iterable[FoundPage],
+    root: str | None,
 ) -> Results:
-    """The pages as records for the page for checking, best first."""
+    """The pages as records for the page for checking, best first.
+
+    Args:
+        question: The question.
+        text: The answer.
+        cut: See `answer`.
+        found: Pages.
+        root: Folder of the documents whose names are relative.
+    """
     records = []
     for rank, one in enumerate(found, 1):
         if one.refused:
@@ -206,6 +268,7 @@ def results(
         if one.score is not None:
             how += f", score {one.score:.3f}"
         record = Record(file, page, text if one.asked else None, pages=[page])
+        record.cut = cut if one.asked else None
         record.source, record.found = dict(one.hit.source), f"{how}."
         records.append(record)
     settings: dict[str, Any] = {"question": question}

@@ -2,10 +2,14 @@
 """Pages and questions become vectors, through the embeddings API of a server."""
 
 import contextlib
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
 
 from vllm_nemotron_vl.config.nemotron_vl_names import (
     CONTEXT_TOKEN,
@@ -15,7 +19,7 @@ from vllm_nemotron_vl.config.nemotron_vl_names import (
 )
 
 from ..documents.pages import Page
-from ..documents.reading import Refusal, introduced
+from ..documents.reading import Refusal, ServerFailure, introduced, read_answers
 from ..documents.requests import image_part
 from ..documents.served import Asked
 
@@ -105,6 +109,33 @@ async def find_embedder(
         embedder, record = await introduced(client, make, model, timeout)
     vector = record["vector"]
     return replace(embedder, dimension=len(vector)), vector
+
+
+async def embed_trial_page(
+    client: "openai.AsyncOpenAI", embedder: Embedder, timeout: float = 1800
+) -> list[float]:
+    """The vector of a page that has details of all sizes.
+
+    It tells apart servers of one model with different tiles, adapters or weights.
+
+    Args:
+        client: Client of the server.
+        embedder: Its model.
+        timeout: Seconds for the answer, with all retries.
+
+    Raises:
+        ServerFailure: The server does not answer.
+    """
+    x, y = np.arange(1024), np.arange(512)[:, None]
+    image = Image.fromarray((x ^ y).astype(np.uint8))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    page = Page("trial", 1, file.getvalue(), "image/png", image.size)
+    answers = read_answers(client, embedder, iter([(page,)]), 1, timeout)
+    (record,) = [record async for record in answers]
+    if "error" in record:
+        raise ServerFailure(f"The server embeds no page. {record['error']}")
+    return record["vector"]
 
 
 @contextlib.contextmanager

@@ -59,8 +59,9 @@ class Index(Records):
             self._store = Store.open(place)  # as it is now
         if self._store is not None:
             self._compare(self._store.settings)
-            for record in self._store.states():
-                self._note(record)
+            twice = {r["file"] for r in self._store.states() if not self._note(r)}
+            # Two commands have added them at once: nothing locks a URI.
+            self.remove([*twice])
 
     def __exit__(self, *_: object) -> None:
         try:
@@ -80,20 +81,27 @@ class Index(Records):
         """Names of all documents."""
         return [*self._known]
 
-    def settle(self, model: str, trial: Sequence[float] = ()) -> None:
+    def settle(
+        self,
+        model: str,
+        trial: Sequence[float] = (),
+        trial_page: Sequence[float] = (),
+    ) -> None:
         """Note which model embeds.
 
         Args:
             model: Its name.
             trial: See `Store.check`.
+            trial_page: See `Store.check`.
 
         Raises:
             ValueError: It is another one than that of the index.
         """
         if self._store is not None:
-            self._store.check(trial)
+            self._store.check(trial, trial_page)
             return
         now = {"model": model, "dimension": len(trial), "trial": [*trial]}
+        now |= {"trial_page": [*trial_page]}
         now |= {"root": self._root, "places": self._places}
         self._store = Store.create(self.name, self._settings | now)
         self._has_head = True

@@ -2,7 +2,8 @@
 """The vectors of pages in LanceDB: a folder, an object store or LanceDB's service.
 
 A row is a page: ``file``, ``page`` (0 for a document that cannot be opened),
-``vector`` or ``error``, and ``bytes``, ``modified`` and ``sha256``, see `Source`.
+``vector`` or ``error``, and ``bytes``, ``modified``, ``sha256`` and ``pages``, see
+`Job.source`.
 """
 
 import contextlib
@@ -23,10 +24,10 @@ from ..documents.finding import is_url
 LOCK = "nemotron-vl.lock"  # of a process that writes
 _TABLE = "pages"
 _SETTINGS = "nemotron_vl"  # metadata of the first column
-_NEEDED = {"dimension", "model", "trial", "root", "places"}
+_NEEDED = {"dimension", "model", "trial", "trial_page", "root", "places"}
 _INDEX = re.compile(r"pages_(\d+)")
-_ALIKE = 0.999  # cosine of two embeddings of a text by a model
-_STATE = ("file", "page", "error", "bytes", "modified", "sha256")
+_ALIKE = 0.999  # cosine of two embeddings of the same by a model
+_STATE = ("file", "page", "error", "bytes", "modified", "sha256", "pages")
 # The approximate index: from how many pages on, and when its clusters are made anew.
 APPROXIMATE_FROM = 100_000
 _GROWTH = 2
@@ -87,6 +88,7 @@ class Store:
                 pa.field("bytes", pa.int64()),
                 pa.field("modified", pa.string()),  # JSON: a number or a text
                 pa.field("sha256", pa.string()),
+                pa.field("pages", pa.int32()),
             ]
         )
         table = lancedb.connect(place).create_table(_TABLE, schema=schema)
@@ -126,24 +128,31 @@ class Store:
         kept = {_SETTINGS: json.dumps(self.settings)}
         self._table.update_field_metadata({"path": "file", "metadata": kept})
 
-    def check(self, trial: Sequence[float]) -> None:
+    def check(
+        self, trial: Sequence[float], trial_page: Sequence[float] | None = None
+    ) -> None:
         """Refuse a server of another model. Its name does not matter.
 
         Args:
-            trial: What the server embeds without a question, see `find_embedder`.
+            trial: The vector of a question, see `find_embedder`.
+            trial_page: That of a page, see `embed_trial_page`.
 
         Raises:
             ValueError: It differs from that of the index.
         """
-        kept, now = np.array(self.settings["trial"]), np.array(trial)
-        if kept.shape == now.shape:
-            lengths = np.linalg.norm(kept) * np.linalg.norm(now)
-            if 0 < _ALIKE * lengths <= kept @ now:
-                return
-        raise ValueError(
-            f"{self.name} has pages that another model embedded. Ask a server of "
-            f"{self.settings['model']}, or make another index."
-        )
+        if not _alike(trial, self.settings["trial"]):
+            raise ValueError(
+                f"{self.name} has pages that another model embedded. Ask a server of "
+                f"{self.settings['model']}, or make another index."
+            )
+        if trial_page is not None and not _alike(
+            trial_page, self.settings["trial_page"]
+        ):
+            raise ValueError(
+                f"{self.name} has pages that the model embedded with other options, "
+                "such as another number of tiles, another adapter or another "
+                "quantisation. Start the server as before, or make another index."
+            )
 
     def __len__(self) -> int:
         return self._table.count_rows()
@@ -254,6 +263,13 @@ def _named(place: str, said: str = "cannot be read as an index.") -> Iterator[No
         ) from error
 
 
+def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
+    a, b = np.array(one), np.array(other)
+    if a.shape != b.shape:
+        return False
+    return bool(0 < _ALIKE * np.linalg.norm(a) * np.linalg.norm(b) <= a @ b)
+
+
 def _row(record: dict[str, Any]) -> dict[str, Any]:
     source = record.get("source") or {}
     vector = record.get("vector")
@@ -265,6 +281,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         "bytes": source.get("bytes"),
         "modified": json.dumps(source["modified"]) if source else None,
         "sha256": source.get("sha256"),
+        "pages": source.get("pages"),
     }
 
 
@@ -276,6 +293,8 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
         modified = json.loads(row["modified"])
         record["source"] = {"bytes": row["bytes"], "modified": modified}
         record["source"]["sha256"] = row["sha256"]
+        if row["pages"] is not None:
+            record["source"]["pages"] = row["pages"]
     return record
 
 

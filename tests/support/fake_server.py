@@ -49,6 +49,7 @@ class FakeServer:
         self.failures: list[int] = []
         self.busy = 0  # requests of any kind that get status 503 first
         self.delay = 0.0  # seconds that an answer takes
+        self.finish_reason = "stop"
         self.models = [{"id": "fake", "object": "model", "created": 0}]
         self.requests: list[dict] = []  # those with a page
         self.trials: list[dict] = []  # those without
@@ -78,7 +79,7 @@ class FakeServer:
             return answer[0], {"error": {"message": answer[1]}}
         choice = {
             "index": 0,
-            "finish_reason": "stop",
+            "finish_reason": self.finish_reason,
             "message": {"role": "assistant", "content": answer},
         }
         usage = {"prompt_tokens": 3330, "completion_tokens": 7, "total_tokens": 3337}

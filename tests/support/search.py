@@ -10,6 +10,7 @@ from support.fake_server import FakeServer
 
 COLOURS = ("red", "lime", "blue")
 DIMENSION = 8
+TRIAL_PAGE = (1024, 512)  # size
 
 
 def write_folder(folder) -> None:
@@ -25,7 +26,8 @@ def write_folder(folder) -> None:
 class SearchServer(FakeServer):
     """A question is the name of a colour, and a page that of its middle.
 
-    ``apis`` are those that it has, ``asked`` the requests about pages to embed or rank.
+    ``apis`` are those that it has, ``asked`` the requests about pages to embed or rank,
+    without the trial page of `index`.
     """
 
     def __init__(self) -> None:
@@ -34,6 +36,7 @@ class SearchServer(FakeServer):
         self.asked: list[dict] = []
         self.dimension = DIMENSION
         self.bias = 0.0  # of another model
+        self.bias_of_pages = 0.0  # of another number of tiles
         self.refuses = lambda request: False
         self.at_page = lambda number: None  # called with the number of each page
 
@@ -46,7 +49,10 @@ class SearchServer(FakeServer):
             return super().respond(request)
         (asked,) = request.get("documents") or request["messages"]
         content = asked if isinstance(asked, str) else asked["content"]
-        if _image_of(content):
+        bias = self.bias
+        if url := _image_of(content):
+            bias += self.bias_of_pages
+        if url and _image(url).size != TRIAL_PAGE:
             with self._lock:
                 self.asked.append(request)
                 self.at_page(len(self.asked))
@@ -58,9 +64,8 @@ class SearchServer(FakeServer):
             pairs = zip(_vector(request["query"]), _vector(content), strict=True)
             score = sum(one * other for one, other in pairs)
             return 200, {"results": [{"index": 0, "relevance_score": score}]}
-        vector = [*_vector(content), 0.1, self.bias, *[0.0] * self.dimension][
-            : self.dimension
-        ]
+        vector = [*_vector(content), 0.1, bias, *[0.0] * self.dimension]
+        vector = vector[: self.dimension]
         return 200, {"data": [{"index": 0, "embedding": vector}]}
 
 
@@ -71,10 +76,13 @@ def _image_of(content) -> str | None:
     )
 
 
+def _image(url: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+
+
 def _vector(content) -> list[float]:
     if url := _image_of(content):
-        data = base64.b64decode(url.partition(",")[2])
-        image = Image.open(io.BytesIO(data)).convert("RGB")
+        image = _image(url).convert("RGB")
         middle = image.getpixel((image.width // 2, image.height // 2))
         return [level / 255 for level in middle]
     text = content if isinstance(content, str) else content[0]["text"]

@@ -53,10 +53,14 @@ def test_measuring_needs_a_server(folder):
     assert done.returncode == 2 and "measure needs --url of a server." in done.stderr
 
 
-def test_a_drawn_set_has_a_page_for_each_question(tmp_path):
-    evaluate_search.draw_set(tmp_path, 3)
+@pytest.mark.parametrize("alike", [1, 3])
+def test_a_drawn_set_has_a_page_for_each_question(tmp_path, alike):
+    evaluate_search.draw_set(tmp_path, 3, alike)
     queries = [*evaluate_search.rows(tmp_path, "queries")]
-    assert len({row["query"] for row in queries}) == 3
+    first, *others = {row["query"]: None for row in queries}
+    assert len(others) == 2
+    same = [sum(map(str.__eq__, first, other)) for other in others]
+    assert (min(same) >= len(first) - 2) == (alike > 1)
     for row in evaluate_search.rows(tmp_path, "corpus"):
         assert row["image"]["bytes"].startswith(b"\x89PNG")
     assert len([*evaluate_search.rows(tmp_path, "qrels")]) == 3

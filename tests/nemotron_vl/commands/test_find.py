@@ -90,6 +90,56 @@ def test_pages_of_equal_files_are_one(server, folder, place, capsys):
     assert len(answer["pages"]) == len({*answer["pages"]}) == 2
 
 
+def test_many_equal_files_hide_no_other_page(server, folder, place, capsys):
+    for number in range(40):
+        shutil.copy(folder / "photos" / "black.png", folder / f"{number}.png")
+    assert main(index(server, folder, place, "--root", str(folder))) == 0
+    capsys.readouterr()
+    assert main(find(server, "none", place, "--limit", "6", "--json")) == 0
+    assert len(found := lines(capsys)) == 6
+    assert max(len(line.get("copies", [])) for line in found) == 40
+
+
+@pytest.mark.parametrize("gone", ["copy.png", "photos/red.png"])
+def test_a_copy_is_drawn_in_the_place_of_a_file_that_is_gone(
+    server, folder, place, capsys, gone
+):
+    (folder / gone).unlink()
+    options = ("--rerank", server.url, "--json", "--limit", "10")
+    capsys.readouterr()
+    assert main(find(server, "red", place, *options)) == 0
+    found = lines(capsys)
+    assert not any("error" in line for line in found)
+    assert {"copy.png", "photos/red.png"} - {gone} <= {line["file"] for line in found}
+
+
+def test_a_page_that_is_too_large_leaves_its_place_to_others(
+    server, folder, place, capsys
+):
+    solid("blue", (60, 60)).save(folder / "small.png")
+    assert main(index(server, folder, place, "--root", str(folder))) == 0
+    server.models[0]["max_model_len"] = 64 + 1024 + 1000
+    capsys.readouterr()
+    assert main(find(server, "blue", place, "--answer", server.url, "--json")) == 0
+    *found, answer = lines(capsys)
+    assert answer["pages"] == ["small.png p. 1"]
+    (large,) = (n for n in found if (n["file"], n["page"]) == ("report.pdf", 3))
+    assert large["error"].startswith("It is not asked about: its 3330 tokens do not")
+
+
+def test_an_answer_that_is_cut_is_called_so(server, place, tmp_path, capsys):
+    server.answer, server.finish_reason = lambda request: "It is bl", "length"
+    out = tmp_path / "html"
+    options = ("--answer", server.url, "--html", str(out))
+    capsys.readouterr()
+    assert main(find(server, "blue", place, *options)) == 0
+    said = "It was cut after 1024 tokens."
+    assert f"The answer: {said}" in capsys.readouterr().err
+    assert said in (out / "records.js").read_text()
+    assert main(find(server, "blue", place, *options[:2], "--json")) == 0
+    assert lines(capsys)[-1]["cut"] == said
+
+
 def test_the_best_pages_that_fit_are_asked_about(server, place, capsys):
     server.models[0]["max_model_len"] = 2 * 3330 + 64 + 1024 + 20
     server.answer = lambda request: str(len(request["messages"][0]["content"]) - 1)

@@ -1,5 +1,6 @@
 """`nemotron-vl index`: each page is embedded once, whatever happens meanwhile."""
 
+import io
 import os
 import shutil
 import signal
@@ -8,9 +9,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from nemotron_vl.commands import arguments
+from nemotron_vl.documents import job
+from nemotron_vl.documents.finding import Source
 from nemotron_vl.main import main
 from nemotron_vl.search.index import Index
 from nemotron_vl.search.store import Store
@@ -43,6 +47,15 @@ def place(tmp_path):
     return tmp_path / "index"
 
 
+@pytest.fixture
+def memory():
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield system
+    vars(system).pop("open", None)
+    system.store.clear()
+
+
 def pages(place, folder):
     """Names and numbers of the pages, and `None` for a document."""
     found = Store.open(str(place)).states()
@@ -61,6 +74,42 @@ def test_each_page_is_embedded_once(server, folder, place, capsys):
     assert main(index(server, folder, place)) == 0
     assert len(server.asked) == 6
     assert capsys.readouterr().out == f"{place}: pages: 7, new: 0, errors: 0\n"
+
+
+def test_documents_whose_pages_are_all_there_are_not_opened(
+    server, folder, place, monkeypatch
+):
+    main(index(server, folder, place))
+    monkeypatch.setattr(Source, "of", None)
+    monkeypatch.setattr(job, "opened_locally", None)
+    assert main(index(server, folder, place)) == 0
+    assert len(server.asked) == 6
+
+
+def test_documents_elsewhere_are_fetched_once(server, place, memory):
+    frames = [solid(colour) for colour in COLOURS]
+    file = io.BytesIO()
+    frames[0].save(file, "TIFF", save_all=True, append_images=frames[1:])
+    memory.pipe({"/box/a.tif": file.getvalue(), "/box/b.pdf": pdf(frames)})
+    opened = []
+    memory.open = lambda path, *args, open=memory.open, **more: (
+        opened.append(path) or open(path, *args, **more)
+    )
+    assert main(index(server, "memory://box", place)) == 0
+    fetched = len(opened)
+    assert fetched and len(Store.open(str(place))) == 6
+    assert main(index(server, "memory://box", place)) == 0
+    assert len(opened) == fetched
+
+
+def test_pages_that_two_commands_added_are_added_anew(server, folder, place):
+    main(index(server, folder, place))
+    store = Store.open(str(place))
+    file = f"{folder}/report.pdf"
+    store.add([*store.records([file])])
+    assert len(store) == 10
+    assert main(index(server, folder, place)) == 0
+    assert pages(place, folder) == ALL and len(server.asked) == 6 + 3
 
 
 def test_changes_of_the_folder_are_followed(server, folder, place, capsys):
@@ -184,6 +233,7 @@ def test_the_text_of_a_pdf_is_sent_if_asked(server, tmp_path, place):
     [
         ({"bias": 0.2}, "has pages that another model embedded. Ask a server of fake"),
         ({"dimension": 9}, "has pages that another model embedded."),
+        ({"bias_of_pages": 0.2}, "that the model embedded with other options, such as"),
         ({"apis": {"chat"}}, "is no server of a model that embeds pages."),
     ],
 )

@@ -86,7 +86,9 @@ def test_a_page_is_measured_as_it_is_drawn(read, name, turn):
     drawn = read(FILES[name], name, turn=turn)
     assert [page.size for page in drawn] == [opened(page).size for page in drawn]
     measured = read(FILES[name], name, measure=True, turn=turn)
-    assert measured == [Page(p.file, p.number, size=p.size) for p in drawn]
+    sizes = [Page(p.file, p.number, size=p.size, last=p.last) for p in drawn]
+    assert measured == sizes
+    assert [page.last for page in drawn] == [False] * (len(drawn) - 1) + [True]
 
 
 def test_a_thousand_pages_are_measured_in_seconds(read):

@@ -1,6 +1,7 @@
 """Which documents are found, their names, and whether they have changed."""
 
 import os
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -88,6 +89,26 @@ def test_equal_files(tmp_path):
         "e.pdf",
     ]
     assert {k: [d.name for d in v] for k, v in copies.items()} == {"a.pdf": ["c.pdf"]}
+
+
+def test_files_that_are_known_are_not_read_again(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / f"{name}.pdf").write_text(name.replace("c", "a"))
+    found = find_documents([tmp_path], str(tmp_path)).documents
+    known = {document.name: Source.of(Path(document.place)) for document in found}
+    expected = equal_files(found)
+    read = []
+    monkeypatch.setattr(
+        Source, "of", lambda path, of=Source.of: read.append(path.name) or of(path)
+    )
+    (tmp_path / "b.pdf").write_text("a")
+    os.utime(tmp_path / "b.pdf", (1, 1))
+    changed = find_documents([tmp_path], str(tmp_path)).documents
+    states = {name: source._asdict() for name, source in known.items()}
+    assert equal_files(found, states.get) == expected and not read
+    _, copies = equal_files(changed, states.get)
+    assert [copy.name for copy in copies["a.pdf"]] == ["b.pdf", "c.pdf"]
+    assert read == ["b.pdf"]
 
 
 @pytest.fixture

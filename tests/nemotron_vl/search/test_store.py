@@ -10,7 +10,7 @@ from nemotron_vl.search.store import Store
 DIMENSION = 32
 TRIAL = [1.0, *[0.0] * (DIMENSION - 1)]
 SETTINGS = {"model": "m", "dimension": DIMENSION, "trial": TRIAL}
-SETTINGS |= {"root": None, "places": []}
+SETTINGS |= {"trial_page": TRIAL, "root": None, "places": []}
 
 
 def page(file, number, vector, **more):
@@ -110,7 +110,9 @@ def test_a_damaged_index_cannot_be_changed(store):
 def test_the_index_of_another_release_is_named(tmp_path):
     place = str(tmp_path / "index")
     Store.create(place, {"model": "m", "dimension": DIMENSION})
-    with pytest.raises(ValueError, match="it does not say places, root, trial"):
+    with pytest.raises(
+        ValueError, match="it does not say places, root, trial, trial_page"
+    ):
         Store.open(place)
 
 
