@@ -18,13 +18,13 @@ def graph():
 
 def test_a_module_has_the_tests_that_import_it_or_have_its_name(graph):
     documents = "tests/nemotron_vl/documents"
-    found = choice.tests_of("nemotron_vl/documents/records.py", graph)
+    found, *_ = choice.tests_of("nemotron_vl/documents/records.py", graph)
     assert f"{documents}/test_records.py" in found
     assert f"{documents}/test_pages.py" not in found
     tower = "vllm/model_executor/models/nemotron_vl_tower.py"
     assert (
         "tests/vllm/models/multimodal/test_nemotron_vl_conditioner.py"
-        in choice.tests_of(tower, graph)
+        in choice.tests_of(tower, graph)[0]
     )
 
 
@@ -36,6 +36,7 @@ def test_imports_of_all_kinds_are_seen(tmp_path):
         "tests/test_e.py": "import vllm_nemotron_vl.b.d\nimport vllm.a",
         "nemotron_vl/f.py": "PLACE = '--name=vllm_nemotron_vl.b.c.f'",
         "vllm/b/g.py": "SCRIPT = 'c.py'",
+        "tests/test_c_kinds.py": "",
     }
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -48,9 +49,12 @@ def test_imports_of_all_kinds_are_seen(tmp_path):
         "tests/test_e.py": {"vllm/b/d.py"},
         "nemotron_vl/f.py": {"vllm/b/c.py"},
         "vllm/b/g.py": {"vllm/b/c.py"},
+        "tests/test_c_kinds.py": set(),
     }
-    for module in ("vllm/b/d.py", "vllm/b/c.py", "vllm/a.py"):  # the nearest
-        assert choice.tests_of(module, found) == ["tests/test_e.py"]
+    named, far = ["tests/test_c_kinds.py"], ["tests/test_e.py"]
+    assert choice.tests_of("vllm/b/d.py", found) == [far]
+    assert choice.tests_of("vllm/b/c.py", found) == [named, far]
+    assert choice.tests_of("vllm/a.py", found) == [far]
     assert choice.tests_of("nemotron_vl/f.py", found) == []
 
 

@@ -72,23 +72,29 @@ def _imported(file: Path, root: Path) -> Iterator[str]:
                 yield found.relative_to(root).as_posix()
 
 
-def tests_of(module: str, graph: Graph) -> list[str]:
-    """The test files that import or name a module, or have its name.
+def tests_of(module: str, graph: Graph) -> list[list[str]]:
+    """The test files of a module in rings, none of them empty.
 
-    If there are none: those that import what imports it, and so on.
+    First those that import or name the module, or have its name, such as
+    ``test_read.py`` and ``test_read_options.py`` of ``read.py``. Then those that do so
+    with what imports it, and so on.
     """
-    stem = Path(module).stem
-    reached = {module}
+    stem = f"test_{Path(module).stem}"
+    reached, rings = {module}, []
+    left = {name for name in graph if Path(name).name.startswith("test_")}
     while True:
         found = {
             name
-            for name, imported in graph.items()
-            if Path(name).name.startswith("test_")
-            and (Path(name).stem == f"test_{stem}" or not reached.isdisjoint(imported))
+            for name in left
+            if f"{Path(name).stem}_".startswith(f"{stem}_")
+            or not reached.isdisjoint(graph[name])
         }
+        if found:
+            rings.append(sorted(found))
+            left -= found
         wider = reached | {n for n, i in graph.items() if not reached.isdisjoint(i)}
-        if found or wider == reached:
-            return sorted(found)
+        if wider == reached:
+            return rings
         reached = wider
 
 

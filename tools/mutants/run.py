@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from choice import PARTS, annotations, import_graph, modules, shuffled, tests_of
-from page import write_page
+from page import outcome_of, write_page
 from working import prepare, tested, timed
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +27,7 @@ BUILD = ROOT / "build" / "mutants"
 SETTINGS, SESSION = BUILD / "session.json", BUILD / "session.sqlite"
 SECONDS = BUILD / "seconds.json"  # that each test file takes
 
+_AGAIN = "again: "  # what the tests said of a mutant that lives
 _MOST_OF_A_MUTANT = 1.5  # of the most time of a test file
 
 
@@ -41,6 +42,11 @@ def main() -> None:
         type=float,
         default=40,
         help="seconds; slower test files are left out: most of them start engines",
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="try those that live with the tests that they have not met",
     )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="write docs/mutants.md")
@@ -65,11 +71,13 @@ def main() -> None:
         _begin(trees[0], settings)
     with use_db(SESSION) as session:
         pending = session.pending_work_items
+        if args.again:
+            pending = _living(session)
         print(
             f"{len(pending)} of {session.num_work_items} mutants are left", flush=True
         )
         if pending and args.minutes > 0:
-            _run(session, pending, trees, args.most, ends)
+            _run(session, pending, trees, args.most, ends, args.again)
         results = session.completed_work_items
         if args.write:
             left = session.num_work_items - len(results)
@@ -145,15 +153,37 @@ def _is_python(item: Any) -> bool:
     return True
 
 
+def _living(session: Any) -> list[Any]:
+    """The mutants that no test has noticed, and that were not tried again."""
+    return [
+        item
+        for item, result in session.completed_work_items
+        if outcome_of(result, "", {}) in ("survived", "no test")
+        and not (result.output or "").startswith(_AGAIN)
+    ]
+
+
 def _run(
-    session: Any, pending: Iterable[Any], trees: list[Path], most: float, ends: float
+    session: Any,
+    pending: Iterable[Any],
+    trees: list[Path],
+    most: float,
+    ends: float,
+    again: bool,
 ) -> None:
+    """Try mutants, with the nearest tests or, again, with others."""
     from cosmic_ray.work_item import WorkerOutcome, WorkResult
 
     graph = import_graph(trees[0])
     mutated = {str(item.mutations[0].module_path) for item in pending}
-    tests = {module: tests_of(module, graph) for module in mutated}
     seconds = _seconds()
+    rings = {module: tests_of(module, graph) for module in mutated}
+    for module, found in rings.items():
+        nearest, *others = found or [[]]
+        met = [name for name in nearest if seconds.get(name)]
+        slow = [name for name in nearest if name not in met]
+        rings[module] = [slow, *others] if again else [nearest]
+    tests = {module: list(itertools.chain(*ring)) for module, ring in rings.items()}
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     for tree in trees:
@@ -166,22 +196,25 @@ def _run(
             SECONDS.write_text(json.dumps(seconds))
             print(f"{name}: {said}", flush=True)
         chosen = {
-            m: _in_time(named, seconds, _MOST_OF_A_MUTANT * most)
-            for m, named in tests.items()
+            module: _in_time(ring, seconds, _MOST_OF_A_MUTANT * most)
+            for module, ring in rings.items()
         }
 
         def mutants() -> Iterator[tuple[str, Callable, tuple]]:
             for item in pending:
                 (mutation,) = item.mutations
-                files = chosen[str(mutation.module_path)]
+                module = str(mutation.module_path)
+                files = chosen[module]
                 if files:
                     limit = 20 + 3 * sum(seconds[name] for name in files)
                     yield item.job_id, tested, (mutation, files, limit)
-                elif all(n in seconds for n in tests[str(mutation.module_path)]):
+                elif not again and all(n in seconds for n in tests[module]):
                     nothing = WorkResult(worker_outcome=WorkerOutcome.NO_TEST)
                     session.set_result(item.job_id, nothing)
 
         for name, result in _results(pool, len(trees), mutants(), ends):
+            if again and outcome_of(result, "", {}) == "survived":
+                result.output = _AGAIN + result.output
             session.set_result(name, result)
 
 
@@ -190,15 +223,16 @@ def _seconds() -> dict[str, float | None]:
 
 
 def _in_time(
-    tests: list[str], seconds: dict[str, float | None], most: float
+    rings: list[list[str]], seconds: dict[str, float | None], most: float
 ) -> tuple[str, ...]:
-    """Of the test files that pass, as many as have time, the fastest first."""
+    """Of the test files that pass, as many as have time: the nearest, then the
+    fastest first."""
     chosen, total = [], 0.0
-    passed = [(taken, name) for name in tests if (taken := seconds.get(name))]
-    for taken, name in sorted(passed):
-        total += taken
-        if total <= most:
-            chosen.append(name)
+    for ring in rings:
+        for taken, name in sorted((seconds.get(n) or most + 1, n) for n in ring):
+            if total + taken <= most:
+                total += taken
+                chosen.append(name)
     return tuple(chosen)
 
 
