@@ -149,9 +149,10 @@ def _run(args: argparse.Namespace) -> int:
     if not is_url(args.index):  # otherwise others may have written it
         root = root or store.settings["root"]
         places += store.settings["places"] + ([root] if root else [])
-    if not (args.rerank or args.answer or args.html):
-        places = None  # no document is opened
-    found = asking.find_pages(store, vector, most, places, args.exact)
+    opened = args.rerank or args.answer or args.html
+    found = asking.find_pages(
+        store, vector, most, places if opened else None, args.exact
+    )
     model = args.answer if args.answer and not is_url(args.answer) else None
     tiler = Tiler.from_model(model, args.max_tiles)
     drawing = Drawing(tiler, passwords=read_passwords(args.password_file))
