@@ -180,7 +180,7 @@ def rows_first(pixels, along_rows, along_columns, top, bottom, out):
             moved = 3 * step * dropped
             for index in range(moved, 3 * step * held):
                 between[index - moved] = between[index]
-        begin, held = begin + dropped, held - dropped
+        begin += dropped
         for row in range(group, stop, side):
             last = min(side, height - row) - 1
             at = (row - begin) * 3 * step
