@@ -136,13 +136,14 @@ class _Source:
                 found |= {m.name for m in node.body if isinstance(m, functions)}
                 for base in map(ast.unparse, node.bases):
                     found |= self.methods(module, base.partition("[")[0])
-            elif isinstance(node, ast.ImportFrom) and name in {
-                alias.asname or alias.name for alias in node.names
-            }:
+            elif isinstance(node, ast.ImportFrom):
+                names = {alias.asname or alias.name: alias.name for alias in node.names}
+                if name not in names:
+                    continue
                 parents = module.split(".")[: -node.level] if node.level else []
                 origin = ".".join([*parents, *filter(None, [node.module])])
                 if origin.startswith("vllm.") and origin != module:
-                    found |= self.methods(origin, name)
+                    found |= self.methods(origin, names[name])
         return found
 
     def _tree(self, module: str) -> ast.Module | None:

@@ -54,3 +54,22 @@ def test_the_contract_compares_imports_with_definitions(
     (package / "ours.py").rename(package / "ours_retrieval.py")
     assert nemotron_vl_contract.missing(vllm, package) == lacks
     assert nemotron_vl_contract.missing(vllm, package, retrieval=False) == []
+
+
+def test_methods_may_be_of_base_classes_elsewhere(tmp_path, monkeypatch):
+    names = ("own", "later", "near", "far", "gone")
+    monkeypatch.setattr(nemotron_vl_contract, "HOOKS", {("vllm.a", "A"): names})
+    vllm = fake_release(
+        tmp_path / "vllm",
+        {
+            "__init__.py": "",
+            "a.py": "from .part.b import B as Base\nfrom vllm.c import Near\n"
+            "class A(Near[int], Base):\n def own(self): ...\n"
+            " async def later(self): ...",
+            "c.py": "class Near:\n def near(self): ...\n",
+            "part/__init__.py": "",
+            "part/b.py": "class B:\n def far(self): ...\n",
+        },
+    )
+    package = fake_release(tmp_path / "package", {"ours.py": ""})
+    assert nemotron_vl_contract.missing(vllm, package) == ["vllm.a.A.gone"]

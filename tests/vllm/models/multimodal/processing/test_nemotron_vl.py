@@ -130,6 +130,7 @@ def test_profiling_expects_the_most_tokens_an_image_can_have(make_processor, set
         ({"max_dynamic_patch": "many"}, "max_dynamic_patch must be a whole number"),
         ({"max_dynamic_patch": 0}, "max_dynamic_patch must be a whole number from 1"),
         ({"max_dynamic_patch": 10**9}, "from 1 to 256"),
+        ({"min_dynamic_patch": 0}, "min_dynamic_patch must be a whole number from 1"),
         ({"min_dynamic_patch": True}, "min_dynamic_patch must be a whole number"),
         ({"min_dynamic_patch": 5, "max_dynamic_patch": 3}, "from 5 to 256"),
         ({"use_thumbnail": "no"}, "use_thumbnail must be true or false"),

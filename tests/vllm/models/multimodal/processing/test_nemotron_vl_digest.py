@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,3 +88,12 @@ def test_rows_of_digests_are_equal_where_tiles_are(images):
     assert [any(row) for row in rows] == [kind is not None for kind in kinds]
     pairs = set(zip(kinds, rows, strict=True))
     assert len(pairs) == len(set(kinds)) == len(set(rows))
+
+
+def test_each_image_says_whether_its_tiles_are_reused():
+    tiles = [torch.zeros(2, 3, 8, 8, dtype=torch.uint8)] * 2
+    assert (
+        tile_digests(tiles, [True, False]).any(1).tolist() == [True] * 2 + [False] * 2
+    )
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        tile_digests(tiles, [True])
