@@ -58,6 +58,11 @@ def test_conflicts_are_listed_with_their_pages(tmp_path):
     assert merged.conflicts == "x: A (pages 1, 3), B (page 2)"
 
 
+def test_the_order_of_keys_is_no_conflict(tmp_path):
+    answers = [{"x": {"b": 1, "a": 2}}, {"x": {"a": 2, "b": 1}}]
+    assert not merge(tmp_path, answers, {"x": {}}).conflicts
+
+
 def test_true_and_one_are_not_the_same(tmp_path):
     merged = merge(tmp_path, [{"x": 1}, {"x": True}], {"x": {}})
     assert merged.conflicts == "x: 1 (page 1), true (page 2)"

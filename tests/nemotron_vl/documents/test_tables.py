@@ -87,6 +87,19 @@ def test_a_value_that_does_not_fit_makes_its_column_json(tmp_path):
     assert table["text"].to_pylist() == ["\\ud800", None]
 
 
+@pytest.mark.parametrize(
+    ("number", "fits"),
+    [(2**63 - 1, True), (2**63, False), (-(2**63), True), (-(2**63) - 1, False)],
+)
+def test_whole_numbers_have_64_bits_or_are_json(tmp_path, number, fits):
+    out, records = tmp_path / "t.parquet", tmp_path / "r.jsonl"
+    schema = {"type": "object", "properties": {"count": {"type": "integer"}}}
+    page = {"file": "a.pdf", "page": 1, "answer": {"count": number}}
+    assert export(write(records, page, schema=schema), "parquet", out) == 0
+    (found,) = parquet.read_table(out)["count"].to_pylist()
+    assert found == (number if fits else str(number))
+
+
 def test_a_row_of_a_document_lists_its_pages(tmp_path, records):
     out = tmp_path / "t.parquet"
     assert export(records, "parquet", out, "--per", "document") == 0
