@@ -43,6 +43,7 @@ LONG = [
     pytest.param(
         ["-m", "releases or not releases", "models/multimodal/pooling"], id="pooling"
     ),
+    pytest.param(["entrypoints/pooling/test_retrieval.py"], id="served pooling"),
 ]
 
 
