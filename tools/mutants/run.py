@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "mutants"
 SETTINGS, SESSION = BUILD / "session.json", BUILD / "session.sqlite"
 SECONDS = BUILD / "seconds.json"  # that each test file takes
+MET = BUILD / "met.json"  # the test files that the mutants of each module have met
 
 _AGAIN = "again: "  # what the tests said of a mutant that lives
 _MOST_OF_A_MUTANT = 1.5  # of the most time of a test file
@@ -81,7 +82,7 @@ def main() -> None:
         results = session.completed_work_items
         if args.write:
             left = session.num_work_items - len(results)
-            write_page(PARTS, settings, results, left, _seconds())
+            write_page(PARTS, settings, results, left, _read(SECONDS))
         for item, result in sorted(results, key=lambda r: r[1].output or ""):
             (mutation,) = item.mutations
             outcome = result.test_outcome or result.worker_outcome
@@ -134,6 +135,7 @@ def _begin(tree: Path, settings: dict[str, Any]) -> None:
             found = filter(_is_python, (items[name] for _, (*_, name) in chosen))
             session.add_work_items(itertools.islice(found, settings["sample"]))
     SECONDS.unlink(missing_ok=True)
+    MET.unlink(missing_ok=True)
     SETTINGS.write_text(json.dumps(settings))
     begun.rename(SESSION)
 
@@ -176,13 +178,11 @@ def _run(
 
     graph = import_graph(trees[0])
     mutated = {str(item.mutations[0].module_path) for item in pending}
-    seconds = _seconds()
+    seconds, met = _read(SECONDS), _read(MET)
     rings = {module: tests_of(module, graph) for module in mutated}
     for module, found in rings.items():
-        nearest, *others = found or [[]]
-        met = [name for name in nearest if seconds.get(name)]
-        slow = [name for name in nearest if name not in met]
-        rings[module] = [slow, *others] if again else [nearest]
+        others = [[n for n in ring if n not in met.get(module, ())] for ring in found]
+        rings[module] = others if again else found[:1]
     tests = {module: list(itertools.chain(*ring)) for module, ring in rings.items()}
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
@@ -199,6 +199,8 @@ def _run(
             module: _in_time(ring, seconds, _MOST_OF_A_MUTANT * most)
             for module, ring in rings.items()
         }
+        if not again:
+            MET.write_text(json.dumps(met | chosen))
 
         def mutants() -> Iterator[tuple[str, Callable, tuple]]:
             for item in pending:
@@ -218,8 +220,8 @@ def _run(
             session.set_result(name, result)
 
 
-def _seconds() -> dict[str, float | None]:
-    return json.loads(SECONDS.read_text()) if SECONDS.exists() else {}
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _in_time(

@@ -2,6 +2,7 @@
 this repository. Importing vLLM takes 10 to 17 s of a core."""
 
 import contextlib
+import ctypes
 import difflib
 import importlib
 import os
@@ -12,6 +13,8 @@ import time
 from multiprocessing import Queue
 from pathlib import Path
 
+import psutil
+
 _WARM = (
     *("pytest", "hypothesis", "openai", "PIL.Image", "torch", "transformers"),
     *("vllm.engine.arg_utils", "vllm.model_executor.models.radio"),
@@ -19,12 +22,15 @@ _WARM = (
     *("vllm.model_executor.model_loader", "vllm.renderers.hf", "vllm.multimodal.media"),
     "vllm.v1.worker.gpu_model_runner",
 )
+_SET_CHILD_SUBREAPER = 36
 _MOST_BYTES = 12 << 30  # of a process
 _ARGUMENTS = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist")
 
 
 def prepare(trees: Queue) -> None:
     """Begin to work in a copy of the repository."""
+    # What tests leave behind becomes a child of this process.
+    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1)
     tree = Path(trees.get())
     names = tree / "build" / "names"
     names.mkdir(parents=True, exist_ok=True)
@@ -71,6 +77,7 @@ def run_tests(tests: tuple[str, ...], limit: float) -> tuple[bool, str]:
     As cosmic-ray does, tests that take too long have not passed; it says ``timeout``.
     """
     log = Path("build/tests.log").resolve()
+    own = psutil.Process().children()
     child = os.fork()
     if not child:
         os.setsid()
@@ -90,6 +97,13 @@ def run_tests(tests: tuple[str, ...], limit: float) -> tuple[bool, str]:
         os.killpg(child, signal.SIGKILL)
     if status is None:
         os.waitpid(child, 0)
+    for left in {*psutil.Process().children()} - {*own}:
+        for process in (*left.children(recursive=True), left):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.wait()
+    if status is None:
         return False, "timeout"
     lines = log.read_text(errors="replace").splitlines() or [""]
     named = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
