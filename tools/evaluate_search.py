@@ -44,9 +44,19 @@ def draw_set(folder: Path, pages: int, alike: int = 1) -> None:
         pages: Number of pages.
         alike: Size of the groups of numbers that differ in a character or two.
     """
-    from tiny_finder.evaluation import numbers
+    from tiny_finder.pages import almost
 
-    texts = numbers(random.Random(0), pages, alike)
+    chance = random.Random(0)
+    numbers = iter(chance.sample(range(1_000_000), pages))
+    found: dict[str, None] = {}
+    while len(found) < pages:
+        number = next(numbers)
+        text = f"{number // 100:04}-{number % 100:02}"
+        group = {text: None}
+        while len(group) < alike:
+            group[almost(chance, text)] = None
+        found |= group
+    texts = [*found][:pages]
     images = []
     with tempfile.TemporaryDirectory() as temporary:
         for text in texts:

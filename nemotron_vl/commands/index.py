@@ -181,7 +181,7 @@ async def _add(
         embedder, vector = await find_embedder(
             client, model=given, timeout=args.timeout, image_tokens=tokens
         )
-        page = await embed_trial_page(client, embedder, args.timeout)
+        page = await embed_trial_page(client, embedder, args.timeout, ended)
         name = args.model if served.process else embedder.model
         index.settle(name, vector, page)
         await append_all(job.answers(client, embedder, ended), index, bar, said)

@@ -10,7 +10,9 @@ from .finding import Found, Source, is_url, local_file, opened_locally
 from .pages import Document, Page
 from .process import PageProcess
 
-_OUTSIDE = "The document is not in the folder that was read."
+# How an error begins if a document cannot be drawn for what it is not.
+_AWAY = "The document "
+_OUTSIDE = f"{_AWAY}is not in the folder that was read."
 
 
 def pages_again(
@@ -49,11 +51,16 @@ def pages_again(
                     missing.remove(page.number)
                     yield page
         except OSError as error:
-            cause = f"The document cannot be read: {error.strerror or error}."
+            cause = f"{_AWAY}cannot be read: {error.strerror or error}."
         except ValueError as error:
             cause = str(error)
         for number in sorted(missing):
             yield Page(name, number, error=cause)
+
+
+def is_away(page: Page) -> bool:
+    """Whether a page has an error because its document is gone or has changed."""
+    return page.error is not None and page.error.startswith(_AWAY)
 
 
 def _find(name: str, folder: str | None) -> Found:
@@ -63,7 +70,7 @@ def _find(name: str, folder: str | None) -> Found:
         ValueError: It is in no known folder, or outside of the one that was read.
     """
     if "\0" in name:
-        raise ValueError("The document is not on this machine.")
+        raise ValueError(f"{_AWAY}is not on this machine.")
     if is_url(name):
         return Found(name, name)
     path = Path(name)
@@ -92,4 +99,4 @@ def _check(path: Path, source: Mapping[str, Any]) -> None:
     """
     now = Source.of(path)._asdict()
     if any(source.get(key, now[key]) != now[key] for key in ("bytes", "sha256")):
-        raise ValueError("The document has changed since it was read.")
+        raise ValueError(f"{_AWAY}has changed since it was read.")

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from ..checkpoints.tiler import Tiler
 from ..documents.finding import is_url
 from ..documents.pages import Page
-from ..documents.pages_again import pages_again
+from ..documents.pages_again import is_away, pages_again
 from ..documents.process import PageProcess
 from ..documents.reading import ServerFailure, find_model, read_answers
 from ..documents.requests import Question
@@ -92,7 +92,9 @@ def without_copies(found: Iterable[FoundPage]) -> list[FoundPage]:
     for one in found:
         file = one.hit.file if one.refused else one.hit.source.get("sha256")
         first = kept.setdefault((file or one.hit.file, one.hit.page), one)
-        if first.place != one.place:  # two commands may have added a page twice
+        # Two commands may have added a page twice.
+        listed = [first.hit.file, *(copy.file for copy in first.copies)]
+        if one.hit.file not in listed:
             first.copies.append(one.hit)
     return [*kept.values()]
 
@@ -125,28 +127,38 @@ def _is_below(name: str, places: Iterable[str]) -> bool:
 def draw(found: Iterable[FoundPage], process: PageProcess, root: str | None) -> None:
     """Draw pages, unless their documents have changed or are gone.
 
-    Of a page in equal files, the first that can be drawn is taken.
+    If the document of a page is gone or has changed, an equal one is taken.
 
     Args:
         found: Pages without an image.
         process: That draws.
         root: Folder of the documents whose names are relative.
     """
-    left = [one for one in found if not one.refused]
-    while left:
-        by_place = {one.place: one for one in left}
-        wanted: dict[str, list[int]] = {}
-        for file, number in by_place:
-            wanted.setdefault(file, []).append(number)
-        sources = {one.hit.file: one.hit.source for one in left}
-        listed = [(file, pages, sources[file]) for file, pages in wanted.items()]
-        for page in pages_again(process, listed, root):
-            assert page.number is not None
-            one = by_place[page.file, page.number]
-            one.page, one.error = page, page.error
-        left = [one for one in left if one.error and one.copies]
-        for one in left:
-            one.hit = one.copies.pop(0)
+    opened = {one.place: one for one in found if not one.refused}
+    for page in _draw_again((one.hit for one in opened.values()), process, root):
+        one = opened[page.file, page.number or 0]
+        one.page, one.error = page, page.error
+    for one in opened.values():
+        copies = one.copies if one.page and is_away(one.page) else []
+        for copy in copies:
+            (page,) = _draw_again([copy], process, root)
+            if page.error is None:
+                one.copies = [hit for hit in (one.hit, *copies) if hit is not copy]
+                one.hit, one.page, one.error = copy, page, None
+                break
+
+
+def _draw_again(
+    hits: Iterable[Hit], process: PageProcess, root: str | None
+) -> Iterator[Page]:
+    wanted: dict[str, list[Hit]] = {}
+    for hit in hits:
+        wanted.setdefault(hit.file, []).append(hit)
+    listed = (
+        (file, [hit.page for hit in pages], pages[0].source)
+        for file, pages in wanted.items()
+    )
+    yield from pages_again(process, listed, root)
 
 
 async def rank(
@@ -214,13 +226,15 @@ async def answer(
     context = room = served.room(CONTEXT)
     group, too_large = list[Page](), dict[tuple[str, int | None], str]()
     for page in _drawn(found):
+        if len(group) == most:
+            break
         tokens = tiler.describe(*page.size, "fast")["prompt_tokens"]
         if tokens > context:
             too_large[page.file, page.number] = (
                 f"It is not asked about: its {tokens} tokens do not fit the context "
                 f"of {served.model}, which has room for {context}."
             )
-        elif tokens <= room and len(group) < most:
+        elif tokens <= room:
             room -= tokens
             group.append(page)
     for one in found:

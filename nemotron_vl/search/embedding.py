@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pages and questions become vectors, through the embeddings API of a server."""
 
+import asyncio
 import contextlib
 import io
 from collections.abc import Iterator, Sequence
@@ -112,30 +113,41 @@ async def find_embedder(
 
 
 async def embed_trial_page(
-    client: "openai.AsyncOpenAI", embedder: Embedder, timeout: float = 1800
+    client: "openai.AsyncOpenAI",
+    embedder: Embedder,
+    timeout: float = 1800,
+    ended: asyncio.Future | None = None,
 ) -> list[float]:
-    """The vector of a page that has details of all sizes.
-
-    It tells apart servers of one model with different tiles, adapters or weights.
+    """The vector of a page by which servers with other tiles or adapters differ.
 
     Args:
         client: Client of the server.
         embedder: Its model.
         timeout: Seconds for the answer, with all retries.
+        ended: See `read_answers`.
 
     Raises:
         ServerFailure: The server does not answer.
     """
-    x, y = np.arange(1024), np.arange(512)[:, None]
-    image = Image.fromarray((x ^ y).astype(np.uint8))
+    image = trial_page()
     file = io.BytesIO()
     image.save(file, "PNG")
     page = Page("trial", 1, file.getvalue(), "image/png", image.size)
-    answers = read_answers(client, embedder, iter([(page,)]), 1, timeout)
+    groups = iter([(page,)])
+    answers = read_answers(client, embedder, groups, 1, timeout, ended)
     (record,) = [record async for record in answers]
     if "error" in record:
         raise ServerFailure(f"The server embeds no page. {record['error']}")
     return record["vector"]
+
+
+def trial_page() -> Image.Image:
+    """A strip with details of all sizes.
+
+    It is cut into as many tiles as a server allows, up to 24, all in one row.
+    """
+    x, y = np.arange(24 * 64), np.arange(64)[:, None]
+    return Image.fromarray((x ^ y).astype(np.uint8))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 """Which pages are embedded, and the adding of more."""
 
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Index(Records):
         self.name = place
         self._places = [] if root else [*places]
         self._batches = 0  # since the table was compacted
+        self._twice = False  # whether two commands have added pages at once
         self._rows: list[Record] = []
         self._changed: set[str] = set()
         self._written = time.monotonic()
@@ -59,9 +60,8 @@ class Index(Records):
             self._store = Store.open(place)  # as it is now
         if self._store is not None:
             self._compare(self._store.settings)
-            twice = {r["file"] for r in self._store.states() if not self._note(r)}
-            # Two commands have added them at once: nothing locks a URI.
-            self.remove([*twice])
+            for record in self._store.states():
+                self._twice |= not self._note(record)
 
     def __exit__(self, *_: object) -> None:
         try:
@@ -173,9 +173,26 @@ class Index(Records):
             for record in self._store.states():
                 self._note(record)
 
+    def _counts_once(self) -> Callable[[Record], bool]:
+        """A function that accepts one record of each page, of the document's state."""
+        seen = set()
+
+        def counts(record: Record) -> bool:
+            known = self._known.get(record["file"])
+            place = record["file"], record["page"]
+            if known is None or not known.has(record) or place in seen:
+                return False
+            seen.add(place)
+            return True
+
+        return counts
+
     def tidy(self, approximate_from: int = APPROXIMATE_FROM) -> None:
         """See `Store.tidy`."""
         self._flush()
         if self._store is not None:
+            if self._twice:
+                self._store.keep(self._counts_once())
+                self._twice = False
             self._store.tidy(approximate_from)
             self._batches = 0

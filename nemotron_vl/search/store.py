@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, Self
 
@@ -150,8 +150,8 @@ class Store:
         ):
             raise ValueError(
                 f"{self.name} has pages that the model embedded with other options, "
-                "such as another number of tiles, another adapter or another "
-                "quantisation. Start the server as before, or make another index."
+                "such as another number of tiles or another "
+                "adapter. Start the server as before, or make another index."
             )
 
     def __len__(self) -> int:
@@ -186,6 +186,21 @@ class Store:
         with _named(self.name, _UNCHANGED):
             for some in _listed([*files]):
                 self._table.delete(some)
+
+    def keep(self, counts: Callable[[dict[str, Any]], bool]) -> None:
+        """Remove the pages that do not count.
+
+        Args:
+            counts: Whether a record does, see `states`; asked once about each.
+        """
+        query = self._table.search().select([*_STATE]).with_row_id(True)
+        with _named(self.name, _UNCHANGED):
+            rows = query.to_arrow().to_batches()
+            listed = (row for batch in rows for row in batch.to_pylist())
+            left = [row["_rowid"] for row in listed if not counts(_record(row))]
+            for start in range(0, len(left), _FILES_AT_ONCE):
+                some = map(str, left[start : start + _FILES_AT_ONCE])
+                self._table.delete(f"_rowid IN ({', '.join(some)})")
 
     def remove_errors(self) -> None:
         with _named(self.name, _UNCHANGED):

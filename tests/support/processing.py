@@ -1,7 +1,6 @@
 """Process prompts with images, and count what must come out."""
 
 import itertools
-import math
 
 import torch
 
@@ -41,16 +40,22 @@ def count_image_tokens(result, processor) -> int:
 
 def grid_by_the_rule(width, height, tile, fewest, most) -> tuple[int, int]:
     """The tiling rule as the model card states it."""
+    scores = scores_by_the_rule(width, height, tile, fewest, most)
+    return max(scores, key=scores.__getitem__)
+
+
+def scores_by_the_rule(
+    width, height, tile, fewest, most
+) -> dict[tuple[int, int], float]:
+    """How good each grid is, the smallest first. The best one is taken."""
     grids = [
         (columns, rows)
         for columns, rows in itertools.product(range(1, most + 1), repeat=2)
         if fewest <= columns * rows <= most
     ]
-    best, best_score = (1, 1), -math.inf
+    scores = {}
     for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
         ratio, aspect = columns / rows, width / height
         score = min(columns * rows * tile * tile / (width * height), 0.6)
-        score *= min(ratio / aspect, aspect / ratio)
-        if score > best_score:
-            best, best_score = (columns, rows), score
-    return best
+        scores[columns, rows] = score * min(ratio / aspect, aspect / ratio)
+    return scores

@@ -5,12 +5,12 @@ import io
 
 from PIL import Image
 
+from nemotron_vl.search.embedding import trial_page
 from support.documents import pdf, solid
 from support.fake_server import FakeServer
 
 COLOURS = ("red", "lime", "blue")
 DIMENSION = 8
-TRIAL_PAGE = (1024, 512)  # size
 
 
 def write_folder(folder) -> None:
@@ -52,7 +52,7 @@ class SearchServer(FakeServer):
         bias = self.bias
         if url := _image_of(content):
             bias += self.bias_of_pages
-        if url and _image(url).size != TRIAL_PAGE:
+        if url and _image(url).size != trial_page().size:
             with self._lock:
                 self.asked.append(request)
                 self.at_page(len(self.asked))

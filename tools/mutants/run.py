@@ -174,6 +174,7 @@ def _run(
     again: bool,
 ) -> None:
     """Try mutants, with the nearest tests or, again, with others."""
+    import attrs
     from cosmic_ray.work_item import WorkerOutcome, WorkResult
 
     graph = import_graph(trees[0])
@@ -216,7 +217,7 @@ def _run(
 
         for name, result in _results(pool, len(trees), mutants(), ends):
             if again and outcome_of(result, "", {}) == "survived":
-                result.output = _AGAIN + result.output
+                result = attrs.evolve(result, output=_AGAIN + result.output)
             session.set_result(name, result)
 
 

@@ -10,8 +10,9 @@ import pytest
 from nemotron_vl.commands import read_server
 from nemotron_vl.documents.finding import Source
 from nemotron_vl.main import main
+from nemotron_vl.search import asking
 from nemotron_vl.search.store import Store
-from support.documents import pdf, solid
+from support.documents import encrypted_pdf, pdf, solid
 from support.fake_server import fake_server, image_of
 from support.search import SearchServer, find, index, write_folder
 
@@ -111,6 +112,35 @@ def test_a_copy_is_drawn_in_the_place_of_a_file_that_is_gone(
     found = lines(capsys)
     assert not any("error" in line for line in found)
     assert {"copy.png", "photos/red.png"} - {gone} <= {line["file"] for line in found}
+
+
+def test_copies_are_not_tried_for_what_is_in_all_of_them(
+    server, folder, place, capsys, monkeypatch
+):
+    (folder / "a.pdf").write_bytes(encrypted_pdf())
+    for name in "bc":
+        shutil.copy(folder / "a.pdf", folder / f"{name}.pdf")
+    source = Source.of(folder / "a.pdf")._asdict()
+    store, vector = Store.open(str(place)), [0, 0, 1, 0.1, 0, 0, 0, 0]
+    page = {"page": 1, "vector": vector, "source": source}
+    store.add([page | {"file": f"{name}.pdf"} for name in "abcc"])
+    opened = []
+    monkeypatch.setattr(
+        asking,
+        "pages_again",
+        lambda *a, f=asking.pages_again: opened.append(a) or f(*a),
+    )
+    capsys.readouterr()
+    options = ("--answer", server.url, "--json", "--limit", "20")
+    assert main(find(server, "blue", place, *options)) == 0
+    (line,) = [line for line in lines(capsys) if "encrypted" in line.get("error", "")]
+    assert sorted([line["file"], *line["copies"]]) == ["a.pdf", "b.pdf", "c.pdf"]
+    assert len(opened) == 1
+    for name in "abc":
+        (folder / f"{name}.pdf").unlink()
+    assert main(find(server, "blue", place, *options)) == 0
+    again = [found for found in lines(capsys) if found.get("file") == line["file"]]
+    assert [found["copies"] for found in again] == [line["copies"]]
 
 
 def test_a_page_that_is_too_large_leaves_its_place_to_others(

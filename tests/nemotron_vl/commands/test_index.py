@@ -102,14 +102,23 @@ def test_documents_elsewhere_are_fetched_once(server, place, memory):
     assert len(opened) == fetched
 
 
-def test_pages_that_two_commands_added_are_added_anew(server, folder, place):
+def test_pages_that_two_commands_added_stay_once(server, folder, place, tmp_path):
+    """Also those of a folder that is not looked through now."""
     main(index(server, folder, place))
     store = Store.open(str(place))
     file = f"{folder}/report.pdf"
-    store.add([*store.records([file])])
+    found = [*store.records([file])]
+    older = [r | {"source": r["source"] | {"sha256": "0"}} for r in found]
+    store.add(older[:0] + found)
     assert len(store) == 10
+    other = tmp_path / "other"
+    other.mkdir()
+    solid("lime").save(other / "new.png")
+    assert main(index(server, other, place)) == 0
+    assert len(Store.open(str(place))) == 8
+    (other / "new.png").unlink()
     assert main(index(server, folder, place)) == 0
-    assert pages(place, folder) == ALL and len(server.asked) == 6 + 3
+    assert pages(place, folder)[-7:] == ALL and len(server.asked) == 7
 
 
 def test_changes_of_the_folder_are_followed(server, folder, place, capsys):

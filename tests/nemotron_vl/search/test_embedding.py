@@ -2,9 +2,14 @@
 
 import base64
 
+import pytest
+
 from nemotron_vl.documents.pages import Page
-from nemotron_vl.search.embedding import Embedder
+from nemotron_vl.search.embedding import Embedder, trial_page
 from nemotron_vl.search.ranking import Ranker
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_tiling import (
+    choose_grid,
+)
 
 PAGE = Page("a.pdf", 1, b"PNG", "image/png", (1, 1))
 IMAGE = {
@@ -42,3 +47,18 @@ def test_a_page_is_ranked_by_its_image():
     request = Ranker("m", None, "Where?").request([PAGE._replace(text="its text")])
     documents = [{"content": [IMAGE]}]
     assert request == {"model": "m", "query": "Where?", "documents": documents}
+
+
+@pytest.mark.parametrize("side", [64, 512])
+def test_the_trial_page_shows_how_many_tiles_a_server_takes(side):
+    grids = [
+        choose_grid(
+            *trial_page().size,
+            image_size=side,
+            min_tiles=1,
+            max_tiles=most,
+            use_thumbnail=True,
+        )
+        for most in range(1, 25)
+    ]
+    assert [grid[:2] for grid in grids] == [(most, 1) for most in range(1, 25)]

@@ -13,7 +13,12 @@ from vllm.transformers_utils.processors.nemotron_vl import (
 )
 
 from support.noise import noise
-from support.processing import SIZES, TILE, grid_by_the_rule
+from support.processing import (
+    SIZES,
+    TILE,
+    grid_by_the_rule,
+    scores_by_the_rule,
+)
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
 )
@@ -35,7 +40,6 @@ lengths = st.integers(1, 40) | st.integers(1, 20_000)
 )
 def test_the_grid_follows_the_rule(size, tile, limits, use_thumbnail):
     fewest, most = limits
-    columns, rows = grid_by_the_rule(*size, tile, fewest, most)
     grid = choose_grid(
         *size,
         image_size=tile,
@@ -43,12 +47,20 @@ def test_the_grid_follows_the_rule(size, tile, limits, use_thumbnail):
         max_tiles=most,
         use_thumbnail=use_thumbnail,
     )
-    expected = {(columns, rows)}
-    if size[0] == size[1]:  # its mirror is as good; the next test has their order
-        expected.add((rows, columns))
-    assert grid[:2] in expected
-    extra = use_thumbnail and columns * rows > 1
-    assert grid.num_tiles == columns * rows + extra
+    scores = scores_by_the_rule(*size, tile, fewest, most)
+    # Several may be equally good; another test has their order.
+    assert scores[grid[:2]] == max(scores.values())
+    tiles = grid.columns * grid.rows
+    assert grid.num_tiles == tiles + (use_thumbnail and tiles > 1)
+
+
+@pytest.mark.parametrize("tile", [64, 512])
+@pytest.mark.parametrize(("fewest", "most"), [(1, 12), (1, 6), (4, 12), (1, 1)])
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_the_grids_of_ordinary_limits(width, height, fewest, most, tile):
+    settings = {"image_size": tile, "min_tiles": fewest, "max_tiles": most}
+    found = choose_grid(width, height, **settings, use_thumbnail=False)
+    assert found[:2] == grid_by_the_rule(width, height, tile, fewest, most)
 
 
 @pytest.mark.parametrize("limits", [(1, 12), (1, 6), (2, 3), (4, 12), (5, 40)])
