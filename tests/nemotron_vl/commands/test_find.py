@@ -70,12 +70,6 @@ def test_the_pages_are_ranked(server, place, capsys):
     assert len(server.asked) == 9
 
 
-def test_fewer_candidates_than_pages_are_refused(server, place, capsys):
-    options = ("--rerank", server.url, "--limit", "3", "--candidates", "2")
-    assert main(find(server, "red", place, *options)) == 2
-    assert "--candidates is less than --limit." in capsys.readouterr().err
-
-
 def test_pages_of_equal_files_are_one(server, folder, place, capsys):
     """They take no place of another page, and are asked about once."""
     for number in range(3):
@@ -250,6 +244,12 @@ def test_the_checking_page_shows_the_pages_beside_the_answer(
         ("x", {"dimension": 9}, [], "has pages that another model embedded"),
         ("x", {"apis": {"chat"}}, [], "is no server of a model that embeds pages"),
         ("x", {}, ["--in", "NONE"], "There is no index at"),
+        (
+            "x",
+            {},
+            ["--limit=3", "--candidates=2"],
+            "--candidates is less than --limit.",
+        ),
     ],
 )
 def test_bad_input_has_its_sentence(
