@@ -15,7 +15,6 @@ from vllm.distributed import init_distributed_environment, initialize_model_para
 from support.encoder_graphs import graphs
 from support.forked import IMPORTED
 from support.loading import load, make_config
-from vllm_nemotron_vl.config.nemotron_vl_options import graph_tiles
 from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import EMBEDS, NUM_TILES
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_digest import (
     tile_digests,
@@ -112,20 +111,6 @@ def test_lost_embeddings_are_explained(load_model, checkpoint):
     _, manager = graphs_of(load_model, checkpoint)
     with pytest.raises(RuntimeError, match="EC connector has lost the embeddings"):
         manager.execute({NUM_TILES: torch.tensor([3])})
-
-
-@pytest.mark.parametrize(
-    ("largest_image", "largest_batch", "expected"),
-    [
-        (13, 8, [1, 3, 5, 7, 9, 13]),
-        (13, 32, [1, 3, 5, 7, 9, 13, 26]),
-        (1, 8, [1, 2]),
-        (5, 8, [1, 3, 5]),
-        (41, 64, [1, 3, 5, 7, 9, 13, 19, 27, 38, 41]),
-    ],
-)
-def test_sizes_of_graphs(largest_image, largest_batch, expected):
-    assert graph_tiles(largest_image, largest_batch) == expected
 
 
 def test_sizes_of_graphs_follow_the_settings(checkpoint):

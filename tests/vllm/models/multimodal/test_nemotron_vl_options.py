@@ -4,6 +4,7 @@ import pytest
 
 from support.clips import VIDEO
 from support.loading import make_config
+from vllm_nemotron_vl.config.nemotron_vl_options import graph_tiles
 
 GRAPHS = dict(enforce_eager=False, compilation_config={"cudagraph_mm_encoder": True})
 ADAPTERS = dict(enable_lora=True, enable_tower_connector_lora=True)
@@ -76,3 +77,17 @@ def test_an_api_server_without_our_renderer_is_refused(
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
     with pytest.raises(ValueError, match="VLLM_USE_RUST_FRONTEND replaces"):
         make_config(checkpoint, "float32", hf_overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("largest_image", "largest_batch", "expected"),
+    [
+        (13, 8, [1, 3, 5, 7, 9, 13]),
+        (13, 32, [1, 3, 5, 7, 9, 13, 26]),
+        (1, 8, [1, 2]),
+        (5, 8, [1, 3, 5]),
+        (41, 64, [1, 3, 5, 7, 9, 13, 19, 27, 38, 41]),
+    ],
+)
+def test_sizes_of_graphs(largest_image, largest_batch, expected):
+    assert graph_tiles(largest_image, largest_batch) == expected
