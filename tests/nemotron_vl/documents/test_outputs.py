@@ -120,6 +120,22 @@ def test_only_an_earlier_file_is_replaced(tmp_path):
     assert file.read_bytes() == b"my own table"
 
 
+def test_the_end_of_an_earlier_file_may_be_looked_at(tmp_path):
+    file = tmp_path / "a" / "b" / "table"
+    for far, kept in ((0, True), ((1 << 20) - 4, True), (1 << 20, False)):
+        with replaced_file(file, b"PAR1", b"ours") as opened:
+            opened.write(b"PAR1 ours" + bytes(far))
+        if kept:
+            with replaced_file(file, b"PAR1", b"ours") as opened:
+                opened.write(b"PAR1 ours")
+            assert file.read_bytes() == b"PAR1 ours"
+    with (
+        pytest.raises(ValueError, match="table is no earlier export"),
+        replaced_file(file, b"PAR1", b"ours"),
+    ):
+        pass
+
+
 def test_an_interrupted_file_leaves_the_earlier_one(tmp_path):
     file = tmp_path / "table.csv"
     file.write_bytes(b"document")
