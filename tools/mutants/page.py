@@ -71,7 +71,9 @@ def report(
             alive[outcome].append(f"- `{file}`: ``{change}``: {reason}")
     chosen = settings["modules"]
     lines = [
-        f"Commit {settings['commit'][:10]}, seed {settings['seed']}, at most "
+        f"Commit {settings['commit'][:10]}, "
+        + (f"tests of {settings['tests'][:10]}, " if "tests" in settings else "")
+        + f"seed {settings['seed']}, at most "
         f"{settings['sample']} mutants of each part; {left} have not been tried. "
         + (f"A trial: only of `{'`, `'.join(chosen)}`." if chosen else ""),
         "",

@@ -49,6 +49,12 @@ def main() -> None:
         action="store_true",
         help="try those that live with the tests that they have not met",
     )
+    parser.add_argument(
+        "--tests",
+        metavar="COMMIT",
+        help="with --again: the tests of this commit, such as HEAD; those of its files "
+        "that are new or have changed are met, too",
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="write docs/mutants.md")
     args = parser.parse_args()
@@ -59,12 +65,15 @@ def main() -> None:
         settings["commit"] = _git(ROOT, "rev-parse", "HEAD")
     else:
         stored = json.loads(SETTINGS.read_text())
-        if stored != settings | {"commit": stored["commit"]}:
+        if any(stored[name] != value for name, value in settings.items()):
             parser.error(f"{BUILD} has a session with {stored}: delete it, or go on")
         settings = stored
     trees = [BUILD / f"tree-{number}" for number in range(args.workers)]
     for tree in trees:
         _copy(tree, settings["commit"])
+    if args.tests:
+        settings["tests"] = _take_tests(trees, settings["commit"], args.tests)
+        SETTINGS.write_text(json.dumps(settings))
 
     from cosmic_ray.work_db import use_db
 
@@ -73,7 +82,7 @@ def main() -> None:
     with use_db(SESSION) as session:
         pending = session.pending_work_items
         if args.again:
-            pending = _living(session)
+            pending = _living(session, anew=bool(args.tests))
         print(
             f"{len(pending)} of {session.num_work_items} mutants are left", flush=True
         )
@@ -155,13 +164,33 @@ def _is_python(item: Any) -> bool:
     return True
 
 
-def _living(session: Any) -> list[Any]:
-    """The mutants that no test has noticed, and that were not tried again."""
+def _take_tests(trees: list[Path], commit: str, tests: str) -> str:
+    """Put the tests of another commit into copies of the repository; its name."""
+    tests = _git(ROOT, "rev-parse", tests)
+    for tree in trees:
+        _git(tree, "fetch", "--quiet", "origin", tests)
+        _git(tree, "checkout", "--quiet", tests, "--", "tests")
+    changed = {*_git(ROOT, "diff", "--name-only", commit, tests, "--", "tests").split()}
+    seconds, met = _read(SECONDS), _read(MET)
+    for name in changed & seconds.keys():
+        del seconds[name]
+    SECONDS.write_text(json.dumps(seconds))
+    MET.write_text(json.dumps({m: [*({*f} - changed)] for m, f in met.items()}))
+    return tests
+
+
+def _living(session: Any, anew: bool) -> list[Any]:
+    """The mutants that no test has noticed, and that were not tried again.
+
+    Args:
+        session: Of cosmic-ray.
+        anew: With those that were.
+    """
     return [
         item
         for item, result in session.completed_work_items
         if outcome_of(result, "", {}) in ("survived", "no test")
-        and not (result.output or "").startswith(_AGAIN)
+        and (anew or not (result.output or "").startswith(_AGAIN))
     ]
 
 

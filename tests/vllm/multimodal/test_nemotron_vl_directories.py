@@ -75,13 +75,18 @@ def test_the_bytes_of_all_strips_are_counted(kind, code):
         check_tiff(file(whole))
 
 
-@pytest.mark.parametrize("kind", [LONG8, SLONG8, IFD8])
-def test_values_of_eight_bytes_count_as_eight(kind):
-    """The bytes of a file may be read four times."""
-    count = 100
+BYTES = dict(zip(range(1, 14), (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [*BYTES.items(), (LONG8, 8), (SLONG8, 8), (IFD8, 8)]
+)
+def test_values_count_with_the_bytes_of_their_type(kind, size):
+    """The sizes are those of TIFF 6.0 and BigTIFF. The limit is four times the file."""
+    count = 800 // size
     many = [(50_000 + n, kind, count, 0) for n in range(8)]
     end = end_of([*IMAGE[:2], *many], True)
     many = [(tag, kind, count, end) for tag, *_ in many]
-    whole = tiff([*IMAGE[:2], *many], True, data=bytes(8 * count))
-    with pytest.raises(Refused, match=f"name {8 * count * 8} bytes"):
+    whole = tiff([*IMAGE[:2], *many], True, data=bytes(800))
+    with pytest.raises(Refused, match=f"name {800 * 8} bytes"):
         check_tiff(whole)

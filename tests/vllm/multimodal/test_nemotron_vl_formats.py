@@ -51,6 +51,20 @@ def test_as_many_parts_as_allowed_are_read(make, most, what):
         check_structure(make(most + 1))
 
 
+@pytest.mark.parametrize("marker", [0xC0, 0xC1, 0xC2])
+def test_a_jpeg_has_one_frame(marker):
+    frame = (marker, struct.pack(">BHHB", 8, 10, 10, 0))
+    check_structure(jpeg(frame))
+    with pytest.raises(Refused, match="more than 1 frame"):
+        check_structure(jpeg(frame, frame))
+
+
+@pytest.mark.parametrize("marker", [0xC3, 0xC5, 0xC9, 0xCA, 0xDE])
+def test_frames_of_other_kinds(marker):
+    with pytest.raises(Refused, match="lossless, hierarchical or arithmetic-coded"):
+        check_structure(jpeg((marker, bytes(6))))
+
+
 @pytest.mark.parametrize("marker", [0xC8, 0xD8, 0xD9, 0xF0, 0xFD])
 def test_markers_that_no_header_has(marker):
     with pytest.raises(Refused, match=f"it has the marker FF{marker:02X} before its"):

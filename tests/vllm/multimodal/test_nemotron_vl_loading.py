@@ -188,6 +188,15 @@ def test_files_of_too_many_parts_are_refused(name):
     assert cause in str(error.value).lower()
 
 
+@pytest.mark.parametrize("name", [n for n in BAD_FILES if "many parts" not in n])
+def test_the_message_about_a_bad_file_names_its_cause(name):
+    data, _, cause = BAD_FILES[name]
+    with pytest.raises(VLLMValidationError) as error:
+        to_rgb(load(data).media)
+    assert cause in str(error.value).lower()
+    assert "0x" not in str(error.value).partition(cause)[0]
+
+
 def test_each_format_has_its_hostile_files():
     assert {name.partition("_")[0].upper() for name in MANY_PARTS} >= {*FORMATS}
 

@@ -1,9 +1,11 @@
 """The names that a vLLM lacks are found in its source files."""
 
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
+from vllm_nemotron_vl.plugins import nemotron_vl as plugin
 from vllm_nemotron_vl.plugins import nemotron_vl_contract
 
 
@@ -73,3 +75,30 @@ def test_methods_may_be_of_base_classes_elsewhere(tmp_path, monkeypatch):
     )
     package = fake_release(tmp_path / "package", {"ours.py": ""})
     assert nemotron_vl_contract.missing(vllm, package) == ["vllm.a.A.gone"]
+
+
+@pytest.mark.parametrize(
+    ("lacks", "said"),
+    [
+        ([], None),
+        (["a"], "it lacks a."),
+        (["a", "b", "c"], "it lacks a, b, c."),
+        (["a", "b", "c", "d", "e", "f", "g", "h"], "it lacks a, b, c and 5 more."),
+    ],
+)
+def test_a_refusal_names_three_of_the_names(monkeypatch, lacks, said):
+    monkeypatch.setattr(nemotron_vl_contract, "missing", lambda place, retrieval: lacks)
+    found = plugin.refusal("9.9")
+    assert found is None if said is None else said in str(found)
+
+
+@pytest.mark.parametrize("places", [None, [], ["/nowhere"]])
+def test_a_vllm_without_files_is_not_installed(monkeypatch, places):
+    spec = None
+    if places is not None:
+        spec = ModuleSpec("vllm", None)
+        spec.submodule_search_locations = places
+    monkeypatch.setattr(plugin, "find_spec", lambda name: spec)
+    monkeypatch.setattr(nemotron_vl_contract, "missing", lambda *a, **k: [])
+    found = plugin.refusal("9.9")
+    assert ("it is not installed" in str(found)) == (not places)

@@ -1,5 +1,6 @@
 """What the models that find and rank pages add to vLLM's, without weights."""
 
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -25,6 +26,30 @@ def test_loading_empties_the_cache(model, monkeypatch):
     monkeypatch.setattr(models.InTreeForEmbedding, "load_weights", loaded)
     assert model.load_weights([]) == {"a"}
     model.tile_reuse.clear.assert_called_once_with()
+
+
+def test_layers_of_adapters_have_the_checkpoints_names(model):
+    model.config = SimpleNamespace(
+        text_config=SimpleNamespace(num_hidden_layers=2),
+        vision_config=SimpleNamespace(num_hidden_layers=3),
+    )
+    assert model.is_pooling_model
+    language = [*models._layers(model, encoder=False)]
+    assert len(language) == len({*language}) == 2 * 7
+    assert all(name.startswith("language_model.layers.") for name in language)
+    both = [*models._layers(model, encoder=True)]
+    assert both[: 2 * 7] == language
+    assert len({*both}) == 2 * 7 + 2 + 3 * 6
+    assert "vision_model.vision_model.encoder.layers.2.mlp.fc2" in both
+
+
+def test_embeddings_are_counted_in_patches_of_the_tower(model):
+    vision = SimpleNamespace(image_size=512, patch_size=16)
+    model.config, model.num_image_token = SimpleNamespace(vision_config=vision), 256
+    found = model.get_mm_lora_token_counts(
+        modality="image", mm_kwargs=None, num_mm_embeds=3 * 256
+    )
+    assert found == (3 * 1024, 3 * 256)
 
 
 def test_embeddings_of_different_lengths_are_taken(model):
