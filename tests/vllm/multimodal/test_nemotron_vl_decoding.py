@@ -115,6 +115,8 @@ def test_the_walk_is_bounded(monkeypatch):
     with pytest.raises(UnreadableVideo, match="took more than"):
         decode(data, 3, whole)
     monkeypatch.setattr(decoding, "MOST_SECONDS", 60.0)
+    monkeypatch.setattr(decoding, "MOST_BYTES", len(data))
+    decode(data, 3, whole)
     monkeypatch.setattr(decoding, "MOST_BYTES", len(data) - 1)
     with pytest.raises(UnreadableVideo, match=f"at most {len(data) - 1}"):
         decode(data, 3, whole)

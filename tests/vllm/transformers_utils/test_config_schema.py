@@ -1,6 +1,7 @@
 """The plain configuration, read without transformers, equals the class."""
 
 import copy
+import functools
 import json
 from operator import attrgetter
 
@@ -240,3 +241,32 @@ def test_a_built_configuration_has_no_defaults(checkpoint, name):
     setattr(config.llm_config, name, None)
     with pytest.raises(ValueError, match=f"llm_config.{name} must be of type int"):
         check_servable(config)
+
+
+@pytest.mark.parametrize(
+    ("path", "largest"),
+    [
+        ("force_image_size", 4096),
+        ("projector_hidden_size", 1 << 20),
+        ("vision_config.patch_size", 1024),
+        ("vision_config.num_hidden_layers", 1024),
+        ("llm_config.vocab_size", 1 << 24),
+        ("llm_config.hidden_size", 1 << 20),
+        ("llm_config.intermediate_size", 1 << 20),
+        ("llm_config.num_hidden_layers", 1024),
+        ("llm_config.num_attention_heads", 4096),
+        ("llm_config.num_key_value_heads", 4096),
+        ("llm_config.head_dim", 4096),
+        ("llm_config.max_position_embeddings", 1 << 22),
+    ],
+)
+def test_sizes_are_refused_from_the_next_after_the_largest(checkpoint, path, largest):
+    """The largest one may be refused for what it does not fit."""
+    values = read(checkpoint)
+    *parents, name = path.split(".")
+    place = functools.reduce(dict.__getitem__, parents, values)
+    cause = f"must be a whole number from 1 to {largest}."
+    for value, refused in ((largest, False), (largest + 1, True), (0, True)):
+        place[name] = value
+        said = refusal(read_config, values) or ""
+        assert (f"{path} = {value} is not supported; it {cause}" in said) == refused

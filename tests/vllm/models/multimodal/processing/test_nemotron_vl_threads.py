@@ -267,6 +267,10 @@ def test_quota_of_the_control_group(tmp_path, own, files, cores):
     ],
 )
 def test_the_share_of_an_api_server(monkeypatch, affinity, quota, servers, share):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)))
+    def cores(process: int) -> set[int]:
+        assert process == 0  # this one
+        return set(range(affinity))
+
+    monkeypatch.setattr(os, "sched_getaffinity", cores)
     monkeypatch.setattr(image_threads, "_quota", lambda: quota)
     assert image_threads.share_of_cores(servers) == share
