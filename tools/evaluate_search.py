@@ -2,7 +2,7 @@
 """Measures how well pages are found, on a set of the form of ViDoRe and BEIR.
 
 python tools/evaluate_search.py draw SET [--alike 10]
-python tools/evaluate_search.py measure SET --url URL [--rerank URL]
+python tools/evaluate_search.py measure SET --url URL [--rerank URL] [--language L]
 
 A set is a folder of Parquet files: corpus (corpus-id, image), queries (query-id, query)
 and qrels (query-id, corpus-id, score), each in a folder of this name or of its own.
@@ -80,11 +80,16 @@ def rows(folder: Path, name: str) -> Iterator[dict[str, Any]]:
         raise FileNotFoundError(f"{folder / name} has no Parquet files.")
     for file in files:
         for batch in pq.ParquetFile(file).iter_batches(64):
-            yield from batch.to_pylist()
+            for row in batch.to_pylist():  # ViDoRe 3 writes `corpus_id`
+                yield {name.replace("_", "-"): value for name, value in row.items()}
 
 
 def measure(
-    folder: Path, url: str, rerank: str | None = None, candidates: int = 50
+    folder: Path,
+    url: str,
+    rerank: str | None = None,
+    candidates: int = 50,
+    language: str | None = None,
 ) -> dict[str, float]:
     """The mean of each measure over the questions.
 
@@ -93,12 +98,20 @@ def measure(
         url: Server of the embedding model.
         rerank: Server of the ranking model.
         candidates: Pages of a question that it ranks.
+        language: Of the questions; by default all of them.
     """
+    queries = {
+        str(row["query-id"]): row["query"]
+        for row in rows(folder, "queries")
+        if language in (None, row.get("language"))
+    }
     qrels = [
         Qrel(str(row["query-id"]), str(row["corpus-id"]), row["score"])
         for row in rows(folder, "qrels")
+        if str(row["query-id"]) in queries
     ]
-    queries = {str(row["query-id"]): row["query"] for row in rows(folder, "queries")}
+    if not qrels:
+        raise ValueError(f"{folder} has no questions in {language}.")
     with tempfile.TemporaryDirectory() as temporary:
         pages, index = Path(temporary, "pages"), str(Path(temporary, "index"))
         pages.mkdir()
@@ -155,11 +168,12 @@ if __name__ == "__main__":
     parser.add_argument("--url", help="server of the embedding model")
     parser.add_argument("--rerank", metavar="URL", help="server of the ranking model")
     parser.add_argument("--candidates", type=int, default=50, help="that it ranks")
+    parser.add_argument("--language", help="of the questions, such as english")
     args = parser.parse_args()
     if args.action == "draw":
         draw_set(args.set, args.pages, args.alike)
     elif not args.url:
         parser.error("measure needs --url of a server.")
     else:
-        found = measure(args.set, args.url, args.rerank, args.candidates)
+        found = measure(args.set, args.url, args.rerank, args.candidates, args.language)
         print(json.dumps({name: round(value, 4) for name, value in found.items()}))

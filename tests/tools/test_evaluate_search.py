@@ -47,6 +47,25 @@ def test_a_set_is_measured(folder, ranked):
     assert 0.5 < found["nDCG@5"] < 1
 
 
+def test_questions_of_a_language_are_measured(folder):
+    """In a set of ViDoRe 3, whose columns have other names."""
+    for name in ("corpus", "queries", "qrels"):
+        (file,) = (folder / name).iterdir()
+        table = pq.read_table(file)
+        if name == "queries":
+            table = table.append_column("language", [["french", "english"]])
+        names = [column.replace("-", "_") for column in table.column_names]
+        pq.write_table(table.rename_columns(names), file)
+    with fake_server(SearchServer) as server:
+        found = {
+            language: evaluate_search.measure(folder, server.url, language=language)
+            for language in ("french", "english")
+        }
+        with pytest.raises(ValueError, match="has no questions in german"):
+            evaluate_search.measure(folder, server.url, language="german")
+    assert (found["french"]["R@1"], found["english"]["R@1"]) == (1, 0)
+
+
 def test_measuring_needs_a_server(folder):
     command = [sys.executable, evaluate_search.__file__, "measure", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
