@@ -28,6 +28,11 @@ def jpeg(*segments: tuple[int, bytes], filling: int = 0) -> bytes:
     return b"\xff\xd8\xff\xe0\0\2" + b"".join(packed) + bytes(filling) + b"\xff\xda\0\2"
 
 
+def webp(chunks: int, name: bytes = b"junk") -> bytes:
+    """Chunks of one byte, which is filled up to two."""
+    return b"RIFF\0\0\0\0WEBP" + (name + struct.pack("<I", 1) + b"\0\0") * chunks
+
+
 def tables(size: int) -> bytes:
     """A segment has at most 65,533 bytes."""
     return jpeg((0xDB, bytes(60_000)), (0xDB, bytes(size - 60_000)))
@@ -40,6 +45,8 @@ def tables(size: int) -> bytes:
         *((lambda n, p=2**k: gif(n, p), 4096, "blocks") for k in range(1, 9)),
         (lambda n: jpeg(filling=n), 4096, "bytes between its segments"),
         (lambda n: jpeg((0xED, b"8BIM" * n)), 4096, "resources in its Photoshop data"),
+        (webp, 4096 + 40, "chunks"),  # one more for each 1024 bytes
+        (lambda n: webp(n, b"EXIF"), 4, "chunks of Exif data"),
         (tables, 1 << 16, "bytes of quantisation tables"),
         (lambda n: jpeg(*[(0xE2, b"MPF\0")] * n), 4, "segments of several images"),
         (lambda n: jpeg(*[(0xE1, b"Exif\0\0")] * n), 16, "segments of Exif data"),
