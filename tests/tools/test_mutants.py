@@ -54,7 +54,7 @@ def test_imports_of_all_kinds_are_seen(tmp_path):
     named, far = ["tests/test_c_kinds.py"], ["tests/test_e.py"]
     assert choice.tests_of("vllm/b/d.py", found) == [far]
     assert choice.tests_of("vllm/b/c.py", found) == [named, far]
-    assert choice.tests_of("vllm/a.py", found) == [far]
+    assert choice.tests_of("vllm/a.py", found) == [named, far]
     assert choice.tests_of("nemotron_vl/f.py", found) == []
 
 

@@ -79,14 +79,14 @@ def tests_of(module: str, graph: Graph) -> list[list[str]]:
     ``test_read.py`` and ``test_read_options.py`` of ``read.py``. Then those that do so
     with what imports it, and so on.
     """
-    stem = f"test_{Path(module).stem}"
     reached, rings = {module}, []
     left = {name for name in graph if Path(name).name.startswith("test_")}
     while True:
+        named = tuple(f"test_{Path(name).stem}_" for name in reached)
         found = {
             name
             for name in left
-            if f"{Path(name).stem}_".startswith(f"{stem}_")
+            if f"{Path(name).stem}_".startswith(named)
             or not reached.isdisjoint(graph[name])
         }
         if found:
