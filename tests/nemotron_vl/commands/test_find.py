@@ -244,7 +244,7 @@ def test_the_checking_page_shows_the_pages_beside_the_answer(
         ("x", {"dimension": 9}, [], "has pages that another model embedded"),
         ("x", {"apis": {"chat"}}, [], "is no server of a model that embeds pages"),
         ("x", {}, ["--in", "NONE"], "There is no index at"),
-        ("x", {}, ["--limit=3", "--candidates=2"], "--candidates is less than"),
+        ("x", {}, ["--candidates=9"], "--candidates is less than --limit."),
     ],
 )
 def test_bad_input_has_its_sentence(

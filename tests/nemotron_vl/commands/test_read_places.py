@@ -3,9 +3,6 @@
 import json
 import shutil
 
-import fsspec
-import pytest
-
 from nemotron_vl.main import main
 from support.read_command import ALL, arguments, places, records
 
@@ -45,14 +42,6 @@ def test_records_on_standard_output(server, folder, capfdbinary):
     assert head["settings"]["model"] == "fake"
     assert len(found) == 8
     assert b"-: records: 8, new: 8" in captured.err
-
-
-@pytest.fixture
-def memory():
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    yield system
-    system.store.clear()
 
 
 def test_folders_and_records_on_another_file_system(server, folder, memory, capsys):

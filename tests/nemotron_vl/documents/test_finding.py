@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from nemotron_vl.documents.equal import equal_files
@@ -109,14 +108,6 @@ def test_files_that_are_known_are_not_read_again(tmp_path, monkeypatch):
     _, copies = equal_files(changed, states.get)
     assert [copy.name for copy in copies["a.pdf"]] == ["b.pdf", "c.pdf"]
     assert read == ["b.pdf"]
-
-
-@pytest.fixture
-def memory():
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    yield system
-    system.store.clear()
 
 
 def test_documents_of_another_file_system(memory):

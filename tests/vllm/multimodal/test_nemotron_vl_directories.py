@@ -6,7 +6,7 @@ import pytest
 
 from vllm_nemotron_vl.multimodal.nemotron_vl_directories import Refused, check_tiff
 
-SHORT, LONG, RATIONAL, LONG8, SLONG8, IFD8 = 3, 4, 5, 16, 17, 18
+SHORT, LONG, LONG8, SLONG8, IFD8 = 3, 4, 16, 17, 18
 STRIPS, SIZES, PLANES, SAMPLES, ROWS = 273, 279, 284, 277, 278
 IMAGE = [(256, LONG, 1, 8), (257, LONG, 1, 8), (ROWS, LONG, 1, 8)]
 DEFLATE = [(259, SHORT, 1, 8)]
