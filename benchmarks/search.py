@@ -80,6 +80,7 @@ class Archive:
     """
 
     def __init__(self, count: int, dimension: int) -> None:
+        self.count, self.dimension = count, dimension
         chance = np.random.default_rng(0)
         topics = max(1, count // PAGES_OF_A_TOPIC)
         self._topics = chance.standard_normal((topics, dimension), np.float32)

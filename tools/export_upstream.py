@@ -3,8 +3,9 @@
 
     python tools/export_upstream.py ../vllm
 
-- Files of `vllm/` are copied to the same paths. If vLLM has a file of that name, ours
-  is appended to it: it adds definitions and replaces one class.
+- Files of `vllm/` are copied to the same paths. The model's file replaces vLLM's as a
+  whole. Ours is appended to other files of the same name: they hold what other models
+  need, or functions with which vLLM's tests compute what they expect.
 - The models are added to the registry, the plugin's entry point to pyproject.toml, and
   rows to the table of supported models.
 - `tests/vllm` is copied to `tests/models/multimodal/nemotron_vl`, with `tests/support`
@@ -28,6 +29,7 @@ from vllm_nemotron_vl.config.nemotron_vl_names import (
 
 ROOT = Path(__file__).parents[1]
 MARK = "\n\n# Laid over by tools/export_upstream.py of vllm-nemotron-vl:\n\n"
+REPLACED = Path("vllm/model_executor/models/nemotron_vl.py")
 REGISTRY_LINES = (
     f'    "{ARCHITECTURE}": ("nemotron_vl", "LlamaNemotronVLChatModel"),\n'
     f'    "{VIDEO_ARCHITECTURE}": '
@@ -92,9 +94,9 @@ def files_below(folder: Path) -> list[Path]:
 
 def lay_tree(checkout: Path) -> None:
     for file in files_below(ROOT / "vllm"):
-        target = checkout / file.relative_to(ROOT)
-        ours = file.read_bytes()
-        if target.exists():
+        place = file.relative_to(ROOT)
+        target, ours = checkout / place, file.read_bytes()
+        if target.exists() and place != REPLACED:
             theirs, marked, _ = target.read_bytes().partition(MARK.encode())
             if marked or theirs != ours:
                 ours = theirs + MARK.encode() + ours

@@ -33,7 +33,7 @@ APPROXIMATE_FROM = 100_000
 _GROWTH = 2
 # Of the pages that it proposes, this many times those wanted are compared exactly.
 _REFINED = 10
-_PROBES = 20  # clusters that are searched
+_PROBES = 100  # clusters that are searched; docs/search.md has what others find
 _KEPT = timedelta(hours=1)  # for those who search while old versions are removed
 _FILES_AT_ONCE = 500  # in a condition
 _UNCHANGED = "cannot be changed."

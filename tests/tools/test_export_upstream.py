@@ -1,5 +1,6 @@
 """`tools/export_upstream.py` lays the tree over a vLLM checkout, and it works there."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -37,7 +38,7 @@ print(type(processor.info.get_hf_processor()).__module__)
 video = ModelRegistry.models["Llama_Nemotron_Nano_VL_Video"]
 print(video.module_name, video.load_model_cls().__mro__[1] is cls)
 
-# vLLM's own rows lead to ours, and files that ours are appended to keep their classes.
+# vLLM's own rows lead to ours.
 from vllm.model_executor.models import registry
 for name in ("LlamaNemotronVLModel", "LlamaNemotronVLForSequenceClassification"):
     cls = ModelRegistry.models[name].load_model_cls()
@@ -87,6 +88,18 @@ def test_the_installed_vllm_is_not_changed(checkout):
         b"export_upstream"
         in (checkout / "vllm" / "transformers_utils/config.py").read_bytes()
     )
+
+
+def test_the_models_file_is_replaced_and_others_keep_their_classes(checkout):
+    file = "vllm/model_executor/models/nemotron_vl.py"
+    assert (checkout / file).read_bytes() == (ROOT / file).read_bytes()
+    processors = checkout / "vllm/transformers_utils/processors/nemotron_vl.py"
+    defined = {
+        node.name
+        for node in ast.parse(processors.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    assert {"LlamaNemotronVLEmbedProcessor", "NemotronVLProcessor"} <= defined
 
 
 def test_registry_docs_and_plugin_are_added(checkout):

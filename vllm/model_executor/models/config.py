@@ -142,6 +142,19 @@ def _image_settings(model_config: ModelConfig) -> dict[str, Any]:
     )
 
 
+def check_graphs(vllm_config: VllmConfig) -> bool:
+    """Whether the encoder has CUDA graphs; without images they are switched off."""
+    # vLLM refuses graphs with --language-model-only itself.
+    options = vllm_config.model_config.get_multimodal_config()
+    if not encoder_graphs(vllm_config) or options.language_model_only:
+        return False
+    if options.get_limit_per_prompt("image"):
+        return True
+    logger.info("No encoder graphs: they are for images, which are switched off.")
+    vllm_config.compilation_config.cudagraph_mm_encoder = False
+    return False
+
+
 def _complete_graphs(vllm_config: VllmConfig) -> None:
     """Set the sizes of the encoder's CUDA graphs, unless the user has set them."""
     from ...transformers_utils.processors.nemotron_vl import image_seq_length
@@ -151,14 +164,7 @@ def _complete_graphs(vllm_config: VllmConfig) -> None:
     )
 
     compilation, model_config = vllm_config.compilation_config, vllm_config.model_config
-    options = model_config.get_multimodal_config()
-    # vLLM refuses graphs with --language-model-only itself.
-    if not encoder_graphs(vllm_config) or options.language_model_only:
-        return
-    if not options.get_limit_per_prompt("image"):
-        logger.info("No encoder graphs: they are for images, which are switched off.")
-        compilation.cudagraph_mm_encoder = False
-    elif not compilation.encoder_cudagraph_token_budgets:
+    if check_graphs(vllm_config) and not compilation.encoder_cudagraph_token_budgets:
         settings, name = _image_settings(model_config), "max_dynamic_patch"
         if name in settings and (problem := tiles_problem(name, settings[name], 1)):
             raise ValueError(problem)

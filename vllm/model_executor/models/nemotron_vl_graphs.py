@@ -7,62 +7,21 @@ here computes on this rank alone.
 """
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from vllm.model_executor.models.internvl import InternVLChatModel
 from vllm.v1.worker.encoder_cudagraph_defs import EncoderItemSpec
 
-from ...multimodal.nemotron_vl_embeddings import EMBEDS, NUM_TILES
-from .nemotron_vl_reuse import TileReuse
-
-PIXELS, DIGESTS = "pixel_values_flat", "tile_digests"
+from ...multimodal.nemotron_vl_embeddings import EMBEDS
+from .nemotron_vl_base import DIGESTS, PIXELS, NemotronVLBase, check_pixels
 
 
-def check_pixels(mm_kwargs: dict[str, Any]) -> None:
-    """Explain images that brought neither pixels nor embeddings.
-
-    Raises:
-        RuntimeError: Only their numbers of tiles are there.
-    """
-    if PIXELS not in mm_kwargs and NUM_TILES in mm_kwargs:
-        raise RuntimeError(
-            "The EC connector has lost the embeddings of an image, and the "
-            "request brought no pixels. The encoder must encode it again."
-        )
-
-
-class EncoderGraphs(InternVLChatModel):
-    """InternVL's methods for encoder graphs, with what differs for this model.
+class EncoderGraphs(NemotronVLBase):
+    """InternVL's methods for encoder graphs, with what differs for these models.
 
     Images are replayed from graphs of a number of tiles. Those that fit no graph are
     encoded with `TileReuse`. Embeddings that a request brought pass through.
     """
-
-    tile_reuse: TileReuse | None
-    dtype: torch.dtype
-
-    def _encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Features of tiles, computed on this rank."""
-        raise NotImplementedError
-
-    def _embed_tiles(
-        self,
-        encode: Callable[[torch.Tensor], torch.Tensor],
-        pixels: torch.Tensor,
-        digests: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Features of tiles, of which equal ones are encoded once.
-
-        Args:
-            encode: As of `TileReuse`.
-            pixels: ``(tiles, 3, size, size)``.
-            digests: As of `TileReuse`; without them, all tiles are encoded.
-        """
-        if self.tile_reuse is None or digests is None:
-            return encode(pixels)
-        return self.tile_reuse(encode, pixels, digests)
 
     def get_encoder_cudagraph_config(self):
         config = super().get_encoder_cudagraph_config()

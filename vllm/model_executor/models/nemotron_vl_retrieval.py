@@ -1,49 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """The models that find and rank pages: SigLIP, pixel shuffle, MLP, bidirectional Llama.
 
-vLLM's in-tree classes with this package's processing of images; this file holds only
-what differs.
+Built on vLLM's InternVL, SigLIP and Llama models; this file holds only what differs
+from the chat model.
 """
 
-import sys
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import chain
 from typing import Any, cast
 
 import torch
+import torch.nn as nn
 from transformers import PreTrainedConfig
-from vllm.config import VllmConfig
+from vllm.config import PoolerConfig, VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import ReplicatedLinear
+from vllm.model_executor.layers.pooler import DispatchPooler
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.interfaces import (
-    MultiModalEmbeddings,
+    SupportsCrossEncoding,
+    SupportsEncoderCudaGraph,
+    SupportsLoRA,
+    SupportsMultiModal,
+    SupportsPP,
     SupportsQuant,
     SupportsScoreTemplate,
 )
-from vllm.model_executor.models.nemotron_vl import (
-    LlamaNemotronVLForEmbedding as InTreeForEmbedding,
-)
-from vllm.model_executor.models.nemotron_vl import (
-    LlamaNemotronVLForSequenceClassification as InTreeForSequenceClassification,
-)
-from vllm.model_executor.models.utils import WeightsMapper
+from vllm.model_executor.models.interfaces_base import VllmModelForPooling
+from vllm.model_executor.models.siglip import SiglipVisionModel
+from vllm.model_executor.models.utils import WeightsMapper, maybe_prefix
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.inputs import MultiModalKwargsItem
 from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 
-from ...config.nemotron_vl import EncoderConfig
 from ...config.nemotron_vl_names import IMAGE_TOKEN
 from ...config.nemotron_vl_options import encoder_adapters
-from ...multimodal.nemotron_vl_embeddings import EMBEDS
 from ...transformers_utils.configs.nemotron_vl_retrieval import NemotronVLEmbedConfig
 from ...transformers_utils.processors.nemotron_vl_retrieval import (
     NemotronVLRetrievalProcessor,
 )
 from ...transformers_utils.processors.nemotron_vl_tiling import image_settings
-from .nemotron_vl_graphs import DIGESTS, PIXELS
+from .nemotron_vl_graphs import EncoderGraphs
 from .nemotron_vl_lora import refused
 from .nemotron_vl_precision import keep_encoder_precision
 from .nemotron_vl_processing import (
@@ -51,7 +48,6 @@ from .nemotron_vl_processing import (
     NemotronVLMultiModalProcessor,
     NemotronVLProcessingInfo,
 )
-from .nemotron_vl_reuse import make_tile_reuse
 
 logger = init_logger(__name__)
 
@@ -99,99 +95,90 @@ class NemotronVLRetrievalProcessingInfo(NemotronVLProcessingInfo):
     dummy_inputs=NemotronVLDummyInputsBuilder,
 )
 class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
-    InTreeForEmbedding, SupportsQuant
+    EncoderGraphs,
+    SupportsMultiModal,
+    SupportsPP,
+    SupportsLoRA,
+    SupportsQuant,
+    SupportsEncoderCudaGraph,
+    VllmModelForPooling,
 ):
-    """llama-nemotron-embed-vl: an embedding of a text, an image or both.
+    """llama-nemotron-embed-vl: an embedding of a text, an image or both."""
 
-    Equal tiles are encoded once, and a bounded number of tiles at once.
-    """
-
-    # vLLM caches a model's flags until the model's own file changes. In-tree's flag for
-    # pixels that the device normalises stays: in 0.31 these models have none.
+    # vLLM caches a model's flags until the model's own file changes.
     is_pooling_model = True
+    supports_encoder_tp_data = True
+    supports_mm_device_do_normalize = True
     supports_tower_connector_lora = True
+
     tensor_prefix = ""  # of all parts, in the checkpoint
+    hf_to_vllm_mapper = WeightsMapper(
+        orig_to_new_prefix={
+            f"language_model.{name}.": f"language_model.model.{name}."
+            for name in ("layers", "embed_tokens", "norm")
+        }
+        | {
+            f"vision_model.{name}.": f"vision_model.vision_model.{name}."
+            for name in ("encoder", "embeddings", "post_layernorm")
+        }
+    )
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        encoder_config = EncoderConfig.from_vllm_config(vllm_config)
-        self.max_encoder_tiles = encoder_config.max_encoder_tiles
-        self.tile_reuse = None
-        adapted = encoder_adapters(vllm_config)
         if vllm_config.lora_config is not None:
+            adapted = encoder_adapters(vllm_config)
             layers = (self.tensor_prefix + name for name in _layers(self, adapted))
             self.hf_to_vllm_mapper |= WeightsMapper(
                 orig_to_new_regex=refused(layers, adapted)
             )
-        if adapted:  # as in the chat model
-            self.max_encoder_tiles = sys.maxsize
-            return
-        self.tile_reuse = make_tile_reuse(
-            vllm_config,
-            (self.num_image_token, self.config.text_config.hidden_size),
-            lambda: chain(self.vision_model.parameters(), self.mlp1.parameters()),
-        )
+        self._init_pooler(vllm_config, prefix)
+
+    def _init_pooler(self, vllm_config: VllmConfig, prefix: str) -> None:
+        config = cast(PoolerConfig, vllm_config.model_config.pooler_config)
+        self.pooler = DispatchPooler.for_embedding(config)
 
     def _patch_quant_config(
         self, config: PreTrainedConfig, quant_config: QuantizationConfig | None
     ) -> None:
-        # vLLM's model calls this before it builds the parts.
+        # InternVL calls this before it builds the parts.
         super()._patch_quant_config(config, quant_config)
         if quant_config is not None:
             keep_encoder_precision(quant_config)
 
-    def _init_mlp1(self, config: PreTrainedConfig, *args: Any, **kwargs: Any):
-        connector: Any = super()._init_mlp1(config, *args, **kwargs)
-        # vLLM applies adapters to its own layers only.
-        for place in (1, 3):
-            linear = connector[place]
-            connector[place] = ReplicatedLinear(
-                linear.in_features, linear.out_features, return_bias=False
-            )
-        return connector
-
-    def get_mm_lora_token_counts(
+    def _init_vision_model(
         self,
+        config: PreTrainedConfig,
+        quant_config: QuantizationConfig | None,
         *,
-        modality: str,
-        mm_kwargs: MultiModalKwargsItem | None,
-        num_mm_embeds: int,
-    ) -> tuple[int, int | None]:
-        """Tokens in the tower and in the connector for a number of embeddings."""
-        vision = self.config.vision_config
-        patches = (vision.image_size // vision.patch_size) ** 2
-        return num_mm_embeds // self.num_image_token * patches, num_mm_embeds
+        prefix: str,
+    ) -> nn.Module:
+        return SiglipVisionModel(
+            config.vision_config, quant_config, prefix=prefix, use_head=False
+        )
 
-    def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
-        """Embeddings of images, ``(tokens, hidden_size)`` for each.
+    def _init_mlp1(self, config: PreTrainedConfig) -> nn.Module:
+        merged = (
+            config.vision_config.hidden_size * round(1 / self.downsample_ratio) ** 2
+        )
+        hidden = config.text_config.hidden_size
+        # vLLM applies adapters to its own layers only.
+        return nn.Sequential(
+            nn.LayerNorm(merged),
+            ReplicatedLinear(merged, hidden, return_bias=False),
+            nn.GELU(),
+            ReplicatedLinear(hidden, hidden, return_bias=False),
+        )
 
-        Args:
-            kwargs: The fields of vLLM's InternVL model, and ``tile_digests`` for
-                `TileReuse`. Without digests all tiles are encoded.
-        """
-        if (embeds := kwargs.get(EMBEDS)) is not None:
-            # InternVL's check refuses a batch of images with different lengths.
-            return cast(MultiModalEmbeddings, embeds)
-        digests = cast(torch.Tensor | None, kwargs.get(DIGESTS))
-        images: Any = self._parse_and_validate_image_input(**kwargs)
-        if images is None:
-            return []
-        pixels = images[PIXELS]
-        if digests is None or self.tile_reuse is None:
-            features = self._encode_tiles(pixels)
-        else:
-            features = self.tile_reuse(self._encode_tiles, pixels, digests)
-        return [x.flatten(0, 1) for x in features.split(images["num_patches"].tolist())]
+    def _condition(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if pixel_values.dtype == torch.uint8:  # else the processor has normalised them
+            pixel_values = pixel_values.float() / 127.5 - 1
+        return pixel_values.to(self.dtype)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load a checkpoint or a part of one. Cached tiles are of the old weights."""
         if self.tile_reuse is not None:
             self.tile_reuse.clear()
         return super().load_weights(weights)
-
-    def _encode_tiles(self, pixels: torch.Tensor) -> torch.Tensor:
-        parts = pixels.split(cast(int, self.max_encoder_tiles))
-        return torch.cat([self.extract_feature(part) for part in parts])
 
 
 def _layers(model: LlamaNemotronVLForEmbedding, encoder: bool) -> Iterator[str]:
@@ -222,15 +209,47 @@ def _layers(model: LlamaNemotronVLForEmbedding, encoder: bool) -> Iterator[str]:
     dummy_inputs=NemotronVLDummyInputsBuilder,
 )
 class LlamaNemotronVLForSequenceClassification(  # type: ignore[misc]
-    LlamaNemotronVLForEmbedding, InTreeForSequenceClassification, SupportsScoreTemplate
+    LlamaNemotronVLForEmbedding, SupportsCrossEncoding, SupportsScoreTemplate
 ):
     """llama-nemotron-rerank-vl: how well a passage answers a question."""
 
     is_pooling_model = True
+    supports_encoder_tp_data = True
+    supports_mm_device_do_normalize = True
     supports_tower_connector_lora = True
     supports_score_template = True
     score_type = "cross-encoder"
+
     tensor_prefix = "model."
+    hf_to_vllm_mapper = (
+        WeightsMapper(orig_to_new_prefix={tensor_prefix: ""})
+        | LlamaNemotronVLForEmbedding.hf_to_vllm_mapper
+    )
+
+    def _init_pooler(self, vllm_config: VllmConfig, prefix: str) -> None:
+        model_config = vllm_config.model_config
+        self.score = ReplicatedLinear(
+            model_config.get_hidden_size(),
+            self.config.text_config.num_labels,
+            bias=False,
+            params_dtype=model_config.head_dtype,
+            quant_config=vllm_config.quant_config,
+            return_bias=False,
+            prefix=maybe_prefix(prefix, "score"),
+        )
+        config = cast(PoolerConfig, model_config.pooler_config)
+        self.pooler = DispatchPooler.for_seq_cls(config, classifier=self.score)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """See the base class."""
+        loaded = super().load_weights(weights)
+        # vLLM's language model has a head of its own, which the checkpoint lacks and
+        # nothing uses.
+        for name, parameter in self.language_model.named_parameters():
+            if name.startswith("score.") and f"language_model.{name}" not in loaded:
+                parameter.data.zero_()
+                loaded.add(f"language_model.{name}")
+        return loaded
 
     @classmethod
     def get_score_template(cls, query: str, document: str) -> str:

@@ -9,7 +9,7 @@ from vllm.model_executor.models.config import LlamaNemotronVLConfig
 from ...config.nemotron_vl import check_settings
 from ...config.nemotron_vl_names import RETRIEVAL_MODEL_TYPES, RETRIEVAL_TOKENIZER_MODE
 from ...config.nemotron_vl_options import check_adapters
-from .config import prepare, select_renderer
+from .config import check_graphs, prepare, select_renderer
 
 
 class NemotronVLRetrievalModelConfig(LlamaNemotronVLConfig):
@@ -35,4 +35,5 @@ class NemotronVLRetrievalModelConfig(LlamaNemotronVLConfig):
             ValueError: Names the setting or the option.
         """
         check_settings(vllm_config)
+        check_graphs(vllm_config)
         check_adapters(vllm_config)

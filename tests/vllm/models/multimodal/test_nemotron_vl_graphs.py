@@ -50,13 +50,14 @@ def same(found, expected) -> None:
 
 
 @pytest.mark.parametrize("on_device", [True, False], ids=["uint8", "float"])
+@pytest.mark.parametrize("kind", ["checkpoint", "embed_checkpoint"])
 def test_images_in_graphs_and_without_equal_those_of_the_model(
-    load_model, checkpoint, on_device
+    load_model, request, kind, on_device
 ):
     """Of pixels as levels, and as fractions of 1."""
     model, manager = graphs_of(
         load_model,
-        checkpoint,
+        request.getfixturevalue(kind),
         mm_device_do_normalize=on_device,
         compilation_config={
             "cudagraph_mm_encoder": True,
@@ -114,7 +115,7 @@ def test_lost_embeddings_are_explained(load_model, checkpoint):
 
 
 def test_sizes_of_graphs_follow_the_settings(checkpoint):
-    """The user's own come first; no graphs are captured where nothing is encoded."""
+    """The user's own come first."""
 
     def budgets(**options) -> list[int]:
         config = make_config(checkpoint, "float32", **{**GRAPHS, **options})
@@ -131,8 +132,12 @@ def test_sizes_of_graphs_follow_the_settings(checkpoint):
     own = {"cudagraph_mm_encoder": True, "encoder_cudagraph_token_budgets": [40]}
     assert budgets(compilation_config=own) == [40]
     assert budgets(enforce_eager=True) == []
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "embed_checkpoint"])
+def test_there_are_no_graphs_without_images(request, kind):
     config = make_config(
-        checkpoint,
+        request.getfixturevalue(kind),
         "float32",
         enable_mm_embeds=True,
         limit_mm_per_prompt={"image": 0},

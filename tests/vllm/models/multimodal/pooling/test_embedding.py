@@ -65,10 +65,12 @@ def test_they_are_normalised_by_default(llm, reference):
 
 
 @pytest.mark.releases
-def test_two_ranks(start_llm, embed_checkpoint, reference, monkeypatch):
-    """The language model and the tower are divided, the connector is not."""
+@pytest.mark.parametrize("mode", ["weights", "data"])
+def test_two_ranks(start_llm, embed_checkpoint, reference, monkeypatch, mode):
+    """The language model and the tower, or the tiles, are divided."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # one core for each rank
-    llm = start_llm(embed_checkpoint, tensor_parallel_size=2, **OPTIONS)
+    options = dict(tensor_parallel_size=2, mm_encoder_tp_mode=mode)
+    llm = start_llm(embed_checkpoint, **options, **OPTIONS)
     found = embed(llm, PROMPTS.values(), use_activation=False)
     for request, vector in zip(PROMPTS.values(), found, strict=True):
         assert torch.allclose(vector, reference.pooled(*request), atol=1e-5), request

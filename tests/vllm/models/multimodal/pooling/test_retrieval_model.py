@@ -1,10 +1,11 @@
-"""What the models that find and rank pages add to vLLM's, without weights."""
+"""The models that find and rank pages, without weights."""
 
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
+from vllm.model_executor.models.internvl import InternVLChatModel
 
 from vllm_nemotron_vl.model_executor.models import nemotron_vl_retrieval as models
 
@@ -13,19 +14,51 @@ from vllm_nemotron_vl.model_executor.models import nemotron_vl_retrieval as mode
     params=["LlamaNemotronVLForEmbedding", "LlamaNemotronVLForSequenceClassification"]
 )
 def model(request):
-    kind = getattr(models, request.param)
+    return made(request.param)
+
+
+def made(name):
+    kind = getattr(models, name)
     model = kind.__new__(kind)
     torch.nn.Module.__init__(model)
     model.tile_reuse = mock.Mock()
+    model.dtype = torch.float32
+    model.language_model = torch.nn.Module()
     return model
 
 
 def test_loading_empties_the_cache(model, monkeypatch):
     """Its tiles are of the weights before."""
     loaded = mock.Mock(return_value={"a"})
-    monkeypatch.setattr(models.InTreeForEmbedding, "load_weights", loaded)
+    monkeypatch.setattr(InternVLChatModel, "load_weights", loaded)
     assert model.load_weights([]) == {"a"}
     model.tile_reuse.clear.assert_called_once_with()
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["loaded", "not loaded"])
+def test_the_language_models_own_head_may_be_missing(monkeypatch, there):
+    """vLLM refuses parameters that no tensor of the checkpoint has filled."""
+    model = made("LlamaNemotronVLForSequenceClassification")
+    model.language_model.score = torch.nn.Linear(2, 1)
+    torch.nn.init.constant_(model.language_model.score.weight, torch.nan)
+    names = {"score.weight"} | ({"language_model.score.weight"} if there else set())
+    monkeypatch.setattr(
+        InternVLChatModel, "load_weights", mock.Mock(return_value=names)
+    )
+    assert model.load_weights([]) == {
+        "score.weight",
+        "language_model.score.weight",
+        "language_model.score.bias",
+    }
+    assert model.language_model.score.weight.isnan().all() == there
+
+
+def test_pixels_are_normalised_as_siglip_is_trained(model):
+    levels = torch.tensor([0, 51, 255], dtype=torch.uint8)
+    torch.testing.assert_close(model._condition(levels), torch.tensor([-1, -0.6, 1]))
+    normalised = torch.tensor([-1, 0.25], dtype=torch.float64)
+    found = model._condition(normalised)
+    assert found.dtype == torch.float32 and found.tolist() == [-1, 0.25]
 
 
 def test_layers_of_adapters_have_the_checkpoints_names(model):
@@ -44,8 +77,7 @@ def test_layers_of_adapters_have_the_checkpoints_names(model):
 
 
 def test_embeddings_are_counted_in_patches_of_the_tower(model):
-    vision = SimpleNamespace(image_size=512, patch_size=16)
-    model.config, model.num_image_token = SimpleNamespace(vision_config=vision), 256
+    model.patch_tokens, model.num_image_token = 1024, 256
     found = model.get_mm_lora_token_counts(
         modality="image", mm_kwargs=None, num_mm_embeds=3 * 256
     )
