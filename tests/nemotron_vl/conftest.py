@@ -3,6 +3,8 @@
 import fsspec
 import pytest
 
+from support.fake_server import fake_server
+
 
 @pytest.fixture
 def memory():
@@ -11,3 +13,10 @@ def memory():
     system.store.clear()
     yield system
     system.store.clear()
+
+
+@pytest.fixture
+def server():
+    """A server without a model."""
+    with fake_server() as server:
+        yield server

@@ -6,6 +6,14 @@ from typing import Any
 
 from nemotron_vl.main import main
 
+# Texts that run in a browser if they become HTML or end a script.
+HOSTILE = (
+    "<img src=x onerror=hit()>",
+    "</script><script>hit()</script>",
+    "\u2028hit()//'\"`${hit()}",
+    "javascript:hit()",
+)
+
 
 def write(file: Path, *records: dict[str, Any], **settings: Any) -> Path:
     """A file of records with a head."""

@@ -1,18 +1,11 @@
-"""For the tests of `nemotron-vl read`: a server without a model, and documents."""
+"""For the tests of `nemotron-vl read`: documents, a file of answers and a schema."""
 
 import json
 
 import pytest
 
 from support.documents import encrypted_pdf, pdf, solid, tiff
-from support.fake_server import fake_server
 from support.read_command import SCHEMA
-
-
-@pytest.fixture
-def server():
-    with fake_server() as server:
-        yield server
 
 
 @pytest.fixture

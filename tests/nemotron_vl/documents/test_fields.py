@@ -3,6 +3,7 @@
 import pytest
 
 from nemotron_vl.documents.fields import fields_of
+from nemotron_vl.documents.results import Record
 
 CIRCLE = {"anyOf": [{"$ref": "#/properties/x"}, {"type": "null"}]}
 
@@ -44,3 +45,10 @@ def test_a_schema_of_a_model_may_itself_be_a_reference():
     inner = {"properties": {"x": {"type": "string"}}}
     schema = {"$ref": "#/$defs/Invoice", "$defs": {"Invoice": inner}}
     assert [field.name for field in fields_of(schema, ())] == ["x"]
+
+
+def test_without_a_schema_the_answers_have_the_fields_and_none_needs_a_value():
+    answers = [{"x": 1}, "a text", {"y": "two", "x": 3}]
+    records = [Record("a", page, answer) for page, answer in enumerate(answers, 1)]
+    fields = [(f.name, f.kind, f.nullable) for f in fields_of(None, records)]
+    assert fields == [("x", "json", True), ("y", "json", True)]

@@ -95,6 +95,30 @@ def test_error_rates_count_by_the_length_of_the_text(tmp_path):
     assert (merged.cer, merged.characters) == (0.125, 400)
 
 
+def test_an_error_rate_without_a_length_has_no_weight(tmp_path):
+    layers = {"cer": 0.5}, {"cer": 0.25, "characters": 3}
+    records = [
+        {"file": "a", "page": page, "answer": "x", "text_layer": layer}
+        for page, layer in enumerate(layers, 1)
+    ]
+    results = read_records(write(tmp_path / "r.jsonl", *records))
+    (merged,) = merge_documents(results)
+    assert (merged.cer, merged.characters) == (0.25, 3)
+
+
+def test_an_answer_about_no_page_is_not_one_of_the_first_page(tmp_path):
+    records = [
+        {"file": "a", "page": page, "answer": {"x": value}}
+        for page, value in ((1, "A"), (None, "B"))
+    ]
+    settings = {"schema": schema(x={})}
+    results = read_records(write(tmp_path / "r.jsonl", *records, **settings))
+    (merged,) = merge_documents(results)
+    assert merged.answer == {"x": "A"}
+    first, second = merged.conflicts.split(", ")
+    assert first == "x: A (page 1)" and second.startswith("B (")
+
+
 def test_an_answer_about_all_pages_stays_as_it_is(tmp_path):
     record = {"file": "a", "page": 1, "pages": [1, 2, 3], "answer": {"x": "one"}}
     settings = {"per": "document", "schema": schema(x={"x-merge": "list"})}

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import time
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -158,6 +160,24 @@ def test_an_image_that_ends_the_process_is_an_error_and_the_next_is_shown(
             reducer((tmp_path / "a.png").read_bytes(), 0)()
         monkeypatch.setattr(page_images, "_SECONDS", 60.0)
         assert reducer((tmp_path / "a.png").read_bytes(), 0)()
+
+
+def finish_late(content, turned):
+    """In the place of `_reduce`: leaves a file when it is done."""
+    time.sleep(5)
+    Path(content.decode()).touch()
+
+
+def test_an_image_that_takes_too_long_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_images, "_reduce", finish_late)
+    monkeypatch.setattr(page_images, "_SECONDS", 0.1)
+    done = tmp_path / "done"
+    with (
+        page_images._Reducer() as reduce,
+        pytest.raises(ValueError, match="too much time or memory"),
+    ):
+        reduce(str(done).encode(), 0)()
+    assert not done.exists()
 
 
 def test_a_document_that_needs_a_password(tmp_path):

@@ -58,6 +58,15 @@ def test_pages_are_those_of_the_same_process(process, tmp_path):
     assert (process.count(good), process.count(broken)) == (3, 1)
 
 
+def test_pages_that_are_measured_have_their_sizes_and_are_not_drawn(process, tmp_path):
+    file = tmp_path / "report.pdf"
+    file.write_bytes(pdf(solid("red", size) for size in ((60, 80), (80, 60))))
+    measured = list(process.measure([document(file)], nothing))
+    assert not any(page.image for page in measured)
+    drawn = list(process.read([document(file)], nothing))
+    assert [p.size for p in measured] == [p.size for p in drawn]
+
+
 def test_only_the_page_that_ends_the_process_is_lost(process, tmp_path):
     file, after = tmp_path / "report.pdf", tmp_path / "after.pdf"
     file.write_bytes(pdf(solid("red", (side, 80)) for side in (60, DEADLY, 60, DEADLY)))
