@@ -34,7 +34,7 @@ lint: $(INSTALLED)
 	tools/lint.sh
 
 bench: $(INSTALLED)
-	for name in preprocess image_threads request_path front_end serve bench_serve documents encoder encoder_parallel hostile retrieval search soak tile_reuse; do \
+	for name in preprocess image_threads request_path front_end serve bench_serve documents encoder encoder_parallel hostile retrieval search search_engines soak tile_reuse; do \
 		$(PYTHON) benchmarks/$$name.py --quick || exit 1; \
 	done
 
