@@ -24,7 +24,7 @@ model = ModelRegistry.models["Llama_Nemotron_Nano_VL"]
 print(vllm.__file__)
 print(model.module_name)
 cls = model.load_model_cls()
-print(cls.__mro__[2].__module__, cls._processor_factory.info.__module__)
+print(cls.__mro__[3].__module__, cls._processor_factory.info.__module__)
 info = model.inspect_model_cls()
 print(info.supports_multimodal_encoder_tp_data, info.supports_mm_device_do_normalize)
 
