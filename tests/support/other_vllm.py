@@ -1,8 +1,9 @@
 """A copy of the installed vLLM with changes."""
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
+
+from support.python_path import with_folders
 
 
 def other_vllm(folder: Path, changes: dict[str, tuple[str, str]]) -> dict[str, str]:
@@ -27,4 +28,4 @@ def other_vllm(folder: Path, changes: dict[str, tuple[str, str]]) -> dict[str, s
         assert old in text
         (copy / file).unlink()
         (copy / file).write_text(text.replace(old, new))
-    return os.environ | {"PYTHONPATH": str(folder)}
+    return with_folders(folder)

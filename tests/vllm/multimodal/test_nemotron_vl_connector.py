@@ -126,6 +126,17 @@ def test_the_images_of_a_request_take_half_of_the_threads(connector, monkeypatch
     assert most == half
 
 
+def test_one_thread_for_media_is_enough(connector, monkeypatch):
+    monkeypatch.setenv("VLLM_MEDIA_LOADING_THREAD_COUNT", "1")
+    own, url = MEDIA_CONNECTOR_REGISTRY.load("http"), data_url(saved(SMALL, "PNG"))
+
+    async def fetch() -> tuple[int, int]:
+        async with asyncio.timeout(20):
+            return (await own.fetch_image_async(url)).media.size
+
+    assert asyncio.run(fetch()) == SMALL.size
+
+
 def test_a_request_whose_client_left_takes_no_further_threads(connector, monkeypatch):
     """Its images are decoded on, for nothing can stop a thread."""
     half = envs.VLLM_MEDIA_LOADING_THREAD_COUNT // 2

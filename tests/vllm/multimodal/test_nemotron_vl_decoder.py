@@ -1,4 +1,4 @@
-"""The process that decodes videos: its rights, its time, and who ended it."""
+"""The process that decodes videos: its rights, its limits, and who ended it."""
 
 import errno
 import os
@@ -72,12 +72,20 @@ def _without_files(monkeypatch, folder):
     monkeypatch.setattr(decoding.subprocess, "Popen", fail)
 
 
+def _without_threads(monkeypatch, folder):
+    def fail(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+
+
 @pytest.mark.parametrize(
     ("happens", "cause"),
     [
         (_without_opencv, "OpenCV"),
         (_killed, "signal 9"),
         (_without_files, "Too many open files"),
+        (_without_threads, "can't start new thread"),
     ],
 )
 def test_the_server_is_to_blame(happens, cause, monkeypatch, tmp_path):
@@ -85,6 +93,39 @@ def test_the_server_is_to_blame(happens, cause, monkeypatch, tmp_path):
     happens(monkeypatch, tmp_path)
     with pytest.raises(DecoderUnavailable, match=cause):
         decode(encoded(noise(2)), 3, whole)
+
+
+def test_what_a_library_prints_is_no_answer(monkeypatch, tmp_path):
+    (tmp_path / "cv2.py").write_text(
+        "import os, sys\n"
+        "os.write(1, b'printed\\n')\n"
+        f"sys.path.remove({str(tmp_path)!r})\n"
+        "del sys.modules['cv2']\n"
+        "import cv2"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert same(decode(encoded(noise(2)), 3, whole).frames, noise(2))
+
+
+def test_the_walk_is_bounded(monkeypatch):
+    data = encoded(noise(9))
+    monkeypatch.setattr(decoding, "MOST_WALKED_FRAMES", 8)
+    with pytest.raises(UnreadableVideo, match="more than 8 frames"):
+        decode(data, 3, whole)
+    monkeypatch.setattr(decoding, "MOST_WALKED_FRAMES", 9)
+    decode(data, 3, whole)
+    monkeypatch.setattr(decoding, "MOST_SECONDS", -1.0)
+    with pytest.raises(UnreadableVideo, match="took more than"):
+        decode(data, 3, whole)
+    monkeypatch.setattr(decoding, "MOST_SECONDS", 60.0)
+    monkeypatch.setattr(decoding, "MOST_BYTES", len(data))
+    decode(data, 3, whole)
+    monkeypatch.setattr(decoding, "MOST_BYTES", len(data) - 1)
+    with pytest.raises(UnreadableVideo, match=f"at most {len(data) - 1}"):
+        decode(data, 3, whole)
+    monkeypatch.undo()
+    with pytest.raises(UnreadableVideo, match="90x70 pixels; at most 6299"):
+        decode(data, 3, whole, 6299)
 
 
 def test_the_time_of_shrinking_does_not_count(monkeypatch):

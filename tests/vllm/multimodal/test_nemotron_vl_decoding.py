@@ -104,27 +104,6 @@ def test_frames_of_another_size_midway_are_scaled_to_the_first():
     assert all(abs(frame - teal).max() < 6 for frame in frames)
 
 
-def test_the_walk_is_bounded(monkeypatch):
-    data = encoded(noise(9))
-    monkeypatch.setattr(decoding, "MOST_WALKED_FRAMES", 8)
-    with pytest.raises(UnreadableVideo, match="more than 8 frames"):
-        decode(data, 3, whole)
-    monkeypatch.setattr(decoding, "MOST_WALKED_FRAMES", 9)
-    decode(data, 3, whole)
-    monkeypatch.setattr(decoding, "MOST_SECONDS", -1.0)
-    with pytest.raises(UnreadableVideo, match="took more than"):
-        decode(data, 3, whole)
-    monkeypatch.setattr(decoding, "MOST_SECONDS", 60.0)
-    monkeypatch.setattr(decoding, "MOST_BYTES", len(data))
-    decode(data, 3, whole)
-    monkeypatch.setattr(decoding, "MOST_BYTES", len(data) - 1)
-    with pytest.raises(UnreadableVideo, match=f"at most {len(data) - 1}"):
-        decode(data, 3, whole)
-    monkeypatch.undo()
-    with pytest.raises(UnreadableVideo, match="90x70 pixels; at most 6299"):
-        decode(data, 3, whole, 6299)
-
-
 FILES = {kind: encoded(noise(4, 16, 12), *kind) for kind in LOSSLESS + LOSSY}
 
 

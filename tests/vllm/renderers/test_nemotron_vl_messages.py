@@ -2,12 +2,14 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.exceptions import VLLMValidationError
 
 from support.chat import image_part, text_part
 from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import has_embeddings
+from vllm_nemotron_vl.multimodal.nemotron_vl_video import NemotronVLVideoDataParser
 from vllm_nemotron_vl.renderers.nemotron_vl import NemotronVLRenderer
 from vllm_nemotron_vl.renderers.nemotron_vl_messages import media_urls, with_lists
 from vllm_nemotron_vl.renderers.nemotron_vl_video import NemotronVLVideoRenderer
@@ -44,6 +46,18 @@ def test_embeddings_are_read_where_the_server_takes_them(images, content):
 ENGINE = {"video": {"num_frames": 8, "resize": "fast"}}
 
 
+@pytest.fixture
+def renderer():
+    """The renderer of an engine that takes 8 frames of a video."""
+    renderer = NemotronVLVideoRenderer.__new__(NemotronVLVideoRenderer)
+    config = SimpleNamespace(media_io_kwargs=ENGINE)
+    renderer.model_config = SimpleNamespace(get_multimodal_config=lambda: config)
+    parser = NemotronVLVideoDataParser(load_file=pytest.fail, num_frames=8)
+    info = SimpleNamespace(data_parser=parser)
+    renderer.mm_processor = SimpleNamespace(info=info)
+    return renderer
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -56,12 +70,33 @@ ENGINE = {"video": {"num_frames": 8, "resize": "fast"}}
         (["num_frames"], "must be an object"),
     ],
 )
-def test_a_request_may_take_fewer_frames(given, said):
-    config = SimpleNamespace(media_io_kwargs=ENGINE)
-    model = SimpleNamespace(get_multimodal_config=lambda: config)
-    renderer = SimpleNamespace(model_config=model)
+def test_a_request_may_take_fewer_frames(renderer, given, said):
     if said is None:
-        NemotronVLVideoRenderer._check_settings(renderer, given)
+        renderer._check_settings(given)
     else:
         with pytest.raises(VLLMValidationError, match=said):
-            NemotronVLVideoRenderer._check_settings(renderer, given)
+            renderer._check_settings(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "frames"), [({"num_frames": 3}, 3), ({"resize": "fast"}, 8)]
+)
+def test_a_video_in_a_prompt_has_the_frames_that_the_request_asks_for(
+    renderer, given, frames
+):
+    """vLLM gives this setting to loaders of URLs only."""
+    image, video = object(), np.zeros((9, 4, 4, 3), np.uint8)
+    data = {"image": image, "video": [video]}
+    prompt = {"multi_modal_data": data, "media_io_kwargs": {"video": given}}
+    renderer._read_videos(prompt)
+    (found,) = prompt["multi_modal_data"]["video"]
+    assert len(found.frames) == frames
+    assert prompt["multi_modal_data"]["image"] is image
+
+
+@pytest.mark.parametrize("data", [None, {}, {"image": []}, {"video": None}], ids=str)
+def test_a_prompt_without_a_video_is_left_alone(renderer, data):
+    settings = {"video": {"num_frames": 3}}
+    prompt = {"multi_modal_data": data, "media_io_kwargs": settings}
+    renderer._read_videos(prompt)
+    assert prompt == {"multi_modal_data": data, "media_io_kwargs": settings}

@@ -1,13 +1,17 @@
 """The counters of an API server, without one; test_bad_requests.py has one."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 from prometheus_client import REGISTRY
 from vllm.exceptions import VLLMValidationError
+from vllm.renderers.hf import HfRenderer
+from vllm.renderers.params import TokenizeParams
 from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
 from vllm_nemotron_vl.renderers import nemotron_vl_metrics as metrics
+from vllm_nemotron_vl.renderers.nemotron_vl import NemotronVLRenderer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,3 +87,27 @@ def test_a_prompt_without_room_for_an_answer_is_refused_and_not_counted(
     metrics.count_prompts([prompt(251, words=words)], limit)
     assert refused("too_long") - before[0] == refusals
     assert (image_tokens() > before[1]) is not bool(refusals)
+
+
+@pytest.mark.parametrize(("of_request", "refusals"), [(None, 1), (300, 0), (200, 1)])
+@pytest.mark.parametrize("kind", ["chat", "cmpl"])
+def test_the_limit_is_the_requests_or_else_the_engines(
+    monkeypatch, kind, of_request, refusals
+):
+    used = []
+
+    async def rendered(self, prompts, *params, **options):
+        used.append(params[-1])
+        return (prompts, prompts) if kind == "chat" else prompts
+
+    engine = TokenizeParams(max_total_tokens=256)
+    monkeypatch.setattr(HfRenderer, f"render_{kind}_async", rendered)
+    monkeypatch.setattr(HfRenderer, f"default_{kind}_tok_params", engine)
+    given = of_request and TokenizeParams(max_total_tokens=of_request)
+    renderer = NemotronVLRenderer.__new__(NemotronVLRenderer)
+    render = getattr(renderer, f"render_{kind}_async")
+    chat = [None] if kind == "chat" else []
+    before = refused("too_long")
+    asyncio.run(render([prompt(251)], *chat, given))
+    assert refused("too_long") - before == refusals
+    assert used == [given or engine]

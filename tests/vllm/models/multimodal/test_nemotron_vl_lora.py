@@ -1,6 +1,7 @@
 """Names of the layers of adapters; engines with adapters are in ``tests/vllm/lora``."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,3 +92,51 @@ def test_a_name_that_is_nearly_a_layers_is_refused(layers, renamed, data):
     name = layer[:place] + added + layer[place + removed :]
     assert renamed(name).startswith("'") == (name not in layers)
     assert name in layers or renamed(name) == f"'{name}' (not in the model)"
+
+
+ELSEWHERE = "in another process."
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, {LLAMA: f"language_model.{LLAMA}", "mlp1.1": f"'mlp1.1' ({NO_OPTION})"}),
+        (
+            {"enable_tower_connector_lora": True},
+            {LLAMA: f"language_model.{LLAMA}", "mlp1.1": "mlp1.1"},
+        ),
+        (
+            {"enable_tower_connector_lora": True, "mm_encoder_only": True},
+            {LLAMA: f"{ELSEWHERE}{LLAMA}.fc1", "mlp1.1": "mlp1.1"},
+        ),
+        (
+            {"enable_tower_connector_lora": True, "limit_mm_per_prompt": {"image": 0}},
+            {LLAMA: f"language_model.{LLAMA}", "mlp1.1": f"{ELSEWHERE}mlp1.1.o_proj"},
+        ),
+    ],
+    ids=["language model", "all", "encoder alone", "no images"],
+)
+def test_a_model_renames_layers_as_its_engine_takes_adapters(
+    load_model, checkpoint, options, names
+):
+    model = load_model(checkpoint, enable_lora=True, **options)
+    given = [f"{name}.lora_A.weight" for name in names]
+    found = model.hf_to_vllm_mapper.apply_list(given)
+    assert found == [f"{name}.lora_A.weight" for name in names.values()]
+
+
+def test_adapters_are_applied_to_as_many_tokens_as_tower_and_connector_get(
+    load_model, checkpoint
+):
+    model, seen = load_model(checkpoint), []
+    for part in (model.vision_model.model.encoder, model.mlp1):
+        part.register_forward_pre_hook(
+            lambda _, given: seen.append(given[0].shape[:-1].numel())
+        )
+    tiles = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
+    model.max_encoder_tiles = len(tiles)
+    embeds = model.extract_feature(tiles).flatten(0, 1)
+    counts = model.get_mm_lora_token_counts(
+        modality="image", mm_kwargs=None, num_mm_embeds=len(embeds)
+    )
+    assert counts == tuple(seen)

@@ -58,7 +58,8 @@ def test_a_pipeline_of_an_engine_that_only_encodes_is_refused(checkpoint, role):
 def test_what_is_switched_off_is_not_refused(checkpoint):
     """No graphs, and so no attention of a tower, where there are no images."""
     off = dict(limit_mm_per_prompt={"image": 0})
-    assert make_config(checkpoint, "float32", **off, **ADAPTERS, **GRAPHS)
+    config = make_config(checkpoint, "float32", **off, **ADAPTERS, **GRAPHS)
+    assert not config.compilation_config.cudagraph_mm_encoder
     attention = dict(mm_encoder_attn_backend="FLASHINFER")
     assert make_config(checkpoint, "float32", **off, **attention)
     with pytest.raises(ValueError, match="FLASHINFER does not work"):

@@ -61,3 +61,21 @@ def test_one_warning_recommends_a_faster_dtype(checkpoint, processor, monkeypatc
 
 def test_a_cpu_encodes_one_tile_at_a_time(load_model, checkpoint):
     assert load_model(checkpoint).max_encoder_tiles == 1
+
+
+@pytest.mark.parametrize("missing", [0, 5, None], ids=["none", "some", "all"])
+def test_a_sparse_patch_has_the_whole_grid_of_positions_or_nothing(
+    load_model, checkpoint, missing
+):
+    """In vLLM's sparse patches, NaN stands for values that do not change."""
+    tower = load_model(checkpoint).vision_model
+    grid = tower.model.patch_generator.pos_embed
+    larger = torch.ones(1, 4 * grid.shape[1], grid.shape[2])
+    larger[:, :missing] = torch.nan
+    patch = [("model.patch_generator.pos_embed", larger)]
+    if missing == 5:
+        with pytest.raises(ValueError, match="all values of pos_embed or none"):
+            tower.load_weights(patch)
+    else:
+        tower.load_weights(patch)
+        assert bool(grid.isnan().all()) == (missing is None)

@@ -88,3 +88,12 @@ def test_embeddings_of_different_lengths_are_taken(model):
     """One that vLLM's check refused ended the engine."""
     embeds = [torch.zeros(4, 8), torch.zeros(12, 8)]
     assert model.embed_multimodal(image_embeds=embeds) is embeds
+
+
+@pytest.mark.parametrize("images", [1, 2, 0])
+def test_images_of_a_passage_come_before_the_question(images):
+    """As in the published code, with a space after each of them."""
+    ranks = models.LlamaNemotronVLForSequenceClassification
+    prompt = ranks.get_score_template("What?", "<image>" * images + "The <image>")
+    text = "question:What? \n \n passage:The <image>"
+    assert prompt == "<image> " * images + text
