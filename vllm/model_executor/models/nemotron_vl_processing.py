@@ -118,14 +118,10 @@ class NemotronVLProcessingInfo(BaseInternVLProcessingInfo):
 class NemotronVLDummyInputsBuilder(
     BaseInternVLDummyInputsBuilder[NemotronVLProcessingInfo]
 ):
-    """Images for the warm-up and for memory profiling.
+    """Images for the warm-up and for memory profiling."""
 
-    They are one pixel narrower than their grid. The processor must resize them
-    and so compiles its resampling before the first request.
-    """
-
-    def _get_dummy_images(self, *, width: int, **kwargs: Any) -> list[Image.Image]:
-        images = super()._get_dummy_images(width=width - 1, **kwargs)
+    def _get_dummy_images(self, **kwargs: Any) -> list[Image.Image]:
+        images = super()._get_dummy_images(**kwargs)
         for image in images:
             # Their tiles are equal; profiling must encode each of them.
             image.info[NO_REUSE] = True  # type: ignore[index]

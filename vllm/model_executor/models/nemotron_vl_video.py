@@ -117,9 +117,9 @@ class NemotronVLVideoDummyInputsBuilder(
         images = {"image": mm_counts.get("image", 0)}
         return super().get_dummy_text(images) + VIDEO_PLACEHOLDER * videos
 
-    def _get_dummy_videos(self, *, width: int, **kwargs: Any) -> list[Any]:
-        # As for dummy images: they must be resized, and each frame encoded.
-        videos = super()._get_dummy_videos(width=width - 1, **kwargs)
+    def _get_dummy_videos(self, **kwargs: Any) -> list[Any]:
+        # As for dummy images, profiling must encode each frame.
+        videos = super()._get_dummy_videos(**kwargs)
         return [_dummy_video(frames) for frames in videos]
 
 
