@@ -143,6 +143,8 @@ class NemotronVLRerankConfig(NemotronVLEmbedConfig):
     """
 
     model_type = RERANK_MODEL_TYPE
+    # transformers saves a setting of sampling only where it is a field of the class.
+    temperature: float = 1.0
 
     def __init__(self, *, temperature: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
