@@ -126,7 +126,7 @@ def _config(
             "AutoConfig": "configuration.LlamaNemotronVLConfig",
             "AutoModel": f"modeling.{own['architectures'][0]}",
         },
-        "bidirectional_attention": True,
+        "bidirectional_attention": not ranks,  # all tokens see each other in both
         "downsample_ratio": 0.5,
         "dynamic_image_size": True,
         "force_image_size": tile_size,

@@ -19,9 +19,9 @@ from .nemotron_vl import DataOnlyConfig, sub_config
 from .nemotron_vl_schema import check_retrieval_sizes
 
 # Values of keys that the models are computed with. One in the second table is needed:
-# the default of the published classes differs, or there is none for null.
+# the default of the published classes differs, or there is none for null. Nothing reads
+# `bidirectional_attention`, which is false in the published ranking model.
 _OPTIONAL = {
-    "bidirectional_attention": (True,),
     "passage_prefix": (PASSAGE_PREFIX,),
     "query_prefix": (QUERY_PREFIX,),
     "select_layer": (-1,),
