@@ -3,8 +3,9 @@ costs nothing; and of a render server, which has no engine.
 
 Each server does in-tree's processing and ours: a request says which one it wants. The
 server has a core of its own. Its engine and the clients, who send scanned pages of
-1700x2200 as JPEG in data URLs, share the others. Rounds of both sides take turns, every
-request of a round has a different image, and nothing is cached.
+1700x2200 as JPEG in data URLs, share the others. Rounds of both sides take turns, and
+every request of a round has a different image. Nothing is cached. With --cache, vLLM's
+cache of processed images is on and each image is new, so that its tiles are kept.
 
 A ratio is in-tree's CPU time over ours, as median and range of the rounds. "busy" is
 the part of a core that the clients took: near 100 % they limit the pages per second.
@@ -12,6 +13,7 @@ the part of a core that the clients took: near 100 % they limit the pages per se
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -43,11 +45,15 @@ TILE = 512
 OPTIONS = (
     "--served-model-name=page",
     "--max-model-len=8192",
-    "--mm-processor-cache-gb=0",
     "--no-enable-prefix-caching",
     "--trust-request-mm-kwargs",
     "--disable-uvicorn-access-log",
 )
+CACHES = {
+    "none": ("--mm-processor-cache-gb=0",),
+    "lru": ("--mm-processor-cache-gb=4",),
+    "shm": ("--mm-processor-cache-gb=4", "--mm-processor-cache-type=shm"),
+}
 SERVERS = {  # command, its own options, path
     "API server": ("serve", free_engine.OPTIONS, "/v1/chat/completions"),
     "render server": ("launch render", (), "/v1/chat/completions/render"),
@@ -65,26 +71,38 @@ class Round:
 
 
 def main() -> None:
-    args = make_parser(__doc__).parse_args()
+    parser = make_parser(__doc__)
+    parser.add_argument("--cache", choices=CACHES, default="none")
+    args = parser.parse_args()
     numbers = (1, 16) if args.quick else CLIENTS
     requests, rounds = (8, 1) if args.quick else (32, 3)
     pages = draw_pages(max(requests, *numbers))
+    calls = itertools.count()
+
+    def some(number: int) -> list[str]:
+        if args.cache == "none":
+            return pages[:number]
+        return draw_pages(number, first=next(calls) * len(pages))
+
     figures: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         add_plugin(folder)
         make_checkpoint(folder / "model", tile_size=TILE, cpe_max_size=TILE)
         for server, (command, options, path) in SERVERS.items():
+            if "launch" in command and args.cache != "none":
+                continue  # it has no such cache
             figures[server] = {}
-            with started(folder, command, [*OPTIONS, *options]) as (url, process):
+            all_options = [*OPTIONS, *CACHES[args.cache], *options]
+            with started(folder, command, all_options) as (url, process):
                 for extra in SIDES.values():  # warms up and compiles
-                    measure(url + path, process, pages[:2], 1, **extra)
+                    measure(url + path, process, some(2), 1, **extra)
                 for clients in numbers:
-                    count = max(requests, clients)
+                    number = max(requests, clients)
                     found = [
                         {
                             side: measure(
-                                url + path, process, pages[:count], clients, **extra
+                                url + path, process, some(number), clients, **extra
                             )
                             for side, extra in SIDES.items()
                         }

@@ -34,7 +34,7 @@ import httpx
 import numpy as np
 import skimage.data
 import torch
-from front_end import OPTIONS, TILE, request, started
+from front_end import CACHES, OPTIONS, TILE, request, started
 from fuzz_structure import MOST_BYTES, measure
 from options import make_parser
 from PIL import Image
@@ -185,6 +185,7 @@ def waits(files: dict[str, bytes]) -> dict[str, dict]:
         make_checkpoint(folder / "model", tile_size=TILE, cpe_max_size=TILE)
         options = [
             *(option for option in OPTIONS if "trust" not in option),
+            *CACHES["none"],
             *free_engine.OPTIONS,
             f'--limit-mm-per-prompt={{"image": {IMAGES}}}',
             # Eight images fit the context; they are read whole.

@@ -91,11 +91,11 @@ def main() -> None:
         print(json.dumps(figures))
 
 
-def draw_pages(count: int) -> list[str]:
+def draw_pages(count: int, first: int = 0) -> list[str]:
     """Scanned pages, each with another number on it, as data URLs."""
     page = Image.fromarray(skimage.data.page()).convert("RGB").resize(SIZE)
     urls = []
-    for number in range(count):
+    for number in range(first, first + count):
         ImageDraw.Draw(page).text((9, 9), f"{number:>9}", "red", font_size=40)
         file = io.BytesIO()
         page.save(file, "JPEG", quality=90)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from vllm_nemotron_vl.config.nemotron_vl_cpu import has_native_products
+from vllm_nemotron_vl.config.nemotron_vl_names import RETRIEVAL_MODEL_TYPES
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
     checkpoint_tensors,
     head_size,
@@ -73,12 +74,16 @@ def inspect(
 
     Raises:
         OSError: A file is missing.
-        ValueError: ``config.json`` is not of this model type or has sizes that
+        ValueError: ``config.json`` is of another architecture or has sizes that
             no model has; a safetensors file is damaged; a file of the folder is not
             a regular one or is too large.
     """
     check_folder(model)
     raw = read_json(model, "config.json")
+    for other in RETRIEVAL_MODEL_TYPES.keys() & {*(raw.get("architectures") or ())}:
+        raise ValueError(
+            f"{model} is of the architecture {other}. Only the chat model is inspected."
+        )
     config = read_config(raw)
     check_shape(config)
     llm: Any = config.llm_config

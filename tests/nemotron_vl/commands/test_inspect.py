@@ -189,3 +189,9 @@ def test_a_missing_folder_is_called_one(tmp_path, capsys, command, model, messag
     error = capsys.readouterr().err
     assert error.startswith(f"nemotron-vl: {message.format(tmp_path)}")
     assert ("from the hub: " in error) == (model == "nobody/nothing")
+
+
+def test_models_that_find_and_rank_pages_are_named(embed_checkpoint, capsys):
+    assert main(["inspect", str(embed_checkpoint)]) == 2
+    said = capsys.readouterr().err
+    assert "is of the architecture LlamaNemotronVLModel. Only the chat model" in said

@@ -1,23 +1,30 @@
-"""FP8 checkpoints of the models that find and rank pages: which layers are quantised.
+"""Quantised models that find and rank pages: which layers are quantised.
 
-The published ones are not known; these are written as ModelOpt writes them.
+The published FP8 checkpoints are not known. Those with weights are written as ModelOpt
+writes them; the others are built without.
 """
+
+from unittest import mock
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from vllm.model_executor.layers.linear import LinearBase
 
 from support.loading import load, make_config
-from support.quantised import fp8_config
-from support.quantised_layers import write_fp8
+from support.quantised import fp8_config, int8_config
+from support.quantised_layers import INT8, PLAIN, build, write_fp8
+from vllm_nemotron_vl.model_executor.models import nemotron_vl_precision as precision
+
+TOWER = "vision_model.vision_model.encoder.layers"
+KINDS = pytest.mark.parametrize("kind", ["embed", "rerank"])
 
 
 def method(module) -> str:
     return type(module.quant_method).__name__
 
 
-@pytest.mark.parametrize("kind", ["embed", "rerank"])
+@KINDS
 @pytest.mark.parametrize(
     "ignore",
     [
@@ -50,3 +57,85 @@ def test_modelopts_fp8(request, with_quantisation, kind, ignore):
     stored = f"{prefix}language_model.layers.1.mlp.down_proj.weight"
     assert torch.equal(layer.weight.float(), written[stored].float())
     assert torch.equal(layer.weight_scale.flatten(), written[f"{stored}_scale"][None])
+
+
+@KINDS
+def test_a_tower_that_modelopt_has_quantised_is_refused(
+    request, with_quantisation, kind
+):
+    """vLLM never quantises what has ``vision_model`` in its name for ModelOpt."""
+    prefix = "model." if kind == "rerank" else ""
+    source = request.getfixturevalue(f"{kind}_checkpoint")
+    folder = with_quantisation(source, fp8_config(["mlp1*", "score"]))
+    write_fp8(folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = f"{prefix}{TOWER}.0.mlp.fc1"
+    tensors[f"{name}.weight"] = tensors[f"{name}.weight"].to(torch.float8_e4m3fn)
+    tensors[f"{name}.weight_scale"] = torch.tensor(1.0)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="encoder.layers.0.mlp.fc1.weight_scale"):
+        load(make_config(folder, "bfloat16"), pack_weights=False)
+
+
+def layers(model, part: str) -> set[str]:
+    """The names of the methods or schemes of a part's linear layers."""
+    return {
+        type(getattr(module, "scheme", module.quant_method)).__name__
+        for name, module in model.named_modules()
+        if name.startswith(part) and isinstance(module, LinearBase)
+    }
+
+
+@KINDS
+@pytest.mark.parametrize("listed", ["layers", "pattern", "nested"])
+def test_a_tower_that_is_left_out_is_not_quantised(
+    request, with_quantisation, kind, listed
+):
+    """By each of its layers, by a pattern, or because only the Llama is quantised."""
+    source = request.getfixturevalue(f"{kind}_checkpoint")
+    prefix = "model." if kind == "rerank" else ""
+    inner = [f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")]
+    ignore = {
+        "layers": [
+            f"{prefix}{TOWER}.{block}.{name}"
+            for block in range(8)
+            for name in (*inner, "mlp.fc1", "mlp.fc2")
+        ]
+        + [f"{prefix}mlp1.1", f"{prefix}mlp1.3"],
+        "pattern": ["re:.*vision_model.*", "re:.*mlp1.*"],
+        "nested": [],
+    }[listed]
+    config = int8_config(ignore=[*ignore, "score"])
+    model = build(with_quantisation(source, config, nested=listed == "nested"))
+    assert layers(model, "vision_model") == layers(model, "mlp1") == {PLAIN}
+    assert layers(model, "language_model.model") == {INT8}
+
+
+@KINDS
+def test_a_quantised_tower_and_connector_get_rows_on_cpus_with_amx(
+    request, with_quantisation, kind
+):
+    """vLLM's kernel takes no tiles."""
+    source = request.getfixturevalue(f"{kind}_checkpoint")
+    folder = with_quantisation(source, int8_config(ignore=["score"]))
+    with mock.patch.object(precision, "has_amx", lambda: True):
+        model = build(folder)
+    assert layers(model, "vision_model") == layers(model, "mlp1") == {INT8}
+    tiles = torch.zeros(2, 3, 8)
+    for layer in (*model.vision_model.modules(), *model.mlp1.modules()):
+        if isinstance(layer, LinearBase):
+            apply = layer.quant_method.apply
+            kernel = mock.Mock(side_effect=lambda layer, rows, bias: rows)
+            assert apply.func(kernel, layer, tiles).shape == tiles.shape
+            assert kernel.call_args.args[1].shape == (6, 8)
+
+
+@KINDS
+def test_online_quantisation_keeps_the_encoder_and_the_head(request, kind):
+    source = request.getfixturevalue(f"{kind}_checkpoint")
+    model = build(source, quantization="fp8")
+    fp8 = "Fp8PerTensorOnlineLinearMethod"
+    assert layers(model, "vision_model") == layers(model, "mlp1") == {PLAIN}
+    assert layers(model, "language_model.model") == {fp8}
+    assert layers(model, "score") == ({PLAIN} if kind == "rerank" else set())
+    assert layers(model, "language_model.score") <= {PLAIN}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's hook that checks and completes the configuration of this model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -131,41 +131,36 @@ def select_renderer(model_config: ModelConfig, renderer: str) -> None:
         model_config.tokenizer_mode = renderer
 
 
-def _image_settings(model_config: ModelConfig) -> dict[str, Any]:
-    """How an engine cuts images, see `image_settings`."""
+def _checkpoint_settings(model_config: ModelConfig) -> dict[str, Any]:
     from ...transformers_utils.processors.nemotron_vl_tiling import image_settings
 
-    return image_settings(
-        model_config.get_multimodal_config().mm_processor_kwargs or {},
-        model_config.hf_image_processor_config or {},
-        vars(model_config.hf_config),
-    )
+    files = model_config.hf_image_processor_config or {}, vars(model_config.hf_config)
+    return image_settings(*files)
 
 
-def check_graphs(vllm_config: VllmConfig) -> bool:
-    """Whether the encoder has CUDA graphs; without images they are switched off."""
-    # vLLM refuses graphs with --language-model-only itself.
-    options = vllm_config.model_config.get_multimodal_config()
-    if not encoder_graphs(vllm_config) or options.language_model_only:
-        return False
-    if options.get_limit_per_prompt("image"):
-        return True
-    logger.info("No encoder graphs: they are for images, which are switched off.")
-    vllm_config.compilation_config.cudagraph_mm_encoder = False
-    return False
-
-
-def _complete_graphs(vllm_config: VllmConfig) -> None:
+def _complete_graphs(
+    vllm_config: VllmConfig, checkpoint_settings: Callable[[ModelConfig], dict]
+) -> None:
     """Set the sizes of the encoder's CUDA graphs, unless the user has set them."""
     from ...transformers_utils.processors.nemotron_vl import image_seq_length
     from ...transformers_utils.processors.nemotron_vl_tiling import (
+        image_settings,
         most_tiles,
         tiles_problem,
     )
 
     compilation, model_config = vllm_config.compilation_config, vllm_config.model_config
-    if check_graphs(vllm_config) and not compilation.encoder_cudagraph_token_budgets:
-        settings, name = _image_settings(model_config), "max_dynamic_patch"
+    options = model_config.get_multimodal_config()
+    # vLLM refuses graphs with --language-model-only itself.
+    if not encoder_graphs(vllm_config) or options.language_model_only:
+        return
+    if not options.get_limit_per_prompt("image"):
+        logger.info("No encoder graphs: they are for images, which are switched off.")
+        compilation.cudagraph_mm_encoder = False
+    elif not compilation.encoder_cudagraph_token_budgets:
+        given = options.mm_processor_kwargs or {}
+        settings = image_settings(given, checkpoint_settings(model_config))
+        name = "max_dynamic_patch"
         if name in settings and (problem := tiles_problem(name, settings[name], 1)):
             raise ValueError(problem)
         tokens = image_seq_length(cast(Any, model_config.hf_config))
@@ -175,6 +170,41 @@ def _complete_graphs(vllm_config: VllmConfig) -> None:
             tiles * tokens
             for tiles in graph_tiles(min(most_tiles(settings), context), batch)
         ]
+
+
+def check_engine(
+    vllm_config: VllmConfig, checkpoint_settings: Callable[[ModelConfig], dict]
+) -> None:
+    """Check and complete an engine's configuration.
+
+    Args:
+        vllm_config: Changed in place.
+        checkpoint_settings: How the checkpoint's files say that images are cut.
+
+    Raises:
+        ValueError: Names the setting, the missing kernel, or the size that the number
+            of ranks does not divide.
+    """
+    # Not needed in processes that only register the model.
+    from .nemotron_vl_layout import tensor_parallel_problems
+
+    check_settings(vllm_config)
+    _complete_graphs(vllm_config, checkpoint_settings)
+    check_adapters(vllm_config)
+    check_encoder_attention(vllm_config)
+    check_encoder_alone(vllm_config)
+    model_config = vllm_config.model_config
+    _check_kernel(model_config)
+    problems = tensor_parallel_problems(
+        model_config.hf_config,
+        vllm_config.parallel_config.tensor_parallel_size,
+        model_config.get_multimodal_config().mm_encoder_tp_mode == "data",
+    )
+    if problems:
+        raise ValueError(" ".join(problems))
+    slow = slow_dtype(str(model_config.dtype).removeprefix("torch."))
+    if slow and current_platform.is_cpu() and not model_config.quantization:
+        logger.warning(slow)
 
 
 class NemotronVLModelConfig(VerifyAndUpdateConfig):
@@ -195,34 +225,12 @@ class NemotronVLModelConfig(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """Check ``additional_config``, the quantisation and the number of ranks.
-
-        vLLM calls this before it starts the engine's processes.
+        """vLLM calls this before it starts the engine's processes.
 
         Raises:
-            ValueError: Names the setting, the missing kernel, or the size that the
-                number of ranks does not divide.
+            ValueError: As of `check_engine`.
         """
-        # Not needed in processes that only register the model.
-        from .nemotron_vl_layout import tensor_parallel_problems
-
-        check_settings(vllm_config)
-        _complete_graphs(vllm_config)
-        check_adapters(vllm_config)
-        check_encoder_attention(vllm_config)
-        check_encoder_alone(vllm_config)
-        model_config = vllm_config.model_config
-        _check_kernel(model_config)
-        problems = tensor_parallel_problems(
-            model_config.hf_config,
-            vllm_config.parallel_config.tensor_parallel_size,
-            model_config.get_multimodal_config().mm_encoder_tp_mode == "data",
-        )
-        if problems:
-            raise ValueError(" ".join(problems))
-        slow = slow_dtype(str(model_config.dtype).removeprefix("torch."))
-        if slow and current_platform.is_cpu() and not model_config.quantization:
-            logger.warning(slow)
+        check_engine(vllm_config, _checkpoint_settings)
 
 
 class NemotronVLVideoModelConfig(NemotronVLModelConfig):
@@ -238,16 +246,22 @@ class NemotronVLVideoModelConfig(NemotronVLModelConfig):
         """
         # Only for this architecture: the other one imports no code for videos.
         from ...config.nemotron_vl_video import check_options, loader_settings
-        from ...transformers_utils.processors.nemotron_vl_tiling import RESIZE_RECIPES
+        from ...transformers_utils.processors.nemotron_vl_tiling import (
+            RESIZE_RECIPES,
+            image_settings,
+        )
 
         _check_model(model_config)
         select_renderer(model_config, VIDEO_TOKENIZER_MODE)
         options = model_config.get_multimodal_config()
         check_options(options)
+        settings = image_settings(
+            options.mm_processor_kwargs or {}, _checkpoint_settings(model_config)
+        )
         options.media_io_kwargs["video"] = loader_settings(
             options.media_io_kwargs.get("video", {}),
             tile_size=model_config.hf_config.force_image_size,
-            resize=_image_settings(model_config).get("resize", RESIZE_RECIPES[0]),
+            resize=settings.get("resize", RESIZE_RECIPES[0]),
         )
         # Templates that read text only would lose the order of images and videos.
         options.interleave_mm_strings = True

@@ -33,17 +33,12 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from ...config.nemotron_vl_names import IMAGE_TOKEN
 from ...config.nemotron_vl_options import encoder_adapters
 from .nemotron_vl_graphs import EncoderGraphs
-from .nemotron_vl_layout import num_prefix_tokens
+from .nemotron_vl_layout import TOWER_LINEAR, num_prefix_tokens
 from .nemotron_vl_lora import adapter_mapper
 from .nemotron_vl_names import (
     HF_TO_VLLM,
     resolve_patterns,
     tower_layers,
-)
-from .nemotron_vl_precision import (
-    encoder_precision,
-    flatten_quantised_inputs,
-    keep_encoder_precision,
 )
 from .nemotron_vl_processing import (
     NemotronVLDummyInputsBuilder,
@@ -83,11 +78,7 @@ class LlamaNemotronVLChatModel(
     supports_tower_connector_lora = True
 
     hf_to_vllm_mapper = HF_TO_VLLM
-    packed_modules_mapping = {
-        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
-        "gate_up_proj": ["gate_proj", "up_proj"],
-        "qkv": ["qkv"],
-    }
+    packed_modules_mapping = EncoderGraphs.packed_modules_mapping | {"qkv": ["qkv"]}
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -101,7 +92,6 @@ class LlamaNemotronVLChatModel(
             self.encoder_dtype,
             persistent=self._load_format != "dummy",
         )
-        flatten_quantised_inputs(self.vision_model, self.mlp1)
         self._reload = Reload(self, vllm_config)
         if vllm_config.lora_config is not None:
             # vLLM maps the names of an adapter's layers with the instance's mapper.
@@ -119,14 +109,15 @@ class LlamaNemotronVLChatModel(
     def _patch_quant_config(
         self, config: PreTrainedConfig, quant_config: QuantizationConfig | None
     ) -> None:
-        # InternVL calls this before it builds the parts.
-        super()._patch_quant_config(config, quant_config)
         if quant_config is not None:
-            keep_encoder_precision(quant_config)
             resolve_patterns(quant_config, tower_layers(config))
-        self.encoder_quant_config, self.encoder_dtype = encoder_precision(
-            config, quant_config, torch.get_default_dtype()
-        )
+        super()._patch_quant_config(config, quant_config)
+
+    @classmethod
+    def _encoder_layers(cls, config: PreTrainedConfig) -> list[str]:
+        layers = tower_layers(config).values()
+        linear = [name for name in layers if name.endswith(TOWER_LINEAR)]
+        return [*linear, "mlp1.1", "mlp1.3"]
 
     def _init_vision_model(
         self,

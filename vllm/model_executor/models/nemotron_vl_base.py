@@ -11,8 +11,10 @@ from itertools import chain
 from typing import cast
 
 import torch
+from transformers import PreTrainedConfig
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
+from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.interfaces import MultiModalEmbeddings
 from vllm.model_executor.models.internvl import InternVLChatModel
 from vllm.model_executor.models.vision import run_dp_sharded_vision_model
@@ -22,6 +24,11 @@ from ...config.nemotron_vl import EncoderConfig
 from ...config.nemotron_vl_names import IMAGE_TOKEN
 from ...config.nemotron_vl_options import encoder_adapters
 from ...multimodal.nemotron_vl_embeddings import EMBEDS, NUM_TILES
+from .nemotron_vl_precision import (
+    encoder_precision,
+    flatten_quantised_inputs,
+    keep_encoder_precision,
+)
 from .nemotron_vl_processing import NemotronVLImagePixelInputs
 from .nemotron_vl_reuse import TileReuse, make_tile_reuse
 
@@ -46,6 +53,10 @@ def check_pixels(mm_kwargs: dict[str, object]) -> None:
 class NemotronVLBase(InternVLChatModel):
     """Images as tiles, of which equal ones are encoded once."""
 
+    packed_modules_mapping = {
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
     tower_modalities = {"image"}  # the tower is built where one of them is read
 
     prefix_tokens = 0  # of the tower, before the patches of a tile
@@ -62,6 +73,7 @@ class NemotronVLBase(InternVLChatModel):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.dtype = cast(torch.dtype, vllm_config.model_config.dtype)
+        flatten_quantised_inputs(self.vision_model, self.mlp1)
         encoder_config = EncoderConfig.from_vllm_config(vllm_config)
         self.max_encoder_tiles = cast(int, encoder_config.max_encoder_tiles)
         self.tile_reuse = None
@@ -85,6 +97,25 @@ class NemotronVLBase(InternVLChatModel):
         # InternVL marks the tower for images and videos. With images switched off,
         # the tower would stay in memory for the videos.
         return super()._mark_tower_model(vllm_config, self.tower_modalities, **kwargs)
+
+    def _patch_quant_config(
+        self, config: PreTrainedConfig, quant_config: QuantizationConfig | None
+    ) -> None:
+        # InternVL calls this before it builds the parts.
+        super()._patch_quant_config(config, quant_config)
+        if quant_config is not None:
+            keep_encoder_precision(quant_config)
+        self.encoder_quant_config, self.encoder_dtype = encoder_precision(
+            config,
+            quant_config,
+            torch.get_default_dtype(),
+            self._encoder_layers(config),
+        )
+
+    @classmethod
+    def _encoder_layers(cls, config: PreTrainedConfig) -> list[str]:
+        """The linear layers of tower and connector, by vLLM's names."""
+        raise NotImplementedError
 
     def _encoder_weights(self) -> Iterator[torch.Tensor]:
         """What the embeddings of a tile depend on."""
@@ -178,7 +209,7 @@ class NemotronVLBase(InternVLChatModel):
         num_mm_embeds: int,
     ) -> tuple[int, int | None]:
         """Tokens in the tower and in the connector for a number of embeddings."""
-        # Not from the tower, which later pipeline ranks do not have.
+        # Not from the tower, which a process may not have.
         tiles = num_mm_embeds // self.num_image_token
         tower_tokens = tiles * (self.patch_tokens + self.prefix_tokens)
         return tower_tokens, tiles * self.num_image_token

@@ -156,7 +156,9 @@ def tensor_parallel_problems(
     }
     if not encoder_data_parallel:
         sizes["vision_config's MLP width"] = vision.intermediate_size
-        sizes["projector_hidden_size"] = config.projector_hidden_size
+        # The models that find and rank pages have the whole connector on each rank.
+        if projector := getattr(config, "projector_hidden_size", None):
+            sizes["projector_hidden_size"] = projector
     problems = [
         f"{name} = {size} is not divisible by {tp} ranks."
         for name, size in sizes.items()

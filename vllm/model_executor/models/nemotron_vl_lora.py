@@ -11,7 +11,7 @@ from .nemotron_vl_names import HF_TO_VLLM
 
 # Parts of the model, and how a layer of an adapter is named where they are missing. In
 # the other part vLLM has layers whose names end so, but no module has the whole name.
-_ENCODER = re.compile(r"^((?:vision_model|mlp1)\..*)\.lora_")
+_ENCODER = re.compile(r"^((?:model\.)?(?:vision_model|mlp1)\..*)\.lora_")
 _LANGUAGE_ELSEWHERE = r"in another process.\1.fc1.lora_"
 _LANGUAGE = re.compile(r"^((?:language_model|model|lm_head)\b.*)\.lora_")
 _ENCODER_ELSEWHERE = r"in another process.\1.o_proj.lora_"
@@ -47,11 +47,8 @@ def adapter_mapper(
     Args:
         config: The composite configuration.
         encoder: Whether adapters may have layers of the tower and the connector.
-        encoder_is_here: Whether this process has the tower and the connector. If not,
-            it keeps an adapter's layers of them under names of no module: vLLM fails on
-            adapters without any layer.
-        language_is_here: The same for the language model, which engines that only
-            encode do not have.
+        encoder_is_here: As of `renamed`.
+        language_is_here: As of `renamed`.
     """
     layers = [
         name.removesuffix(".weight")
@@ -64,29 +61,39 @@ def adapter_mapper(
         for name in layers
         if name.startswith(LANGUAGE_MODEL)
     ]
-    renamed = refused(layers, encoder)
-    if not encoder_is_here:
-        renamed[_ENCODER] = _ENCODER_ELSEWHERE
-    if not language_is_here:
-        renamed[_LANGUAGE] = _LANGUAGE_ELSEWHERE
     return HF_TO_VLLM | WeightsMapper(
-        orig_to_new_regex=renamed,
+        orig_to_new_regex=renamed(layers, encoder, encoder_is_here, language_is_here),
         orig_to_new_prefix={
             part: LANGUAGE_MODEL + part for part in ("model.", "lm_head.")
         },
     )
 
 
-def refused(layers: Iterable[str], encoder: bool) -> dict[re.Pattern, str]:
+def renamed(
+    layers: Iterable[str],
+    encoder: bool,
+    encoder_is_here: bool = True,
+    language_is_here: bool = True,
+) -> dict[re.Pattern, str]:
     """New names for all layers but some: their adapters are refused.
 
     Args:
         layers: Names in the checkpoint of the layers that adapters may have.
         encoder: Whether those of the tower and the connector are among them.
+        encoder_is_here: Whether this process has the tower and the connector. If not,
+            it keeps an adapter's layers of them under names of no module: vLLM fails on
+            adapters without any layer.
+        language_is_here: The same for the language model, which engines that only
+            encode do not have.
     """
     reason = "not in the model"
     if not encoder:
         reason += "'s language part; others need --enable-tower-connector-lora"
     known = "|".join(map(re.escape, layers))
     unknown = re.compile(rf"^(?!(?:{known})\.lora_)(.*)\.lora_")
-    return {unknown: rf"'\1' ({reason}).lora_"}
+    found = {unknown: rf"'\1' ({reason}).lora_"}
+    if not encoder_is_here:
+        found[_ENCODER] = _ENCODER_ELSEWHERE
+    if not language_is_here:
+        found[_LANGUAGE] = _LANGUAGE_ELSEWHERE
+    return found

@@ -15,10 +15,10 @@ from vllm.model_executor.layers.quantization.online.base import (
 from vllm.platforms import current_platform
 
 from ...config.nemotron_vl_cpu import has_amx, has_native_products
-from .nemotron_vl_layout import TOWER_LINEAR, Config, is_quantised
-from .nemotron_vl_names import tower_layers
+from .nemotron_vl_layout import Config, is_quantised
 
-_ENCODER_LAYERS = ["vision_model.*", "mlp1.*"]
+# The encoder, and the head of the model that ranks pages.
+_PRECISE_LAYERS = ["vision_model.*", "mlp1.*", "score", "language_model.score"]
 
 
 class EncoderPrecision(NamedTuple):
@@ -34,7 +34,10 @@ class EncoderPrecision(NamedTuple):
 
 
 def encoder_precision(
-    config: Config, quant_config: QuantizationConfig | None, dtype: torch.dtype
+    config: Config,
+    quant_config: QuantizationConfig | None,
+    dtype: torch.dtype,
+    layers: Iterable[str],
 ) -> EncoderPrecision:
     """How the encoder of a checkpoint computes in an engine.
 
@@ -42,17 +45,15 @@ def encoder_precision(
         config: The composite configuration.
         quant_config: vLLM's configuration of the quantisation, with resolved patterns.
         dtype: The engine's dtype.
+        layers: The encoder's linear layers, by vLLM's names.
     """
     if is_quantised(config.text_config) and not is_quantised(config):
         quant_config = None  # only the language model is quantised
     # vLLM chooses the kernels of quantised layers for the engine's dtype, so a
     # quantised encoder keeps it.
     faster = encoder_dtype(dtype)
-    if faster != dtype:
-        layers = tower_layers(config).values()
-        linear = [name for name in layers if name.endswith(TOWER_LINEAR)]
-        if not quantises(quant_config, [*linear, "mlp1.1", "mlp1.3"]):
-            dtype = faster
+    if faster != dtype and not quantises(quant_config, layers):
+        dtype = faster
     return EncoderPrecision(quant_config, dtype)
 
 
@@ -71,7 +72,7 @@ def encoder_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def keep_encoder_precision(quant_config: QuantizationConfig) -> None:
-    """Leave the tower and the connector unquantised where vLLM quantises.
+    """Leave the tower, the connector and a ranking head unquantised by vLLM.
 
     This concerns checkpoints that are quantised while they are loaded
     (``--quantization fp8``): small print is read better in full precision. An
@@ -85,7 +86,7 @@ def keep_encoder_precision(quant_config: QuantizationConfig) -> None:
         if not isinstance(online, OnlineQuantizationConfig):
             continue
         if not online.ignored_layers and online.args.targets is None:
-            online.ignored_layers = _ENCODER_LAYERS
+            online.ignored_layers = _PRECISE_LAYERS
 
 
 def quantises(quant_config: QuantizationConfig | None, layers: Iterable[str]) -> bool:

@@ -6,7 +6,7 @@ from the chat model.
 """
 
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -14,24 +14,23 @@ import torch.nn as nn
 from transformers import PreTrainedConfig
 from vllm.config import PoolerConfig, VllmConfig
 from vllm.exceptions import VLLMValidationError
-from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.layers.pooler import DispatchPooler
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.interfaces import (
     SupportsCrossEncoding,
-    SupportsEncoderCudaGraph,
-    SupportsLoRA,
-    SupportsMultiModal,
-    SupportsPP,
     SupportsQuant,
     SupportsScoreTemplate,
 )
 from vllm.model_executor.models.interfaces_base import VllmModelForPooling
 from vllm.model_executor.models.siglip import SiglipVisionModel
-from vllm.model_executor.models.utils import WeightsMapper, maybe_prefix
+from vllm.model_executor.models.utils import (
+    StageMissingLayer,
+    WeightsMapper,
+    maybe_prefix,
+)
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from ...config.nemotron_vl_names import IMAGE_TOKEN
 from ...config.nemotron_vl_options import encoder_adapters
@@ -39,22 +38,16 @@ from ...transformers_utils.configs.nemotron_vl_retrieval import NemotronVLEmbedC
 from ...transformers_utils.processors.nemotron_vl_retrieval import (
     NemotronVLRetrievalProcessor,
 )
-from ...transformers_utils.processors.nemotron_vl_tiling import image_settings
 from .nemotron_vl_graphs import EncoderGraphs
-from .nemotron_vl_lora import refused
-from .nemotron_vl_precision import keep_encoder_precision
+from .nemotron_vl_lora import renamed
 from .nemotron_vl_processing import (
     NemotronVLDummyInputsBuilder,
     NemotronVLMultiModalProcessor,
     NemotronVLProcessingInfo,
 )
+from .nemotron_vl_retrieval_config import checkpoint_settings
 
-logger = init_logger(__name__)
-
-NO_PROCESSOR_CONFIG = (
-    "The checkpoint has no processor_config.json, so an image has one tile. The "
-    "published ones have 6: --mm-processor-kwargs '{\"max_dynamic_patch\": 6}'."
-)
+TOWER_BLOCKS = "vision_model.vision_model.encoder.layers"
 
 
 class NemotronVLRetrievalProcessingInfo(NemotronVLProcessingInfo):
@@ -66,27 +59,11 @@ class NemotronVLRetrievalProcessingInfo(NemotronVLProcessingInfo):
         return self.ctx.get_hf_config(NemotronVLEmbedConfig)
 
     @cached_property
-    def _processor_config(self) -> dict[str, Any]:
-        model = self.ctx.model_config
-        name = "processor_config.json"
-        found = get_hf_file_to_dict(name, model.model, model.revision)
-        if found is None:
-            found = {}
-            logger.warning_once(NO_PROCESSOR_CONFIG)
-        for key, published in (
-            ("min_dynamic_patch", "min_input_tiles"),
-            ("max_dynamic_patch", "max_input_tiles"),
-        ):
-            if published in found:
-                found[key] = found[published]
-        return found
+    def _settings(self) -> dict[str, Any]:
+        return checkpoint_settings(self.ctx.model_config)
 
     def checkpoint_settings(self) -> dict[str, Any]:
-        config = vars(self.get_hf_config())
-        # One tile by default, as in vLLM's in-tree model. It does not read
-        # `max_input_tiles` and `use_thumbnail` of config.json either.
-        config = {k: v for k, v in config.items() if k != "use_thumbnail"}
-        return {"max_dynamic_patch": 1} | image_settings(self._processor_config, config)
+        return self._settings
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -95,13 +72,7 @@ class NemotronVLRetrievalProcessingInfo(NemotronVLProcessingInfo):
     dummy_inputs=NemotronVLDummyInputsBuilder,
 )
 class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
-    EncoderGraphs,
-    SupportsMultiModal,
-    SupportsPP,
-    SupportsLoRA,
-    SupportsQuant,
-    SupportsEncoderCudaGraph,
-    VllmModelForPooling,
+    EncoderGraphs, SupportsQuant, VllmModelForPooling
 ):
     """llama-nemotron-embed-vl: an embedding of a text, an image or both."""
 
@@ -127,9 +98,14 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         if vllm_config.lora_config is not None:
             adapted = encoder_adapters(vllm_config)
-            layers = (self.tensor_prefix + name for name in _layers(self, adapted))
             self.hf_to_vllm_mapper |= WeightsMapper(
-                orig_to_new_regex=refused(layers, adapted)
+                orig_to_new_regex=renamed(
+                    [self.tensor_prefix + name for name in _layers(self, adapted)],
+                    encoder=adapted,
+                    encoder_is_here=not isinstance(
+                        self.vision_model, StageMissingLayer
+                    ),
+                )
             )
         self._init_pooler(vllm_config, prefix)
 
@@ -137,13 +113,12 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
         config = cast(PoolerConfig, vllm_config.model_config.pooler_config)
         self.pooler = DispatchPooler.for_embedding(config)
 
-    def _patch_quant_config(
-        self, config: PreTrainedConfig, quant_config: QuantizationConfig | None
-    ) -> None:
-        # InternVL calls this before it builds the parts.
-        super()._patch_quant_config(config, quant_config)
-        if quant_config is not None:
-            keep_encoder_precision(quant_config)
+    @classmethod
+    def _encoder_layers(cls, config: PreTrainedConfig) -> list[str]:
+        blocks = range(config.vision_config.num_hidden_layers)
+        inner = ("self_attn.qkv_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
+        tower = [f"{TOWER_BLOCKS}.{block}.{name}" for block in blocks for name in inner]
+        return [*tower, "mlp1.1", "mlp1.3"]
 
     def _init_vision_model(
         self,
@@ -152,27 +127,36 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
         *,
         prefix: str,
     ) -> nn.Module:
-        return SiglipVisionModel(
-            config.vision_config, quant_config, prefix=prefix, use_head=False
-        )
+        with set_default_torch_dtype(self.encoder_dtype):
+            return SiglipVisionModel(
+                config.vision_config,
+                self.encoder_quant_config,
+                prefix=prefix,
+                use_head=False,
+            )
 
     def _init_mlp1(self, config: PreTrainedConfig) -> nn.Module:
-        merged = (
-            config.vision_config.hidden_size * round(1 / self.downsample_ratio) ** 2
-        )
+        width = config.vision_config.hidden_size
+        merged = width * round(1 / self.downsample_ratio) ** 2
         hidden = config.text_config.hidden_size
         # vLLM applies adapters to its own layers only.
-        return nn.Sequential(
-            nn.LayerNorm(merged),
-            ReplicatedLinear(merged, hidden, return_bias=False),
-            nn.GELU(),
-            ReplicatedLinear(hidden, hidden, return_bias=False),
+        linear = partial(
+            ReplicatedLinear,
+            quant_config=self.encoder_quant_config,
+            return_bias=False,
         )
+        with set_default_torch_dtype(self.encoder_dtype):
+            return nn.Sequential(
+                nn.LayerNorm(merged),
+                linear(merged, hidden, prefix="mlp1.1"),
+                nn.GELU(),
+                linear(hidden, hidden, prefix="mlp1.3"),
+            )
 
     def _condition(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if pixel_values.dtype == torch.uint8:  # else the processor has normalised them
             pixel_values = pixel_values.float() / 127.5 - 1
-        return pixel_values.to(self.dtype)
+        return pixel_values.to(self.encoder_dtype)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load a checkpoint or a part of one. Cached tiles are of the old weights."""
@@ -197,7 +181,7 @@ def _layers(model: LlamaNemotronVLForEmbedding, encoder: bool) -> Iterator[str]:
         return
     yield from ("mlp1.1", "mlp1.3")
     for number in range(model.config.vision_config.num_hidden_layers):
-        block = f"vision_model.vision_model.encoder.layers.{number}"
+        block = f"{TOWER_BLOCKS}.{number}"
         for name in ("q", "k", "v", "out"):
             yield f"{block}.self_attn.{name}_proj"
         yield from (f"{block}.mlp.fc1", f"{block}.mlp.fc2")
@@ -213,10 +197,6 @@ class LlamaNemotronVLForSequenceClassification(  # type: ignore[misc]
 ):
     """llama-nemotron-rerank-vl: how well a passage answers a question."""
 
-    is_pooling_model = True
-    supports_encoder_tp_data = True
-    supports_mm_device_do_normalize = True
-    supports_tower_connector_lora = True
     supports_score_template = True
     score_type = "cross-encoder"
 

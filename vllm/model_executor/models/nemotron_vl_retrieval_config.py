@@ -4,12 +4,41 @@
 from typing import Any, cast
 
 from vllm.config import ModelConfig, VllmConfig
+from vllm.logger import init_logger
 from vllm.model_executor.models.config import LlamaNemotronVLConfig
+from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 
-from ...config.nemotron_vl import check_settings
 from ...config.nemotron_vl_names import RETRIEVAL_MODEL_TYPES, RETRIEVAL_TOKENIZER_MODE
-from ...config.nemotron_vl_options import check_adapters
-from .config import check_graphs, prepare, select_renderer
+from .config import check_engine, prepare, select_renderer
+
+logger = init_logger(__name__)
+
+NO_PROCESSOR_CONFIG = (
+    "The checkpoint has no processor_config.json, so an image has one tile. The "
+    "published ones have 6: --mm-processor-kwargs '{\"max_dynamic_patch\": 6}'."
+)
+
+
+def checkpoint_settings(model_config: ModelConfig) -> dict[str, Any]:
+    """How ``processor_config.json``, then ``config.json``, say that images are cut."""
+    from ...transformers_utils.processors.nemotron_vl_tiling import image_settings
+
+    name = "processor_config.json"
+    found = get_hf_file_to_dict(name, model_config.model, model_config.revision)
+    if found is None:
+        found = {}
+        logger.warning_once(NO_PROCESSOR_CONFIG)
+    for key, published in (
+        ("min_dynamic_patch", "min_input_tiles"),
+        ("max_dynamic_patch", "max_input_tiles"),
+    ):
+        if published in found:
+            found[key] = found[published]
+    # One tile by default, as in vLLM's in-tree model. It does not read
+    # `max_input_tiles` and `use_thumbnail` of config.json either.
+    keys = vars(model_config.hf_config).items()
+    config = {key: value for key, value in keys if key != "use_thumbnail"}
+    return {"max_dynamic_patch": 1} | image_settings(found, config)
 
 
 class NemotronVLRetrievalModelConfig(LlamaNemotronVLConfig):
@@ -29,11 +58,9 @@ class NemotronVLRetrievalModelConfig(LlamaNemotronVLConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """Check ``additional_config`` and options of adapters.
+        """vLLM calls this before it starts the engine's processes.
 
         Raises:
-            ValueError: Names the setting or the option.
+            ValueError: As of `check_engine`.
         """
-        check_settings(vllm_config)
-        check_graphs(vllm_config)
-        check_adapters(vllm_config)
+        check_engine(vllm_config, checkpoint_settings)

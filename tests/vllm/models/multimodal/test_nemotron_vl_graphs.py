@@ -134,6 +134,13 @@ def test_sizes_of_graphs_follow_the_settings(checkpoint):
     assert budgets(enforce_eager=True) == []
 
 
+def test_sizes_of_graphs_follow_processor_config(embed_checkpoint):
+    """Of the model that finds pages: six tiles and a thumbnail."""
+    config = make_config(embed_checkpoint, "float32", **GRAPHS)
+    found = config.compilation_config.encoder_cudagraph_token_budgets
+    assert found == [tiles * TOKENS for tiles in (1, 3, 5, 7, 14)]
+
+
 @pytest.mark.parametrize("kind", ["checkpoint", "embed_checkpoint"])
 def test_there_are_no_graphs_without_images(request, kind):
     config = make_config(

@@ -66,6 +66,23 @@ def test_what_is_switched_off_is_not_refused(checkpoint):
         make_config(checkpoint, "float32", **attention)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (dict(mm_encoder_attn_backend="FLASHINFER"), "FLASHINFER does not work"),
+        (dict(tensor_parallel_size=3), "not divisible by 3 ranks"),
+        (ADAPTERS | GRAPHS, "does not work with --compilation-config.cudagraph"),
+    ],
+    ids=["attention", "ranks", "graphs"],
+)
+@pytest.mark.parametrize("kind", ["embed", "rerank"])
+def test_models_that_find_and_rank_pages_have_the_same_checks(
+    request, kind, options, said
+):
+    with pytest.raises(ValueError, match=said):
+        make_config(request.getfixturevalue(f"{kind}_checkpoint"), "float32", **options)
+
+
 def test_vllm_refuses_graphs_of_the_language_model_alone(checkpoint):
     with pytest.raises(ValueError, match="--language-model-only is incompatible"):
         make_config(checkpoint, "float32", language_model_only=True, **GRAPHS)

@@ -122,3 +122,19 @@ def test_layers_of_adapters_have_the_names_of_the_checkpoint(request, kind, enco
     mapped = model.hf_to_vllm_mapper.map_name(f"{unknown}.lora_A.weight")
     assert mapped.startswith(f"'{unknown}' (not in the model")
     assert (model.tile_reuse is None) == encoder
+
+
+@pytest.mark.parametrize("kind", ["embed", "rerank"])
+def test_without_images_an_adapters_layers_of_the_tower_are_kept_aside(request, kind):
+    """vLLM would refuse the whole adapter, also for questions."""
+    model = build(
+        request.getfixturevalue(f"{kind}_checkpoint"),
+        enable_lora=True,
+        enable_tower_connector_lora=True,
+        limit_mm_per_prompt={"image": 0},
+    )
+    prefix = "model." if kind == "rerank" else ""
+    for name in ENCODER:
+        mapped = model.hf_to_vllm_mapper.map_name(f"{prefix}{name}.lora_A.weight")
+        assert mapped.startswith("in another process.")
+        assert mapped.endswith(".o_proj.lora_A.weight")

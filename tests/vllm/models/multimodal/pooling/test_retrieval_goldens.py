@@ -61,6 +61,12 @@ def prompts(kind: str) -> dict[str, tuple[str, list]]:
     return found
 
 
+def test_every_case_has_values():
+    of_images = [name for name, (images, _) in CASES.items() if images]
+    names = {f"{kind}.{name}.rounded" for kind in DIGESTS for name in of_images}
+    assert names == {name for name in GOLDENS if name.endswith("rounded")}
+
+
 @pytest.fixture(scope="module")
 def references(embed_checkpoint, rerank_checkpoint):
     folders = {"embed": embed_checkpoint, "rerank": rerank_checkpoint}
