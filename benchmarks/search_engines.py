@@ -26,7 +26,7 @@ from nemotron_vl.search.index import BATCH
 from nemotron_vl.search.store import Store
 
 SAMPLED = 64  # pages that FAISS makes a cluster of
-PROBES = 20  # clusters that FAISS searches
+PROBES = 100  # clusters that FAISS searches, as many as LanceDB
 BREADTH = 128  # candidates of a search in USearch's graph
 
 
