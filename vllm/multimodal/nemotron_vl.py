@@ -12,7 +12,11 @@ from PIL import Image
 from vllm import envs
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import MediaWithBytes
-from vllm.multimodal.parse import ModalityDataItems, MultiModalDataParser
+from vllm.multimodal.parse import (
+    ImageProcessorItems,
+    ModalityDataItems,
+    MultiModalDataParser,
+)
 
 try:
     from vllm.multimodal.image import open_image
@@ -177,8 +181,8 @@ class NemotronVLDataParser(MultiModalDataParser):
             for item in [] if items is None else items.get_all():
                 check_embeddings(item)
             return items
-        images: list[Any] = [to_image(item) for item in _as_images(data)]
-        return super()._parse_image_data(images)
+        # vLLM's parser would copy them to rotate them again.
+        return ImageProcessorItems([to_image(item) for item in _as_images(data)])
 
     def count_items(self, modality: str, data: Any) -> int:
         """Number of items in what a user passes as images."""

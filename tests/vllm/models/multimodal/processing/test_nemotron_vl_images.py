@@ -32,6 +32,13 @@ def test_an_image_is_converted_once(processor, monkeypatch):
     assert len(converted) == 1
 
 
+def test_an_rgb_image_is_not_copied(processor):
+    """vLLM's cache passes the images that it lacks through the parser again."""
+    image = Image.new("RGB", (64, 64))
+    items = processor.info.parse_mm_data({"image": [image]})
+    assert items["image"].get(0) is image
+
+
 def white_where_transparent() -> np.ndarray:
     levels = np.full((8, 8, 3), 40, np.uint8)
     levels[:4] = 255
