@@ -44,7 +44,7 @@ ATTRIBUTES = {
         "vllm.config.multimodal.MultiModalConfig.video_pruning_rate",
     ],
     "vllm/config/nemotron_vl_cpu.py": ["vllm._custom_ops.cpu_gemm_wna16"],
-    "vllm/model_executor/models/nemotron_vl.py": [
+    "vllm/model_executor/models/nemotron_vl_base.py": [
         f"{_INTERNVL}.InternVLImagePixelInputs.num_patches",
         f"{_INTERNVL}.InternVLImagePixelInputs.pixel_values_flat",
     ],
