@@ -21,8 +21,11 @@ from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl_schema import (
 
 from ..regular_files import read_text
 from .files import find_file, read_json
+from .published_files import KNOWN_FILES, is_known
 
 _ABSENT = "absent"
+_KNOWN = "the known one"
+_DEFAULT = "samples at temperature 1, vLLM's default"
 
 
 class Fact(NamedTuple):
@@ -93,7 +96,8 @@ def published_facts(
         ("rope_theta", _number(_get(llm, "rope_theta", rope.get("rope_theta"))), 5e5),
         ("rope scaling", rope.get("rope_type", rope.get("type", "none")), "llama3"),
         ("chat template", _template(model), ""),
-        ("decoding of a server", _decoding(generation), ""),
+        ("decoding of a server", _decoding(generation), _DEFAULT),
+        *((f"file {name}", _file(model, name), _KNOWN) for name in KNOWN_FILES),
     ]
     return [Fact(name, str(value), str(assumed)) for name, value, assumed in rows]
 
@@ -115,6 +119,14 @@ def _optional(model: str, name: str) -> dict[str, Any]:
         return read_json(model, name)
     except (OSError, ValueError):
         return {}
+
+
+def _file(model: str, name: str) -> str:
+    """Whether a file is the one whose digest is known."""
+    try:
+        return _KNOWN if is_known(find_file(model, name)) else "another"
+    except (OSError, ValueError):
+        return _ABSENT
 
 
 def _template(model: str) -> str:
@@ -142,5 +154,5 @@ def _decoding(generation: dict[str, Any]) -> str:
     """
     temperature = generation.get("temperature")
     if temperature is None:
-        return "samples at temperature 1, vLLM's default"
+        return _DEFAULT
     return f"samples at temperature {temperature}" if temperature else "greedy"

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 from ..checkpoints.embedded import embedded_digests, is_embedded, tiny_checkpoint
 from ..checkpoints.files import is_quantised_checkpoint, read_json
+from ..checkpoints.published_files import KNOWN_FILES, is_known
 from ..regular_files import open_regular, read_text
 
 _PATTERNS = ("*.json", "*.jinja", "*.safetensors")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _GIT = re.compile("[0-9a-f]{40}")  # SHA-1 of git, for the hub's small files
+_PAGE = "docs/provenance.md"
 
 
 class Published(NamedTuple):
@@ -33,7 +35,8 @@ def compare_files(checkpoint: Path, published: str | None = None) -> dict[str, A
 
     A file's digest comes from the hub's list if a name is given, from the list of this
     package if the folder is a copy of the embedded checkpoint, else from the hub's
-    cache: it names large files by their SHA-256 and small ones by git's SHA-1.
+    cache: it names large files by their SHA-256 and small ones by git's SHA-1. A file
+    that none of them knows may be one of `KNOWN_FILES`.
 
     Args:
         checkpoint: Folder.
@@ -66,11 +69,15 @@ def compare_files(checkpoint: Path, published: str | None = None) -> dict[str, A
         found["differ"].append(_difference(name, None, required[name]))
     sources = set()
     for file in files:
-        expected = known.get(file.name) or (None if known else _of_the_cache(file))
+        expected = known.get(file.name)
+        if not known:
+            expected = _of_the_cache(file) or _of_docs(file)
         if expected is None:
             reason = "it is not among the published files"
             if not known:
                 reason = "no published digest of it is on this machine"
+                if file.name in KNOWN_FILES:
+                    reason += f", and it is not the one of {_PAGE}"
             found["not_compared"].append({"file": file.name, "reason": reason})
             continue
         digest = _digest(file, expected.digest)
@@ -129,6 +136,11 @@ def _of_the_cache(file: Path) -> Published | None:
         if _is_digest(etag):
             return Published(etag, "the record of its download")
     return None
+
+
+def _of_docs(file: Path) -> Published | None:
+    """A file that is not the known one may be of another revision or model."""
+    return Published(KNOWN_FILES[file.name], _PAGE) if is_known(file) else None
 
 
 def _is_digest(text: str) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from nemotron_vl.checkpoints.inspection import inspect
+from nemotron_vl.checkpoints.published_files import KNOWN_FILES
+from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
 from nemotron_vl.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +30,11 @@ def test_each_row_is_held_by_a_test_that_exists():
     held = re.findall(r"`(tests/[\w/.]+)`", PAGE)
     assert len(held) > 20
     assert [file for file in held if not (ROOT / file).exists()] == []
+
+
+def test_the_digests_are_those_of_the_package():
+    rows = re.findall(r"^\| file `(\S+)` \| ([0-9a-f]{64}) \|", PAGE, re.MULTILINE)
+    assert dict(rows) == KNOWN_FILES
 
 
 EDITS = {
@@ -91,6 +98,14 @@ def test_whose_template_and_tokens_they_are(tiny, copy):
     assert found["chat template"] == "absent, so this package's"
     assert found["id of <image>"] == "absent"
     assert "temperature 1," in found["decoding of a server"]
+
+
+def test_known_files_are_said(tiny, tmp_path):
+    make_checkpoint(tmp_path, tower_layers=1, layers=1, tile_size=512, cpe_max_size=512)
+    found = facts(tmp_path)
+    assert found["file preprocessor_config.json"] == "the known one"
+    assert found["file config.json"] == found["file tokenizer.json"] == "another"
+    assert facts(tiny)["file special_tokens_map.json"] == "absent"
 
 
 def test_an_absent_version_of_the_pixel_shuffle_is_said(copy):

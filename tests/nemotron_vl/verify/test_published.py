@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_vl.checkpoints.embedded import embedded_digests, is_embedded
+from nemotron_vl.checkpoints.random_checkpoint import make_checkpoint
 from nemotron_vl.commands import verify as command
 from nemotron_vl.main import main
 from nemotron_vl.verify.published import compare_files
@@ -97,6 +98,17 @@ def test_files_that_nobody_published_are_named_and_do_not_pass(
     printed = capsys.readouterr().out
     assert "Nothing was compared." in printed
     assert f"| {WEIGHTS} | not compared | no published digest" in printed
+
+
+def test_files_whose_published_digest_this_package_knows_are_compared(tmp_path):
+    folder = tmp_path / "copied by hand"
+    make_checkpoint(folder, tower_layers=1, layers=1, tile_size=512, cpe_max_size=512)
+    found = compare_files(folder)
+    assert found["same"] == ["preprocessor_config.json"]
+    assert found["sources"] == ["docs/provenance.md"]
+    reasons = {entry["file"]: entry["reason"] for entry in found["not_compared"]}
+    assert "it is not the one of docs/provenance.md" in reasons["tokenizer.json"]
+    assert "provenance.md" not in reasons[WEIGHTS]
 
 
 def test_copies_are_recognised_by_content(copy, checkpoint, tmp_path):

@@ -24,7 +24,7 @@ class Anything:
     def __init__(self, *args, **kwargs): pass
     from_pretrained = classmethod(lambda cls, *args, **kwargs: cls())
 Llama_Nemotron_Nano_VL_Config = Llama_Nemotron_Nano_VL = Anything
-NemotronImageProcessor = NemotronProcessor = NemotronTokenizer = Anything
+LlamaNemotronNanoVLImageProcessor = NemotronProcessor = NemotronTokenizer = Anything
 RADIOConfig = RADIOModel = Anything
 """
 
@@ -102,7 +102,9 @@ def baited(checkpoint, tmp_path) -> tuple[Path, Path]:
     edit(
         "preprocessor_config.json",
         auto_map={
-            "AutoImageProcessor": "image_processing.NemotronImageProcessor",
+            "AutoImageProcessor": (
+                "image_processing.LlamaNemotronNanoVLImageProcessor"
+            ),
             "AutoProcessor": processor,
         },
     )
