@@ -181,8 +181,8 @@ class NemotronVLDataParser(MultiModalDataParser):
             for item in [] if items is None else items.get_all():
                 check_embeddings(item)
             return items
-        # vLLM's parser would copy them to rotate them again.
-        return ImageProcessorItems([to_image(item) for item in _as_images(data)])
+        images: list[Any] = [to_image(item) for item in _as_images(data)]
+        return ImageProcessorItems(images)  # vLLM's parser would copy and rotate them
 
     def count_items(self, modality: str, data: Any) -> int:
         """Number of items in what a user passes as images."""

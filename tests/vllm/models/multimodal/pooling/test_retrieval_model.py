@@ -7,6 +7,9 @@ import pytest
 import torch
 from vllm.model_executor.models.internvl import InternVLChatModel
 
+from nemotron_vl.verify.errors import relative_error
+from nemotron_vl.verify.reference_retrieval import RetrievalReference
+from vllm_nemotron_vl.model_executor.models import nemotron_vl_precision as precision
 from vllm_nemotron_vl.model_executor.models import nemotron_vl_retrieval as models
 
 
@@ -97,3 +100,22 @@ def test_images_of_a_passage_come_before_the_question(images):
     prompt = ranks.get_score_template("What?", "<image>" * images + "The <image>")
     text = "question:What? \n \n passage:The <image>"
     assert prompt == "<image> " * images + text
+
+
+@pytest.mark.parametrize("kind", ["embed", "rerank"])
+def test_the_encoder_computes_in_float32_where_bfloat16_is_emulated(
+    request, load_model, monkeypatch, kind
+):
+    """As the chat model's; the language model gets the engine's dtype."""
+    monkeypatch.setattr(precision, "has_native_products", lambda dtype: False)
+    folder = request.getfixturevalue(f"{kind}_checkpoint")
+    model = load_model(folder, "bfloat16")
+    for part in (model.vision_model, model.mlp1):
+        assert {p.dtype for p in part.parameters()} == {torch.float32}
+    llama = model.language_model.model
+    assert {p.dtype for p in llama.parameters()} == {torch.bfloat16}
+    tiles = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    found = model.extract_feature(tiles)
+    assert found.dtype == torch.bfloat16
+    expected = RetrievalReference(folder).encode(tiles)
+    assert relative_error(found.float(), expected) < 4e-3
