@@ -80,10 +80,12 @@ def inspect(
     """
     check_folder(model)
     raw = read_json(model, "config.json")
-    for other in RETRIEVAL_MODEL_TYPES.keys() & {*(raw.get("architectures") or ())}:
-        raise ValueError(
-            f"{model} is of the architecture {other}. Only the chat model is inspected."
-        )
+    for other, model_type in RETRIEVAL_MODEL_TYPES.items():
+        if raw.get("model_type") == model_type:
+            raise ValueError(
+                f"{model} is of the architecture {other}. Only the chat model is "
+                "inspected."
+            )
     config = read_config(raw)
     check_shape(config)
     llm: Any = config.llm_config

@@ -31,8 +31,9 @@ def method(module) -> str:
         ["vision_model*", "mlp1*", "score"],
         ["*vision_model*", "*mlp1*", "*score*"],
         ["model.vision_model*", "model.mlp1*", "score"],
+        ["vision_model*"],
     ],
-    ids=["parts", "wildcards", "with the part's prefix"],
+    ids=["parts", "wildcards", "with the part's prefix", "tower alone"],
 )
 def test_modelopts_fp8(request, with_quantisation, kind, ignore):
     """Weights and scales are found by the checkpoint's names; the connector is never
@@ -87,7 +88,7 @@ def layers(model, part: str) -> set[str]:
 
 
 @KINDS
-@pytest.mark.parametrize("listed", ["layers", "pattern", "nested"])
+@pytest.mark.parametrize("listed", ["layers", "pattern", "path", "nested"])
 def test_a_tower_that_is_left_out_is_not_quantised(
     request, with_quantisation, kind, listed
 ):
@@ -103,26 +104,47 @@ def test_a_tower_that_is_left_out_is_not_quantised(
         ]
         + [f"{prefix}mlp1.1", f"{prefix}mlp1.3"],
         "pattern": ["re:.*vision_model.*", "re:.*mlp1.*"],
+        "path": [f"re:^{prefix}vision_model\\.vision_model\\.encoder.*"],
         "nested": [],
     }[listed]
-    config = int8_config(ignore=[*ignore, "score"])
+    config = int8_config(ignore=ignore)
     model = build(with_quantisation(source, config, nested=listed == "nested"))
     assert layers(model, "vision_model") == layers(model, "mlp1") == {PLAIN}
     assert layers(model, "language_model.model") == {INT8}
+    heads = layers(model, "score"), layers(model, "language_model.score")
+    assert heads == (({PLAIN}, {PLAIN}) if kind == "rerank" else (set(), set()))
 
 
 @KINDS
-def test_a_quantised_tower_and_connector_get_rows_on_cpus_with_amx(
+def test_a_layer_of_the_llama_is_left_out_by_its_name_in_the_checkpoint(
     request, with_quantisation, kind
 ):
+    source = request.getfixturevalue(f"{kind}_checkpoint")
+    listed = [r"re:.*language_model\.layers\.1\.mlp\.down_proj"]
+    model = build(with_quantisation(source, int8_config(ignore=listed)))
+    assert layers(model, "language_model.model.layers.1.mlp.down_proj") == {PLAIN}
+    assert layers(model, "language_model.model.layers.0") == {INT8}
+
+
+@KINDS
+def test_scales_that_are_missing_are_named(request, with_quantisation, kind):
+    """vLLM computes with what was in the memory."""
+    source = request.getfixturevalue(f"{kind}_checkpoint")
+    folder = with_quantisation(source, int8_config(ignore=["re:.*vision_model.*"]))
+    with pytest.raises(ValueError, match="has no language_model.*weight_scale"):
+        load(make_config(folder, "bfloat16"), pack_weights=False)
+
+
+@KINDS
+def test_a_quantised_tower_gets_rows_on_cpus_with_amx(request, with_quantisation, kind):
     """vLLM's kernel takes no tiles."""
     source = request.getfixturevalue(f"{kind}_checkpoint")
     folder = with_quantisation(source, int8_config(ignore=["score"]))
     with mock.patch.object(precision, "has_amx", lambda: True):
         model = build(folder)
-    assert layers(model, "vision_model") == layers(model, "mlp1") == {INT8}
+    assert layers(model, "vision_model") == {INT8}
     tiles = torch.zeros(2, 3, 8)
-    for layer in (*model.vision_model.modules(), *model.mlp1.modules()):
+    for layer in model.vision_model.modules():
         if isinstance(layer, LinearBase):
             apply = layer.quant_method.apply
             kernel = mock.Mock(side_effect=lambda layer, rows, bias: rows)
@@ -137,5 +159,5 @@ def test_online_quantisation_keeps_the_encoder_and_the_head(request, kind):
     fp8 = "Fp8PerTensorOnlineLinearMethod"
     assert layers(model, "vision_model") == layers(model, "mlp1") == {PLAIN}
     assert layers(model, "language_model.model") == {fp8}
-    assert layers(model, "score") == ({PLAIN} if kind == "rerank" else set())
-    assert layers(model, "language_model.score") <= {PLAIN}
+    heads = layers(model, "score"), layers(model, "language_model.score")
+    assert heads == (({PLAIN}, {PLAIN}) if kind == "rerank" else (set(), set()))

@@ -17,8 +17,7 @@ from vllm.platforms import current_platform
 from ...config.nemotron_vl_cpu import has_amx, has_native_products
 from .nemotron_vl_layout import Config, is_quantised
 
-# The encoder, and the head of the model that ranks pages.
-_PRECISE_LAYERS = ["vision_model.*", "mlp1.*", "score", "language_model.score"]
+_ENCODER_LAYERS = ["vision_model.*", "mlp1.*"]
 
 
 class EncoderPrecision(NamedTuple):
@@ -72,7 +71,7 @@ def encoder_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def keep_encoder_precision(quant_config: QuantizationConfig) -> None:
-    """Leave the tower, the connector and a ranking head unquantised by vLLM.
+    """Leave the tower and the connector unquantised where vLLM quantises.
 
     This concerns checkpoints that are quantised while they are loaded
     (``--quantization fp8``): small print is read better in full precision. An
@@ -86,7 +85,7 @@ def keep_encoder_precision(quant_config: QuantizationConfig) -> None:
         if not isinstance(online, OnlineQuantizationConfig):
             continue
         if not online.ignored_layers and online.args.targets is None:
-            online.ignored_layers = _PRECISE_LAYERS
+            online.ignored_layers = [*_ENCODER_LAYERS]
 
 
 def quantises(quant_config: QuantizationConfig | None, layers: Iterable[str]) -> bool:

@@ -40,6 +40,7 @@ from ...transformers_utils.processors.nemotron_vl_retrieval import (
 )
 from .nemotron_vl_graphs import EncoderGraphs
 from .nemotron_vl_lora import renamed
+from .nemotron_vl_names import leave_out, resolve_patterns
 from .nemotron_vl_processing import (
     NemotronVLDummyInputsBuilder,
     NemotronVLMultiModalProcessor,
@@ -83,6 +84,7 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
     supports_tower_connector_lora = True
 
     tensor_prefix = ""  # of all parts, in the checkpoint
+    _is_loaded = False
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_prefix={
             f"language_model.{name}.": f"language_model.model.{name}."
@@ -113,12 +115,27 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
         config = cast(PoolerConfig, vllm_config.model_config.pooler_config)
         self.pooler = DispatchPooler.for_embedding(config)
 
+    def _patch_quant_config(
+        self, config: PreTrainedConfig, quant_config: QuantizationConfig | None
+    ) -> None:
+        if quant_config is not None:
+            names = [self.tensor_prefix + name for name in _layers(self, True)]
+            mapper = type(self).hf_to_vllm_mapper
+            resolve_patterns(
+                quant_config,
+                dict(zip(names, mapper.apply_list(names), strict=True)),
+            )
+        super()._patch_quant_config(config, quant_config)
+        if quant_config is not None:
+            # Llama's own head, which the checkpoint lacks and nothing uses.
+            leave_out(quant_config, "language_model.score")
+
     @classmethod
     def _encoder_layers(cls, config: PreTrainedConfig) -> list[str]:
         blocks = range(config.vision_config.num_hidden_layers)
         inner = ("self_attn.qkv_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
         tower = [f"{TOWER_BLOCKS}.{block}.{name}" for block in blocks for name in inner]
-        return [*tower, "mlp1.1", "mlp1.3"]
+        return tower
 
     def _init_vision_model(
         self,
@@ -139,18 +156,15 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
         width = config.vision_config.hidden_size
         merged = width * round(1 / self.downsample_ratio) ** 2
         hidden = config.text_config.hidden_size
-        # vLLM applies adapters to its own layers only.
-        linear = partial(
-            ReplicatedLinear,
-            quant_config=self.encoder_quant_config,
-            return_bias=False,
-        )
+        # vLLM applies adapters to its own layers only. As in vLLM's in-tree model they
+        # are never quantised: an ignore list need not name them.
+        linear = partial(ReplicatedLinear, return_bias=False)
         with set_default_torch_dtype(self.encoder_dtype):
             return nn.Sequential(
                 nn.LayerNorm(merged),
-                linear(merged, hidden, prefix="mlp1.1"),
+                linear(merged, hidden),
                 nn.GELU(),
-                linear(hidden, hidden, prefix="mlp1.3"),
+                linear(hidden, hidden),
             )
 
     def _condition(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -162,7 +176,20 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
         """Load a checkpoint or a part of one. Cached tiles are of the old weights."""
         if self.tile_reuse is not None:
             self.tile_reuse.clear()
-        return super().load_weights(weights)
+        loaded = super().load_weights(weights)
+        # vLLM does not notice scales that a quantised checkpoint lacks.
+        unset = [
+            name
+            for name, _ in self.named_parameters()
+            if name.endswith("weight_scale") and name not in loaded
+        ]
+        if unset and not self._is_loaded:
+            raise ValueError(
+                f"The checkpoint has no {unset[0]}. Its quantization_config must "
+                "list the layers that are not quantised."
+            )
+        self._is_loaded = True
+        return loaded
 
 
 def _layers(model: LlamaNemotronVLForEmbedding, encoder: bool) -> Iterator[str]:
@@ -213,7 +240,6 @@ class LlamaNemotronVLForSequenceClassification(  # type: ignore[misc]
             self.config.text_config.num_labels,
             bias=False,
             params_dtype=model_config.head_dtype,
-            quant_config=vllm_config.quant_config,
             return_bias=False,
             prefix=maybe_prefix(prefix, "score"),
         )

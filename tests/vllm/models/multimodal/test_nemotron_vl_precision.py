@@ -12,7 +12,7 @@ from vllm.model_executor.layers.quantization.online.base import (
 
 from vllm_nemotron_vl.model_executor.models import nemotron_vl_precision as precision
 
-KEPT = ["vision_model.*", "mlp1.*", "score", "language_model.score"]
+KEPT = ["vision_model.*", "mlp1.*"]
 
 
 def online(**settings) -> OnlineQuantizationConfig:
