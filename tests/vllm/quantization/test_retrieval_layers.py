@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from vllm import _custom_ops
 from vllm.model_executor.layers.linear import LinearBase
 
 from support.loading import load, make_config
@@ -161,3 +162,17 @@ def test_online_quantisation_keeps_the_encoder_and_the_head(request, kind):
     assert layers(model, "language_model.model") == {fp8}
     heads = layers(model, "score"), layers(model, "language_model.score")
     assert heads == (({PLAIN}, {PLAIN}) if kind == "rerank" else (set(), set()))
+
+
+@KINDS
+def test_online_quantisation_computes_the_scales(request, monkeypatch, kind):
+    """On a CPU without vLLM's kernel."""
+    monkeypatch.setattr(
+        _custom_ops,
+        "scaled_fp8_quant",
+        lambda weight, **_: (weight.to(torch.float8_e4m3fn), torch.ones(1)),
+    )
+    source = request.getfixturevalue(f"{kind}_checkpoint")
+    config = make_config(source, "bfloat16", quantization="fp8")
+    model = load(config, pack_weights=False)
+    assert layers(model, "vision_model") == {PLAIN}

@@ -46,6 +46,7 @@ from .nemotron_vl_processing import (
     NemotronVLMultiModalProcessor,
     NemotronVLProcessingInfo,
 )
+from .nemotron_vl_reload import is_whole
 from .nemotron_vl_retrieval_config import checkpoint_settings
 
 TOWER_BLOCKS = "vision_model.vision_model.encoder.layers"
@@ -84,7 +85,7 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
     supports_tower_connector_lora = True
 
     tensor_prefix = ""  # of all parts, in the checkpoint
-    _is_loaded = False
+    _load_format = "auto"
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_prefix={
             f"language_model.{name}.": f"language_model.model.{name}."
@@ -98,6 +99,7 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self._load_format = str(vllm_config.load_config.load_format)
         if vllm_config.lora_config is not None:
             adapted = encoder_adapters(vllm_config)
             self.hf_to_vllm_mapper |= WeightsMapper(
@@ -176,19 +178,18 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
         """Load a checkpoint or a part of one. Cached tiles are of the old weights."""
         if self.tile_reuse is not None:
             self.tile_reuse.clear()
+        whole = is_whole(weights, self.training, self._load_format)
+        # Those that vLLM computes while it loads are not there yet.
+        scales = [n for n, _ in self.named_parameters() if n.endswith("weight_scale")]
         loaded = super().load_weights(weights)
         # vLLM does not notice scales that a quantised checkpoint lacks.
-        unset = [
-            name
-            for name, _ in self.named_parameters()
-            if name.endswith("weight_scale") and name not in loaded
-        ]
-        if unset and not self._is_loaded:
-            raise ValueError(
-                f"The checkpoint has no {unset[0]}. Its quantization_config must "
-                "list the layers that are not quantised."
-            )
-        self._is_loaded = True
+        for name in scales:
+            if whole and name not in loaded and ".score." not in name:
+                raise ValueError(
+                    f"The checkpoint has no {name}. Its quantization_config must "
+                    "list the layers that are not quantised."
+                )
+        self.eval()  # most of vLLM's loaders call it, too
         return loaded
 
 
