@@ -5,6 +5,7 @@ noise. Recall is the share of the ten pages of the exact search that the approxi
 finds.
 """
 
+import argparse
 import json
 import resource
 import statistics
@@ -28,12 +29,7 @@ WANTED = 10
 
 
 def main() -> None:
-    parser = make_parser(__doc__)
-    parser.add_argument("--pages", type=int, default=1_000_000)
-    parser.add_argument("--dimension", type=int, default=2048)
-    parser.add_argument("--queries", type=int, default=50)
-    parser.add_argument("--folder", type=Path, help="for the index")
-    args = parser.parse_args()
+    args = make_search_parser(__doc__).parse_args()
     if args.quick:
         args.pages, args.dimension, args.queries = 50_000, 256, 20
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -45,13 +41,27 @@ def main() -> None:
         print(json.dumps(found))
 
 
+def make_search_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the sizes of an `Archive`."""
+    parser = make_parser(description)
+    parser.add_argument("--pages", type=int, default=1_000_000)
+    parser.add_argument("--dimension", type=int, default=2048)
+    parser.add_argument("--queries", type=int, default=50)
+    parser.add_argument("--folder", type=Path, help="for the index")
+    return parser
+
+
+def make_store(place: str, dimension: int) -> Store:
+    settings = {"model": "synthetic", "trial": [], "trial_page": []}
+    settings |= {"root": "/archive", "places": []}
+    return Store.create(place, settings | {"dimension": dimension})
+
+
 def measure(place: str, args: Any) -> Iterator[tuple[str, float]]:
     """Seconds, megabytes and recall, by name."""
     yield "pages", args.pages
     yield "dimension", args.dimension
-    settings = {"model": "synthetic", "trial": [], "trial_page": []}
-    settings |= {"root": "/archive", "places": []}
-    store = Store.create(place, settings | {"dimension": args.dimension})
+    store = make_store(place, args.dimension)
     archive = Archive(args.pages, args.dimension)
     adding = [seconds(partial(store.add, batch)) for batch in archive.batches()]
     yield "adding_s", sum(adding)

@@ -14,16 +14,23 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from options import make_parser
-from search import WANTED, Archive, peak, seconds, size
+from search import (
+    WANTED,
+    Archive,
+    make_search_parser,
+    make_store,
+    peak,
+    seconds,
+    size,
+)
 
 from nemotron_vl.search.index import BATCH
-from nemotron_vl.search.store import Store
 
 SAMPLED = 64  # pages that FAISS makes a cluster of
 PROBES = 100  # clusters that FAISS searches, as many as LanceDB
@@ -31,11 +38,7 @@ BREADTH = 128  # candidates of a search in USearch's graph
 
 
 def main() -> None:
-    parser = make_parser(__doc__)
-    parser.add_argument("--pages", type=int, default=1_000_000)
-    parser.add_argument("--dimension", type=int, default=2048)
-    parser.add_argument("--queries", type=int, default=50)
-    parser.add_argument("--folder", type=Path, help="for the indices")
+    parser = make_search_parser(__doc__)
     parser.add_argument("--engines", nargs="+", default=[*ENGINES], choices=ENGINES)
     args = parser.parse_args()
     if args.quick:
@@ -77,14 +80,10 @@ def measure(
     name: str, folder: str, archive: Archive, queries: np.ndarray, best: list[set[int]]
 ) -> dict[str, float]:
     engine = ENGINES[name](Path(folder), archive)
-    making = cpu = 0.0
+    cost = np.zeros(2)
     for start, pages in batches(archive):
-        cpu -= time.process_time()
-        making += seconds(lambda: engine.add(start, pages))  # noqa: B023
-        cpu += time.process_time()
-    cpu -= time.process_time()
-    making += seconds(engine.finish)
-    cpu += time.process_time()
+        cost += cost_of(partial(engine.add, start, pages))
+    making, cpu = (cost + cost_of(engine.finish)).tolist()
     memory = peak()
     hits, times = [], []
     engine.search(queries[0])
@@ -103,14 +102,18 @@ def measure(
     }
 
 
+def cost_of(call: Callable[[], object]) -> np.ndarray:
+    """Seconds, and those of all threads."""
+    before = time.process_time()
+    elapsed = seconds(call)
+    return np.array([elapsed, time.process_time() - before])
+
+
 class LanceDB:
     """The store of `nemotron-vl index`: IVF and RaBitQ, vectors in float16."""
 
     def __init__(self, folder: Path, archive: Archive) -> None:
-        settings = {"model": "synthetic", "trial": [], "trial_page": []}
-        settings |= {"root": "/archive", "places": []}
-        place, settings["dimension"] = str(folder / "index"), archive.dimension
-        self._store = Store.create(place, settings)
+        self._store = make_store(str(folder / "index"), archive.dimension)
         self._count = archive.count
 
     def add(self, start: int, pages: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..checkpoints.embedded import embedded_digests, is_embedded, tiny_checkpoint
 from ..checkpoints.files import is_quantised_checkpoint, read_json
-from ..checkpoints.published_files import KNOWN_FILES, is_known
+from ..checkpoints.published_files import KNOWN_FILES, is_known, sha256
 from ..regular_files import open_regular, read_text
 
 _PATTERNS = ("*.json", "*.jinja", "*.safetensors")
@@ -169,9 +169,9 @@ def _of_the_hub(name: str) -> dict[str, Published]:
 
 def _digest(file: Path, expected: str) -> str:
     """The digest of a file, of the kind of the expected one."""
+    if _SHA256.fullmatch(expected):
+        return sha256(file)
     with open_regular(file) as opened:
-        if _SHA256.fullmatch(expected):
-            return hashlib.file_digest(opened, "sha256").hexdigest()
         size = file.stat().st_size
         started = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
         return hashlib.file_digest(opened, lambda: started).hexdigest()

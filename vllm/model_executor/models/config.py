@@ -138,13 +138,22 @@ def _checkpoint_settings(model_config: ModelConfig) -> dict[str, Any]:
     return image_settings(*files)
 
 
+def _image_settings(
+    model_config: ModelConfig, checkpoint_settings: Callable[[ModelConfig], dict]
+) -> dict[str, Any]:
+    """How an engine cuts images: as its options say, then as the checkpoint does."""
+    from ...transformers_utils.processors.nemotron_vl_tiling import image_settings
+
+    given = model_config.get_multimodal_config().mm_processor_kwargs or {}
+    return image_settings(given, checkpoint_settings(model_config))
+
+
 def _complete_graphs(
     vllm_config: VllmConfig, checkpoint_settings: Callable[[ModelConfig], dict]
 ) -> None:
     """Set the sizes of the encoder's CUDA graphs, unless the user has set them."""
     from ...transformers_utils.processors.nemotron_vl import image_seq_length
     from ...transformers_utils.processors.nemotron_vl_tiling import (
-        image_settings,
         most_tiles,
         tiles_problem,
     )
@@ -158,8 +167,7 @@ def _complete_graphs(
         logger.info("No encoder graphs: they are for images, which are switched off.")
         compilation.cudagraph_mm_encoder = False
     elif not compilation.encoder_cudagraph_token_budgets:
-        given = options.mm_processor_kwargs or {}
-        settings = image_settings(given, checkpoint_settings(model_config))
+        settings = _image_settings(model_config, checkpoint_settings)
         name = "max_dynamic_patch"
         if name in settings and (problem := tiles_problem(name, settings[name], 1)):
             raise ValueError(problem)
@@ -246,18 +254,13 @@ class NemotronVLVideoModelConfig(NemotronVLModelConfig):
         """
         # Only for this architecture: the other one imports no code for videos.
         from ...config.nemotron_vl_video import check_options, loader_settings
-        from ...transformers_utils.processors.nemotron_vl_tiling import (
-            RESIZE_RECIPES,
-            image_settings,
-        )
+        from ...transformers_utils.processors.nemotron_vl_tiling import RESIZE_RECIPES
 
         _check_model(model_config)
         select_renderer(model_config, VIDEO_TOKENIZER_MODE)
         options = model_config.get_multimodal_config()
         check_options(options)
-        settings = image_settings(
-            options.mm_processor_kwargs or {}, _checkpoint_settings(model_config)
-        )
+        settings = _image_settings(model_config, _checkpoint_settings)
         options.media_io_kwargs["video"] = loader_settings(
             options.media_io_kwargs.get("video", {}),
             tile_size=model_config.hf_config.force_image_size,

@@ -85,7 +85,6 @@ class LlamaNemotronVLChatModel(
         model_config = vllm_config.model_config
         vision = self.config.vision_config
         self.prefix_tokens = num_prefix_tokens(vision)
-        self._load_format = vllm_config.load_config.load_format
         self.input_conditioner = InputConditioner(
             vision.norm_mean,
             vision.norm_std,

@@ -73,6 +73,7 @@ class NemotronVLBase(InternVLChatModel):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.dtype = cast(torch.dtype, vllm_config.model_config.dtype)
+        self._load_format = vllm_config.load_config.load_format
         flatten_quantised_inputs(self.vision_model, self.mlp1)
         encoder_config = EncoderConfig.from_vllm_config(vllm_config)
         self.max_encoder_tiles = cast(int, encoder_config.max_encoder_tiles)
@@ -114,7 +115,7 @@ class NemotronVLBase(InternVLChatModel):
 
     @classmethod
     def _encoder_layers(cls, config: PreTrainedConfig) -> list[str]:
-        """The linear layers of tower and connector, by vLLM's names."""
+        """Linear layers of the encoder that may be quantised, by vLLM's names."""
         raise NotImplementedError
 
     def _encoder_weights(self) -> Iterator[torch.Tensor]:

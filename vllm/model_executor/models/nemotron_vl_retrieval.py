@@ -85,7 +85,6 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
     supports_tower_connector_lora = True
 
     tensor_prefix = ""  # of all parts, in the checkpoint
-    _load_format = "auto"
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_prefix={
             f"language_model.{name}.": f"language_model.model.{name}."
@@ -99,7 +98,6 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self._load_format = str(vllm_config.load_config.load_format)
         if vllm_config.lora_config is not None:
             adapted = encoder_adapters(vllm_config)
             self.hf_to_vllm_mapper |= WeightsMapper(
@@ -136,8 +134,7 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
     def _encoder_layers(cls, config: PreTrainedConfig) -> list[str]:
         blocks = range(config.vision_config.num_hidden_layers)
         inner = ("self_attn.qkv_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
-        tower = [f"{TOWER_BLOCKS}.{block}.{name}" for block in blocks for name in inner]
-        return tower
+        return [f"{TOWER_BLOCKS}.{block}.{name}" for block in blocks for name in inner]
 
     def _init_vision_model(
         self,

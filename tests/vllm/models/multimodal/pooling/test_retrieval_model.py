@@ -25,7 +25,7 @@ def made(name):
     model = kind.__new__(kind)
     torch.nn.Module.__init__(model)
     model.tile_reuse = mock.Mock()
-    model.encoder_dtype = torch.float32
+    model.encoder_dtype, model._load_format = torch.float32, "auto"
     model.language_model = torch.nn.Module()
     return model
 
