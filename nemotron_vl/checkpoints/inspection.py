@@ -15,6 +15,7 @@ from vllm_nemotron_vl.config.nemotron_vl_names import RETRIEVAL_MODEL_TYPES
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
     checkpoint_tensors,
     head_size,
+    is_any_quantised,
     is_quantised,
     tensor_parallel_problems,
 )
@@ -93,7 +94,7 @@ def inspect(
     if not is_quantised(config):
         with contextlib.suppress(OSError):  # ModelOpt writes a file of its own
             config.quantization_config = read_json(model, "hf_quant_config.json")
-    quantised = is_quantised(config) or is_quantised(llm)
+    quantised = is_any_quantised(config)
     known = checkpoint_tensors(config)
     problems = compare(headers, known, quantised)
     try:

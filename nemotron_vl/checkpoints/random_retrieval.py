@@ -8,7 +8,7 @@ as docs/provenance.md has them; the sizes are small.
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vllm_nemotron_vl.config.nemotron_vl_names import (
@@ -20,13 +20,12 @@ from vllm_nemotron_vl.config.nemotron_vl_names import (
     RERANK_ARCHITECTURE,
     RERANK_MODEL_TYPE,
 )
-from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
-    LANGUAGE_MODEL,
-    Shape,
-    connector_tensors,
-    language_model_tensors,
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import Shape
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_retrieval_layout import (
+    RANKING_PREFIX,
+    TOWER,
+    retrieval_layout,
 )
-from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl_schema import LanguageModel
 
 from .files import write_json
 from .random_checkpoint import new_folder
@@ -64,7 +63,12 @@ def make_retrieval_checkpoint(
         OSError: A file cannot be written; names it. No file stays.
     """
     # Imported here, because importing PyTorch takes seconds.
-    from .random_weights import SCORE, write_tensors
+    from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl_retrieval import (
+        NemotronVLEmbedConfig,
+        NemotronVLRerankConfig,
+    )
+
+    from .random_weights import write_tensors
     from .small_tokenizer import train_tokenizer, write_tokenizer
 
     if tile_size % 32:
@@ -75,10 +79,14 @@ def make_retrieval_checkpoint(
     values = _config(ranks, tile_size, dtype, tokenizer)
     values["vision_config"] |= vision_options
     values["llm_config"] |= text_options
-    shapes = _tensors(values)
-    if ranks:
-        shapes = {f"model.{name}": shape for name, shape in shapes.items()}
-        shapes[SCORE] = (1, values["llm_config"]["hidden_size"])
+    kind = NemotronVLRerankConfig if ranks else NemotronVLEmbedConfig
+    layout = retrieval_layout(kind(**values))
+    head = values["vision_config"].get("vision_use_head", True)
+    shapes = layout.required | {
+        name: shape
+        for name, shape in layout.optional.items()
+        if head and name.startswith(TOWER, len(RANKING_PREFIX) * ranks)
+    }
     processor = f"LlamaNemotronVL{'Rerank' if ranks else ''}Processor"
     with new_folder(out) as folder:
         write_json(folder / "config.json", values)
@@ -183,59 +191,3 @@ def _config(
             **(one_label if ranks else {}),
         },
     }
-
-
-def _tensors(values: dict[str, Any]) -> dict[str, Shape]:
-    """Every tensor of an embedding checkpoint, with its shape."""
-    vision = values["vision_config"]
-    llm = LanguageModel.model_validate(values["llm_config"])
-    width, hidden, patch = (
-        vision["hidden_size"],
-        vision["intermediate_size"],
-        vision["patch_size"],
-    )
-    parts = SimpleNamespace(
-        llm_config=llm,
-        vit_hidden_size=width,
-        downsample_ratio=values["downsample_ratio"],
-        projector_hidden_size=llm.hidden_size,
-    )
-    tower = "vision_model.vision_model."
-    shapes: dict[str, Shape] = {
-        tower + "embeddings.patch_embedding.weight": (width, 3, patch, patch),
-        tower + "embeddings.patch_embedding.bias": (width,),
-        tower + "embeddings.position_embedding.weight": (
-            (vision["image_size"] // patch) ** 2,
-            width,
-        ),
-        tower + "head.probe": (1, 1, width),
-        tower + "head.attention.in_proj_weight": (3 * width, width),
-        tower + "head.attention.in_proj_bias": (3 * width,),
-    }
-    blocks = [
-        f"{tower}encoder.layers.{layer}."
-        for layer in range(vision["num_hidden_layers"])
-    ]
-    linear = {tower + "head.attention.out_proj": (width, width)}
-    norms = [tower + "post_layernorm", tower + "head.layernorm"]
-    for block in blocks:
-        linear |= {
-            f"{block}self_attn.{name}_proj": (width, width)
-            for name in ("q", "k", "v", "out")
-        }
-        norms += [block + "layer_norm1", block + "layer_norm2"]
-    for block in (*blocks, tower + "head."):
-        linear[block + "mlp.fc1"] = (hidden, width)
-        linear[block + "mlp.fc2"] = (width, hidden)
-    for name, shape in linear.items():
-        shapes |= {name + ".weight": shape, name + ".bias": shape[:1]}
-    for name in norms:
-        shapes |= {name + ".weight": (width,), name + ".bias": (width,)}
-    language_model = {
-        name.replace(f"{LANGUAGE_MODEL}model.", LANGUAGE_MODEL): shape
-        for name, shape in language_model_tensors(parts).items()
-    }
-    shapes |= connector_tensors(parts) | language_model
-    if not vision.get("vision_use_head", True):
-        shapes = {k: v for k, v in shapes.items() if f"{tower}head." not in k}
-    return shapes

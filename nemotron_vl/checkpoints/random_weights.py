@@ -16,10 +16,10 @@ from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import (
     Shape,
     checkpoint_tensors,
 )
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_retrieval_layout import SCORE
 
 from .files import write_json
 
-SCORE = "score.weight"
 _SHARD_BYTES = 4 * 2**30
 
 

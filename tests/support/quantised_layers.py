@@ -77,3 +77,26 @@ def write_fp8(folder: Path) -> None:
             written[f"{name}_scale"] = scale
             written[name.replace("weight", "input_scale")] = torch.tensor(1.0)
     save_file(written, file)
+
+
+def write_int8(folder: Path, tower: bool) -> dict[str, torch.Tensor]:
+    """Turn the layers of a model that finds pages into INT8 as compressed-tensors does.
+
+    Each row gets a scale. Without `tower`, only those of the language model.
+
+    Returns:
+        The new values of the weights, by name.
+    """
+    file = folder / "model.safetensors"
+    written = load_file(file)
+    values = {}
+    for name, tensor in [*written.items()]:
+        kinds = ("_proj.weight", ".fc1.weight", ".fc2.weight")
+        in_tower = ".encoder.layers." in name
+        if name.endswith(kinds) and ((tower and in_tower) or "language_model." in name):
+            scale = tensor.float().abs().amax(1, keepdim=True) / 127
+            written[name] = (tensor / scale).round().to(torch.int8)
+            written[f"{name}_scale"] = scale
+            values[name] = written[name] * scale
+    save_file(written, file)
+    return values

@@ -13,8 +13,8 @@ def state(model) -> dict[str, torch.Tensor]:
     for name, layer in model.named_modules():
         weight = found.get(f"{name}.weight")
         if weight is not None and not weight.numel():
-            sizes = ("input_size_per_partition", "embedding_dim")
-            (width,) = (size for key in sizes if (size := getattr(layer, key, None)))
+            sizes = ("input_size_per_partition", "input_size", "embedding_dim")
+            width = next(getattr(layer, key) for key in sizes if hasattr(layer, key))
             x = torch.arange(2.0 * width).sin().view(2, width)
             found[f"{name}.weight"] = layer.quant_method.apply(layer, x)
     return found

@@ -9,12 +9,14 @@ from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from .nemotron_vl_names import VIDEO_ARCHITECTURE
+from .nemotron_vl_names import RETRIEVAL_MODEL_TYPES, VIDEO_ARCHITECTURE
 
 # Numbers of tiles for which a graph is captured: images have 1 tile, or at least 3
-# with their thumbnail. Above 9, numbers grow by this factor.
+# with their thumbnail. Above 9, numbers grow by this factor. Batches of small images
+# have graphs up to the last number.
 _GRAPH_TILES = (1, 3, 5, 7, 9)
 _GROWTH = 1.4
+_BATCH_TILES = 16
 
 # Kernels of attention that have no float32, and those that have FP8.
 _OF_16_BITS = (
@@ -108,9 +110,14 @@ def check_encoder_attention(config: VllmConfig) -> None:
         return  # vLLM leaves the tower out
     backend = options.mm_encoder_attn_backend
     supported = current_platform.get_supported_vit_attn_backends()
+    tower = "encoders"
+    if config.model_config.architecture in RETRIEVAL_MODEL_TYPES:
+        # FlashInfer's kernel needs packed sequences.
+        tower, packed = "SigLIP", AttentionBackendEnum.FLASHINFER
+        supported = [kernel for kernel in supported if kernel != packed]
     if backend is not None and backend not in supported:
         raise ValueError(
-            f"--mm-encoder-attn-backend {backend.name} does not work for encoders on "
+            f"--mm-encoder-attn-backend {backend.name} does not work for {tower} on "
             f"this platform. Leave it out, or use {_names(supported)}."
         )
     # On XPU, vLLM uses another kernel for float32 by itself.
@@ -122,15 +129,20 @@ def check_encoder_attention(config: VllmConfig) -> None:
             f"float32. Leave it out, or use {_names(others)}."
         )
     if options.mm_encoder_attn_dtype == "fp8":
-        _check_fp8(config, [kernel for kernel in _OF_FP8 if kernel in supported])
+        kernels = [kernel for kernel in _OF_FP8 if kernel in supported]
+        _check_fp8(config, tower, kernels)
 
 
-def _check_fp8(config: VllmConfig, kernels: list[AttentionBackendEnum]) -> None:
+def _check_fp8(
+    config: VllmConfig, tower: str, kernels: list[AttentionBackendEnum]
+) -> None:
     options = config.model_config.get_multimodal_config()
     backend = options.mm_encoder_attn_backend
     start = "--mm-encoder-attn-dtype fp8"
     if not kernels:
-        raise ValueError(f"{start} does not work on this platform. Leave it out.")
+        raise ValueError(
+            f"{start} does not work for {tower} on this platform. Leave it out."
+        )
     # On ROCm vLLM may choose the kernel by itself.
     chosen = backend is None and current_platform.is_rocm()
     if backend not in kernels and not chosen:
@@ -179,6 +191,8 @@ def graph_tiles(largest_image: int, largest_batch: int) -> list[int]:
         tiles.add(count)
         count = math.ceil(count * _GROWTH)
     tiles.add(largest_image)
-    if 2 * largest_image <= largest_batch:
-        tiles.add(2 * largest_image)
+    count = 2 * largest_image
+    while count <= min(largest_batch, max(2 * largest_image, _BATCH_TILES)):
+        tiles.add(count)
+        count *= 2
     return sorted(tiles)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from nemotron_vl.checkpoints.inspection import PARTS, inspect
 from nemotron_vl.main import main
 from vllm_nemotron_vl.config import nemotron_vl_cpu
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import chat_layout
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_weights import checked
 from vllm_nemotron_vl.transformers_utils.configs.nemotron_vl import NemotronVLConfig
 
@@ -97,9 +98,9 @@ def test_a_shape_that_loading_refuses_is_a_problem(checkpoint, tmp_path, change)
     save_file(tensors, tmp_path / "model.safetensors")
     (problem,) = inspect(str(tmp_path))["problems"]
     assert f"{name} has the shape {tuple(tensors[name].shape)}" in problem
-    config = NemotronVLConfig.from_pretrained(tmp_path)
+    layout = chat_layout(NemotronVLConfig.from_pretrained(tmp_path))
     with pytest.raises(ValueError, match=f"'{name}' of the checkpoint has the shape"):
-        list(checked(tensors.items(), config, True, False, {}))
+        list(checked(tensors.items(), layout, True, False, {}))
 
 
 def test_sizes_that_ranks_cannot_share_are_named(checkpoint, capsys):

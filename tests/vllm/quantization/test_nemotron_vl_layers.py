@@ -17,6 +17,7 @@ from support.loading import load, make_config
 from support.quantised import fp8_config, int8_config, nvfp4_config
 from support.quantised_layers import INT8, PLAIN, build, expect, methods, write_fp8
 from support.tiny import BLOCKS
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import chat_layout
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_weights import (
     checked,
     quantised_parameters,
@@ -148,7 +149,8 @@ def test_scales_of_activations_are_wanted_where_files_have_some(
         del form["config_groups"]["group_0"]["input_activations"]
     with mock.patch.object(modelopt, "init_nvfp4_linear_kernel"):
         model = build(with_quantisation(tiny, form))
-    layers = quantised_parameters(model, model.packed_modules_mapping, model.config)
+    layout = chat_layout(model.config)
+    layers = quantised_parameters(model, layout)
     assert {"weight_scale", "weight_scale_2", "input_scale"} <= {*layers[DOWN]}
 
     def export(*lacking: str):
@@ -164,7 +166,7 @@ def test_scales_of_activations_are_wanted_where_files_have_some(
                     yield f"{layer}.{kind}", torch.zeros(1)
 
     def load_all(*lacking: str):
-        tensors = checked(export(*lacking), model.config, True, False, layers)
+        tensors = checked(export(*lacking), layout, True, False, layers)
         return dict(tensors)
 
     load_all()

@@ -12,9 +12,13 @@ from safetensors.torch import load_file, save_file
 from vllm import _custom_ops
 from vllm.model_executor.layers.linear import LinearBase
 
+from nemotron_vl.checkpoints.random_retrieval import make_retrieval_checkpoint
+from nemotron_vl.verify.reference_retrieval import RetrievalReference
 from support.loading import load, make_config
+from support.noise import noise
 from support.quantised import fp8_config, int8_config
-from support.quantised_layers import INT8, PLAIN, build, write_fp8
+from support.quantised_layers import INT8, PLAIN, build, write_fp8, write_int8
+from vllm_nemotron_vl.config.nemotron_vl_cpu import has_amx
 from vllm_nemotron_vl.model_executor.models import nemotron_vl_precision as precision
 
 TOWER = "vision_model.vision_model.encoder.layers"
@@ -112,8 +116,7 @@ def test_a_tower_that_is_left_out_is_not_quantised(
     model = build(with_quantisation(source, config, nested=listed == "nested"))
     assert layers(model, "vision_model") == layers(model, "mlp1") == {PLAIN}
     assert layers(model, "language_model.model") == {INT8}
-    heads = layers(model, "score"), layers(model, "language_model.score")
-    assert heads == (({PLAIN}, {PLAIN}) if kind == "rerank" else (set(), set()))
+    assert layers(model, "score") == ({PLAIN} if kind == "rerank" else set())
 
 
 @KINDS
@@ -132,8 +135,76 @@ def test_scales_that_are_missing_are_named(request, with_quantisation, kind):
     """vLLM computes with what was in the memory."""
     source = request.getfixturevalue(f"{kind}_checkpoint")
     folder = with_quantisation(source, int8_config(ignore=["re:.*vision_model.*"]))
-    with pytest.raises(ValueError, match="has no language_model.*weight_scale"):
+    with pytest.raises(ValueError, match=r"lacks .*language_model\.layers.*_scale"):
         load(make_config(folder, "bfloat16"), pack_weights=False)
+
+
+@KINDS
+@pytest.mark.parametrize("part", ["q", "k", "v"])
+def test_each_scale_of_a_merged_layer_is_wanted(request, with_quantisation, kind, part):
+    source = request.getfixturevalue(f"{kind}_checkpoint")
+    folder = with_quantisation(source, fp8_config(["vision_model*", "mlp1*", "score"]))
+    write_fp8(folder)
+    tensors = load_file(folder / "model.safetensors")
+    (name,) = (n for n in tensors if f"layers.1.self_attn.{part}_proj.weight_s" in n)
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"lacks 1 of \d+ tensors: {name}"):
+        load(make_config(folder, "bfloat16"), pack_weights=False)
+
+
+@pytest.mark.parametrize("listed", ["MLP", "attention"])
+def test_an_mlp_of_the_published_width_is_never_quantised(
+    tmp_path, with_quantisation, monkeypatch, listed
+):
+    """vLLM's SigLIP leaves it plain where 64 does not divide the width, as with 4304.
+
+    If the attention is left out, too, the tower computes as an unquantised one.
+    """
+    make_retrieval_checkpoint(
+        tmp_path / "wide", ranks=False, vision_options={"intermediate_size": 136}
+    )
+    monkeypatch.setattr(precision, "has_native_products", lambda dtype: False)
+    part = {"MLP": "mlp", "attention": "self_attn"}[listed]
+    config = int8_config(ignore=[rf"re:.*vision_model.*{part}.*"])
+    model = build(with_quantisation(tmp_path / "wide", config))
+    assert layers(model, "language_model.model") == {INT8}
+    block = f"{TOWER}.0"
+    assert layers(model, f"{block}.mlp") == {PLAIN}
+    quantised = listed == "MLP"
+    assert layers(model, f"{block}.self_attn") == {INT8 if quantised else PLAIN}
+    assert model.encoder_dtype == (torch.bfloat16 if quantised else torch.float32)
+
+
+@pytest.mark.parametrize("part", ["language model", "both"])
+def test_int8_embeds_as_the_reference_with_its_weights(
+    start_llm, embed_checkpoint, with_quantisation, part
+):
+    """But for the activations, which vLLM rounds to INT8 for each token."""
+    whole = part == "both"
+    tower = [] if whole else ["re:.*vision_model.*"]
+    config = int8_config(ignore=[*tower, "re:.*mlp1.*"])
+    folder = with_quantisation(embed_checkpoint, config)
+    reference = RetrievalReference(embed_checkpoint)
+    for name, values in write_int8(folder, tower=whole).items():
+        reference.get_parameter(reference.own_name(name)).copy_(values)
+    llm = start_llm(
+        folder,
+        dtype="bfloat16" if has_amx() else "float32",
+        mm_processor_kwargs=None,
+        max_model_len=1024,
+    )
+    found = llm.apply_model(lambda model: layers(model, "vision_model"))
+    assert found == [{INT8} if whole else {PLAIN}]
+    for text, images in (
+        ("query: what is the total?", []),
+        ("passage: <image> The total.", [noise(130, 90)]),
+    ):
+        prompt = {"prompt": text, "multi_modal_data": {"image": images}}
+        (output,) = llm.embed([prompt if images else text], use_tqdm=False)
+        vector = torch.tensor(output.outputs.embedding)
+        expected = reference.pooled(text, images)
+        assert torch.cosine_similarity(vector, expected, dim=0) > 0.9995, text
 
 
 @KINDS
@@ -160,8 +231,7 @@ def test_online_quantisation_keeps_the_encoder_and_the_head(request, kind):
     fp8 = "Fp8PerTensorOnlineLinearMethod"
     assert layers(model, "vision_model") == layers(model, "mlp1") == {PLAIN}
     assert layers(model, "language_model.model") == {fp8}
-    heads = layers(model, "score"), layers(model, "language_model.score")
-    assert heads == (({PLAIN}, {PLAIN}) if kind == "rerank" else (set(), set()))
+    assert layers(model, "score") == ({PLAIN} if kind == "rerank" else set())
 
 
 @KINDS

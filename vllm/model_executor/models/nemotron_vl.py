@@ -4,8 +4,7 @@
 Built on vLLM's InternVL model and C-RADIO tower; this file holds only what differs.
 """
 
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -24,7 +23,7 @@ from vllm.model_executor.models.interfaces import (
     SupportsPP,
     SupportsQuant,
 )
-from vllm.model_executor.models.utils import AutoWeightsLoader, StageMissingLayer
+from vllm.model_executor.models.utils import StageMissingLayer
 from vllm.model_executor.models.vision import is_vit_use_data_parallel
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.tokenizers import cached_tokenizer_from_config
@@ -33,7 +32,12 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from ...config.nemotron_vl_names import IMAGE_TOKEN
 from ...config.nemotron_vl_options import encoder_adapters
 from .nemotron_vl_graphs import EncoderGraphs
-from .nemotron_vl_layout import TOWER_LINEAR, num_prefix_tokens
+from .nemotron_vl_layout import (
+    TOWER_LINEAR,
+    Layout,
+    chat_layout,
+    num_prefix_tokens,
+)
 from .nemotron_vl_lora import adapter_mapper
 from .nemotron_vl_names import (
     HF_TO_VLLM,
@@ -45,13 +49,8 @@ from .nemotron_vl_processing import (
     NemotronVLMultiModalProcessor,
     NemotronVLProcessingInfo,
 )
-from .nemotron_vl_reload import Reload, is_whole
 from .nemotron_vl_tower import InputConditioner, NemotronVLRadioModel
-from .nemotron_vl_weights import (
-    checked,
-    quantised_parameters,
-    unreadable_files_explained,
-)
+from .nemotron_vl_weights import Weights
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -91,7 +90,6 @@ class LlamaNemotronVLChatModel(
             self.encoder_dtype,
             persistent=self._load_format != "dummy",
         )
-        self._reload = Reload(self, vllm_config)
         if vllm_config.lora_config is not None:
             # vLLM maps the names of an adapter's layers with the instance's mapper.
             self.hf_to_vllm_mapper = adapter_mapper(
@@ -111,6 +109,9 @@ class LlamaNemotronVLChatModel(
         if quant_config is not None:
             resolve_patterns(quant_config, tower_layers(config))
         super()._patch_quant_config(config, quant_config)
+
+    def _layout(self) -> Layout:
+        return chat_layout(self.config)
 
     @classmethod
     def _encoder_layers(cls, config: PreTrainedConfig) -> list[str]:
@@ -152,29 +153,6 @@ class LlamaNemotronVLChatModel(
     def _condition(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.input_conditioner(pixel_values)
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a checkpoint. Later calls may load a part of one, but not from files.
-
-        Raises:
-            ValueError: Names a tensor that is missing, unknown or of a wrong
-                shape, or says that a file cannot be read.
-            RuntimeError: A reload from files ended in the middle.
-        """
-        if self.tile_reuse is not None:
-            self.tile_reuse.clear()
-        whole = is_whole(weights, self.training, self._load_format)
-        packed = self.packed_modules_mapping
-        check = partial(
-            checked,
-            config=self.config,
-            complete=whole,
-            encoder_only=self.multimodal_config.mm_encoder_only,
-            quantised=quantised_parameters(self, packed, self.config) if whole else {},
-        )
-        weights = self.input_conditioner.load_statistics(check(weights), whole)
-        with self._reload.guarded(check, whole), unreadable_files_explained():
-            loaded = AutoWeightsLoader(self).load_weights(
-                weights, mapper=self.hf_to_vllm_mapper
-            )
-        self.eval()  # most of vLLM's loaders call it, too
-        return loaded
+    def _load_checked(self, weights: Weights, whole: bool) -> set[str]:
+        rest = self.input_conditioner.load_statistics(weights, whole)
+        return super()._load_checked(rest, whole)

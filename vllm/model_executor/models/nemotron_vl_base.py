@@ -6,9 +6,10 @@ and a Llama. Equal tiles are encoded once, and a bounded number of tiles at once
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig
@@ -17,6 +18,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.interfaces import MultiModalEmbeddings
 from vllm.model_executor.models.internvl import InternVLChatModel
+from vllm.model_executor.models.utils import AutoWeightsLoader
 from vllm.model_executor.models.vision import run_dp_sharded_vision_model
 from vllm.multimodal.inputs import MultiModalKwargsItem
 
@@ -24,13 +26,21 @@ from ...config.nemotron_vl import EncoderConfig
 from ...config.nemotron_vl_names import IMAGE_TOKEN
 from ...config.nemotron_vl_options import encoder_adapters
 from ...multimodal.nemotron_vl_embeddings import EMBEDS, NUM_TILES
+from .nemotron_vl_layout import Layout
 from .nemotron_vl_precision import (
     encoder_precision,
     flatten_quantised_inputs,
     keep_encoder_precision,
 )
 from .nemotron_vl_processing import NemotronVLImagePixelInputs
+from .nemotron_vl_reload import Reload, is_whole
 from .nemotron_vl_reuse import TileReuse, make_tile_reuse
+from .nemotron_vl_weights import (
+    Weights,
+    checked,
+    quantised_parameters,
+    unreadable_files_explained,
+)
 
 logger = init_logger("vllm.model_executor.models.nemotron_vl")
 
@@ -74,6 +84,7 @@ class NemotronVLBase(InternVLChatModel):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.dtype = cast(torch.dtype, vllm_config.model_config.dtype)
         self._load_format = vllm_config.load_config.load_format
+        self._reload = Reload(self, vllm_config)
         flatten_quantised_inputs(self.vision_model, self.mlp1)
         encoder_config = EncoderConfig.from_vllm_config(vllm_config)
         self.max_encoder_tiles = cast(int, encoder_config.max_encoder_tiles)
@@ -112,6 +123,10 @@ class NemotronVLBase(InternVLChatModel):
             torch.get_default_dtype(),
             self._encoder_layers(config),
         )
+
+    def _layout(self) -> Layout:
+        """The tensors that the configuration implies."""
+        raise NotImplementedError
 
     @classmethod
     def _encoder_layers(cls, config: PreTrainedConfig) -> list[str]:
@@ -201,6 +216,39 @@ class NemotronVLBase(InternVLChatModel):
         features = features.unflatten(1, (side, side))
         features = self.pixel_shuffle(features, scale_factor=self.downsample_ratio)
         return self.mlp1(features.flatten(1, 2)).to(self.dtype)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load a checkpoint. Later calls may load a part of one, but not from files.
+
+        Raises:
+            ValueError: Names a tensor that is missing, unknown or of a wrong
+                shape, or says that a file cannot be read.
+            RuntimeError: A reload from files ended in the middle.
+        """
+        if self.tile_reuse is not None:
+            self.tile_reuse.clear()
+        whole = is_whole(weights, self.training, self._load_format)
+        layout = self._layout()
+        check = partial(
+            self._checked,
+            layout=layout,
+            complete=whole,
+            encoder_only=self.multimodal_config.mm_encoder_only,
+            quantised=quantised_parameters(self, layout) if whole else {},
+        )
+        with self._reload.guarded(check, whole), unreadable_files_explained():
+            loaded = self._load_checked(check(weights), whole)
+        self.eval()  # most of vLLM's loaders call it, too
+        return loaded
+
+    def _checked(self, weights: Weights, **options: Any) -> Weights:
+        """The tensors of a checkpoint, see `checked`."""
+        return checked(weights, **options)
+
+    def _load_checked(self, weights: Weights, whole: bool) -> set[str]:
+        """Load tensors, see `is_whole`; give the names of vLLM's parameters."""
+        loader = AutoWeightsLoader(self)
+        return loader.load_weights(weights, mapper=self.hf_to_vllm_mapper)
 
     def get_mm_lora_token_counts(
         self,

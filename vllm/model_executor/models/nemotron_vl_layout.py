@@ -6,7 +6,9 @@ nor vLLM.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+from ...config.nemotron_vl_names import RETRIEVAL_MODEL_TYPES
 
 Shape = tuple[int, ...]
 
@@ -31,6 +33,22 @@ CONDITIONER_TENSORS: dict[str, Shape] = {
     TOWER + "input_conditioner.norm_mean": (3, 1, 1),
     TOWER + "input_conditioner.norm_std": (3, 1, 1),
 }
+
+
+class Layout(NamedTuple):
+    """The tensors of a checkpoint.
+
+    Attributes:
+        required: Those of every unquantised checkpoint, by name.
+        optional: Those that some checkpoints have besides.
+        language_model: How the names of the language model begin.
+        is_quantised: Whether the configuration declares quantised tensors.
+    """
+
+    required: dict[str, Shape]
+    optional: dict[str, Shape]
+    language_model: str
+    is_quantised: bool
 
 
 def num_class_tokens(vision_config: Config) -> int:
@@ -70,10 +88,12 @@ def tower_tensors(config: Config) -> dict[str, Shape]:
     }
     for layer in range(vision.num_hidden_layers):
         block = f"{TOWER}model.blocks.{layer}."
-        shapes |= _linear(block + "attn.qkv", width, 3 * width, bias=vision.qkv_bias)
-        shapes |= _linear(block + "attn.proj", width, width)
-        shapes |= _linear(block + "mlp.fc1", width, hidden)
-        shapes |= _linear(block + "mlp.fc2", hidden, width)
+        shapes |= linear_tensors(
+            block + "attn.qkv", width, 3 * width, bias=vision.qkv_bias
+        )
+        shapes |= linear_tensors(block + "attn.proj", width, width)
+        shapes |= linear_tensors(block + "mlp.fc1", width, hidden)
+        shapes |= linear_tensors(block + "mlp.fc2", hidden, width)
         for norm in ("norm1", "norm2"):
             shapes |= {block + f"{norm}.{p}": (width,) for p in ("weight", "bias")}
     return shapes
@@ -82,12 +102,17 @@ def tower_tensors(config: Config) -> dict[str, Shape]:
 def connector_tensors(config: Config) -> dict[str, Shape]:
     """Tensors of the connector (``mlp1``): LayerNorm, Linear, GELU, Linear."""
     merged = config.vit_hidden_size * round(1 / config.downsample_ratio) ** 2
-    inner = config.projector_hidden_size
+    outer = config.llm_config.hidden_size
+    return mlp_tensors(merged, config.projector_hidden_size, outer)
+
+
+def mlp_tensors(inputs: int, hidden: int, outputs: int) -> dict[str, Shape]:
+    """Tensors of a connector with these widths."""
     return {
-        "mlp1.0.weight": (merged,),
-        "mlp1.0.bias": (merged,),
-        **_linear("mlp1.1", merged, inner),
-        **_linear("mlp1.3", inner, config.llm_config.hidden_size),
+        "mlp1.0.weight": (inputs,),
+        "mlp1.0.bias": (inputs,),
+        **linear_tensors("mlp1.1", inputs, hidden),
+        **linear_tensors("mlp1.3", hidden, outputs),
     }
 
 
@@ -115,15 +140,15 @@ def language_model_tensors(config: Config) -> dict[str, Shape]:
         for norm in ("input_layernorm", "post_attention_layernorm"):
             shapes[block + norm + ".weight"] = (width,)
         for name, outputs in (("q", q_width), ("k", kv_width), ("v", kv_width)):
-            shapes |= _linear(
+            shapes |= linear_tensors(
                 block + f"self_attn.{name}_proj", width, outputs, llm.attention_bias
             )
-        shapes |= _linear(
+        shapes |= linear_tensors(
             block + "self_attn.o_proj", q_width, width, llm.attention_bias
         )
         for name in ("gate_proj", "up_proj"):
-            shapes |= _linear(block + f"mlp.{name}", width, hidden, llm.mlp_bias)
-        shapes |= _linear(block + "mlp.down_proj", hidden, width, llm.mlp_bias)
+            shapes |= linear_tensors(block + f"mlp.{name}", width, hidden, llm.mlp_bias)
+        shapes |= linear_tensors(block + "mlp.down_proj", hidden, width, llm.mlp_bias)
     return shapes
 
 
@@ -136,29 +161,33 @@ def checkpoint_tensors(config: Config) -> dict[str, Shape]:
     }
 
 
+def chat_layout(config: Config) -> Layout:
+    """The tensors of a checkpoint of the chat model."""
+    return Layout(
+        checkpoint_tensors(config),
+        CONDITIONER_TENSORS,
+        LANGUAGE_MODEL,
+        is_any_quantised(config),
+    )
+
+
 def tensor_parallel_problems(
     config: Config, tp: int, encoder_data_parallel: bool
 ) -> list[str]:
     """Messages about sizes that tensor parallel cannot divide.
 
-    The tower's heads are not checked. If the number of ranks does not divide them,
-    vLLM gives all heads to each rank.
-
     Args:
-        config: The composite configuration.
+        config: The composite configuration of one of the three models.
         tp: Ranks of tensor parallel.
         encoder_data_parallel: Each rank has the whole tower and connector.
     """
-    llm, vision = config.llm_config, config.vision_config
+    llm = config.llm_config
     sizes = {
         "llm_config.num_attention_heads": llm.num_attention_heads,
         "llm_config.intermediate_size": llm.intermediate_size,
     }
     if not encoder_data_parallel:
-        sizes["vision_config's MLP width"] = vision.intermediate_size
-        # The models that find and rank pages have the whole connector on each rank.
-        if projector := getattr(config, "projector_hidden_size", None):
-            sizes["projector_hidden_size"] = projector
+        sizes |= _encoder_sizes(config)
     problems = [
         f"{name} = {size} is not divisible by {tp} ranks."
         for name, size in sizes.items()
@@ -171,6 +200,22 @@ def tensor_parallel_problems(
             "nor is divided by them."
         )
     return problems
+
+
+def _encoder_sizes(config: Config) -> dict[str, int]:
+    """Sizes of the tower and the connector that vLLM divides among ranks."""
+    vision = config.vision_config
+    sizes = {"vision_config's MLP width": vision.intermediate_size}
+    if config.model_type in RETRIEVAL_MODEL_TYPES.values():
+        # Each rank has the whole connector.
+        return sizes | {"vision_config.num_attention_heads": vision.num_attention_heads}
+    # If the ranks do not divide C-RADIO's heads, vLLM gives all heads to each rank.
+    return sizes | {"projector_hidden_size": config.projector_hidden_size}
+
+
+def is_any_quantised(config: Config) -> bool:
+    """Whether a composite configuration, or its Llama's, declares quantised tensors."""
+    return is_quantised(config) or is_quantised(config.llm_config)
 
 
 def is_quantised(config: Config) -> bool:
@@ -224,9 +269,10 @@ def tensor_problem(
     return None if is_packed or tuple(shape) == known[name] else "misshapen"
 
 
-def _linear(
+def linear_tensors(
     name: str, inputs: int, outputs: int, bias: bool = True
 ) -> dict[str, Shape]:
+    """Tensors of a linear layer."""
     shapes: dict[str, Shape] = {name + ".weight": (outputs, inputs)}
     if bias:
         shapes[name + ".bias"] = (outputs,)

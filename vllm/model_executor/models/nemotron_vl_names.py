@@ -83,20 +83,6 @@ def resolve_patterns(
             settings["exclude"] = [*excluded, *_matches(excluded, renamed, eq)]
 
 
-def leave_out(quant_config: QuantizationConfig, layer: str) -> None:
-    """Leave a layer unquantised, whatever the checkpoint or the user lists.
-
-    Args:
-        quant_config: vLLM's configuration; changed in place.
-        layer: vLLM's name.
-    """
-    nested = getattr(quant_config, "online_quantization_config", None)
-    for config in filter(None, (quant_config, nested)):
-        for attribute in _IGNORE_LISTS:
-            if (listed := getattr(config, attribute, None)) is not None:
-                setattr(config, attribute, [*listed, layer])
-
-
 def _matches(
     patterns: Iterable[str],
     renamed: Mapping[str, str],

@@ -5,7 +5,6 @@ Built on vLLM's InternVL, SigLIP and Llama models; this file holds only what dif
 from the chat model.
 """
 
-from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -39,15 +38,21 @@ from ...transformers_utils.processors.nemotron_vl_retrieval import (
     NemotronVLRetrievalProcessor,
 )
 from .nemotron_vl_graphs import EncoderGraphs
+from .nemotron_vl_layout import Layout
 from .nemotron_vl_lora import renamed
-from .nemotron_vl_names import leave_out, resolve_patterns
+from .nemotron_vl_names import resolve_patterns
 from .nemotron_vl_processing import (
     NemotronVLDummyInputsBuilder,
     NemotronVLMultiModalProcessor,
     NemotronVLProcessingInfo,
 )
-from .nemotron_vl_reload import is_whole
 from .nemotron_vl_retrieval_config import checkpoint_settings
+from .nemotron_vl_retrieval_layout import (
+    RANKING_PREFIX,
+    linear_layers,
+    retrieval_layout,
+)
+from .nemotron_vl_weights import Weights
 
 TOWER_BLOCKS = "vision_model.vision_model.encoder.layers"
 
@@ -84,7 +89,6 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
     supports_mm_device_do_normalize = True
     supports_tower_connector_lora = True
 
-    tensor_prefix = ""  # of all parts, in the checkpoint
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_prefix={
             f"language_model.{name}.": f"language_model.model.{name}."
@@ -92,7 +96,7 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
         }
         | {
             f"vision_model.{name}.": f"vision_model.vision_model.{name}."
-            for name in ("encoder", "embeddings", "post_layernorm")
+            for name in ("encoder", "embeddings", "post_layernorm", "head")
         }
     )
 
@@ -102,7 +106,7 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
             adapted = encoder_adapters(vllm_config)
             self.hf_to_vllm_mapper |= WeightsMapper(
                 orig_to_new_regex=renamed(
-                    [self.tensor_prefix + name for name in _layers(self, adapted)],
+                    linear_layers(self._layout(), adapted),
                     encoder=adapted,
                     encoder_is_here=not isinstance(
                         self.vision_model, StageMissingLayer
@@ -119,21 +123,26 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
         self, config: PreTrainedConfig, quant_config: QuantizationConfig | None
     ) -> None:
         if quant_config is not None:
-            names = [self.tensor_prefix + name for name in _layers(self, True)]
+            names = linear_layers(self._layout(), encoder=True)
             mapper = type(self).hf_to_vllm_mapper
             resolve_patterns(
                 quant_config,
                 dict(zip(names, mapper.apply_list(names), strict=True)),
             )
         super()._patch_quant_config(config, quant_config)
-        if quant_config is not None:
-            # Llama's own head, which the checkpoint lacks and nothing uses.
-            leave_out(quant_config, "language_model.score")
 
     @classmethod
     def _encoder_layers(cls, config: PreTrainedConfig) -> list[str]:
         blocks = range(config.vision_config.num_hidden_layers)
-        inner = ("self_attn.qkv_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
+        inner = ["self_attn.qkv_proj", "self_attn.out_proj"]
+        widths = (
+            config.vision_config.hidden_size,
+            config.vision_config.intermediate_size,
+        )
+        # vLLM's SigLIP quantises an MLP of other widths by few methods, and the
+        # published one is 4304 wide.
+        if not any(width % 64 for width in widths):
+            inner += ["mlp.fc1", "mlp.fc2"]
         return [f"{TOWER_BLOCKS}.{block}.{name}" for block in blocks for name in inner]
 
     def _init_vision_model(
@@ -171,45 +180,26 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
             pixel_values = pixel_values.float() / 127.5 - 1
         return pixel_values.to(self.encoder_dtype)
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a checkpoint or a part of one. Cached tiles are of the old weights."""
-        if self.tile_reuse is not None:
-            self.tile_reuse.clear()
-        whole = is_whole(weights, self.training, self._load_format)
-        # Those that vLLM computes while it loads are not there yet.
-        scales = [n for n, _ in self.named_parameters() if n.endswith("weight_scale")]
-        loaded = super().load_weights(weights)
-        # vLLM does not notice scales that a quantised checkpoint lacks.
-        for name in scales:
-            if whole and name not in loaded and ".score." not in name:
-                raise ValueError(
-                    f"The checkpoint has no {name}. Its quantization_config must "
-                    "list the layers that are not quantised."
-                )
-        self.eval()  # most of vLLM's loaders call it, too
-        return loaded
+    def _layout(self) -> Layout:
+        return retrieval_layout(self.config)
 
+    def _checked(self, weights: Weights, **options: Any) -> Weights:
+        # transformers 5 saves SigLIP's tensors without the inner `vision_model`.
+        layout: Layout = options["layout"]
+        mapper = type(self).hf_to_vllm_mapper
+        known = layout.required | layout.optional
+        published = {
+            new.rpartition(".")[0]: old.rpartition(".")[0]
+            for old, new in zip(known, mapper.apply_list([*known]), strict=True)
+        }
 
-def _layers(model: LlamaNemotronVLForEmbedding, encoder: bool) -> Iterator[str]:
-    """Names in the checkpoint of the layers that adapters may have.
+        def rename(name: str) -> str:
+            layer, dot, kind = name.rpartition(".")
+            return published.get(layer, layer) + dot + kind
 
-    Args:
-        model: Has the configuration.
-        encoder: Whether they include the tower and the connector.
-    """
-    for number in range(model.config.text_config.num_hidden_layers):
-        for name in ("q", "k", "v", "o"):
-            yield f"language_model.layers.{number}.self_attn.{name}_proj"
-        for name in ("gate", "up", "down"):
-            yield f"language_model.layers.{number}.mlp.{name}_proj"
-    if not encoder:
-        return
-    yield from ("mlp1.1", "mlp1.3")
-    for number in range(model.config.vision_config.num_hidden_layers):
-        block = f"{TOWER_BLOCKS}.{number}"
-        for name in ("q", "k", "v", "out"):
-            yield f"{block}.self_attn.{name}_proj"
-        yield from (f"{block}.mlp.fc1", f"{block}.mlp.fc2")
+        mapped = mapper.apply(weights)
+        renamed = ((rename(name), tensor) for name, tensor in mapped)
+        return super()._checked(renamed, **options)
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -225,9 +215,8 @@ class LlamaNemotronVLForSequenceClassification(  # type: ignore[misc]
     supports_score_template = True
     score_type = "cross-encoder"
 
-    tensor_prefix = "model."
     hf_to_vllm_mapper = (
-        WeightsMapper(orig_to_new_prefix={tensor_prefix: ""})
+        WeightsMapper(orig_to_new_prefix={RANKING_PREFIX: ""})
         | LlamaNemotronVLForEmbedding.hf_to_vllm_mapper
     )
 
@@ -243,17 +232,6 @@ class LlamaNemotronVLForSequenceClassification(  # type: ignore[misc]
         )
         config = cast(PoolerConfig, model_config.pooler_config)
         self.pooler = DispatchPooler.for_seq_cls(config, classifier=self.score)
-
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """See the base class."""
-        loaded = super().load_weights(weights)
-        # vLLM's language model has a head of its own, which the checkpoint lacks and
-        # nothing uses.
-        for name, parameter in self.language_model.named_parameters():
-            if name.startswith("score.") and f"language_model.{name}" not in loaded:
-                parameter.data.zero_()
-                loaded.add(f"language_model.{name}")
-        return loaded
 
     @classmethod
     def get_score_template(cls, query: str, document: str) -> str:

@@ -52,7 +52,10 @@ class NemotronVLRetrievalModelConfig(LlamaNemotronVLConfig):
             ValueError: Names the key of the checkpoint's configuration.
         """
         prepare(model_config, RETRIEVAL_MODEL_TYPES[model_config.architecture])
-        cast(Any, model_config.hf_config).check_servable()
+        config = cast(Any, model_config.hf_config)
+        config.check_servable()
+        # A ranking model has its head beside the Llama, not in it.
+        config.llm_config.architectures = ["LlamaBidirectionalModel"]
         select_renderer(model_config, RETRIEVAL_TOKENIZER_MODE)
         LlamaNemotronVLConfig.verify_and_update_model_config(model_config)
 

@@ -8,22 +8,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
 )
 
-from .nemotron_vl_layout import (
-    CONDITIONER_TENSORS,
-    LANGUAGE_MODEL,
-    Config,
-    checkpoint_tensors,
-    is_quantised,
-    quantised_weight,
-    tensor_problem,
-)
-from .nemotron_vl_names import HF_TO_VLLM
+from .nemotron_vl_layout import Layout, quantised_weight, tensor_problem
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 Check = Callable[[Weights], Weights]
@@ -38,7 +28,7 @@ _SHOWN = 5  # names of missing tensors in a message
 
 def checked(
     weights: Weights,
-    config: Config,
+    layout: Layout,
     complete: bool,
     encoder_only: bool,
     quantised: Mapping[str, Set[str]],
@@ -49,7 +39,7 @@ def checked(
 
     Args:
         weights: Names and tensors, as in the checkpoint.
-        config: The composite configuration.
+        layout: What the configuration implies.
         complete: Whether the tensors must be all those of a checkpoint.
         encoder_only: With ``complete``, whether those of the language model may be
             missing: with ``--mm-encoder-only`` vLLM does not read their files.
@@ -58,25 +48,23 @@ def checked(
     Raises:
         ValueError: Names a tensor that is missing, unknown or of a wrong shape.
     """
-    required = checkpoint_tensors(config)
-    known = required | CONDITIONER_TENSORS
-    expected = dict.fromkeys(required)  # in the order of the layers
+    known = layout.required | layout.optional
+    expected = dict.fromkeys(layout.required)  # in the order of the layers
     for layer, parameters in quantised.items():
         del expected[f"{layer}.weight"]
         expected |= dict.fromkeys(f"{layer}.{name}" for name in sorted(parameters))
     missing = {
         name
         for name in expected
-        if not (encoder_only and name.startswith(LANGUAGE_MODEL))
+        if not (encoder_only and name.startswith(layout.language_model))
     }
     used: set[str] = set()  # of the optional kinds of parameters
-    is_any_quantised = is_quantised(config) or is_quantised(config.llm_config)
     for name, tensor in weights:
-        part_of = quantised_weight(name, known) if is_any_quantised else None
+        part_of = quantised_weight(name, known) if layout.is_quantised else None
         if part_of and part_of.removesuffix(".weight") not in quantised:
             missing.discard(part_of)  # a layer of another pipeline stage
         problem = tensor_problem(
-            name, tensor.shape, tensor.is_floating_point(), known, is_any_quantised
+            name, tensor.shape, tensor.is_floating_point(), known, layout.is_quantised
         )
         if problem == "misshapen":
             raise ValueError(
@@ -101,30 +89,30 @@ def checked(
         )
 
 
-def quantised_parameters(
-    model: nn.Module, packed: Mapping[str, list[str]], config: Config
-) -> Mapping[str, Set[str]]:
+def quantised_parameters(model: Any, layout: Layout) -> Mapping[str, Set[str]]:
     """Names of the parameters that vLLM takes for each quantised layer here.
 
     Args:
-        model: Before its weights are loaded: vLLM then changes parameters.
-        packed: The model's ``packed_modules_mapping``.
-        config: The composite configuration.
+        model: One of the models, before its weights are loaded: vLLM then changes
+            parameters.
+        layout: What the configuration implies.
 
     Returns:
         The parameters by the name of the layer in the checkpoint, such as
         ``{"mlp1.1": {"weight", "weight_scale", "bias"}}``.
     """
-    if not (is_quantised(config) or is_quantised(config.llm_config)):
+    if not layout.is_quantised:
         return {}
     modules = dict(model.named_modules())
-    merged = {part: whole for whole, parts in packed.items() for part in parts}
+    packed = model.packed_modules_mapping.items()
+    merged = {part: whole for whole, parts in packed for part in parts}
+    mapper = type(model).hf_to_vllm_mapper  # an engine's own also renames adapters
     found = {}
-    for name in checkpoint_tensors(config):
+    for name in layout.required:
         layer, _, kind = name.rpartition(".")
         if kind != "weight":
             continue
-        (renamed,) = HF_TO_VLLM.apply_list([layer])
+        (renamed,) = mapper.apply_list([layer])
         parent, _, last = renamed.rpartition(".")
         module: Any = modules.get(f"{parent}.{merged.get(last, last)}")
         module = getattr(module, "base_layer", module)  # below an adapter's

@@ -136,14 +136,31 @@ def test_each_kernel_works_or_is_refused_by_name(config, on, platform):
         ("rocm", "ROCM_AITER_FA", "works"),
         ("rocm", None, "works"),  # vLLM chooses, or says what is missing
         ("rocm", "TRITON_ATTN", "--mm-encoder-attn-backend ROCM_AITER_FA"),
-        ("xpu", None, "does not work on this platform"),
-        ("cpu", None, "does not work on this platform"),
+        ("xpu", None, "does not work for encoders on this platform"),
+        ("cpu", None, "does not work for encoders on this platform"),
     ],
 )
 def test_fp8_needs_its_kernel(config, on, platform, backend, expected):
     on(platform)
     kernel = AttentionBackendEnum[backend] if backend else None
     assert expected in found(config, kernel, torch.bfloat16, fp8=True)
+
+
+@pytest.mark.parametrize("platform", TABLE)
+def test_siglip_has_no_packed_sequences(embed_checkpoint, on, platform):
+    """So it gets neither FlashInfer's kernel nor advice to use it."""
+    kernels = on(platform)
+    config = make_config(embed_checkpoint, "bfloat16")
+    for kernel in kernels:
+        said = found(config, kernel, torch.bfloat16)
+        if kernel.name == "FLASHINFER":
+            assert "FLASHINFER does not work for SigLIP" in said
+            assert "FLASHINFER" not in said.partition("or use")[2]
+        else:
+            assert said == "works", kernel
+    if platform == "cuda":
+        said = found(config, None, torch.bfloat16, fp8=True)
+        assert "fp8 does not work for SigLIP on this platform" in said
 
 
 def test_fp8_in_encoder_graphs_needs_fixed_scales(checkpoint, on, tmp_path):

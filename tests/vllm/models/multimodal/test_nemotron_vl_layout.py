@@ -44,3 +44,27 @@ def test_key_heads_divide_the_ranks_or_are_divided_by_them(heads, ranks, fits):
     problems = tensor_parallel_problems(config, ranks, encoder_data_parallel=True)
     assert bool(problems) != fits
     assert all(f"num_key_value_heads = {heads} neither" in p for p in problems)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "wrong"),
+    [
+        ("Llama_Nemotron_Nano_VL", "projector_hidden_size = 10"),
+        ("llama_nemotron_vl", "vision_config.num_attention_heads = 6"),
+        ("llama_nemotron_vl_rerank", "vision_config.num_attention_heads = 6"),
+    ],
+)
+def test_what_ranks_share_of_the_encoder(model_type, wrong):
+    """C-RADIO's heads may be whole on each rank, SigLIP's may not."""
+    config = SimpleNamespace(
+        model_type=model_type,
+        llm_config=SimpleNamespace(
+            num_attention_heads=8, intermediate_size=8, num_key_value_heads=4
+        ),
+        vision_config=SimpleNamespace(intermediate_size=8, num_attention_heads=6),
+        projector_hidden_size=10,
+    )
+    assert tensor_parallel_problems(config, 4, encoder_data_parallel=True) == []
+    assert tensor_parallel_problems(config, 4, encoder_data_parallel=False) == [
+        f"{wrong} is not divisible by 4 ranks."
+    ]

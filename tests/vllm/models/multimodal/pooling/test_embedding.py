@@ -65,11 +65,19 @@ def test_they_are_normalised_by_default(llm, reference):
 
 
 @pytest.mark.releases
-@pytest.mark.parametrize("mode", ["weights", "data"])
-def test_two_ranks(start_llm, embed_checkpoint, reference, monkeypatch, mode):
-    """The language model and the tower, or the tiles, are divided."""
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(tensor_parallel_size=2, mm_encoder_tp_mode="weights"),
+        dict(tensor_parallel_size=2, mm_encoder_tp_mode="data"),
+        # On CPUs, vLLM's pipelines need a compiled model.
+        dict(pipeline_parallel_size=2, enforce_eager=False),
+    ],
+    ids=["weights", "tiles", "layers"],
+)
+def test_two_ranks(start_llm, embed_checkpoint, reference, monkeypatch, options):
+    """They divide the weights, also of the tower, or the tiles, or the layers."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # one core for each rank
-    options = dict(tensor_parallel_size=2, mm_encoder_tp_mode=mode)
     llm = start_llm(embed_checkpoint, **options, **OPTIONS)
     found = embed(llm, PROMPTS.values(), use_activation=False)
     for request, vector in zip(PROMPTS.values(), found, strict=True):

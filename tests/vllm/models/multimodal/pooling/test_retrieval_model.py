@@ -1,16 +1,20 @@
 """The models that find and rank pages, without weights."""
 
-from types import SimpleNamespace
-from unittest import mock
-
 import pytest
 import torch
-from vllm.model_executor.models.internvl import InternVLChatModel
+from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from nemotron_vl.verify.errors import relative_error
 from nemotron_vl.verify.reference_retrieval import RetrievalReference
 from vllm_nemotron_vl.model_executor.models import nemotron_vl_precision as precision
 from vllm_nemotron_vl.model_executor.models import nemotron_vl_retrieval as models
+from vllm_nemotron_vl.model_executor.models.nemotron_vl_retrieval_layout import (
+    linear_layers,
+    retrieval_layout,
+)
+
+KINDS = pytest.mark.parametrize("kind", ["embed", "rerank"])
 
 
 @pytest.fixture(
@@ -24,36 +28,9 @@ def made(name):
     kind = getattr(models, name)
     model = kind.__new__(kind)
     torch.nn.Module.__init__(model)
-    model.tile_reuse = mock.Mock()
-    model.encoder_dtype, model._load_format = torch.float32, "auto"
-    model.language_model = torch.nn.Module()
+    model.tile_reuse = None
+    model.encoder_dtype = torch.float32
     return model
-
-
-def test_loading_empties_the_cache(model, monkeypatch):
-    """Its tiles are of the weights before."""
-    loaded = mock.Mock(return_value={"a"})
-    monkeypatch.setattr(InternVLChatModel, "load_weights", loaded)
-    assert model.load_weights([]) == {"a"}
-    model.tile_reuse.clear.assert_called_once_with()
-
-
-@pytest.mark.parametrize("there", [True, False], ids=["loaded", "not loaded"])
-def test_the_language_models_own_head_may_be_missing(monkeypatch, there):
-    """vLLM refuses parameters that no tensor of the checkpoint has filled."""
-    model = made("LlamaNemotronVLForSequenceClassification")
-    model.language_model.score = torch.nn.Linear(2, 1)
-    torch.nn.init.constant_(model.language_model.score.weight, torch.nan)
-    names = {"score.weight"} | ({"language_model.score.weight"} if there else set())
-    monkeypatch.setattr(
-        InternVLChatModel, "load_weights", mock.Mock(return_value=names)
-    )
-    assert model.load_weights([]) == {
-        "score.weight",
-        "language_model.score.weight",
-        "language_model.score.bias",
-    }
-    assert model.language_model.score.weight.isnan().all() == there
 
 
 def test_pixels_are_normalised_as_siglip_is_trained(model):
@@ -64,19 +41,32 @@ def test_pixels_are_normalised_as_siglip_is_trained(model):
     assert found.dtype == torch.float32 and found.tolist() == [-1, 0.25]
 
 
-def test_layers_of_adapters_have_the_checkpoints_names(model):
-    model.config = SimpleNamespace(
-        text_config=SimpleNamespace(num_hidden_layers=2),
-        vision_config=SimpleNamespace(num_hidden_layers=3),
-    )
-    assert model.is_pooling_model
-    language = [*models._layers(model, encoder=False)]
+@KINDS
+def test_layers_of_adapters_have_the_checkpoints_names(request, kind):
+    folder = request.getfixturevalue(f"{kind}_checkpoint")
+    config = AutoConfig.from_pretrained(folder)
+    layout = retrieval_layout(config)
+    language = linear_layers(layout, encoder=False)
+    prefix = "model." if kind == "rerank" else ""
     assert len(language) == len({*language}) == 2 * 7
-    assert all(name.startswith("language_model.layers.") for name in language)
-    both = [*models._layers(model, encoder=True)]
-    assert both[: 2 * 7] == language
-    assert len({*both}) == 2 * 7 + 2 + 3 * 6
-    assert "vision_model.vision_model.encoder.layers.2.mlp.fc2" in both
+    start = f"{prefix}language_model.layers."
+    assert all(name.startswith(start) for name in language)
+    both = linear_layers(layout, encoder=True)
+    assert {*language} < {*both}
+    assert len(both) == len({*both}) == 2 * 7 + 2 + 2 * 6
+    assert f"{prefix}vision_model.vision_model.encoder.layers.1.mlp.fc2" in both
+
+
+@KINDS
+def test_the_layout_is_that_of_the_checkpoint(request, kind):
+    """The random checkpoint also has SigLIP's head, but none of a language model."""
+    folder = request.getfixturevalue(f"{kind}_checkpoint")
+    layout = retrieval_layout(AutoConfig.from_pretrained(folder))
+    stored = load_file(folder / "model.safetensors")
+    assert layout.required.keys() <= stored.keys()
+    assert all(len({*names}) == len(names) for names in layout[:2])
+    unused = layout.optional.keys() - stored.keys()
+    assert unused == {f"{layout.language_model}lm_head.weight"}
 
 
 def test_embeddings_are_counted_in_patches_of_the_tower(model):
@@ -102,7 +92,7 @@ def test_images_of_a_passage_come_before_the_question(images):
     assert prompt == "<image> " * images + text
 
 
-@pytest.mark.parametrize("kind", ["embed", "rerank"])
+@KINDS
 def test_the_encoder_computes_in_float32_where_bfloat16_is_emulated(
     request, load_model, monkeypatch, kind
 ):
