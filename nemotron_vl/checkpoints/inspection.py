@@ -81,6 +81,7 @@ def inspect(
     """
     check_folder(model)
     raw = read_json(model, "config.json")
+    headers = read_headers(model)  # names a damaged file, also of the other models
     for other, model_type in RETRIEVAL_MODEL_TYPES.items():
         if raw.get("model_type") == model_type:
             raise ValueError(
@@ -90,7 +91,6 @@ def inspect(
     config = read_config(raw)
     check_shape(config)
     llm: Any = config.llm_config
-    headers = read_headers(model)
     if not is_quantised(config):
         with contextlib.suppress(OSError):  # ModelOpt writes a file of its own
             config.quantization_config = read_json(model, "hf_quant_config.json")

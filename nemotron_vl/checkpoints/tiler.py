@@ -100,6 +100,11 @@ class Tiler(NamedTuple):
         down = grid.rows * self.image_size / height
         return min(max(across, down), 2 * min(across, down))
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the largest image, with a thumbnail."""
+        return (self.max_tiles + 1) * self.tokens_per_tile + MARKERS
+
     def describe(self, width: int, height: int, recipe: str) -> dict[str, Any]:
         """Grid, tiles and tokens of an image of ``width`` x ``height`` pixels."""
         grid = self.grid_for(width, height, recipe)

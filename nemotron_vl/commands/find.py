@@ -155,14 +155,18 @@ def _run(args: argparse.Namespace) -> int:
     )
     model = args.answer if args.answer and not is_url(args.answer) else None
     tiler = Tiler.from_model(model, args.max_tiles)
-    drawing = Drawing(tiler, passwords=read_passwords(args.password_file))
+    # A page is ranked with the text with which it was embedded.
+    text_layer = bool(args.rerank) and store.settings.get("text_layer", False)
+    passwords = read_passwords(args.password_file)
+    drawing = Drawing(tiler, text_layer=text_layer, passwords=passwords)
     if args.rerank or args.answer:
         with PageProcess(drawing) as process:
             asking.draw(found, process, root)
     text = cut = failure = None
     try:
         if args.rerank:
-            found = _rank(args, found)
+            tokens = Tiler.from_model(None, store.settings.get("max_tiles")).most_tokens
+            found = _rank(args, found, tokens)
         if args.answer and found:
             text, cut = _answer(args, found[: args.limit], tiler)
     except (OSError, RuntimeError, ValueError) as error:
@@ -200,13 +204,15 @@ def _embed(args: argparse.Namespace, store) -> list[float]:
     return _with_server(args, args.url or args.model, options, embed)
 
 
-def _rank(args: argparse.Namespace, found: "list[FoundPage]") -> "list[FoundPage]":
+def _rank(
+    args: argparse.Namespace, found: "list[FoundPage]", image_tokens: int
+) -> "list[FoundPage]":
     from ..documents.client import RERANK_KEY
     from ..search.asking import rank
 
     async def ask(client, ended):
-        pages = args.at_once, args.timeout
-        return await rank(client, args.question, found, *pages, ended)
+        how = args.at_once, args.timeout, ended, image_tokens
+        return await rank(client, args.question, found, *how)
 
     options = [] if is_url(args.rerank) else embedding_options(args.rerank)
     return _with_server(args, args.rerank, options, ask, RERANK_KEY)

@@ -11,7 +11,7 @@ import shlex
 
 from tqdm import tqdm
 
-from ..checkpoints.tiler import MARKERS, Tiler
+from ..checkpoints.tiler import Tiler
 from ..documents.finding import Folders, absolute, find_documents, real_root
 from ..documents.job import Job, Options
 from ..documents.pages import Drawing
@@ -174,8 +174,7 @@ async def _add(
     from ..search.embedding import embed_trial_page, find_embedder
 
     said = beside(bar)
-    tiler = options.drawing.tiler
-    tokens = (tiler.max_tiles + 1) * tiler.tokens_per_tile + MARKERS
+    tokens = options.drawing.tiler.most_tokens
     async with connected(served, args, said) as (client, ended):
         given = args.model if args.url else None
         embedder, vector = await find_embedder(

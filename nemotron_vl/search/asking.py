@@ -168,6 +168,7 @@ async def rank(
     at_once: int = 8,
     timeout: float = 1800,
     ended: asyncio.Future | None = None,
+    image_tokens: int = 0,
 ) -> list[FoundPage]:
     """Pages by their scores, best first. Those without one follow in their order.
 
@@ -178,17 +179,21 @@ async def rank(
         at_once: Most requests at a time.
         timeout: Seconds for an answer, with all retries.
         ended: See `read_answers`.
+        image_tokens: See `Ranker`.
 
     Raises:
-        ServerFailure: The server does not answer.
+        ServerFailure: The server does not answer, or ranks none of the pages.
         ValueError: It has no rerank API, or refuses the question.
     """
-    ranker = await find_ranker(client, question, timeout)
+    ranker = await find_ranker(client, question, timeout, image_tokens)
     by_place = {one.place: one for one in found}
     groups = ((page,) for page in _drawn(found))
     async for record in read_answers(client, ranker, groups, at_once, timeout, ended):
         one = by_place[record["file"], record["page"]]
         one.score, one.error = record.get("score"), record.get("error")
+    failed = [one for one in found if one.error]
+    if failed and all(one.score is None for one in found):
+        raise ServerFailure(f"No page could be ranked. {failed[0]}: {failed[0].error}")
     return sorted(found, key=lambda one: (one.score is None, -(one.score or 0)))
 
 

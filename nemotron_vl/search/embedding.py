@@ -52,10 +52,7 @@ class Embedder(Asked):
     def request(self, pages: Sequence[Page]) -> dict[str, Any]:
         """With the text of a page, if it has one."""
         (page,) = pages
-        content = [image_part(page)]
-        if text := self._cut(page.text or ""):
-            content.append({"type": "text", "text": text})
-        return self._request("document", content)
+        return self._request("document", content_of(page, self, self.image_tokens))
 
     def trial(self) -> dict[str, Any]:
         return self._request("query", [{"type": "text", "text": self.question}])
@@ -63,13 +60,6 @@ class Embedder(Asked):
     def _request(self, role: str, content: list[dict[str, Any]]) -> dict[str, Any]:
         message = {"role": role, "content": content}
         return {"model": self.model, "messages": [message], "encoding_format": "float"}
-
-    def _cut(self, text: str) -> str:
-        """What fits beside the image: a token is at least a byte."""
-        for token in _TOKENS:
-            text = text.replace(token, " ")
-        room = max(0, self.room(CONTEXT) - self.image_tokens)
-        return text.encode()[:room].decode(errors="ignore")
 
     def record(self, answer: Any, pages: Sequence[Page]) -> dict[str, Any]:
         from ..documents.client import Embeddings, MalformedAnswer, parsed
@@ -80,6 +70,24 @@ class Embedder(Asked):
                 f"The server sent {len(vector)} numbers, not {self.dimension}."
             )
         return {"vector": vector}
+
+
+def content_of(page: Page, asked: Asked, image_tokens: int) -> list[dict[str, Any]]:
+    """A page's image and, if it has one, its text.
+
+    Args:
+        page: The page.
+        asked: The model. The text is cut to what fits its context beside the image: a
+            token is at least a byte.
+        image_tokens: Most tokens of the image.
+    """
+    text = page.text or ""
+    for token in _TOKENS:
+        text = text.replace(token, " ")
+    room = max(0, asked.room(CONTEXT) - image_tokens)
+    text = text.encode()[:room].decode(errors="ignore")
+    parts = [{"type": "text", "text": text}] if text else []
+    return [image_part(page), *parts]
 
 
 async def find_embedder(

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..documents.pages import Page
 from ..documents.reading import introduced
-from ..documents.requests import image_part
 from ..documents.served import Asked
-from .embedding import explained
+from .embedding import content_of, explained
 
 if TYPE_CHECKING:
     import openai
@@ -22,13 +21,18 @@ class Ranker(Asked):
 
     Args:
         question: The question.
+        image_tokens: Most tokens of an image.
     """
 
     question: str
+    image_tokens: int = 0
     path = "/rerank"
 
     def request(self, pages: Sequence[Page]) -> dict[str, Any]:
-        return self._request([{"content": [image_part(page)]} for page in pages])
+        tokens = self.image_tokens + len(self.question.encode())
+        return self._request(
+            [{"content": content_of(page, self, tokens)} for page in pages]
+        )
 
     def trial(self) -> dict[str, Any]:
         return self._request(["A page."])
@@ -44,15 +48,24 @@ class Ranker(Asked):
 
 
 async def find_ranker(
-    client: "openai.AsyncOpenAI", question: str, timeout: float = 1800
+    client: "openai.AsyncOpenAI",
+    question: str,
+    timeout: float = 1800,
+    image_tokens: int = 0,
 ) -> Ranker:
     """The ranking model of a server, after a request without a page.
+
+    Args:
+        client: Client of the server.
+        question: The question.
+        timeout: Seconds for the answer, with all retries.
+        image_tokens: See `Ranker`.
 
     Raises:
         ServerFailure: No server answers.
         ValueError: It refuses the question, or has no rerank API.
     """
-    make = partial(Ranker, question=question)
+    make = partial(Ranker, question=question, image_tokens=image_tokens)
     with explained("ranks pages", client):
         ranker, _ = await introduced(client, make, None, timeout)
     return ranker

@@ -54,6 +54,12 @@ def _reads_videos(config: VllmConfig) -> bool:
     )
 
 
+def has_encoder(config: VllmConfig) -> bool:
+    """Whether images or videos are read; otherwise vLLM leaves the tower out."""
+    options = config.model_config.get_multimodal_config()
+    return bool(options.get_limit_per_prompt("image")) or _reads_videos(config)
+
+
 def check_adapters(config: VllmConfig) -> None:
     """Refuse adapters on the encoder where vLLM would apply them to other tiles.
 
@@ -105,9 +111,9 @@ def check_encoder_attention(config: VllmConfig) -> None:
     Raises:
         ValueError: Names the option, and what to use instead.
     """
+    if not has_encoder(config):
+        return
     options = config.model_config.get_multimodal_config()
-    if not options.get_limit_per_prompt("image") and not _reads_videos(config):
-        return  # vLLM leaves the tower out
     backend = options.mm_encoder_attn_backend
     supported = current_platform.get_supported_vit_attn_backends()
     tower = "encoders"

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from vllm.config import VllmConfig
+from vllm.exceptions import VLLMValidationError
 from vllm.inputs import TextPrompt, TokensPrompt
 from vllm.renderers.params import ChatParams, TokenizeParams
 
@@ -36,9 +37,13 @@ class NemotronVLRetrievalRenderer(NemotronVLRenderer):
         use_published_prompts()
 
     def render_messages(self, messages: list[Any], params: ChatParams):
+        if self._embeds:
+            _check_messages(messages)
         return super().render_messages(messages, self._with_template(params))
 
     async def render_messages_async(self, messages: list[Any], params: ChatParams):
+        if self._embeds:
+            _check_messages(messages)
         params = self._with_template(params)
         return await super().render_messages_async(messages, params)
 
@@ -81,9 +86,12 @@ class NemotronVLRetrievalRenderer(NemotronVLRenderer):
             prompt = {**prompt, "prompt": text}
         return super()._tokenize_prompt(prompt, params)
 
+    @property
+    def _embeds(self) -> bool:
+        return self.model_config.hf_config.model_type == EMBED_MODEL_TYPE
+
     def _with_template(self, params: ChatParams) -> ChatParams:
-        embeds = self.model_config.hf_config.model_type == EMBED_MODEL_TYPE
-        if params.chat_template is not None or not embeds:
+        if params.chat_template is not None or not self._embeds:
             return params
         return replace(params, chat_template=_embed_template())
 
@@ -94,6 +102,35 @@ class NemotronVLRetrievalRenderer(NemotronVLRenderer):
         # It need not be a token of its own.
         text = self.get_tokenizer().decode(prompt["prompt_token_ids"])
         return text.count(IMAGE_TOKEN)
+
+
+def _check_messages(messages: Sequence[Any]) -> None:
+    """Refuse what would be one embedding of several texts, or of none.
+
+    Raises:
+        VLLMValidationError: There are several questions or passages, or one is empty.
+    """
+    asked = [one for one in messages if one.get("role") in ("query", "document")]
+    if len(asked) > 1:
+        raise VLLMValidationError(
+            f"The request has {len(asked)} messages of the role query or document, but "
+            "an embedding is of one. Send a request for each.",
+            parameter="messages",
+        )
+    for message in asked:
+        content = message.get("content") or []
+        parts = [content] if isinstance(content, str) else content
+        if all(map(_is_blank, parts)):
+            raise VLLMValidationError(
+                f"The message of the role {message['role']} is empty.",
+                parameter="messages",
+            )
+
+
+def _is_blank(part: Any) -> bool:
+    if isinstance(part, dict) and part.get("type", "text") == "text":
+        part = part.get("text")
+    return isinstance(part, str) and not part.strip()
 
 
 @cache

@@ -12,7 +12,7 @@ from nemotron_vl.documents.finding import Source
 from nemotron_vl.main import main
 from nemotron_vl.search import asking
 from nemotron_vl.search.store import Store
-from support.documents import encrypted_pdf, pdf, solid
+from support.documents import encrypted_pdf, pdf, solid, text_pdf
 from support.fake_server import fake_server, image_of
 from support.search import SearchServer, find, index, write_folder
 
@@ -203,6 +203,35 @@ def test_a_page_that_cannot_be_ranked_comes_last(server, place, capsys):
     found = lines(capsys)
     assert [line["score"] for line in found].index(None) == len(found) - 1
     assert found[-1]["error"] == "The server answered 400: The prompt is too long."
+
+
+def test_a_ranking_without_a_score_has_failed(server, place, capsys):
+    server.refuses = lambda request: "documents" in request
+    capsys.readouterr()
+    options = ("--rerank", server.url, "--json")
+    assert main(find(server, "blue", place, *options)) == 1
+    printed = capsys.readouterr()
+    assert "No page could be ranked. report.pdf p. 3: The server" in printed.err
+    assert len(printed.out.splitlines()) == 6
+
+
+@pytest.mark.parametrize("text_layer", [True, False])
+def test_pages_are_ranked_with_the_text_with_which_they_were_embedded(
+    server, folder, tmp_path, text_layer
+):
+    (folder / "text.pdf").write_bytes(text_pdf("Total: 4711"))
+    place = tmp_path / "index"
+    options = ["--text-layer"] * text_layer
+    assert main(index(server, folder, place, *options)) == 0
+    server.asked.clear()
+    assert main(find(server, "blue", place, "--rerank", server.url)) == 0
+    texts = [
+        part["text"]
+        for request in server.asked
+        for part in request["documents"][0]["content"]
+        if part["type"] == "text"
+    ]
+    assert texts == ["Total: 4711"] * text_layer
 
 
 def test_documents_that_have_moved_are_found(server, folder, place, capsys):

@@ -100,7 +100,7 @@ def test_a_shape_that_loading_refuses_is_a_problem(checkpoint, tmp_path, change)
     assert f"{name} has the shape {tuple(tensors[name].shape)}" in problem
     layout = chat_layout(NemotronVLConfig.from_pretrained(tmp_path))
     with pytest.raises(ValueError, match=f"'{name}' of the checkpoint has the shape"):
-        list(checked(tensors.items(), layout, True, False, {}))
+        list(checked(tensors.items(), layout, True, (), {}))
 
 
 def test_sizes_that_ranks_cannot_share_are_named(checkpoint, capsys):
@@ -196,3 +196,13 @@ def test_models_that_find_and_rank_pages_are_named(embed_checkpoint, capsys):
     assert main(["inspect", str(embed_checkpoint)]) == 2
     said = capsys.readouterr().err
     assert "is of the architecture LlamaNemotronVLModel. Only the chat model" in said
+
+
+def test_their_damaged_files_are_named(embed_checkpoint, tmp_path, capsys):
+    """A server that cannot read them sends users to this command."""
+    shutil.copytree(embed_checkpoint, tmp_path, dirs_exist_ok=True)
+    with open(tmp_path / "model.safetensors", "r+b") as file:
+        file.truncate(1000)
+    assert main(["inspect", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "model.safetensors" in said and "Only the chat model" not in said

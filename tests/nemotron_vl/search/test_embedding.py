@@ -38,13 +38,19 @@ def test_the_text_fits_the_context():
     assert len(part["text"]) == 10240 - 64 - 1794
 
 
+def test_a_ranked_pages_text_fits_beside_the_question():
+    ranker = Ranker("m", 64 + 30 + 6 + 11, "Where?", image_tokens=30)
+    (document,) = ranker.request([PAGE._replace(text="\u00e9" * 100)])["documents"]
+    assert document["content"] == [IMAGE, {"type": "text", "text": "\u00e9" * 5}]
+
+
 def test_the_text_holds_no_token_of_an_image():
     (part,) = sent("a<image>b<img><IMG_CONTEXT></img>c<ima<img>ge>")
     assert part["text"] == "a b   c<ima ge>"
 
 
-def test_a_page_is_ranked_by_its_image():
-    request = Ranker("m", None, "Where?").request([PAGE._replace(text="its text")])
+def test_a_page_without_a_text_layer_is_ranked_by_its_image():
+    request = Ranker("m", None, "Where?").request([PAGE])
     documents = [{"content": [IMAGE]}]
     assert request == {"model": "m", "query": "Where?", "documents": documents}
 

@@ -166,7 +166,7 @@ def test_scales_of_activations_are_wanted_where_files_have_some(
                     yield f"{layer}.{kind}", torch.zeros(1)
 
     def load_all(*lacking: str):
-        tensors = checked(export(*lacking), layout, True, False, layers)
+        tensors = checked(export(*lacking), layout, True, (), layers)
         return dict(tensors)
 
     load_all()

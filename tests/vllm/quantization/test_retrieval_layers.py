@@ -93,7 +93,9 @@ def layers(model, part: str) -> set[str]:
 
 
 @KINDS
-@pytest.mark.parametrize("listed", ["layers", "pattern", "path", "nested"])
+@pytest.mark.parametrize(
+    "listed", ["layers", "pattern", "path", "path of transformers 5", "nested"]
+)
 def test_a_tower_that_is_left_out_is_not_quantised(
     request, with_quantisation, kind, listed
 ):
@@ -110,6 +112,7 @@ def test_a_tower_that_is_left_out_is_not_quantised(
         + [f"{prefix}mlp1.1", f"{prefix}mlp1.3"],
         "pattern": ["re:.*vision_model.*", "re:.*mlp1.*"],
         "path": [f"re:^{prefix}vision_model\\.vision_model\\.encoder.*"],
+        "path of transformers 5": [f"re:^{prefix}vision_model\\.encoder.*"],
         "nested": [],
     }[listed]
     config = int8_config(ignore=ignore)

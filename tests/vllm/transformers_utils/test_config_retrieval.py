@@ -141,3 +141,10 @@ def test_types_that_do_not_belong_together(
 def test_a_broken_section_is_named():
     with pytest.raises(ValueError, match="config.json cannot be used"):
         NemotronVLEmbedConfig.from_dict({"llm_config": {"hidden_size": "wide"}})
+
+
+def test_they_generate_nothing(embed_checkpoint):
+    """vLLM alone ends in an assertion without words."""
+    engine = EngineArgs(str(embed_checkpoint), runner="generate")
+    with pytest.raises(ValueError, match="generates no text: leave out --runner"):
+        engine.create_model_config()

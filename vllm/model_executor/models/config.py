@@ -25,6 +25,7 @@ from ...config.nemotron_vl_options import (
     check_encoder_attention,
     encoder_graphs,
     graph_tiles,
+    has_encoder,
 )
 from ...transformers_utils.configs.nemotron_vl_checks import (
     PS_VERSION_ASSUMED,
@@ -206,7 +207,8 @@ def check_engine(
     problems = tensor_parallel_problems(
         model_config.hf_config,
         vllm_config.parallel_config.tensor_parallel_size,
-        model_config.get_multimodal_config().mm_encoder_tp_mode == "data",
+        model_config.get_multimodal_config().mm_encoder_tp_mode == "data"
+        or not has_encoder(vllm_config),
     )
     if problems:
         raise ValueError(" ".join(problems))

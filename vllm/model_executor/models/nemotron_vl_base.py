@@ -18,7 +18,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.interfaces import MultiModalEmbeddings
 from vllm.model_executor.models.internvl import InternVLChatModel
-from vllm.model_executor.models.utils import AutoWeightsLoader
+from vllm.model_executor.models.utils import AutoWeightsLoader, StageMissingLayer
 from vllm.model_executor.models.vision import run_dp_sharded_vision_model
 from vllm.multimodal.inputs import MultiModalKwargsItem
 
@@ -233,13 +233,22 @@ class NemotronVLBase(InternVLChatModel):
             self._checked,
             layout=layout,
             complete=whole,
-            encoder_only=self.multimodal_config.mm_encoder_only,
+            unused=self._unused(layout),
             quantised=quantised_parameters(self, layout) if whole else {},
         )
         with self._reload.guarded(check, whole), unreadable_files_explained():
             loaded = self._load_checked(check(weights), whole)
         self.eval()  # most of vLLM's loaders call it, too
         return loaded
+
+    def _unused(self, layout: Layout) -> tuple[str, ...]:
+        """How the names of parts begin that the engine does without."""
+        unused: tuple[str, ...] = ()
+        if self.multimodal_config.mm_encoder_only:
+            unused += (layout.language_model,)
+        if isinstance(self.vision_model, StageMissingLayer):
+            unused += layout.encoder
+        return unused
 
     def _checked(self, weights: Weights, **options: Any) -> Weights:
         """The tensors of a checkpoint, see `checked`."""

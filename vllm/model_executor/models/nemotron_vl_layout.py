@@ -17,6 +17,7 @@ Config = Any
 
 TOWER = "vision_model.radio_model."
 LANGUAGE_MODEL = "language_model."
+ENCODER = ("vision_model.", "mlp1.")
 
 # Linear layers of a block of the tower.
 TOWER_LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -42,12 +43,14 @@ class Layout(NamedTuple):
         required: Those of every unquantised checkpoint, by name.
         optional: Those that some checkpoints have besides.
         language_model: How the names of the language model begin.
+        encoder: How those of the tower and of the connector begin.
         is_quantised: Whether the configuration declares quantised tensors.
     """
 
     required: dict[str, Shape]
     optional: dict[str, Shape]
     language_model: str
+    encoder: tuple[str, ...]
     is_quantised: bool
 
 
@@ -167,6 +170,7 @@ def chat_layout(config: Config) -> Layout:
         checkpoint_tensors(config),
         CONDITIONER_TENSORS,
         LANGUAGE_MODEL,
+        ENCODER,
         is_any_quantised(config),
     )
 

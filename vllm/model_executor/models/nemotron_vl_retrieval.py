@@ -5,6 +5,7 @@ Built on vLLM's InternVL, SigLIP and Llama models; this file holds only what dif
 from the chat model.
 """
 
+from collections.abc import Iterator
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -51,6 +52,7 @@ from .nemotron_vl_retrieval_layout import (
     RANKING_PREFIX,
     linear_layers,
     retrieval_layout,
+    with_aliases,
 )
 from .nemotron_vl_weights import Weights
 
@@ -98,6 +100,9 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
             f"vision_model.{name}.": f"vision_model.vision_model.{name}."
             for name in ("encoder", "embeddings", "post_layernorm", "head")
         }
+        | {
+            "language_model.score.": None
+        }  # a head of the Llama's own, which is not built
     )
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -106,7 +111,7 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
             adapted = encoder_adapters(vllm_config)
             self.hf_to_vllm_mapper |= WeightsMapper(
                 orig_to_new_regex=renamed(
-                    linear_layers(self._layout(), adapted),
+                    with_aliases(linear_layers(self._layout(), adapted)),
                     encoder=adapted,
                     encoder_is_here=not isinstance(
                         self.vision_model, StageMissingLayer
@@ -123,7 +128,7 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
         self, config: PreTrainedConfig, quant_config: QuantizationConfig | None
     ) -> None:
         if quant_config is not None:
-            names = linear_layers(self._layout(), encoder=True)
+            names = with_aliases(linear_layers(self._layout(), encoder=True))
             mapper = type(self).hf_to_vllm_mapper
             resolve_patterns(
                 quant_config,
@@ -193,13 +198,15 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
             for old, new in zip(known, mapper.apply_list([*known]), strict=True)
         }
 
-        def rename(name: str) -> str:
-            layer, dot, kind = name.rpartition(".")
-            return published.get(layer, layer) + dot + kind
+        def rename(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in weights:
+                for mapped in mapper.apply_list([name]):  # none, if it is left out
+                    layer, dot, kind = mapped.rpartition(".")
+                    if layer in published:
+                        name = published[layer] + dot + kind
+                    yield name, tensor
 
-        mapped = mapper.apply(weights)
-        renamed = ((rename(name), tensor) for name, tensor in mapped)
-        return super()._checked(renamed, **options)
+        return super()._checked(rename(weights), **options)
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -242,8 +249,10 @@ class LlamaNemotronVLForSequenceClassification(  # type: ignore[misc]
             document: The passage, after a placeholder for each of its images.
 
         Raises:
-            VLLMValidationError: The question has an image.
+            VLLMValidationError: The question is empty or has an image.
         """
+        if not query.strip():
+            raise VLLMValidationError("The question is empty.", parameter="query")
         if IMAGE_TOKEN in query:
             raise VLLMValidationError(
                 f"The question must be text without {IMAGE_TOKEN}. Images belong to "

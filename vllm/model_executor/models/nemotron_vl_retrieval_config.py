@@ -57,6 +57,11 @@ class NemotronVLRetrievalModelConfig(LlamaNemotronVLConfig):
         # A ranking model has its head beside the Llama, not in it.
         config.llm_config.architectures = ["LlamaBidirectionalModel"]
         select_renderer(model_config, RETRIEVAL_TOKENIZER_MODE)
+        if model_config.pooler_config is None:
+            raise ValueError(
+                f"{model_config.architecture} embeds or ranks, and generates no text: "
+                "leave out --runner generate."
+            )
         LlamaNemotronVLConfig.verify_and_update_model_config(model_config)
 
     @staticmethod

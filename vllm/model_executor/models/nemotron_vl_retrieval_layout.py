@@ -4,8 +4,11 @@
 Their sources are in docs/provenance.md. Derived from the configuration alone.
 """
 
+from collections.abc import Iterable
+
 from ...config.nemotron_vl_names import RERANK_MODEL_TYPE
 from .nemotron_vl_layout import (
+    ENCODER,
     LANGUAGE_MODEL,
     Config,
     Layout,
@@ -50,7 +53,13 @@ def retrieval_layout(config: Config) -> Layout:
         required = {prefix + name: shape for name, shape in required.items()}
         required[SCORE] = (llm.num_labels, llm.hidden_size)
         optional = {prefix + name: shape for name, shape in optional.items()}
-    return Layout(required, optional, prefix + LANGUAGE_MODEL, is_any_quantised(config))
+    return Layout(
+        required,
+        optional,
+        prefix + LANGUAGE_MODEL,
+        tuple(prefix + part for part in ENCODER),
+        is_any_quantised(config),
+    )
 
 
 def linear_layers(layout: Layout, encoder: bool) -> list[str]:
@@ -67,6 +76,25 @@ def linear_layers(layout: Layout, encoder: bool) -> list[str]:
         and "embed" not in name
         and name != SCORE
         and (encoder or name.startswith(layout.language_model))
+    ]
+
+
+def with_aliases(layers: Iterable[str]) -> list[str]:
+    """Names of layers, and other names that checkpoints and adapters have for them.
+
+    transformers 5 writes SigLIP's without the inner part, and a Llama that has a head
+    of its own is a ``model`` beside it.
+    """
+    return [
+        name
+        for layer in layers
+        for name in dict.fromkeys(
+            (
+                layer,
+                layer.replace(TOWER, "vision_model.", 1),
+                layer.replace(LANGUAGE_MODEL, f"{LANGUAGE_MODEL}model.", 1),
+            )
+        )
     ]
 
 

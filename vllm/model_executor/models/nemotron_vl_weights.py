@@ -30,7 +30,7 @@ def checked(
     weights: Weights,
     layout: Layout,
     complete: bool,
-    encoder_only: bool,
+    unused: tuple[str, ...],
     quantised: Mapping[str, Set[str]],
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Pass tensors on and compare them with what the configuration implies.
@@ -41,8 +41,8 @@ def checked(
         weights: Names and tensors, as in the checkpoint.
         layout: What the configuration implies.
         complete: Whether the tensors must be all those of a checkpoint.
-        encoder_only: With ``complete``, whether those of the language model may be
-            missing: with ``--mm-encoder-only`` vLLM does not read their files.
+        unused: With ``complete``, how names begin that may be missing: those of parts
+            that this process does not have.
         quantised: With ``complete``, see `quantised_parameters`.
 
     Raises:
@@ -53,11 +53,7 @@ def checked(
     for layer, parameters in quantised.items():
         del expected[f"{layer}.weight"]
         expected |= dict.fromkeys(f"{layer}.{name}" for name in sorted(parameters))
-    missing = {
-        name
-        for name in expected
-        if not (encoder_only and name.startswith(layout.language_model))
-    }
+    missing = {name for name in expected if not name.startswith(unused)}
     used: set[str] = set()  # of the optional kinds of parameters
     for name, tensor in weights:
         part_of = quantised_weight(name, known) if layout.is_quantised else None

@@ -183,6 +183,36 @@ def test_tokens_and_refusals_are_counted(embed_url):
     assert (grown[refused % "unreadable"], grown[refused % "too_long"]) == (1, 1)
 
 
+QUERY = {"role": "query", "content": QUESTION}
+EMPTY_PARTS = [text_part(" "), text_part("")]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/v1/embeddings", {"messages": [QUERY] * 2}, "has 2 messages of the role"),
+        *(
+            (
+                "/v1/embeddings",
+                {"messages": [{"role": role, "content": content}]},
+                f"message of the role {role} is empty",
+            )
+            for role, content in [
+                ("query", ""),
+                ("document", []),
+                ("document", EMPTY_PARTS),
+            ]
+        ),
+        ("/score", {"data_1": " ", "data_2": [TEXT]}, "The question is empty"),
+        ("/score", {"data_1": TEXT, "data_2": [""]}, "The passage is empty"),
+    ],
+)
+def test_each_embedding_is_of_one_text_or_page(embed_url, path, body, message):
+    answer = post(embed_url, path, **body)
+    assert answer.status_code == 400, answer.text
+    assert message in answer.text
+
+
 def test_what_is_no_image_is_refused(embed_url):
     url = data_url(b"no image")
     part = {"type": "image_url", "image_url": {"url": url}}
@@ -298,6 +328,12 @@ def test_an_image_as_question_is_refused(rerank_url):
     answer = post(rerank_url, "/score", data_1=query, data_2=[TEXT])
     assert answer.status_code == 400, answer.text
     assert "Images belong to documents" in answer.text
+
+
+def test_an_empty_question_is_refused(rerank_url):
+    answer = post(rerank_url, "/rerank", query="", documents=[TEXT])
+    assert answer.status_code == 400, answer.text
+    assert "The question is empty" in answer.text
 
 
 BESIDE = {"content": [image_part(IMAGES[0]), text_part("An <image>.")]}

@@ -2,6 +2,7 @@
 
 import pytest
 
+from nemotron_vl.checkpoints.random_retrieval import make_retrieval_checkpoint
 from support.clips import VIDEO
 from support.loading import make_config
 from vllm_nemotron_vl.config.nemotron_vl_options import graph_tiles
@@ -64,6 +65,17 @@ def test_what_is_switched_off_is_not_refused(checkpoint):
     assert make_config(checkpoint, "float32", **off, **attention)
     with pytest.raises(ValueError, match="FLASHINFER does not work"):
         make_config(checkpoint, "float32", **attention)
+
+
+def test_without_images_ranks_share_no_tower(tmp_path):
+    make_retrieval_checkpoint(
+        tmp_path / "heads", ranks=False, vision_options={"num_attention_heads": 1}
+    )
+    two = dict(tensor_parallel_size=2)
+    off = dict(limit_mm_per_prompt={"image": 0})
+    assert make_config(tmp_path / "heads", "float32", **two, **off)
+    with pytest.raises(ValueError, match="vision_config.num_attention_heads = 1 is"):
+        make_config(tmp_path / "heads", "float32", **two)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,12 @@ def test_layers_of_adapters_have_the_names_of_the_checkpoint(request, kind, enco
         for shard in ("q", "k", "v"):
             layer = layer.replace(f".{shard}_proj", ".qkv_proj")
         assert layer.replace(".gate_proj", ".gate_up_proj") in modules
+        for alias in (
+            name.replace("vision_model.vision_model.", "vision_model."),
+            name.replace("language_model.", "language_model.model."),
+        ):
+            given = f"{prefix}{alias}.lora_A.weight"
+            assert model.hf_to_vllm_mapper.map_name(given) == mapped
     unknown = f"{prefix}language_model.layers.99.mlp.up_proj"
     mapped = model.hf_to_vllm_mapper.map_name(f"{unknown}.lora_A.weight")
     assert mapped.startswith(f"'{unknown}' (not in the model")

@@ -61,6 +61,38 @@ def test_transformers_own_names_of_siglip_are_read(start, checkpoint, others, wr
     assert changed(state(expected), state(model)) == set()
 
 
+def test_tensors_are_named_as_in_the_files(start, checkpoint, prefix, tensors, write):
+    known = f"{prefix}language_model.layers.0.self_attn.k_scale"
+    for name in (known, f"{prefix}x.weight"):
+        path = write(name, tensors | {name: torch.zeros(1)})
+        with pytest.raises(ValueError, match=f"Tensor '{name}' of the checkpoint"):
+            start(path)
+
+
+def test_without_images_the_encoder_may_be_missing(start, prefix, tensors, write):
+    language = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith((f"{prefix}vision_model.", f"{prefix}mlp1."))
+    }
+    path = write("language", language)
+    with pytest.raises(ValueError, match="lacks"):
+        start(path)
+    model, reload = start(path, limit_mm_per_prompt={"image": 0})
+    before = state(model)
+    reload()
+    assert changed(before, state(model)) == set()
+
+
+def test_a_head_of_the_llamas_own_is_left_out(
+    start, checkpoint, prefix, tensors, write
+):
+    head = {f"{prefix}language_model.score.weight": torch.ones(2, 128)}
+    expected, _ = start(checkpoint)
+    model, _ = start(write("head", tensors | head))
+    assert changed(state(expected), state(model)) == set()
+
+
 @pytest.mark.parametrize("trainer", [False, True])
 def test_a_kernel_with_an_address_of_scales_takes_no_new_weights(
     start, checkpoint, others, write, trainer
