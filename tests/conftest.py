@@ -1,5 +1,6 @@
 """Shared by all tests: environment variables, checkpoints, images and engines."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -25,6 +26,20 @@ from nemotron_vl.checkpoints.random_retrieval import make_retrieval_checkpoint
 from support.engines import engines
 from support.workers import workers_here
 from vllm_nemotron_vl.config import nemotron_vl_cpu
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Leave out of collections of garbage what is imported to collect the tests.
+
+    Each would look at a million objects, and vLLM asks for one with each model.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
