@@ -7,6 +7,7 @@ and no threads.
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing.forkserver
 import os
 import signal
@@ -17,13 +18,9 @@ from unittest import mock
 
 from prometheus_client import values
 
-IMPORTED = [
-    "vllm.entrypoints.cli.main",
-    "vllm.entrypoints.openai.api_server",
-    "vllm.v1.engine.core",
-    "vllm.v1.worker.cpu_worker",
-]
+from .python_path import with_folders
 
+ROOT = Path(__file__).parents[2]
 
 # Environment variables of forked processes: a file for their output, and the process
 # group of a server, which its processes join.
@@ -43,6 +40,9 @@ class ForkedProcess(ForkServerProcess):
         if LOG in os.environ:
             _join_server(os.environ[LOG])
         _read_environment()
+        # vLLM thaws at its end what it has frozen itself, to look for garbage. What the
+        # forked process has frozen would thaw with it, see `forked_imports`.
+        gc.unfreeze = lambda: None
         # Python would start another server for the processes that this one starts, by
         # either name. It would import vLLM again.
         server = multiprocessing.forkserver
@@ -84,9 +84,11 @@ def preload() -> None:
 
     It outlives the test that starts it, so it does not take over this variable.
     """
-    multiprocessing.forkserver.set_forkserver_preload(IMPORTED)
+    imported = ["support.forked_imports"]
+    multiprocessing.forkserver.set_forkserver_preload(imported)
     with mock.patch.dict(os.environ):
         os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+        os.environ.update(with_folders(ROOT, ROOT / "tests"))
         multiprocessing.forkserver.ensure_running()
 
 

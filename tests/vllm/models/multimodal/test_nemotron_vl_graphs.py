@@ -13,7 +13,7 @@ from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 
 from support.encoder_graphs import graphs
-from support.forked import IMPORTED
+from support.forked import preload
 from support.loading import load, make_config
 from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import EMBEDS, NUM_TILES
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_digest import (
@@ -190,7 +190,7 @@ def test_two_ranks(load_model, checkpoint, tmp_path, mode):
     batches.append(images(6, 6, 6))
     batches.append({EMBEDS: [torch.rand(8, 256), torch.rand(4, 256)]})
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
+    preload()
     answers = context.Queue()
     name = f"graphs-{uuid.uuid4().hex}"
     meeting = f"file://{tmp_path / name}"
