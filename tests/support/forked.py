@@ -10,7 +10,9 @@ import ctypes
 import gc
 import multiprocessing.forkserver
 import os
+import runpy
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerProcess, SpawnContext
 from pathlib import Path
@@ -109,6 +111,12 @@ def run_forked(function: Callable, *args, output: Path, seconds: float = 400) ->
             os.killpg(process.pid, signal.SIGKILL)
     assert process.exitcode == 0, output.read_text()[-5000:]
     return output.read_text()
+
+
+def run_script(command: list[str]) -> None:
+    """Be a script with arguments, in a forked process."""
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
 
 
 @contextlib.contextmanager

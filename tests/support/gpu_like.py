@@ -73,3 +73,8 @@ def graph_hits(worker) -> int:
     """Images that were replayed from graphs; for ``llm.collective_rpc``."""
     manager = graph_manager(worker.model_runner)
     return manager.graph_hits if manager else 0  # later pipeline ranks have none
+
+
+def cached(model) -> int:
+    """Tiles that came from the cache; for ``llm.apply_model``."""
+    return model.tile_reuse.counts["cached"]

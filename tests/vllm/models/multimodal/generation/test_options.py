@@ -138,9 +138,9 @@ def test_answers_are_the_references(
         assert max(llm.collective_rpc(gpu_like.graph_hits)) > 0
     if "cache" in row and not any(off <= {*row} for off in CACHE_OFF):
         for ask in alike():  # one at a time
-            before = llm.apply_model(_cached)[0]
+            before = llm.apply_model(gpu_like.cached)[0]
             check_answers(llm, expected, row, store, [ask], [None])
-            assert llm.apply_model(_cached)[0] - before == 8
+            assert llm.apply_model(gpu_like.cached)[0] - before == 8
 
 
 def check_answers(llm, expected, row, store, asks, adapters) -> None:
@@ -180,7 +180,3 @@ def check_answers(llm, expected, row, store, asks, adapters) -> None:
         likely = {token: value.logprob for token, value in answered.logprobs[0].items()}
         error = max(abs(value - first[token]) for token, value in likely.items())
         assert error < limit, (ask.name, adapter, error)
-
-
-def _cached(model) -> int:
-    return model.tile_reuse.counts["cached"]
