@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -59,6 +60,7 @@ def _huge_frames() -> bytes:
     return bytes(data)
 
 
+@cache
 def _many_frames() -> bytes:
     """100,000 frames of 2x2 pixels."""
     return encoded(noise(1, 2, 2) * 100_000, "FFV1", "avi", fps=1000)

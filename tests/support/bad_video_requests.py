@@ -11,7 +11,7 @@ FRAMES = numbers("640-27", "12", "345")
 
 CLIP = video_part(encoded(FRAMES))
 
-# Parts of the message, options of the request, and cause
+# Parts of the message or what makes the data of one, options of the request, and cause
 REQUESTS = {
     "three videos": ((CLIP,) * 3, {}, "at most 2 video"),
     "typed": ((text_part("<img></img>"),), {}, "one for each"),
@@ -84,6 +84,6 @@ REQUESTS |= {
     }.items()
 }
 REQUESTS |= {
-    name: ((video_part(data()),), {}, cause)
+    name: ((data,), {}, cause)  # which makes the clip
     for name, (data, cause) in BAD_CLIPS.items()
 }

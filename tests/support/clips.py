@@ -43,8 +43,12 @@ def encoded(
         code = cv2.VideoWriter.fourcc(*codec)
         writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, fps, frames[0].size)
         assert writer.isOpened(), (codec, suffix)
+        converted = {  # each once, where one is repeated
+            id(frame): cv2.cvtColor(np.asarray(frame), cv2.COLOR_RGB2BGR)
+            for frame in {id(frame): frame for frame in frames}.values()
+        }
         for frame in frames:
-            writer.write(cv2.cvtColor(np.asarray(frame), cv2.COLOR_RGB2BGR))
+            writer.write(converted[id(frame)])
         writer.release()
         return path.read_bytes()
 
