@@ -20,10 +20,6 @@ from unittest import mock
 
 from prometheus_client import values
 
-from .python_path import with_folders
-
-ROOT = Path(__file__).parents[2]
-
 # Environment variables of forked processes: a file for their output, and the process
 # group of a server, which its processes join.
 LOG, GROUP = "FORKED_PROCESS_LOG", "FORKED_PROCESS_GROUP"
@@ -90,7 +86,8 @@ def preload() -> None:
     multiprocessing.forkserver.set_forkserver_preload(imported)
     with mock.patch.dict(os.environ):
         os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
-        os.environ.update(with_folders(ROOT, ROOT / "tests"))
+        # Python 3.11 to 3.13 do not give it the path.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         multiprocessing.forkserver.ensure_running()
 
 

@@ -10,7 +10,7 @@ import contextlib
 import gc
 from importlib import import_module
 
-# A release of vLLM or PyTorch may lack some.
+# A release of vLLM or PyTorch may lack some. An engine that needs one tells the error.
 NAMES = [
     "vllm.entrypoints.cli.main",
     "vllm.entrypoints.openai.api_server",
@@ -45,9 +45,9 @@ NAMES = [
 ]
 gc.disable()
 for name in NAMES:
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(Exception):
         import_module(name)
-with contextlib.suppress(ImportError):
+with contextlib.suppress(Exception):
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
     pick_vec_isa()
