@@ -81,9 +81,10 @@ def inspect(
     """
     check_folder(model)
     raw = read_json(model, "config.json")
-    headers = read_headers(model)  # names a damaged file, also of the other models
     for other, model_type in RETRIEVAL_MODEL_TYPES.items():
         if raw.get("model_type") == model_type:
+            with contextlib.suppress(FileNotFoundError):
+                read_headers(model)  # names a damaged file
             raise ValueError(
                 f"{model} is of the architecture {other}. Only the chat model is "
                 "inspected."
@@ -91,6 +92,7 @@ def inspect(
     config = read_config(raw)
     check_shape(config)
     llm: Any = config.llm_config
+    headers = read_headers(model)
     if not is_quantised(config):
         with contextlib.suppress(OSError):  # ModelOpt writes a file of its own
             config.quantization_config = read_json(model, "hf_quant_config.json")

@@ -23,8 +23,8 @@ from vllm_nemotron_vl.config.nemotron_vl_names import (
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_layout import Shape
 from vllm_nemotron_vl.model_executor.models.nemotron_vl_retrieval_layout import (
     RANKING_PREFIX,
-    TOWER,
     retrieval_layout,
+    siglip_head_tensors,
 )
 
 from .files import write_json
@@ -80,13 +80,12 @@ def make_retrieval_checkpoint(
     values["vision_config"] |= vision_options
     values["llm_config"] |= text_options
     kind = NemotronVLRerankConfig if ranks else NemotronVLEmbedConfig
-    layout = retrieval_layout(kind(**values))
-    head = values["vision_config"].get("vision_use_head", True)
-    shapes = layout.required | {
-        name: shape
-        for name, shape in layout.optional.items()
-        if head and name.startswith(TOWER, len(RANKING_PREFIX) * ranks)
-    }
+    config = kind(**values)
+    shapes = retrieval_layout(config).required
+    if values["vision_config"].get("vision_use_head", True):
+        head = siglip_head_tensors(config.vision_config)
+        prefix = RANKING_PREFIX if ranks else ""
+        shapes |= {prefix + name: shape for name, shape in head.items()}
     processor = f"LlamaNemotronVL{'Rerank' if ranks else ''}Processor"
     with new_folder(out) as folder:
         write_json(folder / "config.json", values)

@@ -6,11 +6,12 @@ Imports neither PyTorch, nor transformers, nor vLLM.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import shlex
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,15 +163,15 @@ def _run(args: argparse.Namespace) -> int:
     if args.rerank or args.answer:
         with PageProcess(drawing) as process:
             asking.draw(found, process, root)
-    text = cut = failure = None
-    try:
-        if args.rerank:
-            tokens = Tiler.from_model(None, store.settings.get("max_tiles")).most_tokens
+    text = cut = None
+    failures: list[Exception] = []
+    if args.rerank:
+        tokens = Tiler.from_model(None, store.settings.get("max_tiles")).most_tokens
+        with _noted(failures):
             found = _rank(args, found, tokens)
-        if args.answer and found:
+    if args.answer and found:
+        with _noted(failures):
             text, cut = _answer(args, found[: args.limit], tiler)
-    except (OSError, RuntimeError, ValueError) as error:
-        failure = error  # what was found is shown
     found = found[: args.limit]
     for one in found:
         if one.error:
@@ -178,7 +179,7 @@ def _run(args: argparse.Namespace) -> int:
     _show(args, found, text, cut)
     if cut:
         tell(f"The answer: {cut}")
-    if failure is not None:
+    for failure in failures:
         tell(f"nemotron-vl: {failure}")
     if args.html:
         from ..documents.checking import write_checking_page
@@ -187,7 +188,16 @@ def _run(args: argparse.Namespace) -> int:
         shown = asking.results(args.question, text, cut, found, root)
         with OutputFolder(args.html) as folder:
             write_checking_page(folder, shown, {}, tiler, root, drawing.passwords)
-    return 1 if failure is not None else 0
+    return 1 if failures else 0
+
+
+@contextlib.contextmanager
+def _noted(failures: list[Exception]) -> Iterator[None]:
+    """Note a failure, so that what was found is shown."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        failures.append(error)
 
 
 def _embed(args: argparse.Namespace, store) -> list[float]:

@@ -182,8 +182,8 @@ async def rank(
         image_tokens: See `Ranker`.
 
     Raises:
-        ServerFailure: The server does not answer, or ranks none of the pages.
-        ValueError: It has no rerank API, or refuses the question.
+        ServerFailure: The server does not answer.
+        ValueError: It has no rerank API, refuses the question, or ranks no page.
     """
     ranker = await find_ranker(client, question, timeout, image_tokens)
     by_place = {one.place: one for one in found}
@@ -191,9 +191,8 @@ async def rank(
     async for record in read_answers(client, ranker, groups, at_once, timeout, ended):
         one = by_place[record["file"], record["page"]]
         one.score, one.error = record.get("score"), record.get("error")
-    failed = [one for one in found if one.error]
-    if failed and all(one.score is None for one in found):
-        raise ServerFailure(f"No page could be ranked. {failed[0]}: {failed[0].error}")
+    if found and all(one.score is None for one in found):
+        raise ValueError("No page could be ranked; each has its reason.")
     return sorted(found, key=lambda one: (one.score is None, -(one.score or 0)))
 
 

@@ -22,6 +22,9 @@ from .nemotron_vl import NemotronVLRenderer
 from .nemotron_vl_metrics import count_prompts, counted_refusals
 from .nemotron_vl_retrieval_scoring import use_published_prompts
 
+# Types of a message's parts that vLLM reads as text
+_TEXTS = ("text", "input_text", "output_text", "refusal", "thinking")
+
 
 class NemotronVLRetrievalRenderer(NemotronVLRenderer):
     """Writes the published prefixes of questions and passages.
@@ -37,14 +40,11 @@ class NemotronVLRetrievalRenderer(NemotronVLRenderer):
         use_published_prompts()
 
     def render_messages(self, messages: list[Any], params: ChatParams):
-        if self._embeds:
-            _check_messages(messages)
-        return super().render_messages(messages, self._with_template(params))
+        params = self._with_template(messages, params)
+        return super().render_messages(messages, params)
 
     async def render_messages_async(self, messages: list[Any], params: ChatParams):
-        if self._embeds:
-            _check_messages(messages)
-        params = self._with_template(params)
+        params = self._with_template(messages, params)
         return await super().render_messages_async(messages, params)
 
     # vLLM renders requests for embeddings and scores with the synchronous methods.
@@ -86,13 +86,11 @@ class NemotronVLRetrievalRenderer(NemotronVLRenderer):
             prompt = {**prompt, "prompt": text}
         return super()._tokenize_prompt(prompt, params)
 
-    @property
-    def _embeds(self) -> bool:
-        return self.model_config.hf_config.model_type == EMBED_MODEL_TYPE
-
-    def _with_template(self, params: ChatParams) -> ChatParams:
-        if params.chat_template is not None or not self._embeds:
+    def _with_template(self, messages: list[Any], params: ChatParams) -> ChatParams:
+        embeds = self.model_config.hf_config.model_type == EMBED_MODEL_TYPE
+        if params.chat_template is not None or not embeds:
             return params
+        _check_messages(messages)
         return replace(params, chat_template=_embed_template())
 
     def _count_placeholders(self, prompt: TokensPrompt) -> int:
@@ -128,9 +126,12 @@ def _check_messages(messages: Sequence[Any]) -> None:
 
 
 def _is_blank(part: Any) -> bool:
-    if isinstance(part, dict) and part.get("type", "text") == "text":
-        part = part.get("text")
-    return isinstance(part, str) and not part.strip()
+    if isinstance(part, dict):
+        kind = part.get("type", "text")
+        if kind not in _TEXTS:
+            return False
+        part = part.get("refusal" if kind == "refusal" else "text")
+    return part is None or (isinstance(part, str) and not part.strip())
 
 
 @cache

@@ -68,8 +68,8 @@ def _as_published(data: ScoreData, prefix: str | None = None) -> ScoreData:
     """A question or a passage, with its prefix before its images and its text.
 
     Raises:
-        VLLMValidationError: It is empty and has a prefix; its text has the placeholder
-            of an image beside images, or, without a prefix, begins with two of them.
+        VLLMValidationError: It is an empty question; its text has the placeholder of
+            an image beside images, or, without a prefix, begins with two of them.
     """
     parts: list[Any] = [data] if isinstance(data, str) else data
     texts, images = [], []
@@ -82,9 +82,8 @@ def _as_published(data: ScoreData, prefix: str | None = None) -> ScoreData:
             images.append(part)
     text = "\n".join(texts)
     if not images:
-        if prefix and not text.strip():
-            kind = "question" if prefix == QUERY_PREFIX else "passage"
-            raise VLLMValidationError(f"The {kind} is empty.", parameter=kind)
+        if prefix == QUERY_PREFIX and not text.strip():
+            raise VLLMValidationError("The question is empty.", parameter="query")
         if prefix:  # The renderer leaves out the first placeholder.
             return f"{prefix} {text}"
         if text.startswith(2 * IMAGE_TOKEN):

@@ -208,11 +208,13 @@ def test_a_page_that_cannot_be_ranked_comes_last(server, place, capsys):
 def test_a_ranking_without_a_score_has_failed(server, place, capsys):
     server.refuses = lambda request: "documents" in request
     capsys.readouterr()
-    options = ("--rerank", server.url, "--json")
+    options = ("--rerank", server.url, "--answer", server.url, "--json")
     assert main(find(server, "blue", place, *options)) == 1
     printed = capsys.readouterr()
-    assert "No page could be ranked. report.pdf p. 3: The server" in printed.err
-    assert len(printed.out.splitlines()) == 6
+    assert "No page could be ranked; each has its reason." in printed.err
+    assert printed.err.count("The prompt is too long.") == 6
+    *found, answer = map(json.loads, printed.out.splitlines())
+    assert len(found) == 6 and answer["pages"][0] == "report.pdf p. 3"
 
 
 @pytest.mark.parametrize("text_layer", [True, False])

@@ -192,10 +192,15 @@ def test_a_missing_folder_is_called_one(tmp_path, capsys, command, model, messag
     assert ("from the hub: " in error) == (model == "nobody/nothing")
 
 
-def test_models_that_find_and_rank_pages_are_named(embed_checkpoint, capsys):
+def test_models_that_find_and_rank_pages_are_named(embed_checkpoint, tmp_path, capsys):
     assert main(["inspect", str(embed_checkpoint)]) == 2
     said = capsys.readouterr().err
     assert "is of the architecture LlamaNemotronVLModel. Only the chat model" in said
+    (tmp_path / "config.json").write_bytes(
+        (embed_checkpoint / "config.json").read_bytes()
+    )
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "Only the chat model" in capsys.readouterr().err
 
 
 def test_their_damaged_files_are_named(embed_checkpoint, tmp_path, capsys):

@@ -98,11 +98,11 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
         }
         | {
             f"vision_model.{name}.": f"vision_model.vision_model.{name}."
-            for name in ("encoder", "embeddings", "post_layernorm", "head")
+            for name in ("encoder", "embeddings", "post_layernorm")
         }
-        | {
-            "language_model.score.": None
-        }  # a head of the Llama's own, which is not built
+        # Heads that some checkpoints have, and nothing uses.
+        | dict.fromkeys(("vision_model.head.", "vision_model.vision_model.head."))
+        | dict.fromkeys(("language_model.score.", "language_model.lm_head."))
     )
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -190,17 +190,20 @@ class LlamaNemotronVLForEmbedding(  # type: ignore[misc]
 
     def _checked(self, weights: Weights, **options: Any) -> Weights:
         # transformers 5 saves SigLIP's tensors without the inner `vision_model`.
-        layout: Layout = options["layout"]
+        known = [*options["layout"].required]
         mapper = type(self).hf_to_vllm_mapper
-        known = layout.required | layout.optional
         published = {
             new.rpartition(".")[0]: old.rpartition(".")[0]
-            for old, new in zip(known, mapper.apply_list([*known]), strict=True)
+            for old, new in zip(known, mapper.apply_list(known), strict=True)
         }
+        blocks = self.config.vision_config.num_hidden_layers
 
         def rename(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in weights:
                 for mapped in mapper.apply_list([name]):  # none, if it is left out
+                    number = mapped.removeprefix(f"{TOWER_BLOCKS}.").partition(".")[0]
+                    if number.isdecimal() and int(number) >= blocks:
+                        continue  # SigLIP leaves out blocks that config.json does
                     layer, dot, kind = mapped.rpartition(".")
                     if layer in published:
                         name = published[layer] + dot + kind

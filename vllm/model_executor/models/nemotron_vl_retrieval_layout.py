@@ -27,9 +27,7 @@ TOWER = "vision_model.vision_model."
 
 
 def retrieval_layout(config: Config) -> Layout:
-    """The tensors of a checkpoint.
-
-    Those of SigLIP's own head and of a language model's head are optional, and unused.
+    """The tensors of a checkpoint, without those of heads that nothing uses.
 
     Args:
         config: A `NemotronVLEmbedConfig`, which is also that of a ranking model.
@@ -44,18 +42,15 @@ def retrieval_layout(config: Config) -> Layout:
             for name, shape in language_model_tensors(config).items()
         }
     )
-    optional = _head_tensors(vision)
-    head = f"{LANGUAGE_MODEL}lm_head.weight"
-    optional[head] = required.pop(head, (llm.vocab_size, llm.hidden_size))
+    required.pop(f"{LANGUAGE_MODEL}lm_head.weight", None)
     prefix = ""
     if config.model_type == RERANK_MODEL_TYPE:
         prefix = RANKING_PREFIX
         required = {prefix + name: shape for name, shape in required.items()}
         required[SCORE] = (llm.num_labels, llm.hidden_size)
-        optional = {prefix + name: shape for name, shape in optional.items()}
     return Layout(
         required,
-        optional,
+        {},
         prefix + LANGUAGE_MODEL,
         tuple(prefix + part for part in ENCODER),
         is_any_quantised(config),
@@ -121,8 +116,8 @@ def _tower_tensors(vision: Config) -> dict[str, Shape]:
     return shapes
 
 
-def _head_tensors(vision: Config) -> dict[str, Shape]:
-    """Those of SigLIP's pooling head."""
+def siglip_head_tensors(vision: Config) -> dict[str, Shape]:
+    """Those of SigLIP's pooling head, which the embedding model's checkpoint has."""
     width, head = vision.hidden_size, TOWER + "head."
     return {
         head + "probe": (1, 1, width),

@@ -184,7 +184,7 @@ def test_tokens_and_refusals_are_counted(embed_url):
 
 
 QUERY = {"role": "query", "content": QUESTION}
-EMPTY_PARTS = [text_part(" "), text_part("")]
+EMPTY_PARTS = [text_part(" "), text_part(""), {"type": "input_text", "text": ""}]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,6 @@ EMPTY_PARTS = [text_part(" "), text_part("")]
             ]
         ),
         ("/score", {"data_1": " ", "data_2": [TEXT]}, "The question is empty"),
-        ("/score", {"data_1": TEXT, "data_2": [""]}, "The passage is empty"),
     ],
 )
 def test_each_embedding_is_of_one_text_or_page(embed_url, path, body, message):

@@ -59,14 +59,13 @@ def test_layers_of_adapters_have_the_checkpoints_names(request, kind):
 
 @KINDS
 def test_the_layout_is_that_of_the_checkpoint(request, kind):
-    """The random checkpoint also has SigLIP's head, but none of a language model."""
+    """The random checkpoint also has SigLIP's head."""
     folder = request.getfixturevalue(f"{kind}_checkpoint")
     layout = retrieval_layout(AutoConfig.from_pretrained(folder))
     stored = load_file(folder / "model.safetensors")
-    assert layout.required.keys() <= stored.keys()
-    assert all(len({*names}) == len(names) for names in layout[:2])
-    unused = layout.optional.keys() - stored.keys()
-    assert unused == {f"{layout.language_model}lm_head.weight"}
+    head = {name for name in stored if ".vision_model.head." in f".{name}"}
+    assert layout.required.keys() == stored.keys() - head
+    assert len(head) == 11
 
 
 def test_embeddings_are_counted_in_patches_of_the_tower(model):

@@ -84,12 +84,19 @@ def test_without_images_the_encoder_may_be_missing(start, prefix, tensors, write
     assert changed(before, state(model)) == set()
 
 
-def test_a_head_of_the_llamas_own_is_left_out(
-    start, checkpoint, prefix, tensors, write
-):
-    head = {f"{prefix}language_model.score.weight": torch.ones(2, 128)}
+def test_what_nothing_uses_is_left_out(start, checkpoint, prefix, tensors, write):
+    """Heads of the parts' own, of any shape, and blocks that config.json leaves out."""
+    block = {
+        name.replace(BLOCK, BLOCK.replace("1", "2")): tensor + 1
+        for name, tensor in tensors.items()
+        if BLOCK in name
+    }
+    assert len(block) == 16
+    heads = ("vision_model.head.probe", "vision_model.vision_model.head.probe")
+    heads += ("language_model.score.weight", "language_model.lm_head.weight")
+    unused = block | {f"{prefix}{name}": torch.ones(3, 5) for name in heads}
     expected, _ = start(checkpoint)
-    model, _ = start(write("head", tensors | head))
+    model, _ = start(write("unused", tensors | unused))
     assert changed(state(expected), state(model)) == set()
 
 
