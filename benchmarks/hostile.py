@@ -47,6 +47,7 @@ from vllm_nemotron_vl.multimodal.nemotron_vl_loading import CheckedImageIO
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
 )
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import png
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import (
     threads as image_threads,
 )
@@ -110,7 +111,7 @@ def main() -> None:
 def read(data: bytes) -> str:
     """Load a file and cut it into tiles; refused ones are not images."""
     try:
-        image = CheckedImageIO(ImageMediaIO(), ()).load_bytes(data).media
+        image = CheckedImageIO(ImageMediaIO(), (), load=png.load).load_bytes(data).media
     except VLLMValidationError as error:
         return f"refused: {error}"
     size = "{}x{}".format(*image.size)

@@ -53,6 +53,7 @@ from vllm_nemotron_vl.multimodal.nemotron_vl_repeats import Seen
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
 )
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import png
 
 STAGES = (
     *("base64", "decode", "read", "hash", "process", "prompt"),
@@ -132,8 +133,8 @@ def sides() -> Iterator[tuple[dict[str, Call], dict[str, Call]]]:
         for name, (processor, kwargs) in processors.items():
             first = knowing = ImageMediaIO()
             if name != "in-tree":
-                first = CheckedImageIO(first, ())
-                knowing = CheckedImageIO(knowing, (), Seen(len(FORMATS)))
+                first = CheckedImageIO(first, (), load=png.load)
+                knowing = CheckedImageIO(knowing, (), Seen(len(FORMATS)), png.load)
             cache = LruKeyReplicatedSenderCache(processor.info.ctx.model_config)
             once = Side(first, processor, kwargs)
             calls[name] = partial(send, socket, once)

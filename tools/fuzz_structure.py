@@ -77,8 +77,11 @@ def read(data: bytes) -> str:
     from vllm.multimodal.media.image import ImageMediaIO
 
     from vllm_nemotron_vl.multimodal.nemotron_vl_loading import CheckedImageIO
+    from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import (
+        png,
+    )
 
-    image = CheckedImageIO(ImageMediaIO(), ()).load_bytes(data)
+    image = CheckedImageIO(ImageMediaIO(), (), load=png.load).load_bytes(data)
     return "{}x{}".format(*image.media.size)
 
 

@@ -13,10 +13,34 @@ def _chunk(name: bytes, data: bytes = b"") -> bytes:
 
 def _png(before: bytes, pixels: int, after: bytes = b"", bits: int = 1) -> bytes:
     side = side_of(pixels)
-    header = struct.pack(">IIBBBBB", side, side, bits, 0, 0, 0, 0)
     rows = zlib.compress((b"\0" + bytes(-(-side * bits // 8))) * side, 9)
-    parts = (_chunk(b"IHDR", header), before, _chunk(b"IDAT", rows), after)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + _chunk(b"IEND")
+    return _file(side, bits, 0, before + _chunk(b"IDAT", rows) + after)
+
+
+def _file(side: int, bits: int, colours: int, chunks: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", side, side, bits, colours, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header)
+    return start + chunks + _chunk(b"IEND")
+
+
+def _rgb(pixels: int, more: bytes = b"") -> tuple[int, bytes]:
+    """Side and compressed rows of an image of the filter that takes longest."""
+    side = side_of(pixels)
+    return side, zlib.compress((b"\4" + bytes(3 * side)) * side + more, 1)
+
+
+def png_short_data(parts: int, pixels: int) -> bytes:
+    """Pixels in chunks of a byte, and in a last one."""
+    side, rows = _rgb(pixels)
+    count = min(parts, len(rows) - 1)
+    short = b"".join(_chunk(b"IDAT", rows[at : at + 1]) for at in range(count))
+    return _file(side, 8, 2, short + _chunk(b"IDAT", rows[count:]))
+
+
+def png_a_byte_more(parts: int, pixels: int) -> bytes:
+    """Pixels that are decoded twice, because something follows them."""
+    side, rows = _rgb(pixels, b"\0")
+    return _file(side, 8, 2, _chunk(b"IDAT", rows))
 
 
 def png_chunks(parts: int, pixels: int) -> bytes:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading of images: what a user passes becomes an 8-bit RGB image."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from typing import Any, TypeGuard
@@ -66,7 +67,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     check_size(image)  # before it is decoded
     if isinstance(image, LazyImage):
         return image
-    try:
+    with damage_is_the_clients():
         image.load()
         turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
         if turn is not None:  # `ImageOps.exif_transpose` writes all Exif data anew
@@ -77,6 +78,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if image.has_transparency_data:
             return _by_bands(image, "RGB", _on_white)
         return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@contextmanager
+def damage_is_the_clients() -> Iterator[None]:
+    """While an image is decoded, which is the cause of what is raised.
+
+    Raises:
+        VLLMValidationError: It cannot be decoded.
+    """
+    try:
+        yield
     except MemoryError:
         raise  # the server's problem, not the image's
     except Exception as error:  # Pillow raises all kinds for damaged files

@@ -23,7 +23,7 @@ from vllm.logger import init_logger
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaIO, VideoMediaIO
 from vllm.multimodal.media.image import ImageMediaIO
 
-from .nemotron_vl import LoadedImage, check_size, to_rgb
+from .nemotron_vl import LoadedImage, check_size, damage_is_the_clients, to_rgb
 from .nemotron_vl_confinement import command, environment
 from .nemotron_vl_fetching import SeparateConnector
 from .nemotron_vl_files import read_file
@@ -51,6 +51,10 @@ _DEFAULT, PUBLIC = "http", "nemotron_vl"
 
 _DEFAULT_SETTINGS = {"image_mode": "RGB", "rgba_background_color": (255, 255, 255)}
 
+# Decodes an opened file as ``image.load()`` does, or leaves it to Pillow: see
+# ``png.load`` of the resampling.
+Load = Callable[[Image.Image, bytes], bool]
+
 # Bounds the fetches of the request that is read; `_turns` knows the request by it.
 _places: ContextVar[asyncio.Semaphore | None] = ContextVar("_places", default=None)
 # Besides vLLM's threads, which its connector uses to fetch
@@ -69,18 +73,22 @@ def _new_places() -> asyncio.Semaphore:
     return asyncio.Semaphore(max(1, envs.VLLM_MEDIA_LOADING_THREAD_COUNT // 2))
 
 
-def check_and_load_images(more_formats: Sequence[str], cache_gb: float = 0) -> None:
+def check_and_load_images(
+    more_formats: Sequence[str], cache_gb: float = 0, load: Load | None = None
+) -> None:
     """Make vLLM's connector load images with this module, in this process.
 
     Args:
         more_formats: Formats besides `FORMATS`, by Pillow's names.
         cache_gb: Size of vLLM's cache of processed images, in GiB. A file that it may
             have is decoded only if it does not have it.
+        load: Decodes some kinds of files faster than Pillow.
     """
     # Python keeps the text of each warning, and Pillow's name numbers of the file.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     NemotronVLConnector.more_formats = tuple(more_formats)
     NemotronVLConnector.seen = Seen(int(cache_gb * _FILES_OF_A_GIB))
+    NemotronVLConnector.load = staticmethod(load) if load else None
     for name, connector in CONNECTORS.items():
         MEDIA_CONNECTOR_REGISTRY.register(name)(connector)
     if envs.VLLM_MEDIA_CONNECTOR not in (_DEFAULT, PUBLIC):
@@ -155,6 +163,7 @@ class CheckedImageIO(ImageMediaIO):
         settings: vLLM's reader with the settings of the engine and of the request.
         more_formats: See `check_and_load_images`.
         seen: The files that were decoded last.
+        load: See `check_and_load_images`.
     """
 
     def __init__(
@@ -162,11 +171,13 @@ class CheckedImageIO(ImageMediaIO):
         settings: ImageMediaIO,
         more_formats: Sequence[str],
         seen: Seen | None = None,
+        load: Load | None = None,
     ) -> None:
         super().__init__(settings.image_mode, **settings.kwargs)
         self._budget = getattr(settings, "decoded_budget", None)  # vLLM >= 0.33
         self._more_formats = more_formats
         self._seen = seen or Seen()
+        self._load = load
         self._settings = {
             "image_mode": self.image_mode,
             "rgba_background_color": self.rgba_background_color,
@@ -187,7 +198,7 @@ class CheckedImageIO(ImageMediaIO):
         start = time.thread_time()
         with open_checked(data, self._more_formats) as opened:
             self._charge(opened)
-            image, settings = self._converted(opened)
+            image, settings = self._converted(opened, data)
         took = time.thread_time() - start
         # Otherwise it always takes a thread of media, where requests take turns.
         if took < _QUICK and format_of(data) is not None:
@@ -200,13 +211,18 @@ class CheckedImageIO(ImageMediaIO):
 
     def _decode(self, data: bytes) -> Image.Image:
         with open_checked(data, self._more_formats) as image:
-            return self._converted(image)[0]
+            return self._converted(image, data)[0]
 
-    def _converted(self, image: Image.Image) -> tuple[Image.Image, dict | None]:
+    def _converted(
+        self, image: Image.Image, data: bytes
+    ) -> tuple[Image.Image, dict | None]:
         """The image as RGB, and the settings if they had a part in it.
 
         vLLM's cache compares images by their bytes and by these settings.
         """
+        if self._load is not None:
+            with damage_is_the_clients():
+                self._load(image, data)
         settings, mode = self._settings, image.mode
         if settings != _DEFAULT_SETTINGS and not mode.startswith(("I", "F")):
             image.load()
@@ -257,6 +273,7 @@ class NemotronVLConnector(SeparateConnector):
 
     more_formats: Sequence[str] = ()
     seen = Seen()
+    load: Load | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -280,7 +297,7 @@ class NemotronVLConnector(SeparateConnector):
 
     def _later(self, media_io: MediaIO) -> _Later:
         if type(media_io) is ImageMediaIO:
-            media_io = CheckedImageIO(media_io, self.more_formats, self.seen)
+            media_io = CheckedImageIO(media_io, self.more_formats, self.seen, self.load)
         return _Later(media_io)
 
 

@@ -25,6 +25,7 @@ from ..transformers_utils.configs.nemotron_vl_checks import (
     IMAGE_TOKENS,
     check_image_tokens,
 )
+from ..transformers_utils.processors.nemotron_vl_resampling import png
 from ..transformers_utils.processors.nemotron_vl_resampling.threads import (
     set_image_threads,
 )
@@ -52,12 +53,13 @@ class NemotronVLRenderer(HfRenderer):
             check_image_tokens(tokenizer.get_vocab(), vocab_size, self.image_tokens)
         settings = ImageConfig.from_vllm_config(config)
         self._trusted_uuids = settings.trusted_uuids
-        # Both before vLLM processes its first image, to warm up.
+        # All before vLLM processes its first image, to warm up.
         servers = config.parallel_config._api_process_count
         set_image_threads(settings.image_threads, servers)
         images = config.model_config.multimodal_config
         cache_gb = 0 if images is None else images.mm_processor_cache_gb
-        check_and_load_images(settings.more_image_formats, cache_gb)
+        png.agrees_with_pillow()  # compiled before a request waits for it
+        check_and_load_images(settings.more_image_formats, cache_gb, png.load)
         super().__init__(config, tokenizer)
 
     async def render_chat_async(

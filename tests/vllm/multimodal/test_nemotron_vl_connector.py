@@ -30,6 +30,7 @@ def connector(monkeypatch):
         MEDIA_CONNECTOR_REGISTRY.name2class.copy(),
     )
     monkeypatch.setattr(NemotronVLConnector, "more_formats", ())
+    monkeypatch.setattr(NemotronVLConnector, "load", None)
     check_and_load_images(["PPM"])
     return MEDIA_CONNECTOR_REGISTRY.load("http")
 
@@ -38,6 +39,15 @@ def test_vllms_connector_checks_images(connector):
     assert connector.fetch_image(data_url(saved(SMALL, "PPM"))).media.size == (60, 40)
     with pytest.raises(VLLMValidationError, match="none of|cannot be opened as"):
         connector.fetch_image(data_url(saved(SMALL, "PCX")))
+
+
+def test_the_given_decoder_gets_the_files_that_were_opened(connector):
+    files = []
+    check_and_load_images([], load=lambda image, data: files.append((image, data)))
+    data = saved(SMALL, "PNG")
+    assert MEDIA_CONNECTOR_REGISTRY.load("http").fetch_image(data_url(data))
+    ((image, given),) = files
+    assert (image.size, given) == (SMALL.size, data)
 
 
 def asynchronously(connector, url):

@@ -5,10 +5,12 @@ import io
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps, TiffImagePlugin
+from PIL.PngImagePlugin import PngImageFile
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import ImageMediaIO
 
@@ -16,10 +18,13 @@ from many_parts import KINDS
 from support.bad_files import BAD_FILES, MANY_PARTS, SMALL, with_broken_exif
 from support.chat import saved
 from support.decoders import check_rights, decoders, rights
+from support.pngs import chunk
 from vllm_nemotron_vl.multimodal.nemotron_vl import to_rgb
 from vllm_nemotron_vl.multimodal.nemotron_vl_directories import check_exif
 from vllm_nemotron_vl.multimodal.nemotron_vl_formats import FORMATS, Refused, format_of
 from vllm_nemotron_vl.multimodal.nemotron_vl_loading import CheckedImageIO, open_checked
+from vllm_nemotron_vl.multimodal.nemotron_vl_repeats import LazyImage, Seen
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import png
 
 GOOD = {
     **{f"{kind} {mode}": (kind, mode, {}) for kind in FORMATS for mode in ("L", "RGB")},
@@ -80,6 +85,45 @@ def test_good_files_are_read_as_vllm_reads_them(name):
     assert np.array_equal(np.asarray(found.media), np.asarray(expected.media))
     assert found.io_config == expected.io_config
     assert found.original_bytes == data
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("background", [[255, 255, 255], [255, 0, 0]], ids=str)
+def test_files_that_pillow_does_not_decode_are_read_as_others(mode, background):
+    settings = ImageMediaIO(rgba_background_color=background)
+    assert png.agrees_with_pillow()
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 4), np.uint8)
+    data = saved(Image.fromarray(pixels).convert(mode), "PNG", exif=exif(6))
+    by_pillow = CheckedImageIO(settings, ()).load_bytes(data)
+    with mock.patch.object(PngImageFile, "load_read", side_effect=AssertionError):
+        found = CheckedImageIO(settings, (), load=png.load).load_bytes(data)
+        seen = CheckedImageIO(settings, (), Seen(9), png.load)
+        again = [seen.load_bytes(data) for _ in range(2)][1]
+        assert isinstance(again.media, LazyImage)
+        for image in (found, again):
+            assert np.array_equal(np.asarray(image.media), np.asarray(by_pillow.media))
+            assert image.io_config == by_pillow.io_config
+
+
+@pytest.mark.parametrize("reader", [None, png.load], ids=["Pillow", "ours"])
+def test_damage_after_the_pixels_is_the_clients(reader):
+    data = saved(SMALL.convert("RGB"), "PNG")
+    bad = chunk(b"fcTL", bytes(3)) + data[-12:]
+    with pytest.raises(VLLMValidationError, match="APNG contains truncated fcTL chunk"):
+        CheckedImageIO(ImageMediaIO(), (), load=reader).load_bytes(data[:-12] + bad)
+
+
+def test_the_budget_of_a_request_is_charged_before_a_file_is_decoded():
+    class Full:
+        def charge(self, size: int) -> None:
+            raise VLLMValidationError(f"{size} bytes are too many")
+
+    settings = ImageMediaIO()
+    settings.decoded_budget = Full()
+    decode = mock.Mock()
+    with pytest.raises(VLLMValidationError, match="9600 bytes are too many"):
+        CheckedImageIO(settings, (), load=decode).load_bytes(saved(SMALL, "PNG"))
+    decode.assert_not_called()
 
 
 def test_all_16_bits_of_a_level_are_used():

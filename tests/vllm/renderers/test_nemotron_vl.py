@@ -26,6 +26,7 @@ from vllm_nemotron_vl.multimodal.nemotron_vl_embeddings import (
     count_embedded,
     images_encoded_elsewhere,
 )
+from vllm_nemotron_vl.multimodal.nemotron_vl_loading import NemotronVLConnector
 from vllm_nemotron_vl.renderers import nemotron_vl as renderer
 from vllm_nemotron_vl.renderers.nemotron_vl_embeddings import (
     check_encoder,
@@ -34,6 +35,7 @@ from vllm_nemotron_vl.renderers.nemotron_vl_embeddings import (
 )
 from vllm_nemotron_vl.renderers.nemotron_vl_video import NemotronVLVideoRenderer
 from vllm_nemotron_vl.transformers_utils.processors import nemotron_vl_video
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import png
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import (
     threads as image_threads,
 )
@@ -161,6 +163,7 @@ def test_the_threads_for_images_are_this_servers_share(
     config.model_config = SimpleNamespace(multimodal_config=None)
     renderer.NemotronVLRenderer(config, None)
     assert pool.limit == threads
+    assert NemotronVLConnector.load is png.load  # see test_nemotron_vl_png.py
 
 
 TILES_ONLY = {

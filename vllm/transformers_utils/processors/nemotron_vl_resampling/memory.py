@@ -17,7 +17,7 @@ def rgbx_pixels(image: Image.Image) -> np.ndarray:
         uint8 of shape ``(height, width, 4)``. It is Pillow's own memory if that is
         contiguous. The fourth channel is padding.
     """
-    own = _own_memory(image)
+    own = own_memory(image)
     if own is not None:
         return own
     pixels = np.empty((image.height, image.width, 4), np.uint8)
@@ -31,7 +31,7 @@ def rgbx_pixels(image: Image.Image) -> np.ndarray:
 
 def rows_of(image: Image.Image, top: int, bottom: int) -> np.ndarray:
     """`rgbx_pixels` of some rows, of which only these are copied, if at all."""
-    own = _own_memory(image)
+    own = own_memory(image)
     if own is not None:
         return own[top:bottom]
     return rgbx_pixels(image.crop((0, top, image.width, bottom)))
@@ -39,13 +39,18 @@ def rows_of(image: Image.Image, top: int, bottom: int) -> np.ndarray:
 
 def is_contiguous(image: Image.Image) -> bool:
     """Whether Pillow's memory of an RGB image is one block."""
-    return _own_memory(image) is not None
+    return own_memory(image) is not None
 
 
-def _own_memory(image: Image.Image) -> np.ndarray | None:
+def own_memory(image: Image.Image) -> np.ndarray | None:
+    """Pillow's memory of an RGB or RGBA image; `None` if it is in several blocks.
+
+    Returns:
+        uint8 of shape ``(height, width, 4)``. The fourth channel of RGB is padding.
+    """
     try:
         return np.asarray(_Memory(image))
-    except ValueError:  # the memory of a large image is in several blocks
+    except ValueError:  # from Pillow
         return None
 
 
@@ -69,7 +74,7 @@ _capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 
 class _Memory:
-    """Pillow's memory of an RGB image as an array; keeps the memory alive.
+    """Pillow's memory of an image as an array; keeps the memory alive.
 
     Pillow exports it through the Arrow C data interface, as lists of four
     bytes.

@@ -27,15 +27,20 @@ pixels that it depends on, their number (both int64), and their weights.
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
+from numba.core.errors import NumbaError
 
 from . import vectors
 from .vectors import turn, turn_back, weigh, widen
 
 _VECTORS_DIGEST = sha256(Path(vectors.__file__).read_bytes()).hexdigest()[:16]
+
+# What the first call raises if numba cannot compile, keep or load a loop.
+COMPILING_ERRORS = (OSError, EOFError, UnpicklingError, NumbaError)
 
 # Bytes of a vector of floats.
 _VECTOR = 256
@@ -80,7 +85,7 @@ class _Rows(NamedTuple):
     last: int
 
 
-def _compiled(function: Callable) -> Callable:
+def compiled(function: Callable) -> Callable:
     """Compile at the first call; the compiled code releases Python's lock.
 
     numba keeps it for other processes: beside this file, or in the folder that it finds
@@ -96,7 +101,7 @@ def _compiled(function: Callable) -> Callable:
         return njit(**options)(function)
 
 
-@_compiled
+@compiled
 def _size_of_piece(first, count):
     """Places that are computed together, and the most pixels that they depend on."""
     places = len(first)
@@ -111,7 +116,7 @@ def _size_of_piece(first, count):
     return piece, most + 32
 
 
-@_compiled
+@compiled
 def _along_rows(rows, along, workspace, out, at, step):
     """Resize a group of rows.
 
@@ -145,7 +150,7 @@ def _along_rows(rows, along, workspace, out, at, step):
             turn_back(turned, (x - start) * side, out, at + x, step, lines)
 
 
-@_compiled
+@compiled
 def rows_first(pixels, along_rows, along_columns, top, bottom, out):
     """Resize along rows, then along columns: rows ``top`` to ``bottom`` of the result.
 
@@ -222,12 +227,12 @@ def rows_first(pixels, along_rows, along_columns, top, bottom, out):
             top = ready
 
 
-@_compiled
+@compiled
 def _round_up_to_64(width):
     return (width + 63) // 64 * 64
 
 
-@_compiled
+@compiled
 def _place_in_tiles(shape, plane, row, x):
     """Where a value of the result is in the tiles, as a position and what is left of
     the tile's row."""
@@ -238,7 +243,7 @@ def _place_in_tiles(shape, plane, row, x):
     return place * part_width + left, part_width - left
 
 
-@_compiled
+@compiled
 def _write_to_tiles(levels, place, length, tiles, shape, plane, row, x):
     """Write a part of a row of the result to its tiles."""
     done = 0
@@ -249,7 +254,7 @@ def _write_to_tiles(levels, place, length, tiles, shape, plane, row, x):
         done += step
 
 
-@_compiled
+@compiled
 def columns_first(pixels, along_rows, along_columns, top, bottom, out):
     """Like `rows_first`, the passes in the other order."""
     width = pixels.shape[1]
@@ -295,7 +300,7 @@ def columns_first(pixels, along_rows, along_columns, top, bottom, out):
                     )
 
 
-@_compiled
+@compiled
 def planes_to_pixels(planes):
     """Three planes of a band, ``(3, height, width)``, as ``(height, width, 3)``."""
     _, height, width = planes.shape

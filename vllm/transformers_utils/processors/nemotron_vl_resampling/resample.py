@@ -22,17 +22,15 @@ Pillow gives other values, it is called instead (`agrees_with_pillow`).
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from pickle import UnpicklingError
 from threading import Lock
 from typing import Literal, NamedTuple
 
 import numpy as np
 from cachetools import LRUCache, cached
-from numba.core.errors import NumbaError
 from PIL import Image
 
 from .memory import is_contiguous, rows_of
-from .passes import columns_first, planes_to_pixels, rows_first
+from .passes import COMPILING_ERRORS, columns_first, planes_to_pixels, rows_first
 
 logger = logging.getLogger("vllm.transformers_utils.processors.nemotron_vl")
 
@@ -152,7 +150,7 @@ def agrees_with_pillow(precision: Precision = "float64") -> bool:
         try:
             for band in _bands(image, [ours], precision, 1):
                 band()
-        except (OSError, EOFError, UnpicklingError, NumbaError) as error:
+        except COMPILING_ERRORS as error:
             logger.warning(
                 "numba cannot compile, keep or load the loops that resize images "
                 "(%r), so Pillow does it, which is slower. NUMBA_CACHE_DIR names the "

@@ -29,6 +29,7 @@ from vllm_nemotron_vl.multimodal.nemotron_vl_repeats import Seen
 from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl import (
     NemotronVLImageProcessor,
 )
+from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling import png
 
 def make(mode, size):
     if mode.endswith(" file"):
@@ -46,11 +47,13 @@ def make(mode, size):
 
 def process(recipe, image):
     if isinstance(image, bytes):
-        image = CheckedImageIO(ImageMediaIO(), (), seen).load_bytes(image).media
+        reader = CheckedImageIO(ImageMediaIO(), (), seen, png.load)
+        image = reader.load_bytes(image).media
     cutter = NemotronVLImageProcessor(512, resize=recipe, do_rescale=False)
     return len(cutter(images=image)["pixel_values_flat"])
 
 loading._QUICK = 99  # CPU seconds
+assert png.agrees_with_pillow()  # compile
 seen = Seen(9)
 for recipe in ("fast", "exact", "hf"):  # compile
     process(recipe, make("RGB", (700, 900)))
