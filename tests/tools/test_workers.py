@@ -64,10 +64,14 @@ def test_a_fork_does_not_import_vllm_again(tmp_path):
 def _inherited() -> None:
     model = "vllm_nemotron_vl.model_executor.models.nemotron_vl"
     gc.unfreeze()  # as vLLM does when an engine ends
+    print("numba" in sys.modules, end=" ")
     print(model in sys.modules, gc.get_freeze_count() > 300_000)
 
 
 def test_a_fork_has_the_model_and_looks_for_no_garbage_in_what_it_got(tmp_path):
-    """Each time it looked, it took half a second of a core."""
+    """Each time it looked, it took half a second of a core.
+
+    vLLM cannot start a worker on CPUs in a process that has imported numba.
+    """
     printed = run_forked(_inherited, output=tmp_path / "output.txt")
-    assert printed.split()[-2:] == ["True", "True"]
+    assert printed.split()[-3:] == ["False", "True", "True"]

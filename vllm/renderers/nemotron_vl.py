@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from PIL import Image
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs import MultiModalInput, TokensInput, TokensPrompt
@@ -25,7 +26,6 @@ from ..transformers_utils.configs.nemotron_vl_checks import (
     IMAGE_TOKENS,
     check_image_tokens,
 )
-from ..transformers_utils.processors.nemotron_vl_resampling import png
 from ..transformers_utils.processors.nemotron_vl_resampling.threads import (
     set_image_threads,
 )
@@ -58,9 +58,15 @@ class NemotronVLRenderer(HfRenderer):
         set_image_threads(settings.image_threads, servers)
         images = config.model_config.multimodal_config
         cache_gb = 0 if images is None else images.mm_processor_cache_gb
-        png.agrees_with_pillow()  # compiled before a request waits for it
-        check_and_load_images(settings.more_image_formats, cache_gb, png.load)
+        check_and_load_images(settings.more_image_formats, cache_gb, _load_png)
         super().__init__(config, tokenizer)
+
+    def warmup(self, chat_params: ChatParams) -> None:
+        """As vLLM's; it also compiles the decoder, before a request waits for it."""
+        from ..transformers_utils.processors.nemotron_vl_resampling import png
+
+        png.agrees_with_pillow()
+        super().warmup(chat_params)
 
     async def render_chat_async(
         self,
@@ -153,3 +159,14 @@ class NemotronVLRenderer(HfRenderer):
             f"prompt, write {placeholder} where each {modality} belongs.",
             parameter="prompt",
         )
+
+
+def _load_png(image: Image.Image, data: bytes) -> bool:
+    """See ``png.load``.
+
+    Its module imports numba. vLLM cannot start a worker on CPUs in a process that has
+    done so (docs/upstream.md), such as that of an engine which runs in-process.
+    """
+    from ..transformers_utils.processors.nemotron_vl_resampling.png import load
+
+    return load(image, data)

@@ -163,7 +163,24 @@ def test_the_threads_for_images_are_this_servers_share(
     config.model_config = SimpleNamespace(multimodal_config=None)
     renderer.NemotronVLRenderer(config, None)
     assert pool.limit == threads
-    assert NemotronVLConnector.load is png.load  # see test_nemotron_vl_png.py
+    assert NemotronVLConnector.load is renderer._load_png
+
+
+def test_the_decoder_of_png_is_compiled_before_requests(monkeypatch):
+    """And not before: see test_an_engine_in_the_same_process."""
+    called = []
+    monkeypatch.setattr(png, "agrees_with_pillow", lambda: called.append("compiled"))
+    monkeypatch.setattr(
+        HfRenderer, "warmup", lambda self, params: called.append(params)
+    )
+    ours = renderer.NemotronVLRenderer.__new__(renderer.NemotronVLRenderer)
+    ours.warmup("params")
+    assert called == ["compiled", "params"]
+
+
+def test_png_files_are_read_by_the_compiled_decoder(monkeypatch):
+    monkeypatch.setattr(png, "load", lambda image, data: (image, data))
+    assert renderer._load_png("image", b"data") == ("image", b"data")
 
 
 TILES_ONLY = {

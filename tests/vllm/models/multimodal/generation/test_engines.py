@@ -1,16 +1,19 @@
 """Engines with other settings give the reference's answers, too."""
 
+import json
+import os
 import random
 import shutil
 
 import pytest
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
-from vllm import SamplingParams
+from vllm import LLM, SamplingParams
 
 from drawn_text import make_question
 from nemotron_vl.verify.reference import Reference
 from support.engines import answers
+from support.forked import run_forked
 from support.loading import make_config
 from typefaces import PILLOW_FONT
 
@@ -49,6 +52,20 @@ def test_a_processor_cache_in_shared_memory(start_llm, tiny, requests, expected)
     assert answers(llm, requests, GREEDY) == expected
     llm.reset_prefix_cache()
     assert answers(llm, requests, GREEDY) == expected
+
+
+def _answer_in_this_process(folder: str, requests: list) -> None:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    options = dict(dtype="float32", enforce_eager=True, max_model_len=2048)
+    llm = LLM(folder, **options, limit_mm_per_prompt={"image": 3})
+    print(json.dumps(answers(llm, requests, GREEDY)))
+
+
+def test_an_engine_in_the_same_process(tiny, requests, expected, tmp_path):
+    """vLLM cannot start its worker there if something has imported numba."""
+    output = tmp_path / "output.txt"
+    printed = run_forked(_answer_in_this_process, str(tiny), requests, output=output)
+    assert json.loads(printed.splitlines()[-1]) == expected
 
 
 def spoil(model) -> None:
