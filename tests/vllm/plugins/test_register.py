@@ -23,9 +23,9 @@ def run_python(code: str, **options) -> subprocess.CompletedProcess:
     )
 
 
-def test_registering_twice_takes_over_once_and_imports_no_model(tmp_path):
-    said = run_forked(
-        exec,
+def test_registering_twice_takes_over_once_and_imports_no_model():
+    # A forked process has imported the models.
+    result = run_python(
         """
 import logging, sys
 logging.basicConfig(level=logging.INFO)
@@ -39,11 +39,10 @@ print([m for m in sys.modules if m.startswith(("vllm", "vllm_nemotron_vl"))
        and ".models." in m and m.rpartition(".")[2] in heavy])
 print("timm" in sys.modules, "vllm_nemotron_vl.renderers.nemotron_vl" in sys.modules)
 print([m for m in sys.modules if "nemotron_vl" in m and ".processors." in m])
-""",
-        {},
-        output=tmp_path / "said.txt",
+"""
     )
-    lines = said.splitlines()
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
     module = "vllm_nemotron_vl.model_executor.models.nemotron_vl"
     assert lines[-4:] == [
         f"{module} LlamaNemotronVLChatModel",
@@ -51,7 +50,8 @@ print([m for m in sys.modules if "nemotron_vl" in m and ".processors." in m])
         "False False",
         "[]",
     ]
-    (line,) = [x for x in lines if "serves the architecture" in x]
+    logged = (result.stdout + result.stderr).splitlines()
+    (line,) = [x for x in logged if "serves the architecture" in x]
     assert names.plugin_version() in line and names.ARCHITECTURE in line
 
 
@@ -76,13 +76,12 @@ print([m for m in sys.modules if m.startswith("vllm_nemotron_vl") and any(
 
 
 @pytest.mark.parametrize("video", [False, True])
-def test_code_for_videos_is_imported_for_the_video_architecture_only(
-    checkpoint, video, tmp_path
-):
+def test_code_for_videos_is_imported_for_the_video_architecture_only(checkpoint, video):
     overrides = {"architectures": [names.VIDEO_ARCHITECTURE]} if video else {}
     code = ARCHITECTURES.format(checkpoint=str(checkpoint), overrides=overrides)
-    said = run_forked(exec, code, {}, output=tmp_path / "said.txt")
-    model, renderer, imported = said.splitlines()[-3:]
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    model, renderer, imported = result.stdout.splitlines()[-3:]
     infix = "Video" * video
     assert model == f"LlamaNemotronVL{infix}ChatModel"
     assert renderer == f"NemotronVL{infix}Renderer"
