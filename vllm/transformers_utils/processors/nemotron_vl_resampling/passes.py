@@ -51,6 +51,9 @@ _WINDOW = 112
 # Most rows of the result that are computed together.
 _HIGH = 32
 
+# Bytes of a line of the caches. A vector that is on two lines takes two loads.
+_LINE = 64
+
 # Groups of rows, each as high as a vector has pixels, between the two passes.
 _GROUPS = 2
 
@@ -168,11 +171,11 @@ def rows_first(pixels, along_rows, along_columns, top, bottom, out):
     lanes = _VECTOR // weights.itemsize
     side = lanes // 4
     piece, window = _size_of_piece(along_rows[0], along_rows[1])
-    turned = np.zeros(piece * side, np.uint32)
+    turned = _on_lines(np.zeros(piece * side + _LINE, np.uint32))
     step = _round_up_to_64(new_width)
     room = count.max() + _GROUPS * side
-    between = np.zeros(room * 3 * step, np.uint8)
-    lines = np.zeros(max(window, room) * lanes, weights.dtype)
+    between = _on_lines(np.zeros(room * 3 * step + _LINE, np.uint8))
+    lines = _on_lines(np.zeros(max(window, room) * lanes + _LINE, weights.dtype))
     workspace = _Workspace(piece, lines, turned)
     edge = np.zeros(lanes, np.uint8)
     tiles, shape = out.reshape(-1), out.shape
@@ -182,9 +185,10 @@ def rows_first(pixels, along_rows, along_columns, top, bottom, out):
         stop = min(group + _GROUPS * side, height)
         dropped = min(first[top] - skipped - begin, held)
         if dropped:
-            moved = 3 * step * dropped
-            for index in range(moved, 3 * step * held):
-                between[index - moved] = between[index]
+            values = 3 * step
+            for row in range(dropped, held):
+                to = between[(row - dropped) * values :]
+                _copy(between[row * values :], to, values)
         begin += dropped
         for row in range(group, stop, side):
             last = min(side, height - row) - 1
@@ -228,6 +232,19 @@ def rows_first(pixels, along_rows, along_columns, top, bottom, out):
 
 
 @compiled
+def _on_lines(array):
+    """An array from its first element at the start of a cache line."""
+    return array[-array.ctypes.data % _LINE // array.itemsize :]
+
+
+@compiled
+def _copy(values, to, number):
+    """Copy values to an array elsewhere; numba makes vectors of them."""
+    for index in range(number):
+        to[index] = values[index]
+
+
+@compiled
 def _round_up_to_64(width):
     return (width + 63) // 64 * 64
 
@@ -264,13 +281,13 @@ def columns_first(pixels, along_rows, along_columns, top, bottom, out):
     lanes = _VECTOR // weights.itemsize
     side = lanes // 4
     piece, window = _size_of_piece(along_rows[0], along_rows[1])
-    turned = np.zeros(piece * side, np.uint32)
+    turned = _on_lines(np.zeros(piece * side + _LINE, np.uint32))
     step = _round_up_to_64(new_width)
     most = 0
     for y in range(top, bottom):
         end = min(y + _HIGH, bottom) - 1
         most = max(most, first[end] + count[end] - first[y])
-    lines = np.zeros(max(window, most) * lanes, weights.dtype)
+    lines = _on_lines(np.zeros(max(window, most) * lanes + _LINE, weights.dtype))
     workspace = _Workspace(piece, lines, turned)
     between = np.zeros(_HIGH * width, np.uint32)
     resized = np.zeros(side * 3 * step, np.uint8)
