@@ -22,22 +22,20 @@ def chunk(name: bytes, data: bytes = b"") -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
 
 
-def header(size: tuple[int, int], mode: str, bits: int = 8, interlaced: int = 0):
-    kind = struct.pack(">IIBBBBB", *size, bits, COLOURS[mode], 0, 0, interlaced)
-    return chunk(b"IHDR", kind)
-
-
 def file_of(
     size: tuple[int, int],
     mode: str,
     compressed: bytes | Iterable[bytes],
     before: bytes = b"",
     after: bytes = b"",
+    bits: int = 8,
+    interlaced: int = 0,
 ) -> bytes:
     """A file whose IDAT chunks have the compressed bytes, each a part of them."""
+    header = struct.pack(">IIBBBBB", *size, bits, COLOURS[mode], 0, 0, interlaced)
     parts = [compressed] if isinstance(compressed, bytes) else compressed
     data = b"".join(chunk(b"IDAT", part) for part in parts)
-    return SIGNATURE + header(size, mode) + before + data + after + chunk(b"IEND")
+    return SIGNATURE + chunk(b"IHDR", header) + before + data + after + chunk(b"IEND")
 
 
 def rows_of(
@@ -64,7 +62,10 @@ def facts(image: Image.Image) -> dict:
     return {
         "pixels": image.tobytes(),
         "padding": None if pixels is None else pixels[..., 3].tobytes(),
-        **{name: getattr(image, name) for name in ("mode", "size", "format", "info")},
+        **{
+            name: getattr(image, name)
+            for name in ("mode", "size", "format", "info", "fp")
+        },
         **{name: getattr(image, name, None) for name in ("text", "private_chunks")},
         "tile": image.tile,
         "exif": dict(image.getexif()),

@@ -43,6 +43,14 @@ def png_a_byte_more(parts: int, pixels: int) -> bytes:
     return _file(side, 8, 2, _chunk(b"IDAT", rows))
 
 
+def png_empty_blocks(parts: int, pixels: int) -> bytes:
+    """Pixels after compressed blocks of no bytes, of ten bits each."""
+    side, rows = _rgb(pixels)
+    eight = sum(2 << 10 * place for place in range(8)).to_bytes(10, "little")
+    blocks = eight * (parts // 8)
+    return _file(side, 8, 2, _chunk(b"IDAT", rows[:2] + blocks + rows[2:]))
+
+
 def png_chunks(parts: int, pixels: int) -> bytes:
     return _png(_chunk(b"prVt") * parts, pixels)
 

@@ -10,7 +10,6 @@ from unittest import mock
 import numpy as np
 import pytest
 from PIL import Image, ImageOps, TiffImagePlugin
-from PIL.PngImagePlugin import PngImageFile
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import ImageMediaIO
 
@@ -95,7 +94,7 @@ def test_files_that_pillow_does_not_decode_are_read_as_others(mode, background):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 4), np.uint8)
     data = saved(Image.fromarray(pixels).convert(mode), "PNG", exif=exif(6))
     by_pillow = CheckedImageIO(settings, ()).load_bytes(data)
-    with mock.patch.object(PngImageFile, "load_read", side_effect=AssertionError):
+    with mock.patch.object(Image, "_getdecoder", side_effect=AssertionError):
         found = CheckedImageIO(settings, (), load=png.load).load_bytes(data)
         seen = CheckedImageIO(settings, (), Seen(9), png.load)
         again = [seen.load_bytes(data) for _ in range(2)][1]

@@ -27,20 +27,15 @@ pixels that it depends on, their number (both int64), and their weights.
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numba.core.errors import NumbaError
 
 from . import vectors
 from .vectors import turn, turn_back, weigh, widen
 
 _VECTORS_DIGEST = sha256(Path(vectors.__file__).read_bytes()).hexdigest()[:16]
-
-# What the first call raises if numba cannot compile, keep or load a loop.
-COMPILING_ERRORS = (OSError, EOFError, UnpicklingError, NumbaError)
 
 # Bytes of a vector of floats.
 _VECTOR = 256

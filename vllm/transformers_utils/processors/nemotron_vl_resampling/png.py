@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """PNG files, decoded to Pillow's pixels in less than half of its time.
 
-Pillow reads the chunks before the pixels and those after them. In between, ISA-L
+Pillow reads the chunks before the pixels and those after them. In between, zlib-ng
 inflates the pixels and compiled loops undo their filters, in bands that stay in the
 processor's caches. This is for RGB and RGBA of 8 bits without interlacing; files of
 other kinds, and those with anything irregular, are decoded or refused by Pillow.
+
+Pillow's own wheels have zlib-ng, too. ISA-L is faster for noise, but reads codes that
+zlib refuses, and needs 27 times as long for files of empty blocks.
 """
 
 import logging
@@ -13,27 +16,22 @@ from functools import cache
 from io import BytesIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from .memory import own_memory
-from .passes import COMPILING_ERRORS
 from .png_filters import undo
 
 try:
-    from isal import isal_zlib
+    from zlib_ng import zlib_ng as zlib
 except ImportError:  # laid over a checkout of vLLM
-    isal_zlib = None  # type: ignore[assignment]
+    import zlib  # type: ignore[no-redef]
 
 logger = logging.getLogger("vllm.transformers_utils.processors.nemotron_vl")
 
 # Most bytes that are inflated at once, and those of the filtered rows of a band, which
 # fit a second-level cache.
 _PIECE, _BAND = 1 << 16, 1 << 18
-
-# The first byte of zlib's format has the method (8) and the size of the window, at most
-# 7. ISA-L does not check the size, as zlib does.
-_LARGEST_WINDOW = b"\x78"
 
 
 class _Irregular(Exception):
@@ -53,51 +51,51 @@ def load(image: Image.Image, data: bytes) -> bool:
     Raises:
         Exception: All kinds, those of ``image.load()``, for what follows the pixels.
     """
-    if not isinstance(image, PngImageFile) or not agrees_with_pillow():
+    if type(image) is not PngImageFile or not agrees_with_pillow():
         return False
     try:
-        decoded = _decoded(image, data)
+        decoded, length = _decoded(image, data)
     except _Irregular:
         return False
     offset, image.tile, image.im = image.tile[0].offset, [], decoded.im
-    # Pillow's own steps before and after its decoder
+    # Pillow's own steps: it reads as much as its decoder needs, then what follows.
     image.load_prepare()
     image.fp.seek(offset)  # type: ignore[union-attr]
+    while length > 0:
+        length -= len(image.load_read(ImageFile.MAXBLOCK))
     image.load_end()
+    image.fp = None
     return True
 
 
 @cache
 def agrees_with_pillow() -> bool:
-    """Whether ISA-L is there, and small images become Pillow's.
+    """Whether small images become Pillow's.
 
-    It also compiles the loops, or loads them from numba's cache.
+    It also compiles the loops, or loads them from numba's cache. If that fails they
+    agree with nothing.
     """
-    if isal_zlib is None:
-        return False
     noise = np.random.default_rng(0).integers(0, 256, (7, 11, 4), np.uint8)
-    for mode in ("RGB", "RGBA"):
-        image, file = Image.fromarray(noise).convert(mode), BytesIO()
-        image.save(file, "PNG")
-        try:
-            decoded = _decoded(Image.open(file), file.getvalue())  # type: ignore[arg-type]
-        except COMPILING_ERRORS as error:
-            logger.warning(
-                "numba cannot compile, keep or load the loops that decode PNG files "
-                "(%r), so Pillow does it, which is slower. NUMBA_CACHE_DIR names the "
-                "folder of its cache.",
-                error,
-            )
-            return False
-        except _Irregular:
-            return False
-        if decoded.tobytes() != image.tobytes():
-            return False
+    try:
+        for mode in ("RGB", "RGBA"):
+            image, file = Image.fromarray(noise).convert(mode), BytesIO()
+            image.save(file, "PNG")
+            opened = Image.open(file)
+            decoded, _ = _decoded(opened, file.getvalue())  # type: ignore[arg-type]
+            if decoded.tobytes() != image.tobytes():
+                raise ValueError("other pixels than Pillow's")
+    except Exception as error:  # numba raises all kinds for a damaged cache
+        logger.warning(
+            "The loops that decode PNG files do not work (%r), so Pillow does it, "
+            "which is slower. NUMBA_CACHE_DIR names the folder of numba's cache.",
+            error,
+        )
+        return False
     return True
 
 
-def _decoded(image: PngImageFile, data: bytes) -> Image.Image:
-    """The pixels of an opened file.
+def _decoded(image: PngImageFile, data: bytes) -> tuple[Image.Image, int]:
+    """The pixels of an opened file, and the number of compressed bytes.
 
     Raises:
         _Irregular: It is left to Pillow.
@@ -109,7 +107,6 @@ def _decoded(image: PngImageFile, data: bytes) -> Image.Image:
         or tiles != [("zip", (0, 0, width, height), offset, mode)]
         or {"interlace", "bbox"} & image.info.keys()  # the second is a frame's
         or image.is_animated
-        or not (width and height)
     ):
         raise _Irregular
     rows = _Rows(data, offset - 8)
@@ -132,19 +129,17 @@ def _decoded(image: PngImageFile, data: bytes) -> Image.Image:
         if pixels is None:
             whole.paste(band, (0, top))
         above = out[-1].reshape(-1)
-    rows.check_end()
-    return whole
+    return whole, rows.end()
 
 
 class _Rows:
-    """The filtered rows of a file, as they come out of its IDAT chunks."""
+    """The filtered rows of a file, inflated from its IDAT chunks."""
 
     def __init__(self, data: bytes, place: int) -> None:
         self._pieces = _pieces(memoryview(data), place)
-        self._inflate = isal_zlib.decompressobj()
-        self._piece: bytes | None = next(self._pieces, b"")
-        if self._piece[:1] > _LARGEST_WINDOW:
-            raise _Irregular
+        self._inflate = zlib.decompressobj()
+        self._piece = b""
+        self._length = 0  # of all pieces so far
 
     def fill(self, room: memoryview) -> None:
         while room:
@@ -152,24 +147,32 @@ class _Rows:
             room[: len(some)] = some
             room = room[len(some) :]
 
-    def check_end(self) -> None:
-        """No byte may follow, and the checksum must be right."""
+    def end(self) -> int:
+        """Check that no byte follows and that the checksum is right.
+
+        Returns:
+            The number of compressed bytes.
+        """
         while not self._inflate.eof:
             if self._next(1):
                 raise _Irregular
+        return self._length - len(self._inflate.unused_data)
 
     def _next(self, most: int) -> bytes:
         """At most so many bytes, perhaps none."""
-        if self._inflate.eof or self._piece is None:
+        if self._inflate.eof:
             raise _Irregular
         try:
             some = self._inflate.decompress(self._piece, most)
-        except isal_zlib.error as error:  # type: ignore[misc]
+        except zlib.error as error:  # type: ignore[misc]
             raise _Irregular from error
-        if len(some) == most:  # there may be more, even if nothing of the piece is left
-            self._piece = self._inflate.unconsumed_tail
-        else:
-            self._piece = next(self._pieces, None)
+        # There may be more of these, even if nothing of the piece is left.
+        self._piece = self._inflate.unconsumed_tail
+        if len(some) < most and not self._inflate.eof:
+            self._piece = next(self._pieces, b"")
+            self._length += len(self._piece)
+            if not self._piece:
+                raise _Irregular
         return some
 
 

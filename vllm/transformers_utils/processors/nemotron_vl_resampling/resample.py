@@ -30,7 +30,7 @@ from cachetools import LRUCache, cached
 from PIL import Image
 
 from .memory import is_contiguous, rows_of
-from .passes import COMPILING_ERRORS, columns_first, planes_to_pixels, rows_first
+from .passes import columns_first, planes_to_pixels, rows_first
 
 logger = logging.getLogger("vllm.transformers_utils.processors.nemotron_vl")
 
@@ -150,7 +150,7 @@ def agrees_with_pillow(precision: Precision = "float64") -> bool:
         try:
             for band in _bands(image, [ours], precision, 1):
                 band()
-        except COMPILING_ERRORS as error:
+        except Exception as error:  # numba raises all kinds for a damaged cache
             logger.warning(
                 "numba cannot compile, keep or load the loops that resize images "
                 "(%r), so Pillow does it, which is slower. NUMBA_CACHE_DIR names the "

@@ -18,10 +18,12 @@ SQUARE = (4000, 4000)
 
 CODE = """
 import json
+import zlib
 import numpy as np
 from PIL import Image
 from support.chat import saved
 from support.hostile import memory_of
+from support.pngs import file_of, rows_of
 from vllm.multimodal.media import ImageMediaIO
 from vllm_nemotron_vl.multimodal import nemotron_vl_loading as loading
 from vllm_nemotron_vl.multimodal.nemotron_vl_loading import CheckedImageIO
@@ -33,7 +35,10 @@ from vllm_nemotron_vl.transformers_utils.processors.nemotron_vl_resampling impor
 
 def make(mode, size):
     if mode.endswith(" file"):
-        kind, mode, *_ = mode.split()
+        kind, mode, *chunks = mode.split()
+        if "whole" in chunks:
+            rows = rows_of(size, mode, np.ones(size[1]))
+            return file_of(size, mode, zlib.compress(rows, 0))
         noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
         return saved(Image.fromarray(noise).convert(mode), kind)
     if mode in ("I", "I;16", "F"):
@@ -93,7 +98,12 @@ def test_an_image_takes_three_times_its_pixels_and_leaves_nothing(
 
 @pytest.mark.parametrize(
     ("kind", "images"),
-    [("JPEG RGB", 1), ("PNG RGB", 1), ("PNG RGBA", 2)],  # the last is laid on white
+    [  # RGBA is laid on white; "whole": all pixels are in one chunk
+        ("JPEG RGB", 1),
+        ("PNG RGB", 1),
+        ("PNG RGB whole", 1),
+        ("PNG RGBA", 2),
+    ],
 )
 def test_a_file_takes_its_pixels_a_band_and_the_tiles(
     kind, images, monkeypatch, tmp_path

@@ -10,6 +10,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import cv2
 import numpy as np
@@ -188,15 +189,29 @@ def test_chunks_around_the_pixels_are_read_by_pillow(name, mode):
         assert check(data) == opens
 
 
+def interlaced_rows(mode: str) -> bytes:
+    """Of the passes that an image of `SIZE` has, in their order."""
+    sizes = ((1, 1), (1, 1), (1, 1), (3, 1), (2, 2), (5, 2))
+    return b"".join(rows_of(size, mode, [4] * size[1]) for size in sizes)
+
+
 FRAME = struct.pack(">IIIIIHHBB", 0, *SIZE, 0, 0, 1, 10, 0, 0)
 SMALLER = struct.pack(">IIIIIHHBB", 0, 3, 2, 1, 1, 1, 10, 0, 0)
 OTHERS = {
     **{mode: saved(PAGE.convert(mode), "PNG") for mode in ("1", "L", "LA", "P")},
     "16-bit grey": saved(Image.new("I;16", SIZE, 999), "PNG"),
-    "16 bits": by_opencv(np.full((4, 5, 3), 999, np.uint16)),
-    "interlaced": file_of(SIZE, "RGB", Z).replace(
-        *(chunk(b"IHDR", struct.pack(">IIBBBBB", *SIZE, 8, 2, 0, 0, i)) for i in (0, 1))
-    ),
+    **{
+        f"{mode} of 16 bits": file_of(
+            *(SIZE, mode, zlib.compress(rows_of(SIZE, 2 * mode, range(4)))), bits=16
+        )
+        for mode in ROWS
+    },
+    **{
+        f"{mode}, interlaced": file_of(
+            *(SIZE, mode, zlib.compress(interlaced_rows(mode))), interlaced=1
+        )
+        for mode in ROWS
+    },
     "animation": saved(
         PAGE, "PNG", save_all=True, append_images=[noise(600, 450)], duration=100
     ),
@@ -222,6 +237,8 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_kinds_are_left_to_pillow(name):
     assert not check(OTHERS[name])
+    if name not in ("frame", "smaller frame", "no pixels"):
+        assert isinstance(decoded(OTHERS[name], lambda *_: False)[1], dict)
 
 
 def test_decoded_images_are_not_decoded_again():
@@ -231,29 +248,61 @@ def test_decoded_images_are_not_decoded_again():
     assert not png.load(image, data)
 
 
-def test_without_isal_pillow_decodes(monkeypatch):
-    monkeypatch.setattr(png, "isal_zlib", None)
-    monkeypatch.setattr(png, "agrees_with_pillow", png.agrees_with_pillow.__wrapped__)
-    assert not check(file_of(SIZE, "RGB", Z))
-
-
-def test_pillow_decodes_if_the_loops_cannot_be_loaded(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "full"),
+        UnicodeDecodeError("utf-8", b"x", 0, 1, "a damaged index"),
+        ModuleNotFoundError("a damaged pickle"),
+        RuntimeError("LLVM bitcode parsing error"),
+    ],
+    ids=repr,
+)
+def test_pillow_decodes_if_the_loops_cannot_be_loaded(error, monkeypatch):
     """numba's cache is damaged, or its disk is full."""
-    error, warned = OSError(errno.ENOSPC, "full"), []
 
     def fail(*_) -> None:
         raise error
 
     monkeypatch.setattr(png, "undo", fail)
-    monkeypatch.setattr(png, "agrees_with_pillow", png.agrees_with_pillow.__wrapped__)
-    monkeypatch.setattr(png.logger, "warning", lambda *said: warned.append(said))
+    assert "(%r)" in warning(monkeypatch)[0]
+    assert warning(monkeypatch)[1] is error
     assert not check(file_of(SIZE, "RGB", Z))
-    assert warned and warned[0][-1] is error
 
 
 def test_pillow_decodes_if_the_pixels_differ(monkeypatch):
     monkeypatch.setattr(png, "undo", lambda *_: True)
-    assert not png.agrees_with_pillow.__wrapped__()
+    assert "other pixels" in str(warning(monkeypatch)[1])
+    assert not check(file_of(SIZE, "RGB", Z))
+
+
+def warning(monkeypatch) -> tuple:
+    """What the log says of the loops as they are now."""
+    fresh, said = png.agrees_with_pillow.__wrapped__, []
+    monkeypatch.setattr(png, "agrees_with_pillow", fresh)
+    monkeypatch.setattr(png.logger, "warning", lambda *words: said.append(words))
+    assert not fresh()
+    monkeypatch.setattr(png, "agrees_with_pillow", cache(fresh))
+    return said[0]
+
+
+def test_a_readers_subclass_has_its_own_way(monkeypatch):
+    """A plugin of Pillow may register one."""
+
+    class Grey(PngImagePlugin.PngImageFile):
+        def load(self):
+            super().load()
+            self.im.paste((9, 9, 9), (0, 0, *self.size))
+
+    monkeypatch.setitem(Image.OPEN, "PNG", (Grey, PngImagePlugin._accept))
+    assert not check(file_of(SIZE, "RGB", Z))
+
+
+def test_python_s_zlib_does_it_too(monkeypatch):
+    """It is there where zlib-ng is not installed."""
+    monkeypatch.setattr(png, "zlib", zlib)
+    assert check(file_of(SIZE, "RGB", Z))
+    assert not check(file_of(SIZE, "RGB", Z[:-1] + b"x"))
 
 
 def test_nothing_is_compiled_for_a_file():
@@ -288,7 +337,7 @@ def test_other_threads_go_on_meanwhile():
     arguments = array, (0,) * 3, np.zeros(4000, np.uint8), out.astype(np.uint8)
     calls = (
         lambda: png_filters.undo(*arguments),
-        lambda: png.isal_zlib.decompressobj().decompress(compressed),
+        lambda: png.zlib.decompressobj().decompress(compressed),
     )
     counted, done = [0], threading.Event()
 
