@@ -49,9 +49,9 @@ RECIPES = """
 
 | `resize` | pixels | page | tokens |
 |---|---|---|---|
-| `"fast"` | those of `"exact"`, within 2 of 255 levels on every value (Pillow 13) | 15 ms | 256 a tile |
-| `"exact"` | those of vLLM's in-tree model, bit for bit (bicubic as in Pillow) | 24 ms | 256 a tile |
-| `"hf"` | those of the checkpoint's `image_processing.py` under transformers 4 to 5.3, which doubles the image first | 97 ms | more for small images: 512x512 pixels are 5 tiles instead of 1 |
+| `"fast"` | those of `"exact"`, within 2 of 255 levels on every value (Pillow 13) | 11 ms | 256 a tile |
+| `"exact"` | those of vLLM's in-tree model, bit for bit (bicubic as in Pillow) | 18 ms | 256 a tile |
+| `"hf"` | those of the checkpoint's `image_processing.py` under transformers 4 to 5.3, which doubles the image first | 86 ms | more for small images: 512x512 pixels are 5 tiles instead of 1 |
 
 A tile of 512 pixels takes 256 tokens. Each image takes two more, for `<img>` and
 `</img>`. The tiling rule prefers the grid with the closest aspect ratio, so a small
