@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -39,6 +40,15 @@ def pytest_collection():
         return (yield)
     finally:
         gc.enable()
+        gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_thawed() -> Iterator[None]:
+    """An engine that ends in this process thaws what was imported for all tests."""
+    yield
+    if not gc.get_freeze_count():
+        gc.collect()
         gc.freeze()
 
 

@@ -40,7 +40,8 @@ def make(mode, size):
             rows = rows_of(size, mode, np.ones(size[1]))
             return file_of(size, mode, zlib.compress(rows, 0))
         noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
-        return saved(Image.fromarray(noise).convert(mode), kind)
+        options = {"compress_level": 1} if kind == "PNG" else {}
+        return saved(Image.fromarray(noise).convert(mode), kind, **options)
     if mode in ("I", "I;16", "F"):
         kind = {"I": "int32", "I;16": "uint16", "F": "float32"}[mode]
         return Image.fromarray(np.ones(size[::-1], kind))
