@@ -81,6 +81,8 @@ def decoded(data: bytes, load) -> tuple[bool, dict | tuple[type, str]]:
             image.load()
             return used, facts(image)
     except Exception as error:
+        if isinstance(error, Image.UnidentifiedImageError):
+            return used, (type(error), "its text has an address")
         return used, (type(error), str(error))
 
 
