@@ -61,8 +61,8 @@ def load(image: Image.Image, data: bytes) -> bool:
     # Pillow's own steps: it reads as much as its decoder needs, then what follows.
     image.load_prepare()
     image.fp.seek(offset)  # type: ignore[union-attr]
-    while length > 0:
-        length -= len(image.load_read(ImageFile.MAXBLOCK))
+    while length > 0 and (some := image.load_read(ImageFile.MAXBLOCK)):
+        length -= len(some)
     image.load_end()
     image.fp = None
     return True
