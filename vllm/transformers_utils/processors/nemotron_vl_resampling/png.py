@@ -33,6 +33,9 @@ logger = logging.getLogger("vllm.transformers_utils.processors.nemotron_vl")
 # fit a second-level cache.
 _PIECE, _BAND = 1 << 16, 1 << 18
 
+# Compressed bytes after the last row: empty blocks, which Pillow does not read.
+_MOST_AFTER_ROWS = 1 << 16
+
 
 class _Irregular(Exception):
     """Something that is left to Pillow."""
@@ -64,7 +67,7 @@ def load(image: Image.Image, data: bytes) -> bool:
     while length > 0 and (some := image.load_read(ImageFile.MAXBLOCK)):
         length -= len(some)
     image.load_end()
-    image.fp = None
+    image.fp, image.readonly = None, 0
     return True
 
 
@@ -153,8 +156,9 @@ class _Rows:
         Returns:
             The number of compressed bytes.
         """
+        most = self._length + _MOST_AFTER_ROWS
         while not self._inflate.eof:
-            if self._next(1):
+            if self._next(1) or self._length > most:
                 raise _Irregular
         return self._length - len(self._inflate.unused_data)
 
