@@ -64,7 +64,7 @@ def facts(image: Image.Image) -> dict:
         "padding": None if pixels is None else pixels[..., 3].tobytes(),
         **{
             name: getattr(image, name)
-            for name in ("mode", "size", "format", "info", "fp")
+            for name in ("mode", "size", "format", "info", "fp", "readonly")
         },
         **{name: getattr(image, name, None) for name in ("text", "private_chunks")},
         "tile": image.tile,

@@ -265,21 +265,22 @@ def test_pillow_decodes_if_the_loops_cannot_be_loaded(error, monkeypatch):
         raise error
 
     monkeypatch.setattr(png, "undo", fail)
-    assert "(%r)" in warning(monkeypatch)[0]
-    assert warning(monkeypatch)[1] is error
+    text, shown = warning(monkeypatch)
+    assert "(%r)" in text
+    assert shown is error
     assert not check(file_of(SIZE, "RGB", Z))
 
 
 def test_pillow_decodes_if_the_pixels_differ(monkeypatch):
     monkeypatch.setattr(png, "undo", lambda *_: True)
-    assert "other pixels" in str(warning(monkeypatch)[1])
+    _, shown = warning(monkeypatch)
+    assert "other pixels" in str(shown)
     assert not check(file_of(SIZE, "RGB", Z))
 
 
 def warning(monkeypatch) -> tuple:
     """What the log says of the loops as they are now."""
     fresh, said = png.agrees_with_pillow.__wrapped__, []
-    monkeypatch.setattr(png, "agrees_with_pillow", fresh)
     monkeypatch.setattr(png.logger, "warning", lambda *words: said.append(words))
     assert not fresh()
     monkeypatch.setattr(png, "agrees_with_pillow", cache(fresh))

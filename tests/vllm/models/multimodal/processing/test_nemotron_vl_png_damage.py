@@ -77,6 +77,15 @@ def test_incomplete_codes(name):
     assert check(data) == (name == "complete")
 
 
+@pytest.mark.parametrize(("kib", "used"), [(0, True), (60, True), (200, False)])
+def test_empty_blocks_after_the_rows_are_read_for_a_while(kib, used):
+    """Pillow reads none of them, so it is quick however many there are."""
+    made = zlib.compressobj()
+    compressed = made.compress(RGB) + made.flush(zlib.Z_SYNC_FLUSH)
+    empty = b"\0\0\0\xff\xff" * (kib * 1024 // 5)  # stored, of no bytes
+    assert check(file_of(SIZE, "RGB", compressed + empty + made.flush())) == used
+
+
 def test_bytes_after_the_compressed_ones_do_not_matter():
     assert check(file_of(SIZE, "RGB", Z + b"more"))
     assert check(file_of(SIZE, "RGB", [Z, Z]))
